@@ -1,0 +1,261 @@
+"""NumPy or CuPy: the only module that knows which.
+
+Everything above this file is array code that runs unchanged on both: an array brings its
+namespace with it, so CPU and GPU work live side by side in one process.
+
+>>> import numpy as np
+>>> x = np.arange(6, dtype="float32").reshape(2, 3)
+>>> device_of(x), namespace(x) is np
+('cpu', True)
+>>> matmul(x, x.T).dtype
+dtype('float32')
+
+Random numbers are not drawn from a hidden generator that steps forward. Each is one integer
+hash of what it is for, so any of them can be computed again, on any device, in any order:
+
+>>> [hex(b) for b in random_bits(7, Purpose.DROPOUT, 3, 0, 0, np.arange(2))]
+['0x1673302a9d842364', '0x3c16016e89a9b92']
+
+Next: `erf.py`.
+"""
+
+import functools
+import re
+import sys
+from enum import IntEnum
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray; CuPy is never imported for a type
+
+FLOAT_DTYPES = (np.dtype("float32"), np.dtype("float64"))
+
+
+# ---- which library, which device ----------------------------------------------------------------
+
+
+def namespace(array: Array) -> ModuleType:
+    """The module whose functions work on `array`: numpy or cupy."""
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return sys.modules["cupy"]
+    return np
+
+
+def is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
+
+
+def device_of(array: Array) -> str:
+    """ "cpu", or "cuda:N" for the GPU that holds `array`."""
+    return "cpu" if namespace(array) is np else f"cuda:{array.device.id}"
+
+
+def check_device(device: str) -> str:
+    """The full name of a device ("cuda" is "cuda:0"); ValueError if it can't be used here."""
+    if device == "cpu":
+        return device
+    match = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N'")
+    index = int(match[1] or 0)
+    count = _count_gpus()
+    if index >= count:
+        raise ValueError(f"there is no {device}: this machine has {count} GPU(s), from cuda:0")
+    return f"cuda:{index}"
+
+
+@functools.cache
+def _count_gpus() -> int:
+    """How many GPUs CuPy can use; each reason for none has a sentence of its own."""
+    install = "pip install 'minimixer[cuda]' (CUDA 12) or 'minimixer[cuda13]' (CUDA 13)"
+    try:
+        import cupy
+    except ModuleNotFoundError:
+        raise ValueError(f"device 'cuda' needs CuPy, which is not installed: {install}") from None
+    except ImportError as error:
+        raise ValueError(f"CuPy is installed but can't be loaded ({error}): {install}") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if "NoDevice" in str(error):
+            raise ValueError("CuPy finds no NVIDIA GPU: check `nvidia-smi`") from None
+        raise ValueError(
+            f"the NVIDIA driver is missing or too old for this CuPy ({error}): check `nvidia-smi`"
+        ) from None
+    if count == 0:
+        raise ValueError("CuPy finds no NVIDIA GPU: check `nvidia-smi`")
+    try:  # CuPy compiles its kernels at run time, which needs NVRTC and CUDA's header files
+        cupy.arange(2, dtype="float32").sum()
+    except (cupy.cuda.compiler.CompileException, ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"CuPy can't compile for the GPU ({reason}); CUDA's headers come with: {install}"
+        ) from None
+    return count
+
+
+def to_device(array: Array, device: str) -> Array:
+    """`array` on `device`: itself if it is there already, else a copy."""
+    device = check_device(device)
+    if device_of(array) == device:
+        return array
+    if device == "cpu":
+        return array.get()
+    cupy = sys.modules["cupy"]
+    cupy.cuda.Device(int(device[5:])).use()
+    return cupy.asarray(array)
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    return to_device(array, "cpu")
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done all its work. A GPU works on while Python runs ahead."""
+    if device != "cpu":
+        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+
+
+def describe(array: Array) -> str:
+    """For error messages: float32 (3, 4) on cpu."""
+    return f"{array.dtype} {array.shape} on {device_of(array)}"
+
+
+# ---- the one matrix product ---------------------------------------------------------------------
+
+
+def matmul(
+    a: Array,
+    b: Array,
+    out: Array | None = None,
+    accumulate: bool = False,
+    precision: str | None = None,
+) -> Array:
+    """a (..., m, k) @ b (..., k, n) -> (..., m, n). Every matrix product here is this one.
+
+    `out` receives the result; with `accumulate` the product is added to what `out` holds.
+    `precision` names the dtype to multiply and sum in (None: that of a and b); the result is
+    rounded to `out`'s dtype, or to a's.
+    """
+    if accumulate and out is None:
+        raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
+    xp = namespace(a)
+    if precision is not None and np.dtype(precision) != a.dtype:
+        result_dtype = a.dtype if out is None else out.dtype
+        product = xp.matmul(a.astype(precision), b.astype(precision)).astype(result_dtype)
+    elif out is None or accumulate or out.dtype != a.dtype:
+        product = xp.matmul(a, b)
+    else:
+        return xp.matmul(a, b, out=out)
+    if out is None:
+        return product
+    if accumulate:
+        out += product
+    else:
+        out[...] = product
+    return out
+
+
+def sum_rows(matrix: Array) -> Array:
+    """(m, n) -> (n,): the sum over rows, as ones @ matrix.
+
+    On the CPU a product streams through wide rows several times faster than .sum(axis=0).
+    """
+    ones = namespace(matrix).ones((1, matrix.shape[0]), dtype=matrix.dtype)
+    return matmul(ones, matrix)[0]
+
+
+def add_at(target: Array, positions: Array, values: Array) -> None:
+    """target[positions] += values for flat arrays, adding every value where positions repeat.
+
+    In a fixed order: on the GPU in rounds, each of which meets a position at most once, since
+    atomic additions would give other bits on every run.
+    """
+    xp = namespace(target)
+    if xp is np:
+        np.add.at(target, positions, values)
+        return
+    order = xp.argsort(positions)  # CuPy's is stable
+    positions, values = positions[order], values[order]
+    first = xp.searchsorted(positions, positions, side="left")
+    occurrence = xp.arange(len(positions)) - first
+    for number in range(int(occurrence.max()) + 1 if len(positions) else 0):
+        chosen = occurrence == number
+        target[positions[chosen]] += values[chosen]
+
+
+# ---- random numbers without a state -------------------------------------------------------------
+
+
+class Purpose(IntEnum):
+    """What a random number is for: the same counters under two purposes are unrelated."""
+
+    WEIGHTS = 1
+    SHUFFLE = 2
+    SHIFT = 3
+    DROPOUT = 4
+    STOCHASTIC_DEPTH = 5
+
+
+# The finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+# generators"): every input bit flips each output bit with probability one half.
+_GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+_CUDA_FOLD = f"""
+__device__ unsigned long long fold(unsigned long long bits, unsigned long long field) {{
+    bits = (bits ^ field) + {_GOLDEN:#x}ULL;
+    bits = (bits ^ (bits >> 30)) * {_MULTIPLY_1:#x}ULL;
+    bits = (bits ^ (bits >> 27)) * {_MULTIPLY_2:#x}ULL;
+    return bits ^ (bits >> 31);
+}}
+"""
+
+
+def _fold(bits: np.ndarray, field: Array) -> np.ndarray:
+    """Mix one more counter into the hash; uint64 arithmetic wraps around as intended."""
+    bits = (bits ^ field) + np.uint64(_GOLDEN)
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(_MULTIPLY_1)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(_MULTIPLY_2)
+    bits ^= bits >> np.uint64(31)
+    return bits
+
+
+@functools.cache
+def _cuda_random_bits() -> Any:
+    fields = ("seed", "purpose", "step", "layer", "example", "element")
+    code = "bits = 0;" + "".join(f"bits = fold(bits, {field});" for field in fields)
+    return sys.modules["cupy"].ElementwiseKernel(
+        ", ".join(f"uint64 {field}" for field in fields),
+        "uint64 bits",
+        code,
+        "minimixer_random_bits",
+        preamble=_CUDA_FOLD,
+    )
+
+
+def random_bits(
+    seed: int, purpose: int, step: Array, layer: int, example: Array, element: Array
+) -> Array:
+    """64 random bits for each element: uint64, of the shape that the arguments broadcast to.
+
+    A pure function of its six counters (integers below 2^64, or arrays of such): no state, the
+    same bits on CPU and GPU. It runs where its array arguments are; `step` may be an array of
+    one element on the device, so that a recorded step can be replayed with another.
+    """
+    counters = (seed, int(purpose), step, layer, example, element)
+    if any(is_array(c) and namespace(c) is not np for c in counters):
+        return _cuda_random_bits()(*counters)
+    bits = np.zeros((), dtype=np.uint64)[None]  # 1-d: NumPy warns when a uint64 scalar wraps
+    for counter in counters:
+        bits = _fold(bits, np.asarray(counter).astype(np.uint64))
+    return bits if any(np.ndim(c) for c in counters) else bits[0]
+
+
+def uniform(bits: Array, dtype: Any) -> Array:
+    """uint64 random bits -> numbers in [0, 1), as fine as `dtype` resolves near 1."""
+    digits = 24 if np.dtype(dtype) == np.float32 else 53
+    return (bits >> np.uint64(64 - digits)).astype(dtype) * 2.0**-digits

@@ -1,0 +1,365 @@
+"""Where the pictures come from: IDX files, the embedded MNIST, batches, random shifts.
+
+A data set is two arrays, images (N, H, W, channels) in uint8 and labels (N,) in int64, kept whole
+in memory: MNIST is 47 MB. Training reads it in a new random order each epoch, a batch at a time,
+every image moved by a pixel or two, so that the model can't learn single pixels by heart:
+
+>>> images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1)
+>>> batches = Batches(images, np.array([0, 1, 2, 3, 4]), batch_size=2, seed=7)
+>>> [labels.tolist() for _, labels in batches.epoch(0)]
+[[3, 4], [1, 0], [2]]
+>>> [labels.tolist() for _, labels in batches.epoch(1)]
+[[1, 3], [0, 2], [4]]
+
+No generator was advanced to get there: an order is a pure function of (seed, epoch), so a run
+that was stopped in epoch 1 finds its next batch without walking through those before it:
+
+>>> batches.batch(1, 2)[1].tolist()
+[4]
+>>> shift_images(images[:1], np.array([[0, 1]]))[0, :, :, 0].tolist()  # one pixel to the right
+[[0, 0], [0, 2]]
+
+Next: `checkpoint.py`.
+"""
+
+import contextlib
+import gzip
+import itertools
+import math
+import operator
+import os
+import secrets
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from minimixer.backend import Purpose, random_bits
+
+DataSet = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+# ---- IDX files ----------------------------------------------------------------------------------
+#
+# An IDX file is 0, 0, the code of an element type, the number of dimensions; then each dimension
+# as a big-endian uint32; then the elements, big-endian, last dimension fastest. Nothing else.
+
+_ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MOST_BYTES = 1 << 36  # a header that claims more than 64 GiB is taken for damage
+_CHUNK_BYTES = 1 << 20
+
+
+def read_idx(path: str | os.PathLike) -> np.ndarray:
+    """The array in an IDX file, gzip or plain (told apart by content, not by name).
+
+    Returns a writable array in native byte order: uint8, int8, int16, int32, float32 or float64,
+    with 1 to 64 dimensions, none of them 0. ValueError if the file is anything but one whole IDX
+    array. A false header is safe to meet: memory grows with what was read, not with its claim.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    return _read_array(unpacked)
+            return _read_array(file)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        met = f"damaged gzip data ({error})"
+    except ValueError as error:
+        met = str(error)
+    raise ValueError(f"{os.fspath(path)}: {met}; check that it is an IDX file, or fetch it again")
+
+
+def _read_array(file: BinaryIO | gzip.GzipFile) -> np.ndarray:
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _ELEMENT_TYPES:
+        codes = ", ".join(f"{code:02x}" for code in _ELEMENT_TYPES)
+        raise ValueError(f"it begins with {magic.hex(' ')!r}, not 00 00 and one of {codes}")
+    dtype, dimensions = np.dtype(_ELEMENT_TYPES[magic[2]]), magic[3]
+    if not 1 <= dimensions <= 64:
+        raise ValueError(f"it claims {dimensions} dimensions, but NumPy's limits are 1 and 64")
+    header = file.read(4 * dimensions)
+    if len(header) < 4 * dimensions:
+        raise ValueError(f"it ends within its header of {4 + 4 * dimensions} bytes")
+    shape = tuple(np.frombuffer(header, ">u4").tolist())  # Python integers: they don't overflow
+    claimed = math.prod(shape) * dtype.itemsize
+    if not 0 < claimed <= _MOST_BYTES:
+        raise ValueError(f"it claims shape {shape}, {claimed} bytes, not 1 to {_MOST_BYTES}")
+    data = bytearray()
+    while len(data) < claimed:
+        chunk = file.read(min(_CHUNK_BYTES, claimed - len(data)))
+        if not chunk:
+            raise ValueError(f"shape {shape} needs {claimed} bytes, but only {len(data)} follow")
+        data += chunk
+    # One byte more finds trailing bytes without unpacking them, and at the true end of a gzip
+    # stream it is what makes GzipFile compare the checksum.
+    if file.read(1):
+        raise ValueError(f"shape {shape} needs {claimed} bytes, but more follow")
+    array = np.frombuffer(data, dtype)
+    if not dtype.isnative:  # swap in place: a second copy would double the memory
+        array = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
+    return array.reshape(shape)
+
+
+def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write `array` as an IDX file, compressed if the name ends in .gz; equal arrays, equal bytes.
+
+    The file appears whole or not at all. ValueError if IDX can't hold the array: its type is not
+    one of the six that `read_idx` returns, or it is empty, or has no dimension.
+    """
+    array = np.asarray(array)
+    codes = {np.dtype(name): code for code, name in _ELEMENT_TYPES.items()}
+    big_endian = array.dtype.newbyteorder(">")
+    if big_endian not in codes:
+        names = ", ".join(str(np.dtype(name).newbyteorder("=")) for name in _ELEMENT_TYPES.values())
+        raise ValueError(f"write_idx: IDX has no {array.dtype}; use .astype with one of {names}")
+    if not array.ndim or not all(0 < size < 1 << 32 for size in array.shape):
+        raise ValueError(f"write_idx: shape {array.shape} needs 1 to 2^32 - 1 in each dimension")
+    header = bytes([0, 0, codes[big_endian], array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    data = header + array.astype(big_endian).tobytes()
+    if os.fspath(path).endswith(".gz"):
+        data = gzip.compress(data, compresslevel=6, mtime=0)  # no time stamp, which would differ
+    with replace_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path` once it is whole; until then, and if the block
+    raises, whatever had that name before stays as it was."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # rename: same disk
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else the new name can reach the disk before the bytes do
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---- data sets ----------------------------------------------------------------------------------
+
+_RECOGNISED = (
+    "recognised names: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
+    "t10k-labels-idx1-ubyte, each also with .gz at the end, .idx for -idx, test- for t10k-, "
+    "and idx4 for images with channels"
+)
+
+
+def load_mnist() -> DataSet:
+    """The embedded MNIST: (train_images, train_labels, test_images, test_labels).
+
+    Images uint8 (60000, 28, 28, 1) and (10000, 28, 28, 1), 0 is paper; labels int64, 0 to 9.
+    """
+    return load_directory(Path(__file__).with_name("mnist"))
+
+
+def load_directory(path: str | os.PathLike) -> DataSet:
+    """A data set in MNIST's format: (train_images, train_labels, test_images, test_labels).
+
+    Recognised names: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte,
+    t10k-labels-idx1-ubyte; each also with .gz at the end, with .idx in place of -idx, with test-
+    in place of t10k-; idx4 in place of idx3 for images with channels (of two, the first counts).
+    They hold uint8 images (N, H, W) or (N, H, W, channels), all of one size, and as many integer
+    labels (N,). Returns images (N, H, W, channels) as they are and labels in int64.
+    NotADirectoryError if `path` is none; ValueError naming the file that is wrong or missing.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is not a directory; give one with IDX files")
+    wanted = itertools.product(("train", "t10k"), ("images", "labels"))
+    found = {f"{split}-{kind}": _find_file(directory, split, kind) for split, kind in wanted}
+    files = [file for file in found.values() if file is not None]
+    missing = [name for name, file in found.items() if file is None]
+    if missing:
+        raise ValueError(f"{directory} has no file for {', '.join(missing)}; {_RECOGNISED}")
+    train_images, train_labels = _load_pair(*files[:2])
+    test_images, test_labels = _load_pair(*files[2:])
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise ValueError(
+            f"images of {files[0]} are {train_images.shape[1:]} (H, W, channels), those of "
+            f"{files[2]} are {test_images.shape[1:]}; one model needs one size"
+        )
+    return train_images, train_labels, test_images, test_labels
+
+
+def _find_file(directory: Path, split: str, kind: str) -> Path | None:
+    splits = ("t10k", "test") if split == "t10k" else (split,)
+    numbers = ("idx3", "idx4") if kind == "images" else ("idx1",)
+    for name, number, dot, end in itertools.product(splits, numbers, "-.", ("", ".gz")):
+        file = directory / f"{name}-{kind}{dot}{number}-ubyte{end}"
+        if file.is_file():
+            return file
+    return None
+
+
+def _load_pair(images_file: Path, labels_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    labels = read_idx(labels_file)  # the small file first: what is wrong shows early
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        met = f"{labels.dtype} {labels.shape} from {labels.min()}"
+        raise ValueError(f"{labels_file}: labels must be integers (N,), 0 or more, not {met}")
+    images = read_idx(images_file)
+    if images.ndim not in (3, 4) or images.dtype != np.uint8:
+        met = f"{images.dtype} {images.shape}"
+        raise ValueError(f"{images_file}: images must be uint8 (N, H, W[, channels]), not {met}")
+    if len(images) != len(labels):
+        images_met, labels_met = f"{len(images)} images", f"{len(labels)} labels"
+        raise ValueError(f"{images_file} has {images_met}, but {labels_file} has {labels_met}")
+    return images.reshape(*images.shape[:3], -1), labels.astype(np.int64)
+
+
+def num_classes(labels: np.ndarray) -> int:
+    """One more than the largest label. ValueError unless labels are integers, 0 or more."""
+    labels = np.asarray(labels)
+    if labels.size == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"num_classes: needs integers, 0 or more; got {labels.dtype} {labels}")
+    return int(labels.max()) + 1
+
+
+def pixel_mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images (N, H, W, channels) / 255.
+
+    There are only 256 values, so counting them gives exact integer sums, and no float copy of the
+    data is made. ValueError for other images. A channel of one value has standard deviation 0.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
+        met = f"{images.dtype} {images.shape}"
+        raise ValueError(f"pixel_mean_std: needs uint8 images (N, H, W, channels), not {met}")
+    values, means, deviations = np.arange(256), [], []
+    step = max(1, _CHUNK_BYTES // images[0].size)  # bincount makes an int64 copy: 8 MiB at a time
+    for channel in np.moveaxis(images, -1, 0):  # (N, H, W)
+        blocks = (channel[i : i + step].ravel() for i in range(0, len(channel), step))
+        counts = sum(np.bincount(block, minlength=256) for block in blocks)
+        n, total, squares = (int(counts @ values**power) for power in (0, 1, 2))
+        means.append(total / (n * 255))
+        # n^2 variance = n sum(x^2) - (sum x)^2, in Python's integers: no cancellation, no overflow
+        deviations.append(math.sqrt(n * squares - total**2) / (n * 255))
+    return tuple(means), tuple(deviations)
+
+
+# ---- batches ------------------------------------------------------------------------------------
+
+
+def shift_images(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Move image b down by shifts[b, 0] rows and right by shifts[b, 1] columns; zeros come in.
+
+    images (B, H, W, channels) of any dtype, shifts integers (B, 2) -> as images, a copy.
+    ValueError for other shapes, TypeError if shifts are not integers.
+    """
+    images, shifts = np.asarray(images), np.asarray(shifts)
+    if images.ndim != 4 or shifts.shape != (len(images), 2):
+        met = f"{images.shape} and {shifts.shape}"
+        raise ValueError(f"shift_images: needs (B, H, W, channels) and shifts (B, 2), not {met}")
+    if shifts.dtype.kind not in "iu" or not np.can_cast(shifts.dtype, np.int64):
+        raise TypeError(f"shift_images: shifts must be integers that fit int64, not {shifts.dtype}")
+    batch, height, width, channels = images.shape
+    shifts = np.clip(shifts.astype(np.int64), [-height, -width], [height, width])
+    # With a margin as wide as the largest shift, a shifted image is a window of the padded one.
+    # All windows together are one view; picking one per image copies rows, not single pixels:
+    # 0.06 ms for 128 MNIST images, a quarter of what a Python loop over them takes.
+    top, left = abs(shifts).max(axis=0, initial=0).tolist()
+    padded = np.zeros((batch, height + 2 * top, width + 2 * left, channels), images.dtype)
+    padded[:, top : top + height, left : left + width] = images
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
+    windows = np.moveaxis(windows, 3, -1)  # (B, 2 top + 1, 2 left + 1, H, W, channels)
+    return windows[np.arange(batch), top - shifts[:, 0], left - shifts[:, 1]]
+
+
+class Batches:
+    """A data set cut into random batches, any of which can be found again by its number.
+
+    images (N, H, W, channels), labels (N, ...); the last batch of an epoch may be smaller. With
+    `max_shift` each image moves by up to so many pixels along both axes, anew in each epoch.
+    Order and shifts depend on seed, epoch and the example's number alone: not on the batch size,
+    nor on what was asked for before. TypeError for numbers that are not integers; ValueError for
+    those out of range, for empty data, and for lengths that differ.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        max_shift: int = 0,
+        shuffle: bool = True,
+    ):
+        self.images, self.labels = np.asarray(images), np.asarray(labels)
+        if self.images.ndim != 4 or self.labels.ndim < 1 or self.images.size == 0:
+            met = f"{self.images.shape} and {self.labels.shape}"
+            raise ValueError(f"Batches: needs (N, H, W, channels) and labels (N, ...), not {met}")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"Batches: {len(self.images)} images, but {len(self.labels)} labels")
+        self.batch_size = _check_integer("batch_size", batch_size, 1, 1 << 63)
+        self.seed = _check_integer("seed", seed, 0, (1 << 64) - 1)
+        self.max_shift = _check_integer("max_shift", max_shift, 0, 1 << 31)
+        self.shuffle = shuffle
+        self._last_order = (-1, np.arange(len(self.images)))  # one tuple: threads see both or none
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        return (len(self.images) + self.batch_size - 1) // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The numbers of the examples in the order of `epoch`: int64 (N,), not to be written."""
+        epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
+        last_epoch, order = self._last_order
+        if epoch != last_epoch:
+            order = np.arange(len(self.images))
+            if self.shuffle:  # sorting by random keys; stable, so that equal keys have one order
+                keys = random_bits(self.seed, Purpose.SHUFFLE, epoch, 0, 0, order)
+                order = np.argsort(keys, kind="stable")
+            order.flags.writeable = False
+            self._last_order = (epoch, order)
+        return order
+
+    def batch(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Batch `index` of `epoch`: images (B, H, W, channels) and labels (B, ...), as copies."""
+        index = _check_integer("index", index, 0, len(self) - 1)
+        start = index * self.batch_size
+        examples = self.order(epoch)[start : start + self.batch_size]
+        images = self.images[examples]
+        if self.max_shift:
+            axes = np.arange(2)
+            bits = random_bits(self.seed, Purpose.SHIFT, epoch, 0, examples[:, None], axes)
+            # The remainder favours some shifts, by one part in 2^64 / (2 max_shift + 1).
+            shifts = (bits % np.uint64(2 * self.max_shift + 1)).astype(np.int64) - self.max_shift
+            images = shift_images(images, shifts)
+        return images, self.labels[examples]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of `epoch` from number `start` on, prepared ahead by one thread.
+
+        What goes wrong in the thread is raised here. The thread ends with the iterator: after the
+        last batch, at an exception, or when the iterator is closed or forgotten.
+        """
+        epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
+        return self._prefetch(epoch, _check_integer("start", start, 0, len(self)))
+
+    def _prefetch(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="minimixer-batches")
+        ahead: deque[Future] = deque()
+        try:
+            # Two ahead: one ready, one in the making. More would only cost memory.
+            for index in range(start, len(self)):
+                ahead.append(pool.submit(self.batch, epoch, index))
+                if len(ahead) > 2:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:  # also on break and Ctrl-C: at most the batch in the making is waited for
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_integer(name: str, value: int, least: int, most: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {number}")
+    return number

@@ -1,0 +1,161 @@
+"""Is a gradient right? Compare it with what it means: how the result moves when an input does.
+
+For a number L and one element x_i of an input, Taylor's theorem gives
+
+    (L(x_i + h) - L(x_i - h)) / 2h  =  dL/dx_i + h^2/6 L''' + ...
+
+In float64 with h = 1e-5 |x_i| both the neglected term and the rounding of the difference are
+about 1e-10 of the values: a gradient wrong by one part in a thousand is far outside. To check a
+function with many outputs, L is their sum with random weights: a mistake in any output shows.
+
+>>> from minimixer import Tensor
+>>> x = Tensor([0.5, -1.5, 2.0], dtype="float64", requires_grad=True)
+>>> gradcheck(lambda x: (x * x.tanh()).sum(), [x])
+True
+
+Next: `functional.py`, where gradients are derived by hand and need it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .autograd import no_grad
+from .backend import describe, device_of, is_array, to_device
+from .tensor import Tensor
+
+
+class GradientError(AssertionError):
+    """backward and finite differences disagree; says where, by how much and what to look at."""
+
+
+def gradcheck(
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    directions: int | None = None,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> bool:
+    """Check backward of `function(*inputs)` against central differences; True, or GradientError.
+
+    inputs      float64 arrays, or Tensors of which those with requires_grad are checked (they may
+                be the Parameters of a model that `function` calls)
+    directions  None: element by element, two evaluations each. n: along n random directions of
+                each input, which finds that something is wrong but not where
+    tolerance   allowed difference, relative to the largest gradient of that input
+
+    The function must be smooth at `inputs` and return one or several float64 Tensors.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    tensors = [_as_tensor(value, position, name) for position, value in enumerate(inputs)]
+    random = np.random.default_rng(seed)
+    for tensor in tensors:
+        tensor.grad = None
+    outputs = _outputs(function, tensors, name)
+    weights = [
+        to_device(random.uniform(0.5, 1.5, y.shape) * random.choice([-1, 1], y.shape), y.device)
+        for y in outputs
+    ]
+    needing = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
+    if not needing:
+        raise GradientError(f"{name}: no output depends on an input that requires a gradient")
+    total = sum((y * w).sum() for y, w in needing)
+    total.backward()
+    size = max(float(abs(y.data * w).sum()) for y, w in needing)
+
+    def weighted_sum() -> float:
+        with no_grad():
+            results = _outputs(function, tensors, name)
+        return sum(float((y.data * w).sum()) for y, w in zip(results, weights, strict=True))
+
+    for position, tensor in enumerate(tensors):
+        if not tensor.requires_grad or tensor.size == 0:
+            continue
+        found = tensor.grad
+        if found is None:
+            found = np.zeros(tensor.shape)
+        elif found.shape != tensor.shape or found.dtype != np.float64:
+            raise GradientError(
+                f"{name}: the gradient of argument {position} is {describe(found)}, "
+                f"the argument {describe(tensor.data)}"
+            )
+        found = to_device(found, "cpu")
+        original = tensor.data.copy()
+        if directions is None:
+            steps = _elements(tensor.shape)
+        else:
+            steps = [random.standard_normal(tensor.shape) for _ in range(directions)]
+        pairs = []
+        for step in steps:
+            if directions is None:
+                h = 1e-5 * max(1.0, abs(float(original[step])))
+                expected = _difference(tensor, original, step, h, weighted_sum)
+                pairs.append((float(found[step]), expected))
+            else:
+                move = to_device(step * (1e-5 / np.sqrt(step.size)), device_of(original))
+                expected = _difference(tensor, original, ..., move, weighted_sum)
+                pairs.append((float((found * step).sum()), expected * np.sqrt(step.size) * 1e5))
+        largest = max(max(abs(a), abs(b)) for a, b in pairs)
+        allowed = tolerance * largest + 1e-9 * (size + 1)
+        for step, (backward_says, differences_say) in zip(steps, pairs, strict=True):
+            if not abs(backward_says - differences_say) <= allowed:  # NaN fails too
+                where = f"index {step}" if directions is None else "a random direction"
+                raise GradientError(
+                    f"{name}: gradient of argument {position}, {describe(tensor.data)}, at "
+                    f"{where}: backward gives {backward_says:.9g}, finite differences "
+                    f"{differences_say:.9g}; {_hint(pairs)}"
+                )
+    return True
+
+
+def _as_tensor(value: Any, position: int, name: str) -> Tensor:
+    if is_array(value):
+        value = Tensor(value.copy(), requires_grad=True)
+    if not isinstance(value, Tensor) or (value.requires_grad and value.data.dtype != np.float64):
+        raise TypeError(
+            f"gradcheck of {name}: argument {position} must be a float64 array or Tensor, got "
+            f"{describe(value.data) if isinstance(value, Tensor) else repr(value)}: "
+            "finite differences in float32 are too coarse to tell right from wrong"
+        )
+    return value
+
+
+def _outputs(function: Callable[..., Any], tensors: Sequence[Tensor], name: str) -> list[Tensor]:
+    result = function(*tensors)
+    outputs = list(result) if isinstance(result, tuple | list) else [result]
+    for output in outputs:
+        if not isinstance(output, Tensor) or output.dtype != np.float64:
+            raise TypeError(f"gradcheck of {name}: it must return float64 Tensors, got {output!r}")
+    return outputs
+
+
+def _elements(shape: tuple[int, ...]) -> list[Any]:
+    return list(np.ndindex(*shape))
+
+
+def _difference(
+    tensor: Tensor, original: Any, where: Any, move: Any, weighted_sum: Callable[[], float]
+) -> float:
+    """(L(x + move) - L(x - move)) / 2, per unit of a scalar move; x is put back afterwards."""
+    try:
+        tensor.data[where] = original[where] + move
+        above = weighted_sum()
+        tensor.data[where] = original[where] - move
+        below = weighted_sum()
+    finally:
+        tensor.data[...] = original
+    return (above - below) / 2 / (move if isinstance(move, float) else 1)
+
+
+def _hint(pairs: Sequence[tuple[float, float]]) -> str:
+    """What kind of mistake this looks like."""
+    found, expected = np.array(pairs).T
+    if not np.isfinite(found).all():
+        return "look for a division by zero or an overflow in backward"
+    if not found.any():
+        return "all zero: look for a gradient returned as None, or an input cut off from the graph"
+    factor = (found @ expected) / max(expected @ expected, 1e-300)
+    if np.allclose(found, factor * expected, rtol=1e-4, atol=1e-12 * abs(expected).max()):
+        return f"all are {factor:.6g} times too large: look for a factor or a sign"
+    return "look for a missing term, a wrong axis, or a gradient buffer given to two inputs"

@@ -1,0 +1,127 @@
+"""Softmax cross-entropy: the number that training makes small.
+
+The network gives a row of scores z (logits); p = softmax(z), p[k] = e^z[k] / sum_j e^z[j], reads
+them as probabilities. Against a target distribution t (one-hot for a class label) the loss is
+    loss = -sum_k t[k] log p[k] = log sum_j e^z[j] - sum_k t[k] z[k],       as sum_k t[k] = 1.
+Its gradient is as simple as can be: d/dz[k] of the first term is e^z[k] / sum_j e^z[j] = p[k], so
+    dz = p - t.
+Subtracting max z from z first changes neither, and keeps e^z from overflowing. Label smoothing
+replaces t by (1 - smoothing) t + smoothing / K for K classes (Szegedy et al. 2016).
+
+>>> from minimixer import Tensor
+>>> logits = Tensor([[2.0, 0.0], [0.0, 0.0]], requires_grad=True)
+>>> loss = cross_entropy(logits, [0, 1])
+>>> loss.backward()
+>>> print(loss)
+Tensor(0.4100375175476074, dtype=float32, requires_grad=True)
+>>> print(logits.grad)
+[[-0.05960146  0.05960146]
+ [ 0.25       -0.25      ]]
+
+Next: `functional.py`, the layers.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .autograd import Function, Variable
+from .backend import FLOAT_DTYPES, Array, device_of, is_array, namespace, to_device
+from .tensor import Tensor
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def softmax_of_array(z: Array) -> tuple[Array, Array]:
+    """(p, log sum exp z) along the last axis; p is a new array."""
+    p = z - z.max(axis=-1, keepdims=True)
+    namespace(z).exp(p, out=p)
+    total = p.sum(axis=-1, keepdims=True)
+    log_total = namespace(z).log(total) + z.max(axis=-1, keepdims=True)
+    p /= total
+    return p, log_total[..., 0]
+
+
+class CrossEntropy(Function):
+    def forward(self, z, target, smoothing, reduction):
+        xp = namespace(z)
+        batch, classes = z.shape
+        p, log_total = softmax_of_array(z)
+        if target.ndim == 1:  # class labels: t is one-hot, and need not be written out
+            rows = xp.arange(batch)
+            picked = z[rows, target]
+        else:
+            picked = (target * z).sum(axis=-1)
+        if smoothing:
+            picked = (1 - smoothing) * picked + smoothing * z.mean(axis=-1)
+        loss = log_total - picked
+        if self.needs[0]:  # p - t, in p's place
+            if target.ndim == 1:
+                p[rows, target] -= 1 - smoothing
+            else:
+                p -= (1 - smoothing) * target
+            if smoothing:
+                p -= smoothing / classes
+            self.dz = p
+        self.scale = 1 / batch if reduction == "mean" else 1
+        return loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
+
+    def backward(self, dloss):
+        return self.dz * (dloss * self.scale)[..., None]
+
+
+def cross_entropy(
+    logits: Any, target: Any, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """-log of the probability that softmax(logits) gives to `target`.
+
+    logits           (B, K), float32 or float64
+    target           (B,) class indices, integers, or (B, K) distributions; array or Tensor
+    label_smoothing  in [0, 1)
+    reduction        "mean" or "sum" -> (), "none" -> (B,)
+
+    ValueError: shapes, indices outside 0..K-1, distributions that are negative or do not sum to
+    1 (to 1e-4). TypeError: (B,) targets that are not integers, or (B, K) ones that are not floats.
+    """
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"cross_entropy: reduction must be in {_REDUCTIONS}, got {reduction!r}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
+    z = logits.data if isinstance(logits, Variable) else logits
+    target = _check_target(z, target.data if isinstance(target, Variable) else target)
+    return CrossEntropy.apply(logits, target=target, smoothing=label_smoothing, reduction=reduction)
+
+
+def _check_target(z: Array, target: Any) -> Array:
+    target = target if is_array(target) else np.asarray(target)
+    if z.ndim != 2 or 0 in z.shape:
+        raise ValueError(f"cross_entropy: logits must be (B, K) and not empty, got {z.shape}")
+    if target.shape not in (z.shape[:1], z.shape):
+        raise ValueError(
+            f"cross_entropy: for logits {z.shape} the target must be {z.shape[:1]} class indices "
+            f"or {z.shape} distributions, got {target.shape}"
+        )
+    if target.ndim == 1:
+        if target.dtype.kind not in "iu":
+            raise TypeError(f"cross_entropy: class indices must be integers, got {target.dtype}")
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= z.shape[1]:
+            raise ValueError(
+                f"cross_entropy: class indices from {low} to {high} for {z.shape[1]} classes; "
+                f"they must lie in 0..{z.shape[1] - 1}"
+            )
+        return to_device(target, device_of(z))
+    if target.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"cross_entropy: distributions must be float32 or 64, got {target.dtype}")
+    sums = target.sum(axis=-1)
+    if not (float(target.min()) >= 0 and float(abs(sums - 1).max()) <= 1e-4):
+        raise ValueError(
+            "cross_entropy: each row of the target must be >= 0 and sum to 1; here the smallest "
+            f"entry is {float(target.min()):g}, sums are {float(sums.min()):g}..{float(sums.max()):g}"
+        )
+    return to_device(target, device_of(z)).astype(z.dtype, copy=False)
+
+
+def softmax(logits: Any) -> Array:
+    """(..., K) scores -> probabilities, an array without gradient (for reading predictions)."""
+    return softmax_of_array(logits.data if isinstance(logits, Variable) else logits)[0]

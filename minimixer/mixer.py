@@ -1,0 +1,327 @@
+"""MLP-Mixer: the paper's figure 1 as text, with the shape at every arrow.
+
+The letters, here and everywhere: B images, S = (H / P) (W / P) tokens, C channels (hidden_dim),
+D_S and D_C hidden units of the token- and the channel-mixing MLP, K classes.
+
+    images                              --> (B, H, W, in)
+    cut into P x P patches              --> (S, B, P*P*in)     one token each
+    stem: per-patch linear projection   --> (S, B, C)
+        +- mixer block, num_blocks times -------------------------------------------------+
+        |  LayerNorm                    --> (S, B, C)                                     |
+        |  token mixing: W1, GELU       --> (D_S, B*C)         each channel's S tokens    |
+        |                W2             --> (S, B, C)          through one shared MLP     |
+        |  + skip connection            --> (S, B, C)          U in equation 1            |
+        |  LayerNorm                    --> (S, B, C)                                     |
+        |  channel mixing: W3, GELU     --> (S*B, D_C)         each token's C channels    |
+        |                  W4           --> (S, B, C)          through one shared MLP     |
+        |  + skip connection            --> (S, B, C)          Y in equation 1            |
+        +---------------------------------------------------------------------------------+
+    LayerNorm                           --> (S, B, C)
+    mean over the tokens                --> (B, C)
+    head: linear                        --> (B, K)             one score for each class
+
+Where did the transposes go? The paper keeps (B, S, C) and transposes before and after every
+token mixing. Here tokens come first: seen as an S x (B*C) matrix, x is ready for token mixing
+from the left, W1^T x; seen as an (S*B) x C matrix, it is ready for channel mixing from the right,
+x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the paper's layout.
+
+>>> model = Mixer(image_size=28, patch_size=7, in_channels=1, num_classes=10,
+...               num_blocks=2, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=64)
+>>> model(np.zeros((5, 28, 28, 1), dtype="uint8")).shape
+(5, 10)
+
+Next: `optim.py`, which trains it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import functional as F
+from .autograd import no_grad
+from .backend import FLOAT_DTYPES, device_of, is_array, namespace, to_device, to_numpy
+from .loss import softmax
+from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, lecun_normal
+from .parameters import Parameter
+from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .report import Summary  # comes later in the reading order
+
+# Table 1 of the paper: N, C, P, D_S, D_C for 224 x 224 images.
+VARIANTS = {
+    "mixer_s32": (8, 512, 32, 256, 2048),
+    "mixer_s16": (8, 512, 16, 256, 2048),
+    "mixer_b32": (12, 768, 32, 384, 3072),
+    "mixer_b16": (12, 768, 16, 384, 3072),
+    "mixer_l32": (24, 1024, 32, 512, 4096),
+    "mixer_l16": (24, 1024, 16, 512, 4096),
+    "mixer_h14": (32, 1280, 14, 640, 5120),
+}
+
+
+def variant(name: str, **changes: Any) -> dict[str, Any]:
+    """The arguments of Mixer for a variant of the paper. ValueError for an unknown name."""
+    if name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}; there are {', '.join(VARIANTS)}")
+    keys = ("num_blocks", "hidden_dim", "patch_size", "tokens_mlp_dim", "channels_mlp_dim")
+    return {"image_size": 224, **dict(zip(keys, VARIANTS[name], strict=True)), **changes}
+
+
+class MixerMLP(Module):
+    """The token-mixing or the channel-mixing MLP: w1, b1, GELU, w2, b2.
+
+    axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)
+    axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)
+    """
+
+    def __init__(self, size: int, hidden: int, axis: int, approximate: str):
+        self.axis, self.approximate = axis, approximate
+        self.w1 = Parameter(np.zeros((size, hidden), dtype=np.float32))
+        self.b1 = Parameter(np.zeros(hidden, dtype=np.float32))
+        shape = (size, hidden) if axis == 0 else (hidden, size)
+        self.w2 = Parameter(np.zeros(shape, dtype=np.float32))
+        self.b2 = Parameter(np.zeros(size, dtype=np.float32))
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        size, hidden = self.w1.shape
+        both = lecun_normal((size, hidden), size, seed, 2 * layer + (1 << 32))
+        self.w1.data = both
+        self.w2.data = lecun_normal(self.w2.shape, hidden, seed, 2 * layer + 1 + (1 << 32))
+        self.b1.data = np.zeros(hidden, dtype=np.float32)
+        self.b2.data = np.zeros(size, dtype=np.float32)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (S, B, C) -> (y without the last bias, that bias in a shape that broadcasts to y)."""
+        y = F.mlp(x, self.w1, self.b1, self.w2, axis=self.axis, approximate=self.approximate)
+        return y, self.b2.reshape(-1, 1, 1) if self.axis == 0 else self.b2
+
+
+class MixerBlock(Module):
+    """One block: LayerNorm, token mixing, LayerNorm, channel mixing, two skip connections."""
+
+    def __init__(
+        self, tokens: int, channels: int, tokens_mlp_dim: int, channels_mlp_dim: int,
+        approximate: str, stochastic_depth: float,
+    ):  # fmt: skip
+        self.norm1 = LayerNorm(channels)
+        self.token_mixing = MixerMLP(tokens, tokens_mlp_dim, 0, approximate)
+        self.norm2 = LayerNorm(channels)
+        self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
+        self.drop1 = StochasticDepth(stochastic_depth)
+        self.drop2 = StochasticDepth(stochastic_depth)
+
+    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
+        """x + y + bias is the block's input: the skip connection is closed where it is needed,
+
+        in one step with the LayerNorm that follows. Returns the block's output in the same form.
+        """
+        x, h = _add_norm(x, y, bias, self.norm1)
+        y, bias = _drop(self.drop1, *self.token_mixing(h))
+        x, h = _add_norm(x, y, bias, self.norm2)
+        y, bias = _drop(self.drop2, *self.channel_mixing(h))
+        return x, y, bias
+
+
+def _add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+    return F.add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon)
+
+
+def _drop(layer: StochasticDepth, y: Tensor, bias: Any) -> tuple[Tensor, Any]:
+    """What is dropped is all that the MLP adds, its last bias included."""
+    return (layer(y + bias), None) if layer.training and layer.p else (y, bias)
+
+
+class Mixer(Module):
+    """The network of the paper, for images (B, H, W, in_channels).
+
+    image_size        H = W, or (H, W); both divisible by patch_size
+    patch_size        P
+    num_blocks        N;  hidden_dim C;  tokens_mlp_dim D_S;  channels_mlp_dim D_C
+    stochastic_depth  probability of skipping in the last block, growing from 0 in the first
+    approximate       GELU: "tanh", the authors' form, or "none", exact
+    mean, std         per channel, in units of the pixel range: uint8 images become
+                      (x / 255 - mean) / std; 0.5 and 0.5 are the authors'
+    class_names       optional, one for each class
+    seed, dtype       initial weights; "float32" or "float64"
+    ValueError for sizes that are not positive or do not fit together.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        patch_size: int,
+        num_blocks: int,
+        hidden_dim: int,
+        tokens_mlp_dim: int,
+        channels_mlp_dim: int,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        stochastic_depth: float = 0.0,
+        approximate: str = "tanh",
+        mean: Any = 0.5,
+        std: Any = 0.5,
+        class_names: Any = None,
+        seed: int = 0,
+        dtype: str = "float32",
+    ):
+        self.config = check_config(
+            image_size=image_size, patch_size=patch_size, in_channels=in_channels,
+            num_classes=num_classes, num_blocks=num_blocks, hidden_dim=hidden_dim,
+            tokens_mlp_dim=tokens_mlp_dim, channels_mlp_dim=channels_mlp_dim,
+            stochastic_depth=stochastic_depth, approximate=approximate,
+        )  # fmt: skip
+        self.height, self.width = self.config["image_size"]
+        self.patch_size, self.in_channels = patch_size, in_channels
+        self.num_classes = num_classes
+        tokens = (self.height // patch_size) * (self.width // patch_size)
+        self.stem = Linear(patch_size * patch_size * in_channels, hidden_dim, zero=True)
+        self.blocks = [
+            MixerBlock(
+                tokens, hidden_dim, tokens_mlp_dim, channels_mlp_dim, approximate,
+                stochastic_depth * i / max(1, num_blocks - 1),
+            )
+            for i in range(num_blocks)
+        ]  # fmt: skip
+        self.norm = LayerNorm(hidden_dim)
+        self.head = Linear(hidden_dim, num_classes, zero=True)
+        self.stem.zero = False
+        self.set_normalization(mean, std)
+        self.class_names = class_names if class_names is None else [str(n) for n in class_names]
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(f"{len(self.class_names)} class names for {num_classes} classes")
+        self.initialize(seed)
+        self.to(dtype)
+
+    @classmethod
+    def from_name(cls, name: str, **changes: Any) -> "Mixer":
+        """A variant of the paper ("mixer_s32" ... "mixer_h14") with fresh weights; `changes` are
+        arguments of Mixer, such as num_classes."""
+        return cls(**variant(name, **changes))
+
+    @staticmethod
+    def summary_of(name: str, batch_size: int = 1, **changes: Any) -> "Summary":
+        """What `summary` says, from the sizes alone: no weights are made."""
+        from .report import Summary
+
+        return Summary(check_config(**variant(name, **changes)), batch_size)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Mixer":
+        """The model in a checkpoint, in eval mode, on the CPU. ValueError if it can't be read."""
+        from .checkpoint import load_model
+
+        return load_model(path)
+
+    # ---- from images to scores ------------------------------------------------------------------
+
+    def forward(self, images: Any) -> Tensor:
+        """images (B, H, W, in_channels) -> scores (B, num_classes).
+
+        Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
+        and checked; a Tensor is taken as it is. ValueError: shapes, NaN or infinity.
+        """
+        x = self.patches(images)  # (S, B, P*P*in)
+        x, y, bias = F.linear(x, self.stem.weight), None, self.stem.bias  # (S, B, C)
+        for block in self.blocks:
+            x, y, bias = block(x, y, bias)
+        _, h = _add_norm(x, y, bias, self.norm)  # (S, B, C)
+        return self.head(h.mean(axis=0))  # (B, K)
+
+    def patches(self, images: Any) -> Tensor:
+        """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
+        (row, column, channel) order."""
+        x = self.convert(images)
+        batch, p = x.shape[0], self.patch_size
+        rows, columns = self.height // p, self.width // p
+        x = x.reshape(batch, rows, p, columns, p, self.in_channels)
+        x = x.transpose(1, 3, 0, 2, 4, 5)  # (rows, columns, B, P, P, in)
+        return x.reshape(rows * columns, batch, p * p * self.in_channels)
+
+    def convert(self, images: Any) -> Tensor:
+        """A plain array as a Tensor of the model's dtype, on its device, checked and normalised."""
+        expected = (self.height, self.width, self.in_channels)
+        array = images.data if isinstance(images, Tensor) else images
+        if not is_array(array) or array.ndim != 4 or array.shape[1:] != expected:
+            raise ValueError(
+                f"Mixer: images must be an array (B, {', '.join(map(str, expected))}), got "
+                f"{array.shape if is_array(array) else type(array).__name__}"
+            )
+        if len(array) == 0:
+            raise ValueError("Mixer: the batch is empty")
+        if isinstance(images, Tensor):
+            return images
+        values = self.stem.weight.data
+        array = to_device(array, device_of(values))
+        xp = namespace(array)
+        if array.dtype == np.uint8:
+            scale, offset = 1 / (255 * self.std), -self.mean / self.std
+            array = array.astype(values.dtype)
+            array *= xp.asarray(scale, dtype=values.dtype)
+            array += xp.asarray(offset, dtype=values.dtype)
+        elif array.dtype in FLOAT_DTYPES:
+            if not bool(xp.isfinite(array).all()):
+                raise ValueError("Mixer: the images contain NaN or infinity")
+            array = array.astype(values.dtype, copy=False)
+        else:
+            raise TypeError(f"Mixer: images must be uint8 or floating point, got {array.dtype}")
+        return Tensor(array)
+
+    def set_normalization(self, mean: Any, std: Any) -> None:
+        """Record how uint8 images are scaled: a number, or one for each channel."""
+        shape = (self.in_channels,)
+        try:
+            self.mean = np.broadcast_to(np.asarray(mean, dtype=np.float64), shape).copy()
+            self.std = np.broadcast_to(np.asarray(std, dtype=np.float64), shape).copy()
+        except (ValueError, TypeError):
+            raise ValueError(f"mean and std must be numbers, or {shape[0]} of them") from None
+        if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):
+            raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
+
+    # ---- using a trained model ------------------------------------------------------------------
+
+    def predict_proba(self, images: Any, batch_size: int = 256) -> np.ndarray:
+        """images (N, H, W, in) -> class probabilities (N, K), computed without dropout."""
+        check_sizes(batch_size=batch_size)
+        was_training = self.training
+        self.eval()
+        try:
+            with no_grad():
+                parts = [
+                    to_numpy(softmax(self(images[i : i + batch_size])))
+                    for i in range(0, max(1, len(images)), batch_size)
+                ]
+        finally:
+            self.train(was_training)
+        return np.concatenate(parts)
+
+    def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
+        """images (N, H, W, in) -> the most probable class of each, int64 (N,)."""
+        return self.predict_proba(images, batch_size).argmax(axis=1)
+
+    def summary(self, batch_size: int = 1) -> "Summary":
+        """A table of every layer's output shape, parameters, multiplications and memory."""
+        from .report import Summary
+
+        return Summary(self.config, batch_size, self.stem.weight.dtype.itemsize)
+
+
+def check_config(**config: Any) -> dict[str, Any]:
+    """The architecture, checked and complete: what a checkpoint records. ValueError if wrong."""
+    size = config["image_size"]
+    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+    config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
+              "approximate": "tanh", **config, "image_size": (height, width)}  # fmt: skip
+    check_sizes(image_height=height, image_width=width, **{
+        key: config[key] for key in ("patch_size", "in_channels", "num_classes", "num_blocks",
+                                     "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+    })  # fmt: skip
+    patch = config["patch_size"]
+    if height % patch or width % patch:
+        raise ValueError(f"a {height} x {width} image can't be cut into {patch} x {patch} patches")
+    if config["approximate"] not in ("tanh", "none"):
+        raise ValueError(f"approximate must be 'tanh' or 'none', got {config['approximate']!r}")
+    if not 0 <= config["stochastic_depth"] < 1:
+        raise ValueError(f"stochastic_depth must be in [0, 1), got {config['stochastic_depth']}")
+    return config

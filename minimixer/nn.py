@@ -1,0 +1,313 @@
+"""Layers: Parameters with a forward.
+
+A Module's parameters and sub-modules are simply its attributes (or lists of modules), found in
+the order in which they were assigned and named by the path to them.
+
+>>> class Network(Module):
+...     def __init__(self):
+...         self.layers = [Linear(4, 8), Linear(8, 2)]
+...         self.initialize(seed=0)
+...     def forward(self, x):
+...         return self.layers[1](F.gelu(self.layers[0](x)))
+>>> network = Network()
+>>> [name for name, _ in network.named_parameters()]
+['layers.0.weight', 'layers.0.bias', 'layers.1.weight', 'layers.1.bias']
+>>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
+(1, 2)
+
+Next: `mixer.py`, the model of the paper.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from . import functional as F
+from .autograd import Variable
+from .backend import Array, Purpose, is_array, namespace, random_bits, to_numpy, uniform
+from .ops import multiply
+from .parameters import Parameter, ParameterBuffer, RandomCounter
+from .tensor import Tensor, split_targets
+
+
+class Module:
+    """Something with Parameters, sub-modules and a `forward`; calling it calls `forward`."""
+
+    training = True
+    layer = 0  # its number in the whole model, which tells its random draws from other layers'
+
+    def forward(self, *inputs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.forward(*inputs)
+
+    # ---- what is in it --------------------------------------------------------------------------
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """(path, module) for this one and all below it, each once, in order of assignment."""
+        seen: set[int] = set()
+        for path, value in self._walk(prefix):
+            if isinstance(value, Module) and id(value) not in seen:
+                seen.add(id(value))
+                yield path, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(path, Parameter), each Parameter once, under its first path if it is shared."""
+        seen: set[int] = set()
+        for path, value in self._walk(""):
+            if isinstance(value, Parameter) and id(value) not in seen:
+                seen.add(id(value))
+                yield path, value
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        yield prefix, self
+        for name, value in vars(self).items():
+            several = isinstance(value, (list, tuple))
+            for path, item in enumerate(value) if several else [(None, value)]:
+                full = ".".join(
+                    str(part) for part in (prefix, name, path) if part not in ("", None)
+                )
+                if isinstance(item, Module):
+                    yield from item._walk(full)
+                elif isinstance(item, Parameter):
+                    yield full, item
+
+    def parameters(self) -> list[Parameter]:
+        """All Parameters, gathered into one flat buffer if they are not in one already."""
+        parameters = [p for _, p in self.named_parameters()]
+        if len({id(p.buffer) for p in parameters}) > 1:
+            ParameterBuffer(parameters)
+        if parameters and parameters[0].buffer is not None:
+            for number, (_, module) in enumerate(self.named_modules()):
+                if isinstance(module, _RandomLayer):
+                    module.layer, module.random = number, parameters[0].buffer.random
+        return parameters
+
+    def num_parameters(self) -> int:
+        return sum(p.size for _, p in self.named_parameters())
+
+    # ---- what can be done to it -----------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "Module":
+        """Switch what differs between training and use (dropout) on, or off."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        for _, parameter in self.named_parameters():
+            parameter.grad = None
+
+    def to(self, *targets: Any) -> "Module":
+        """`to("cuda")`, `to("float64")`, or both: in place; optimizers follow. ValueError if the
+        device can't be used here, or if the Parameters share a buffer with others'."""
+        parameters = self.parameters()
+        dtype, device = split_targets(targets)
+        if parameters and parameters[0].buffer is not None:
+            if parameters[0].buffer.count > len(parameters):
+                raise ValueError("to: these layers are part of a larger model; move that one")
+            parameters[0].buffer.to(dtype, device)
+        return self
+
+    def initialize(self, seed: int = 0) -> None:
+        """Draw all initial weights anew, every layer with a number of its own."""
+        for number, (_, module) in enumerate(self.named_modules()):
+            module.draw_weights(seed, number)
+        for parameter in self.parameters()[:1]:
+            assert parameter.buffer is not None
+            parameter.buffer.random.seed = seed
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        """Give this layer's own Parameters their initial values. Layers with any define it."""
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Every Parameter as a NumPy array (a copy), under each of its paths."""
+        return {
+            path: np.array(to_numpy(value.data))
+            for path, value in self._walk("")
+            if isinstance(value, Parameter)
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take all values from a state_dict. Nothing is changed unless everything fits.
+
+        ValueError names each entry that is missing, unexpected or of another shape, and shared
+        Parameters that were given two different values.
+        """
+        own = {path: value for path, value in self._walk("") if isinstance(value, Parameter)}
+        arrays = {
+            name: value.data if isinstance(value, Variable) else value if is_array(value)
+            else np.asarray(value) for name, value in state.items()
+        }  # fmt: skip
+        problems = [f"missing: {name}" for name in own if name not in arrays]
+        problems += [f"unexpected: {name}" for name in arrays if name not in own]
+        chosen: dict[int, str] = {}
+        for name, parameter in own.items():
+            array = arrays.get(name)
+            if array is None:
+                continue
+            if array.shape != parameter.shape:
+                problems.append(f"{name}: shape {array.shape}, but the model has {parameter.shape}")
+            elif array.dtype.kind not in "fiu":
+                problems.append(f"{name}: {array.dtype} is not a number")
+            elif not _equal(array, arrays[chosen.setdefault(id(parameter), name)]):
+                problems.append(f"{name} and {chosen[id(parameter)]} are one shared Parameter")
+        if problems:
+            raise ValueError(
+                f"load_state_dict: {len(problems)} entries do not fit this "
+                f"{type(self).__name__}:\n  " + "\n  ".join(problems)
+            )
+        for name, parameter in own.items():
+            parameter.data = arrays[name]
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return a is b or bool((to_numpy(a) == to_numpy(b)).all())
+
+
+# ---- layers -------------------------------------------------------------------------------------
+
+
+def lecun_normal(shape: tuple[int, ...], fan_in: int, seed: int, layer: int) -> np.ndarray:
+    """Initial weights, float32: normal of variance 1 / fan_in, cut off at two deviations.
+
+    So that a sum of fan_in terms has the variance of one input (LeCun et al. 1998). The cut takes
+    away variance, for which 0.8796 makes up. The paper's authors draw theirs in this way.
+    """
+    size = math.prod(shape)
+    values = np.empty(size, dtype=np.float32)
+    block = 1 << 18
+    for start in range(0, size, block):
+        elements = np.arange(start, min(start + block, size), dtype=np.uint64)
+        drawn = values[start : start + block]
+        todo = np.arange(len(elements))
+        attempt = 0
+        while todo.size:
+            bits = random_bits(seed, Purpose.WEIGHTS, attempt, layer, 0, elements[todo])
+            # Box and Muller 1958: two uniform numbers, a radius and an angle, make a normal one
+            radius = np.sqrt(-2 * np.log(1 - uniform(bits, np.float32)))
+            angle = (bits & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2**-23 * math.pi)
+            drawn[todo] = radius * np.cos(angle)
+            todo = todo[abs(drawn[todo]) > 2]
+            attempt += 1
+    values *= np.float32(1 / (0.87962566 * math.sqrt(fan_in)))
+    return values.reshape(shape)
+
+
+class Linear(Module):
+    """y = x weight + bias. weight (in_features, out_features), bias (out_features,) or None.
+
+    zero=True starts at weight 0, as the paper's head does. A layer on its own draws its weights
+    from `seed`; a model redraws all with `initialize`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, zero: bool = False,
+        seed: int = 0,
+    ):  # fmt: skip
+        check_sizes(in_features=in_features, out_features=out_features)
+        self.weight = Parameter(np.zeros((in_features, out_features), dtype=np.float32))
+        self.bias = Parameter(np.zeros(out_features, dtype=np.float32)) if bias else None
+        self.zero = zero
+        self.draw_weights(seed, 0)
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        shape = self.weight.shape
+        self.weight.data = (
+            np.zeros(shape, np.float32) if self.zero else lecun_normal(shape, shape[0], seed, layer)
+        )
+        if self.bias is not None:
+            self.bias.data = np.zeros(shape[1], dtype=np.float32)
+
+    def forward(self, x: Any) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Module):
+    """Each row of x (..., channels) to mean 0 and variance 1, times weight plus bias."""
+
+    def __init__(self, channels: int, epsilon: float = 1e-6):
+        check_sizes(channels=channels)
+        self.weight = Parameter(np.ones(channels, dtype=np.float32))
+        self.bias = Parameter(np.zeros(channels, dtype=np.float32))
+        self.epsilon = epsilon
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        self.weight.data = np.ones(self.weight.shape, dtype=np.float32)
+        self.bias.data = np.zeros(self.bias.shape, dtype=np.float32)
+
+    def forward(self, x: Any) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.epsilon)
+
+
+class GELU(Module):
+    def __init__(self, approximate: str = "none"):
+        self.approximate = approximate
+
+    def forward(self, x: Any) -> Tensor:
+        return F.gelu(x, self.approximate)
+
+
+class _RandomLayer(Module):
+    """Multiplies by 0 with probability `p`, by 1 / (1 - p) otherwise, while training.
+
+    The draw depends on the model's seed and step, the layer's number, the example and the element.
+    A model's optimizer advances the step; gather a model with `parameters()` or `initialize()`
+    first, so that its layers are numbered.
+    """
+
+    purpose: Purpose
+
+    def __init__(self, p: float = 0.5):
+        if not 0 <= p < 1:
+            raise ValueError(f"{type(self).__name__}: p must be in [0, 1), got {p}")
+        self.p = p
+        self.random = RandomCounter()
+
+    def keep(self, x: Tensor, examples: int, elements: int) -> Array:
+        """The factors: (examples, elements), of x's dtype, on x's device."""
+        random, xp = self.random, namespace(x.data)
+        bits = random_bits(
+            random.seed,
+            self.purpose,
+            xp.asarray(random.step)[:, None],
+            self.layer,
+            xp.asarray(random.examples(examples))[:, None],
+            xp.arange(elements, dtype=np.uint64)[None, :],
+        )
+        return (uniform(bits, x.dtype) >= self.p) * x.dtype.type(1 / (1 - self.p))
+
+
+class Dropout(_RandomLayer):
+    """Every element of x (B, ...) on its own (Srivastava et al. 2014)."""
+
+    purpose = Purpose.DROPOUT
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return multiply(x, self.keep(x, len(x), math.prod(x.shape[1:])).reshape(x.shape))
+
+
+class StochasticDepth(_RandomLayer):
+    """All of an example at once: what a block adds is skipped (Huang et al. 2016). x (S, B, C)."""
+
+    purpose = Purpose.STOCHASTIC_DEPTH
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return multiply(x, self.keep(x, x.shape[1], 1)[None])
+
+
+def check_sizes(**sizes: Any) -> None:
+    """ValueError, with the name, unless every size is a whole number above zero."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")

@@ -1,0 +1,304 @@
+"""Optimizers: how a gradient moves the weights.
+
+An optimizer holds a model's flat buffer and a list of ranges of it: (start, stop, lr, decay).
+Parameter groups, weight decay on matrices only and frozen parameters are nothing more than such
+ranges, and an update is a handful of array operations on each. The numbers that change from step
+to step (learning-rate factor, step count, clipping factor) lie in one small array, `control`, on
+the model's device: a GPU reads them there and never waits for Python.
+
+>>> import numpy as np
+>>> from minimixer.nn import Linear
+>>> layer = Linear(1, 1)
+>>> optimizer = SGD(layer.parameters(), lr=0.1)
+>>> for step in range(100):
+...     optimizer.zero_grad()
+...     ((layer(np.ones((1, 1), "float32")) - 3.0) ** 2).sum().backward()
+...     optimizer.step()
+>>> round(float(layer(np.ones((1, 1), "float32")).data[0, 0]), 3)
+3.0
+
+Next: `data.py`, what to train on.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, device_of, matmul, namespace, to_device, to_numpy
+from .parameters import Parameter, ParameterBuffer
+
+LR_FACTOR, STEP, CLIP = range(3)  # the places in `control`
+Range = tuple[int, int, float, float]  # start, stop, lr, decay
+
+
+class Optimizer:
+    """What all optimizers share. Subclasses define `moments` and `update`.
+
+    parameters    Parameters of one model, or groups: dicts with "params" and, if they differ from
+                  the defaults, "lr" and "weight_decay". Those with requires_grad=False stay as is.
+    lr            learning rate; `lr_factor`, set by a schedule, multiplies every group's
+    weight_decay  applies to matrices only: not to biases and LayerNorms
+
+    ValueError: no parameters, parameters of different models or twice, lr <= 0, weight_decay < 0.
+    """
+
+    moments: tuple[str, ...] = ()  # names of the running averages, one array each
+
+    def __init__(self, parameters: Sequence[Any], lr: float, weight_decay: float):
+        groups: list[Any] = list(parameters)
+        if not groups or not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self.parameters: list[Parameter] = []
+        self._settings: list[tuple[float, float]] = []
+        for group in groups:
+            group_lr = group.get("lr", lr)
+            decay = group.get("weight_decay", weight_decay)
+            if not (group_lr > 0 and math.isfinite(group_lr)):
+                raise ValueError(f"lr must be positive, got {group_lr}")
+            if not (decay >= 0 and math.isfinite(decay)):
+                raise ValueError(f"weight_decay must not be negative, got {decay}")
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    self.parameters.append(parameter)
+                    self._settings.append((group_lr, decay if parameter.ndim > 1 else 0.0))
+        if not self.parameters:
+            raise ValueError("the optimizer was given no parameters to train")
+        if len({id(p) for p in self.parameters}) < len(self.parameters):
+            raise ValueError("a parameter was given to the optimizer twice")
+        if len({id(p.buffer) for p in self.parameters}) > 1:
+            raise ValueError(
+                "these parameters belong to different models; make one Module that holds them all "
+                "and use its parameters(), or one optimizer for each model"
+            )
+        buffer = self.parameters[0].buffer
+        assert buffer is not None
+        self.buffer: ParameterBuffer = buffer
+        self.control: Array = np.array([1.0, 0.0, 1.0])
+        self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
+        self._ranges: tuple[list[bool], list[Range]] | None = None
+        self._follow()
+
+    # ---- what a training loop calls -------------------------------------------------------------
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient, and clear the clipping factor."""
+        self._follow()
+        ranges = self._active_ranges()
+        self.control[STEP] += 1
+        buffer, gradients = self.buffer, self.buffer.make_gradients()
+        scalars = self._scalars()
+        for start, stop, lr, decay in ranges:
+            for part in self._blocks(start, stop):
+                state = [array[part] for array in self.state.values()]
+                self.update(buffer.values[part], gradients[part], state, lr, decay, scalars)
+        self.control[CLIP] = 1
+        buffer.random.counters[0] += 1
+        for parameter in self.parameters:
+            parameter.version += 1
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def clip_grad_norm(self, max_norm: float) -> Array:
+        """Let the coming step see gradients of norm at most `max_norm`, all of them scaled alike.
+
+        Returns their norm before that, a 0-d array on the device (Pascanu et al. 2013).
+        """
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be positive, got {max_norm}")
+        self._follow()
+        gradients = self.buffer.make_gradients()
+        xp = namespace(gradients)
+        squares = xp.zeros((1, 1), dtype=gradients.dtype)
+        for start, stop, _, _ in self._active_ranges():
+            part = gradients[start:stop]
+            squares += matmul(part[None, :], part[:, None])
+        norm = xp.sqrt(squares[0, 0])
+        self.control[CLIP] = xp.minimum(1, max_norm / (norm + 1e-6))
+        return norm
+
+    @property
+    def lr_factor(self) -> float:
+        return float(self.control[LR_FACTOR])
+
+    @lr_factor.setter
+    def lr_factor(self, factor: float) -> None:
+        self.control[LR_FACTOR] = factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"step": int, and for each moment a list of NumPy arrays, one for each parameter}."""
+        return {
+            "step": int(self.control[STEP]),
+            **{
+                name: [to_numpy(p.window(array)).copy() for p in self.parameters]
+                for name, array in self.state.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another optimizer of this kind, for the same parameters, stopped."""
+        self._follow()
+        for name in self.moments:
+            shapes = [array.shape for array in state.get(name, [])]
+            if shapes != [p.shape for p in self.parameters]:
+                raise ValueError(f"optimizer state: {name!r} does not fit the parameters")
+        for name in self.moments:
+            for parameter, array in zip(self.parameters, state[name], strict=True):
+                values = to_device(np.asarray(array), self.buffer.device)
+                parameter.window(self.state[name])[...] = values
+        self.control[STEP] = state["step"]
+
+    # ---- how it is done -------------------------------------------------------------------------
+
+    def update(
+        self, w: Array, g: Array, state: list[Array], lr: float, decay: float, scalars: Array
+    ) -> None:
+        """Change w and state in place, for one block of a range."""
+        raise TypeError(f"{type(self).__name__} has no update")
+
+    def _scalars(self) -> Array:
+        """(3,) in the parameters' dtype, on their device: learning-rate factor, step, clip."""
+        return self.control.astype(self.buffer.dtype)
+
+    def _follow(self) -> None:
+        """Go where the model went (`to`), and notice if it took other parameters."""
+        buffer = self.buffer
+        if any(p.buffer is not buffer for p in self.parameters):
+            raise ValueError(
+                "the model's parameters were gathered anew after this optimizer was made (was a "
+                "layer replaced?); make a new optimizer from model.parameters()"
+            )
+        if device_of(self.control) != buffer.device:
+            self.control = to_device(self.control, buffer.device)
+        for name, array in self.state.items():
+            if array.dtype != buffer.dtype or device_of(array) != buffer.device:
+                self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
+
+    def _active_ranges(self) -> list[Range]:
+        """Stretches of the buffer with gradients and equal settings, as long as possible."""
+        has_grad = [p.grad is not None for p in self.parameters]
+        if self._ranges is None or self._ranges[0] != has_grad:
+            pieces = sorted(
+                (p.start, p.stop, *setting)
+                for p, setting, has in zip(self.parameters, self._settings, has_grad, strict=True)
+                if has
+            )
+            ranges: list[Range] = []
+            for piece in pieces:
+                if ranges and ranges[-1][1:] == (piece[0], *piece[2:]):
+                    ranges[-1] = (ranges[-1][0], *piece[1:])
+                else:
+                    ranges.append(piece)
+            self._ranges = has_grad, ranges
+        return self._ranges[1]
+
+    def _blocks(self, start: int, stop: int) -> Iterator[slice]:
+        """On the CPU in pieces whose temporaries stay in the cache; on the GPU all at once."""
+        block = 1 << 16 if self.buffer.device == "cpu" else max(1, stop - start)
+        return (slice(i, min(i + block, stop)) for i in range(start, stop, block))
+
+
+class SGD(Optimizer):
+    """v <- momentum v + g;  w <- w - lr v, or with nesterov  w <- w - lr (g + momentum v).
+
+    g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Any], lr: float, momentum: float = 0.0, nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ):  # fmt: skip
+        if not 0 <= momentum < 1 or (nesterov and momentum == 0):
+            raise ValueError(f"momentum must be in [0, 1), and above 0 for nesterov: {momentum}")
+        self.momentum, self.nesterov = momentum, nesterov
+        self.moments = ("momentum_buffer",) if momentum else ()
+        super().__init__(parameters, lr, weight_decay)
+
+    def update(self, w, g, state, lr, decay, scalars):
+        g = g * scalars[CLIP : CLIP + 1]
+        if decay:
+            g += decay * w
+        if self.momentum:
+            (v,) = state
+            v *= self.momentum
+            v += g
+            g = g + self.momentum * v if self.nesterov else v
+        w -= g * (lr * scalars[LR_FACTOR : LR_FACTOR + 1])
+
+
+class AdamW(Optimizer):
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  with m' = m / (1 - b1^t) and v' likewise,
+
+    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). Kingma and Ba 2015; the decay, apart
+    from the gradient, Loshchilov and Hutter 2019.
+    """
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self, parameters: Sequence[Any], lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01,
+    ):  # fmt: skip
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps > 0):
+            raise ValueError(f"betas must be in [0, 1) and eps positive, got {betas}, {eps}")
+        self.betas, self.eps = betas, eps
+        super().__init__(parameters, lr, weight_decay)
+
+    def _scalars(self):
+        """(4,): learning-rate factor, lr factor / (1 - b1^t), clip, 1 / sqrt(1 - b2^t)."""
+        factor, step, clip = (self.control[i : i + 1] for i in (LR_FACTOR, STEP, CLIP))
+        xp = namespace(self.control)
+        first = factor / (1 - self.betas[0] ** step)
+        second = 1 / xp.sqrt(1 - self.betas[1] ** step)
+        return xp.concatenate([factor, first, clip, second]).astype(self.buffer.dtype)
+
+    def update(self, w, g, state, lr, decay, scalars):
+        xp = namespace(w)
+        m, v = state
+        g = g * scalars[2:3]
+        square = g * g
+        g -= m
+        g *= 1 - self.betas[0]
+        m += g
+        square -= v
+        square *= 1 - self.betas[1]
+        v += square
+        root = xp.sqrt(v, out=square)
+        root *= scalars[3:4]
+        root += self.eps
+        xp.divide(m, root, out=g)
+        g *= lr * scalars[1:2]
+        if decay:
+            w *= 1 - (lr * decay) * scalars[0:1]
+        w -= g
+
+
+class Adam(AdamW):
+    """AdamW without weight decay unless asked for; that is decoupled here too."""
+
+    def __init__(
+        self, parameters: Sequence[Any], lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
+    ):  # fmt: skip
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+
+def schedule(step: int, total_steps: int, warmup_steps: int = 0, decay: str = "cosine") -> float:
+    """The factor on the learning rate at `step`, counted from 0.
+
+    Linear from 1 / warmup_steps to 1 during the warm-up; then down to 0 at `total_steps` along half
+    a "cosine" or "linear"ly, or "constant".
+    """
+    if decay not in ("cosine", "linear", "constant"):
+        raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', got {decay!r}")
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"warm-up of {warmup_steps} steps out of {total_steps}")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if decay == "linear" else 1.0

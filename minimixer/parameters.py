@@ -1,0 +1,221 @@
+"""Parameters: the weights of a model, as views into one flat buffer.
+
+    buffer.values      | stem.weight | blocks.0... | head.weight | stem.bias | ...  |   one array
+    buffer.gradients   |      .      |      .      |      .      |     .     | ...  |   one array
+
+Each Parameter is a Tensor whose `data` and `grad` are windows into these two arrays. So an update
+of all weights is a few operations on long arrays, a gradient norm is one product, moving a model
+to the GPU is one copy, and adding gradients over several machines is one message. Matrices come
+first, so that "decay the matrices only" is one stretch of the buffer; each Parameter starts at a
+multiple of 64 elements, which keeps the windows aligned in memory.
+
+>>> import numpy as np
+>>> w, b = Parameter(np.ones((2, 3), "float32")), Parameter(np.zeros(3, "float32"))
+>>> buffer = ParameterBuffer([w, b])
+>>> w.data = 5 * np.ones((2, 3))             # copied into the window: nothing is ever rebound
+>>> w.start, b.start, buffer.values[:7]
+(0, 64, array([5., 5., 5., 5., 5., 5., 0.], dtype=float32))
+
+Next: `nn.py`, layers made of Parameters.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .autograd import Variable
+from .backend import (
+    FLOAT_DTYPES,
+    Array,
+    check_device,
+    describe,
+    device_of,
+    is_array,
+    namespace,
+    to_device,
+)
+from .tensor import Tensor
+
+ALIGNMENT = 64  # elements
+
+
+class RandomCounter:
+    """What random draws in a training step depend on, next to their own numbers.
+
+    seed      an integer
+    counters  uint64 array on the model's device: the step, and the number within the step of the
+              first example of this batch (not 0 if a batch is cut into pieces)
+
+    The optimizer advances the step. A draw is a pure function of these: see backend.random_bits.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        self.counters = np.zeros(2, dtype=np.uint64)
+
+    @property
+    def step(self) -> Array:
+        return self.counters[:1]
+
+    def set(self, step: int, first_example: int = 0) -> None:
+        self.counters[0] = step
+        self.counters[1] = first_example
+
+    def examples(self, count: int) -> Array:
+        """The numbers of the examples of a batch, uint64 (count,), on the model's device."""
+        return namespace(self.counters).arange(count, dtype=np.uint64) + self.counters[1:]
+
+
+class ParameterBuffer:
+    """The flat arrays behind a list of Parameters, which it takes over with their values.
+
+    values     (size,) float32 or float64
+    gradients  the same, made at the first backward; only the engine writes there
+    random     the model's RandomCounter
+    """
+
+    def __init__(self, parameters: Sequence["Parameter"]):
+        first = parameters[0].data
+        xp = namespace(first)
+        order = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices, then vectors
+        self.count = len(order)
+        self.size = sum(_aligned(p.size) for p in order)
+        self.values: Array = xp.zeros(self.size, dtype=first.dtype)
+        self.gradients: Array | None = None
+        self.random: RandomCounter = (
+            parameters[0].buffer.random if parameters[0].buffer else RandomCounter()
+        )
+        start = 0
+        for parameter in order:
+            value, grad, size = parameter.data, parameter.grad, parameter.size
+            parameter.move_to(self, start)
+            parameter.data = value
+            parameter.grad = grad
+            start += _aligned(size)
+
+    @property
+    def device(self) -> str:
+        return device_of(self.values)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.values.dtype
+
+    def write(self, start: int, values: Array) -> None:
+        """The one way in which values enter from outside: cast, moved and copied to `start`."""
+        values = to_device(values, self.device).reshape(-1)
+        self.values[start : start + values.size] = values
+
+    def make_gradients(self) -> Array:
+        if self.gradients is None:
+            self.gradients = namespace(self.values).zeros_like(self.values)
+        return self.gradients
+
+    def to(self, dtype: np.dtype | None = None, device: str | None = None) -> None:
+        """Other arrays, the same windows: every Parameter and optimizer sees the new ones."""
+        dtype = self.dtype if dtype is None else dtype
+        device = self.device if device is None else check_device(device)
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(f"parameters are float32 or float64, not {dtype}")
+        self.values = to_device(self.values, device).astype(dtype, copy=False)
+        if self.gradients is not None:
+            self.gradients = to_device(self.gradients, device).astype(dtype, copy=False)
+        self.random.counters = to_device(self.random.counters, device)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Parameter(Tensor):
+    """A Tensor that a model learns. `data` and `grad` are views into its buffer.
+
+    Assigning to `data` copies into the view (ValueError if the shape differs). `grad` is None until
+    backward, and again after `zero_grad()`, which only forgets: the next gradient overwrites.
+    """
+
+    __slots__ = ("_data_of", "_data_view", "_has_grad", "_shape", "buffer", "start", "version")
+    is_parameter = True
+
+    def __init__(self, data: Any, requires_grad: bool = True):
+        value = Tensor(data).data
+        if value.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"Parameter: must be float32 or float64, got {describe(value)}")
+        self.buffer: ParameterBuffer | None = None
+        self._data_of = self._data_view = value
+        self._shape = value.shape
+        self._has_grad = False
+        self.version = 0
+        self.start = 0
+        self.node = None
+        self.output_index = 0
+        self.requires_grad = requires_grad
+        ParameterBuffer([self])  # its own, until a model gathers its Parameters into one
+
+    def __deepcopy__(self, memo: dict) -> "Parameter":
+        memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
+        return copy
+
+    def move_to(self, buffer: ParameterBuffer, start: int) -> None:
+        """Be a window of `buffer` from now on. Only ParameterBuffer calls this."""
+        self.buffer, self.start, self._has_grad = buffer, start, False
+
+    @property
+    def stop(self) -> int:
+        """Where the next Parameter starts."""
+        return self.start + _aligned(math.prod(self._shape))
+
+    def window(self, flat: Array) -> Array:
+        """This Parameter's part of an array that is laid out like its buffer."""
+        return flat[self.start : self.start + math.prod(self._shape)].reshape(self._shape)
+
+    @property
+    def data(self) -> Array:  # type: ignore[override]
+        if self.buffer is not None and self._data_of is not self.buffer.values:
+            self._data_of = self.buffer.values
+            self._data_view = self.window(self._data_of)
+        return self._data_view
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        value = value.data if isinstance(value, Variable) else value
+        value = value if is_array(value) else np.asarray(value, dtype=self.dtype)
+        if value.shape != self._shape:
+            raise ValueError(
+                f"a Parameter keeps its shape: {self._shape}, but the values are {value.shape}; "
+                "for another shape make a new layer"
+            )
+        assert self.buffer is not None
+        self.version += 1
+        self.buffer.write(self.start, value)
+
+    @property
+    def grad(self) -> Array | None:  # type: ignore[override]
+        if not self._has_grad or self.buffer is None:
+            return None
+        return self.window(self.buffer.make_gradients())
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        self._has_grad = False
+        if value is not None:
+            self.accumulate_grad(value)
+
+    def accumulate_grad(self, gradient: Array) -> None:
+        """The first gradient after `zero_grad` overwrites what is there, later ones add."""
+        assert self.buffer is not None
+        window = self.window(self.buffer.make_gradients())
+        if self._has_grad:
+            window += gradient
+        else:
+            window[...] = gradient
+            self._has_grad = True
+
+    def read(self, dtype: np.dtype) -> Array:
+        """The values in the dtype of the activations that meet them."""
+        return self.data if self.data.dtype == dtype else self.data.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.data}, dtype={self.dtype}, device={self.device!r})"

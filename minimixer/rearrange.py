@@ -1,0 +1,213 @@
+"""Collecting numbers and moving them about: sums, maxima, reshapes, slices, joins.
+
+All but Max are linear in x with ones and zeros as factors, so backward applies the transposed
+map to dy: what a sum collected is spread out again, what was cut out is put back in its place,
+what was joined is taken apart.
+
+>>> import numpy as np
+>>> from minimixer.autograd import Variable, backward
+>>> x = Variable(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
+>>> backward(sum(index(x, [0, 1, 1])))
+>>> print(x.grad)
+[[1. 1.]
+ [2. 2.]]
+
+Next: `tensor.py`, which gives the operations their usual signs.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .autograd import Function, Variable
+from .backend import Array, add_at, device_of, is_array, namespace, to_device
+
+# ---- reductions ---------------------------------------------------------------------------------
+
+Axis = int | tuple[int, ...] | None
+
+
+class _Reduction(Function):
+    """y collects the elements of x along `axis`; backward spreads dy over them again."""
+
+    def keep_axis(self, x: Array, axis: Axis) -> None:
+        self.shape = x.shape
+        axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        self.kept_shape = list(x.shape)
+        for i in axes:
+            if not -x.ndim <= i < x.ndim:
+                raise ValueError(f"axis {i} is out of range for {x.ndim} dimensions")
+            self.kept_shape[i] = 1
+
+    def spread(self, array: Array) -> Array:
+        return namespace(array).broadcast_to(array.reshape(self.kept_shape), self.shape)
+
+
+class Sum(_Reduction):
+    def forward(self, x, axis=None, keepdims=False):
+        self.keep_axis(x, axis)
+        return namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims))
+
+    def backward(self, dy):
+        return self.spread(dy)
+
+
+class Mean(_Reduction):
+    def forward(self, x, axis=None, keepdims=False):
+        self.keep_axis(x, axis)
+        self.count = x.size // math.prod(self.kept_shape) if x.size else 1
+        return namespace(x).asarray(x.mean(axis=axis, keepdims=keepdims))
+
+    def backward(self, dy):
+        return self.spread(dy / self.count)
+
+
+class Max(_Reduction):
+    """The largest element; where several are equal they share the gradient evenly."""
+
+    def forward(self, x, axis=None, keepdims=False):
+        self.keep_axis(x, axis)
+        y = namespace(x).asarray(x.max(axis=axis, keepdims=keepdims))
+        self.x, self.y = x, y
+        return y
+
+    def backward(self, dy):
+        largest = self.x == self.y.reshape(self.kept_shape)
+        axes = tuple(i for i, n in enumerate(self.kept_shape) if n == 1 != self.shape[i])
+        winners = largest.sum(axis=axes, keepdims=True).astype(dy.dtype)
+        return largest * self.spread(dy.reshape(self.kept_shape) / winners)
+
+
+# ---- shape --------------------------------------------------------------------------------------
+
+
+class Reshape(Function):
+    def forward(self, x, shape):
+        self.shape = x.shape
+        return x.reshape(shape)
+
+    def backward(self, dy):
+        return dy.reshape(self.shape)
+
+
+class Transpose(Function):
+    """y[..., i_axes[1], i_axes[0], ...]: axis k of y is axis `axes[k]` of x."""
+
+    def forward(self, x, axes):
+        self.back = [axes.index(i) if i in axes else axes.index(i - x.ndim) for i in range(x.ndim)]
+        return x.transpose(axes)
+
+    def backward(self, dy):
+        return dy.transpose(self.back)
+
+
+class Index(Function):
+    """y = x[index], as in NumPy: numbers, slices, None, Ellipsis, integer or boolean arrays.
+
+    An element that was picked several times collects all of its gradients.
+    """
+
+    def forward(self, x, index):
+        index = index if isinstance(index, tuple) else (index,)
+        self.index = tuple(_index_array(i, x) for i in index)
+        self.shape = x.shape
+        return namespace(x).asarray(x[self.index])
+
+    def backward(self, dy):
+        xp = namespace(dy)
+        dx = xp.zeros(self.shape, dtype=dy.dtype)
+        if any(is_array(i) and i.dtype != bool for i in self.index):  # may repeat an element
+            positions = xp.arange(dx.size).reshape(self.shape)[self.index]
+            add_at(dx.reshape(-1), positions.reshape(-1), dy.reshape(-1))
+        else:
+            dx[self.index] = dy
+        return dx
+
+
+def _index_array(index: Any, x: Array) -> Any:
+    """Index arrays must be plain and lie where x does."""
+    if isinstance(index, Variable):
+        index = index.data
+    if isinstance(index, list):
+        index = namespace(x).asarray(index)
+    return to_device(index, device_of(x)) if is_array(index) else index
+
+
+class Concatenate(Function):
+    def forward(self, *arrays, axis):
+        xp = namespace(arrays[0])
+        self.axis = axis
+        self.borders = [0]
+        for array in arrays:
+            self.borders.append(self.borders[-1] + array.shape[axis])
+        return xp.concatenate(arrays, axis=axis)
+
+    def backward(self, dy):
+        moved = dy.swapaxes(0, self.axis)
+        return tuple(
+            moved[start:stop].swapaxes(0, self.axis)
+            for start, stop in zip(self.borders[:-1], self.borders[1:], strict=True)
+        )
+
+
+class Stack(Function):
+    def forward(self, *arrays, axis):
+        self.axis = axis
+        return namespace(arrays[0]).stack(arrays, axis=axis)
+
+    def backward(self, dy):
+        return tuple(namespace(dy).moveaxis(dy, self.axis, 0))
+
+
+class To(Function):
+    """The same numbers in another dtype or on another device; the gradient travels back."""
+
+    def forward(self, x, dtype, device):
+        self.dtype, self.device = x.dtype, device_of(x)
+        return to_device(x, device).astype(dtype, copy=False)
+
+    def backward(self, dy):
+        return to_device(dy, self.device).astype(self.dtype, copy=False)
+
+
+# ---- the functions ------------------------------------------------------------------------------
+
+
+def sum(x, axis: Axis = None, keepdims: bool = False):
+    return Sum.apply(x, axis=axis, keepdims=keepdims)
+
+
+def mean(x, axis: Axis = None, keepdims: bool = False):
+    return Mean.apply(x, axis=axis, keepdims=keepdims)
+
+
+def max(x, axis: Axis = None, keepdims: bool = False):
+    return Max.apply(x, axis=axis, keepdims=keepdims)
+
+
+def reshape(x, shape: Sequence[int] | int):
+    return Reshape.apply(x, shape=shape)
+
+
+def transpose(x, axes: Sequence[int]):
+    return Transpose.apply(x, axes=tuple(axes))
+
+
+def index(x, key):
+    return Index.apply(x, index=key)
+
+
+def concatenate(tensors, axis: int = 0):
+    """Join along an existing axis."""
+    return Concatenate.apply(*tensors, axis=axis)
+
+
+def stack(tensors, axis: int = 0):
+    """Join along a new axis."""
+    return Stack.apply(*tensors, axis=axis)
+
+
+def to(x, dtype: Any = None, device: str | None = None):
+    """x in another dtype, on another device, or both."""
+    dtype = x.data.dtype if dtype is None else dtype
+    return To.apply(x, dtype=dtype, device=device_of(x.data) if device is None else device)

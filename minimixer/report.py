@@ -1,0 +1,89 @@
+"""What a model costs: parameters, multiplications and bytes for each layer, from its sizes.
+
+A product of an m x k with a k x n matrix takes m k n multiply-accumulates (MACs). Training keeps
+for backward what the functions of functional.py save: LayerNorm its x_hat and 1/sigma, a linear
+layer its input, an MLP its input, its hidden activation and the slope of GELU there.
+
+>>> from minimixer import Mixer
+>>> table = Mixer.summary_of("mixer_b16")
+>>> table.parameters, round(table.macs / 1e9, 3), len(table.rows)
+(59880472, 12.602, 51)
+
+Next: the scripts in `examples/`.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One layer for a batch: `activation_bytes` is what it keeps for backward."""
+
+    name: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+
+class Summary:
+    """The table for `batch_size` images; `str` of it is text. `rows` holds the figures.
+
+    parameters, macs, activation_bytes: the sums. `itemsize`: bytes of one activation.
+    """
+
+    def __init__(self, config: dict[str, Any], batch_size: int = 1, itemsize: int = 4):
+        self.batch_size, self.itemsize = batch_size, itemsize
+        self.rows = _rows(config, batch_size, itemsize)
+        self.parameters = sum(row.parameters for row in self.rows)
+        self.macs = sum(row.macs for row in self.rows)
+        self.activation_bytes = sum(row.activation_bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        cells = [["layer", "output shape", "parameters", "MACs", "activation bytes"]]
+        for layer in self.rows:
+            cells.append([layer.name, str(layer.output_shape), *(f"{n:,}" for n in layer[2:])])
+        totals = (self.parameters, self.macs, self.activation_bytes)
+        cells.append(["total", f"batch of {self.batch_size}", *(f"{n:,}" for n in totals)])
+        widths = [max(len(row[i]) for row in cells) for i in range(5)]
+        lines = []
+        for row in cells:
+            text = [cell.ljust(w) for cell, w in zip(row[:2], widths[:2], strict=True)]
+            text += [cell.rjust(w) for cell, w in zip(row[2:], widths[2:], strict=True)]
+            lines.append("  ".join(text))
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    __repr__ = __str__
+
+
+def _rows(config: dict[str, Any], batch: int, itemsize: int) -> list[Row]:
+    height, width = config["image_size"]
+    patch, channels = config["patch_size"], config["hidden_dim"]
+    d_s, d_c = config["tokens_mlp_dim"], config["channels_mlp_dim"]
+    classes = config["num_classes"]
+    tokens = (height // patch) * (width // patch)
+    pixels = patch * patch * config["in_channels"]
+    grid = (tokens, batch, channels)
+    elements = tokens * batch * channels
+
+    def linear(name: str, shape: tuple[int, ...], n_in: int, n_out: int, rows: int) -> Row:
+        kept = rows * n_in * itemsize
+        return Row(name, shape, n_in * n_out + n_out, rows * n_in * n_out, kept)
+
+    def norm(name: str) -> Row:
+        return Row(name, grid, 2 * channels, 0, (elements + tokens * batch) * itemsize)
+
+    def mlp(name: str, size: int, hidden: int, columns: int) -> Row:
+        parameters = 2 * size * hidden + hidden + size
+        kept = (elements + 2 * hidden * columns) * itemsize
+        return Row(name, grid, parameters, 2 * size * hidden * columns, kept)
+
+    rows = [linear("stem", grid, pixels, channels, tokens * batch)]
+    for i in range(config["num_blocks"]):
+        rows += [
+            norm(f"blocks.{i}.norm1"),
+            mlp(f"blocks.{i}.token_mixing", tokens, d_s, batch * channels),
+            norm(f"blocks.{i}.norm2"),
+            mlp(f"blocks.{i}.channel_mixing", channels, d_c, tokens * batch),
+        ]
+    return [*rows, norm("norm"), linear("head", (batch, classes), channels, classes, batch)]

@@ -1,0 +1,269 @@
+"""Tensor: an array that remembers where it came from, with the usual signs and methods.
+
+There is no mathematics in this file: `a * b` is `ops.multiply(a, b)`, and so on.
+
+>>> x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+>>> y = (x @ x.T).sum()
+>>> y.backward()
+>>> x.grad
+array([[ 8., 12.],
+       [ 8., 12.]], dtype=float32)
+
+Next: `gradcheck.py`, which tests whether any of this is right.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from . import ops, rearrange
+from .autograd import Variable, backward
+from .backend import (
+    FLOAT_DTYPES,
+    check_device,
+    describe,
+    device_of,
+    is_array,
+    namespace,
+    to_device,
+    to_numpy,
+)
+
+
+class Tensor(Variable):
+    """A NumPy or CuPy array `data` with a gradient `grad` (an array, or None) of the same shape.
+
+    data            array (not copied), number or nested list (numbers become float32)
+    requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
+    dtype, device   convert to these: "float32", "float64"; "cpu", "cuda", "cuda:N"
+
+    Arithmetic keeps the dtype: Python numbers never promote, and two Tensors of different dtype or
+    device are a TypeError. Comparisons return boolean Tensors without gradient.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # array + Tensor: NumPy and CuPy leave it to Tensor.__radd__
+    __array_priority__ = 1000
+
+    def __init__(
+        self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None
+    ):
+        if isinstance(data, Variable):
+            data = data.data
+        if not is_array(data):
+            array = np.asarray(data)
+            python_numbers = not isinstance(data, np.generic) and array.dtype == np.float64
+            data = array.astype(np.float32) if python_numbers else array
+        if dtype is not None:
+            data = data.astype(dtype, copy=False)
+        if device is not None:
+            data = to_device(data, device)
+        if requires_grad and data.dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"Tensor: only float32 and float64 have gradients, got {describe(data)}"
+            )
+        super().__init__(data, requires_grad)
+
+    # ---- what it is -----------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        return device_of(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        where = "" if self.device == "cpu" else f", device={self.device!r}"
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({to_numpy(self.data)}, dtype={self.dtype}{where}{grad})"
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    __hash__ = object.__hash__  # by identity, although == compares elements
+
+    def item(self) -> Any:
+        """The only element as a Python number. Waits for a GPU."""
+        return self.data.item()
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array: shared memory on the CPU, a copy from a GPU."""
+        return to_numpy(self.data)
+
+    def detach(self) -> "Tensor":
+        """The same values, cut off from the graph."""
+        return Tensor(self.data)
+
+    def to(self, *targets: Any) -> "Tensor":
+        """`to("cuda")`, `to("float64")` or both, in any order; differentiable. ValueError if the
+        device can't be used here."""
+        dtype, device = split_targets(targets)
+        device = self.device if device is None else check_device(device)
+        if device == self.device and dtype in (None, self.dtype):
+            return self
+        if self.dtype in FLOAT_DTYPES and (dtype is None or dtype in FLOAT_DTYPES):
+            return rearrange.to(self, dtype, device)
+        return Tensor(self.data, dtype=dtype, device=device)  # integers have no gradient
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add d(this)/d(leaf) * gradient into every leaf's `grad`; see autograd.backward."""
+        backward(self, gradient, retain_graph)
+
+    # ---- operators ------------------------------------------------------------------------------
+
+    def __add__(self, other):
+        return ops.add(self, other)
+
+    def __radd__(self, other):
+        return ops.add(other, self)
+
+    def __sub__(self, other):
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other):
+        return ops.subtract(other, self)
+
+    def __mul__(self, other):
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other):
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other):
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other):
+        return ops.divide(other, self)
+
+    def __pow__(self, other):
+        return ops.power(self, other)
+
+    def __rpow__(self, other):
+        return ops.power(other, self)
+
+    def __matmul__(self, other):
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other):
+        return ops.matmul(other, self)
+
+    def __neg__(self):
+        return ops.negative(self)
+
+    def __abs__(self):
+        return ops.absolute(self)
+
+    def __getitem__(self, key):
+        if self.dtype in FLOAT_DTYPES:
+            return rearrange.index(self, key)
+        return Tensor(self.data[key.data if isinstance(key, Variable) else key])
+
+    def __eq__(self, other):  # type: ignore[override]
+        return Tensor(self.data == _plain(other))
+
+    def __ne__(self, other):  # type: ignore[override]
+        return Tensor(self.data != _plain(other))
+
+    def __lt__(self, other):
+        return Tensor(self.data < _plain(other))
+
+    def __le__(self, other):
+        return Tensor(self.data <= _plain(other))
+
+    def __gt__(self, other):
+        return Tensor(self.data > _plain(other))
+
+    def __ge__(self, other):
+        return Tensor(self.data >= _plain(other))
+
+    # ---- methods --------------------------------------------------------------------------------
+
+    def sum(self, axis=None, keepdims=False):
+        return rearrange.sum(self, axis, keepdims)
+
+    def mean(self, axis=None, keepdims=False):
+        return rearrange.mean(self, axis, keepdims)
+
+    def max(self, axis=None, keepdims=False):
+        return rearrange.max(self, axis, keepdims)
+
+    def argmax(self, axis=None):
+        """Where the largest element is; the first one, if there are several. No gradient."""
+        return Tensor(namespace(self.data).asarray(self.data.argmax(axis=axis)))
+
+    def reshape(self, *shape):
+        """reshape(2, 3) or reshape((2, 3)); one length may be -1."""
+        return rearrange.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, *axes):
+        """transpose(1, 0, 2): axis k of the result is axis axes[k]. No axes: reversed."""
+        return rearrange.transpose(self, axes or range(self.ndim)[::-1])
+
+    @property
+    def T(self):
+        return self.transpose()
+
+    def exp(self):
+        return ops.exp(self)
+
+    def log(self):
+        return ops.log(self)
+
+    def sqrt(self):
+        return ops.sqrt(self)
+
+    def tanh(self):
+        return ops.tanh(self)
+
+    def erf(self):
+        return ops.erf(self)
+
+    def abs(self):
+        return ops.absolute(self)
+
+    def clip(self, low=None, high=None):
+        return ops.clip(self, low, high)
+
+
+Variable.result_class = Tensor
+
+
+def _plain(value: Any) -> Any:
+    return value.data if isinstance(value, Variable) else value
+
+
+def split_targets(targets: tuple[Any, ...]) -> tuple[np.dtype | None, str | None]:
+    """("cuda", "float64") -> (dtype("float64"), "cuda"): what `.to(...)` was asked for."""
+    dtype = device = None
+    for target in targets:
+        if isinstance(target, str) and (target == "cpu" or target.startswith("cuda")):
+            device = target
+            continue
+        try:
+            dtype = np.dtype(target)
+        except TypeError:
+            raise TypeError(
+                f"to: expected a device ('cpu', 'cuda', 'cuda:N') or a dtype, got {target!r}"
+            ) from None
+    return dtype, device

@@ -1,0 +1,36 @@
+"""One body for every device, and Hypothesis profiles.
+
+`device` runs a test once on the CPU and, where CuPy finds a GPU, once there; elsewhere that half
+is skipped with the reason. HYPOTHESIS_PROFILE=long draws twenty times as many examples.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from minimixer import backend
+
+_checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, max_examples=25, suppress_health_check=_checks
+)
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def _why_no_gpu() -> str | None:
+    try:
+        backend.check_device("cuda")
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+_no_gpu = _why_no_gpu()
+_cuda = pytest.param("cuda", marks=pytest.mark.skipif(_no_gpu is not None, reason=f"{_no_gpu}"))
+
+
+@pytest.fixture(params=["cpu", _cuda])
+def device(request) -> str:
+    return request.param

@@ -1,0 +1,317 @@
+"""Write torch_reference.npz: a small Mixer, its gradients and its optimizer steps, as PyTorch computes them.
+
+The tests read the stored file, so they need no PyTorch. It was made on a CPU by Python 3.11.7, torch 2.13.0+cpu and
+NumPy 2.4.6, from the root of the repository, with
+
+    python tests/make_torch_reference.py
+
+Everything is float64, the integers ("labels", "ce/labels", "config/...", "<opt>/steps") int64, "sgd/nesterov" bool.
+Every parameter is drawn at random, the head included. All draws are NumPy's, from fixed seeds. <name> runs over the
+names in `parameter_shapes` below; <form> is GELU's form, "tanh" or "none" (the exact one, with erf), as
+F.gelu(approximate=...) calls them; <opt> is "adamw", "adam" or "sgd".
+
+config/...                image_height, image_width, patch_size, in_channels, num_classes, num_blocks, num_tokens (S),
+                          hidden_dim (C), tokens_mlp_dim (D_S), channels_mlp_dim (D_C), batch_size (B), epsilon
+images, labels            (B, H, W, in_channels) and (B,)
+param/<name>              the initial values
+<form>/logits             (B, K), at the initial values
+<form>/loss               the mean cross-entropy of those logits
+<form>/grad/<name>        its gradient by each parameter; by token_mixing.b2 it is zero up to rounding
+<form>/grad_images        its gradient by the images
+
+<opt>/param/<name>        the values after `steps` steps on the same batch, in the tanh form
+<opt>/logits              (B, K), at those values
+<opt>/losses              (steps,) the loss before each step
+<opt>/norms               (steps,) the norm of all gradients together before each step, before clipping
+<opt>/steps, max_norm     the number of steps, and the bound that clips some of them and leaves the others alone:
+                          gradients are multiplied by min(1, max_norm / (norm + 1e-6)), then handed to the optimizer
+<opt>/lr, weight_decay    adamw: decoupled decay, on tensors of two or more dimensions only; adam: no decay;
+                          sgd: decay * parameter is added to the (clipped) gradient, of matrices only
+<opt>/betas, eps          adamw and adam
+sgd/momentum, nesterov
+
+ce/logits, labels, targets            (7, 5), (7,) and (7, 5): scores, classes, distributions over the classes
+ce/label_smoothing                    the smoothing of the cases that have it
+ce/<case>/<reduction>/loss            <case>: labels, labels_smooth, targets, targets_smooth; <reduction>: mean, sum
+ce/<case>/<reduction>/grad_logits     the gradient of that loss
+
+ln/x, weight, bias, eps               (3, 4, 10), (10,), (10,); x[0, 0] varies so little that eps matters there
+ln/output, grad_output                (3, 4, 10) both; the second is the gradient that comes in
+ln/grad/x, weight, bias               the gradients that go out
+
+gelu/x                                -6 to 6 in steps of 0.1, with 0
+gelu/<form>/value, derivative         at each x
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+torch.set_num_threads(1)  # one order of summation
+torch.use_deterministic_algorithms(True)
+
+# No two axes that meet in one activation or weight are equally long (but for P, twice): a mixed-up axis shows.
+H, W, P, IN = 12, 8, 4, 3
+S, C, D_S, D_C = (H // P) * (W // P), 10, 7, 13
+N, K, B = 2, 5, 9
+EPSILON = 1e-6
+
+STEPS = 10
+OPTIMIZERS = {
+    "adamw": {"lr": 3e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "max_norm": 1.0},
+    "adam": {"lr": 3e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "max_norm": 1.0},
+    "sgd": {"lr": 1e-2, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "max_norm": 1.0},
+}
+
+
+# ---- the model, batch first as in the paper --------------------------------------------------------------------------
+
+
+def parameter_shapes():
+    shapes = {
+        "stem.weight": (P * P * IN, C),
+        "stem.bias": (C,),
+    }  # rows in (row, column, channel) order
+    for i in range(N):
+        shapes |= {
+            f"blocks.{i}.norm1.weight": (C,),
+            f"blocks.{i}.norm1.bias": (C,),
+            f"blocks.{i}.token_mixing.w1": (S, D_S),
+            f"blocks.{i}.token_mixing.b1": (D_S,),
+            f"blocks.{i}.token_mixing.w2": (S, D_S),  # output = hidden @ w2.T
+            f"blocks.{i}.token_mixing.b2": (S,),
+            f"blocks.{i}.norm2.weight": (C,),
+            f"blocks.{i}.norm2.bias": (C,),
+            f"blocks.{i}.channel_mixing.w1": (C, D_C),
+            f"blocks.{i}.channel_mixing.b1": (D_C,),
+            f"blocks.{i}.channel_mixing.w2": (D_C, C),
+            f"blocks.{i}.channel_mixing.b2": (C,),
+        }
+    return shapes | {
+        "norm.weight": (C,),
+        "norm.bias": (C,),
+        "head.weight": (C, K),
+        "head.bias": (K,),
+    }
+
+
+def draw_parameters(rng):
+    parameters = {}
+    for name, shape in parameter_shapes().items():
+        value = rng.standard_normal(shape)
+        if "norm" in name and name.endswith("weight"):
+            value = 1 + 0.3 * value
+        elif len(shape) == 1:
+            value = 0.3 * value
+        else:
+            fan_in = shape[1] if name.endswith("token_mixing.w2") else shape[0]
+            value = value / np.sqrt(fan_in)
+        parameters[name] = value
+    return parameters
+
+
+def leaves(arrays):
+    return {name: torch.tensor(value, requires_grad=True) for name, value in arrays.items()}
+
+
+def mixer(p, images, form):
+    # The stem is a convolution here, as in the authors' code, not a reshape: another route to the same patches.
+    kernel = p["stem.weight"].reshape(P, P, IN, C).permute(3, 2, 0, 1)  # (C, IN, P, P)
+    x = F.conv2d(images.permute(0, 3, 1, 2), kernel, p["stem.bias"], stride=P)  # (B, C, H/P, W/P)
+    x = x.flatten(2).transpose(1, 2)  # (B, S, C), raster order
+    for i in range(N):
+        q = {name.removeprefix(f"blocks.{i}."): value for name, value in p.items()}
+        y = F.layer_norm(x, (C,), q["norm1.weight"], q["norm1.bias"], EPSILON).transpose(
+            1, 2
+        )  # (B, C, S)
+        y = F.gelu(y @ q["token_mixing.w1"] + q["token_mixing.b1"], approximate=form)  # (B, C, D_S)
+        y = y @ q["token_mixing.w2"].T + q["token_mixing.b2"]  # (B, C, S)
+        x = x + y.transpose(1, 2)  # (B, S, C)
+        y = F.layer_norm(x, (C,), q["norm2.weight"], q["norm2.bias"], EPSILON)  # (B, S, C)
+        y = F.gelu(
+            y @ q["channel_mixing.w1"] + q["channel_mixing.b1"], approximate=form
+        )  # (B, S, D_C)
+        x = x + y @ q["channel_mixing.w2"] + q["channel_mixing.b2"]  # (B, S, C)
+    x = F.layer_norm(x, (C,), p["norm.weight"], p["norm.bias"], EPSILON).mean(1)  # (B, C)
+    return x @ p["head.weight"] + p["head.bias"]  # (B, K)
+
+
+# ---- what is stored --------------------------------------------------------------------------------------------------
+
+
+def model_case(parameters, images, labels, form):
+    p, x = leaves(parameters), torch.tensor(images, requires_grad=True)
+    logits = mixer(p, x, form)
+    loss = F.cross_entropy(logits, torch.tensor(labels))
+    loss.backward()
+    grads = {f"grad/{name}": value.grad for name, value in p.items()}
+    return {"logits": logits, "loss": loss, "grad_images": x.grad} | grads
+
+
+def check_model_case(case, parameters, images, labels, form, rng):
+    """Nothing compared with zeros by accident, and the gradient agrees with finite differences."""
+    largest_zero = 0.0
+    for key, value in case.items():
+        if key.endswith("token_mixing.b2"):
+            largest_zero = max(largest_zero, value.abs().max().item())
+        else:
+            assert value.abs().min() > 1e-9, (form, key, value.abs().min())
+            assert value.abs().max() > 1e-4, (form, key, value.abs().max())
+    assert largest_zero < 1e-12
+    print(
+        f"{form}: loss {case['loss'].item():.6f}, largest |gradient| of token_mixing.b2 {largest_zero:.1e}"
+    )
+
+    # One random direction through all parameters and the images at once, central differences.
+    point = parameters | {"images": images}
+    direction = {name: rng.standard_normal(value.shape) for name, value in point.items()}
+
+    def loss_at(t):
+        moved = {name: torch.tensor(value + t * direction[name]) for name, value in point.items()}
+        return F.cross_entropy(mixer(moved, moved["images"], form), torch.tensor(labels)).item()
+
+    step = 1e-6
+    measured = (loss_at(step) - loss_at(-step)) / (2 * step)
+    grads = {name: case[f"grad/{name}"].numpy() for name in parameters} | {
+        "images": case["grad_images"].numpy()
+    }
+    expected = sum(np.sum(grads[name] * direction[name]) for name in point)
+    print(f"{form}: directional derivative {expected:.10f}, by finite differences {measured:.10f}")
+    assert abs(measured - expected) < 1e-8 * abs(expected)
+
+
+def optimizer_case(name, parameters, images, labels):
+    settings = dict(OPTIMIZERS[name])
+    stored = {"steps": STEPS} | settings
+    max_norm = settings.pop("max_norm")
+    p, x, y = leaves(parameters), torch.tensor(images), torch.tensor(labels)
+    matrices = [value for value in p.values() if value.ndim >= 2]
+    vectors = [value for value in p.values() if value.ndim < 2]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    optimizer = kinds[name](groups, **settings)
+
+    losses, norms = [], []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(mixer(p, x, "tanh"), y)
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(p.values(), max_norm).item())
+        losses.append(loss.item())
+        optimizer.step()
+
+    norms = np.array(norms)
+    print(
+        f"{name}: norms {np.round(norms, 3)}, clipped on {np.sum(norms > max_norm)} of {STEPS} steps at {max_norm}"
+    )
+    assert 2 <= np.sum(norms > max_norm) <= STEPS - 2
+    assert np.all(np.abs(norms / max_norm - 1) > 1e-3), (
+        "a step so close to the bound tests nothing reliably"
+    )
+    values = {f"param/{key}": value for key, value in p.items()}
+    return stored | {"losses": losses, "norms": norms, "logits": mixer(p, x, "tanh")} | values
+
+
+def cross_entropy_cases(rng, smoothing=0.1):
+    logits = 2 * rng.standard_normal((7, 5))
+    labels = rng.integers(0, 5, 7)
+    targets = rng.dirichlet(np.ones(5), 7)
+    result = {"logits": logits, "labels": labels, "targets": targets, "label_smoothing": smoothing}
+    for kind, target in (("labels", labels), ("targets", targets)):
+        for case, amount in ((kind, 0.0), (f"{kind}_smooth", smoothing)):
+            for reduction in ("mean", "sum"):
+                z = torch.tensor(logits, requires_grad=True)
+                loss = F.cross_entropy(
+                    z, torch.tensor(target), reduction=reduction, label_smoothing=amount
+                )
+                loss.backward()
+                result |= {
+                    f"{case}/{reduction}/loss": loss,
+                    f"{case}/{reduction}/grad_logits": z.grad,
+                }
+    return result
+
+
+def layer_norm_case(rng):
+    x = 0.5 + 2 * rng.standard_normal((3, 4, 10))
+    x[0, 0] = 0.5 + 1e-3 * rng.standard_normal(10)  # a variance as small as epsilon
+    p = leaves(
+        {"x": x, "weight": 1 + 0.3 * rng.standard_normal(10), "bias": 0.3 * rng.standard_normal(10)}
+    )
+    output = F.layer_norm(p["x"], (10,), p["weight"], p["bias"], EPSILON)
+    grad_output = rng.standard_normal(x.shape)
+    output.backward(torch.tensor(grad_output))
+    grads = {f"grad/{name}": value.grad for name, value in p.items()}
+    return p | {"eps": EPSILON, "output": output, "grad_output": grad_output} | grads
+
+
+def gelu_cases():
+    grid = np.arange(-60, 61) / 10
+    result = {"x": grid}
+    for form in ("tanh", "none"):
+        x = torch.tensor(grid, requires_grad=True)
+        value = F.gelu(x, approximate=form)
+        value.sum().backward()
+        result |= {f"{form}/value": value, f"{form}/derivative": x.grad}
+    return result
+
+
+def main():
+    rng = np.random.default_rng(2105_01601)
+    parameters = draw_parameters(rng)
+    images = rng.standard_normal((B, H, W, IN))
+    labels = rng.integers(0, K, B)
+
+    sizes = {
+        "image_height": H,
+        "image_width": W,
+        "patch_size": P,
+        "in_channels": IN,
+        "num_classes": K,
+        "num_blocks": N,
+        "num_tokens": S,
+        "hidden_dim": C,
+        "tokens_mlp_dim": D_S,
+        "channels_mlp_dim": D_C,
+        "batch_size": B,
+        "epsilon": EPSILON,
+    }
+    arrays = {"images": images, "labels": labels}
+
+    def store(prefix, values):
+        for key, value in values.items():
+            value = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+            assert (
+                value.dtype in (np.float64, np.int64, np.bool_) and f"{prefix}/{key}" not in arrays
+            )
+            assert np.all(np.isfinite(value))
+            assert "grad" not in key or key.endswith("token_mixing.b2") or np.all(value != 0), (
+                prefix,
+                key,
+            )
+            arrays[f"{prefix}/{key}"] = value
+
+    store("config", sizes)
+    store("param", parameters)
+    for form in ("tanh", "none"):
+        case = model_case(parameters, images, labels, form)
+        check_model_case(case, parameters, images, labels, form, np.random.default_rng(1))
+        store(form, case)
+    for name in OPTIMIZERS:
+        store(name, optimizer_case(name, parameters, images, labels))
+    rng = np.random.default_rng(2)  # its own seed: another model leaves these cases as they are
+    store("ce", cross_entropy_cases(rng))
+    store("ln", layer_norm_case(rng))
+    store("gelu", gelu_cases())
+
+    path = Path(__file__).with_name("torch_reference.npz")
+    np.savez_compressed(path, **arrays)
+    print(
+        f"torch {torch.__version__}, numpy {np.__version__}: {len(arrays)} arrays, {path.stat().st_size:,} bytes"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,678 @@
+"""Data: hostile IDX files, the embedded MNIST, shifts, and batches that can be found again."""
+
+import contextlib
+import doctest
+import gc
+import gzip
+import hashlib
+import os
+import re
+import struct
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from minimixer import data
+from minimixer.data import (
+    Batches,
+    load_directory,
+    load_mnist,
+    num_classes,
+    pixel_mean_std,
+    read_idx,
+    replace_file,
+    shift_images,
+    write_idx,
+)
+
+DTYPES = ["uint8", "int8", "int16", "int32", "float32", "float64"]
+MNIST = Path(data.__file__).with_name("mnist")
+# tmp_path is shared by the examples of one test: each example writes its own file over it
+shared_tmp_path = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch):
+    """The order of fsync and rename; fsync itself is left out: a busy disk takes its time."""
+    names, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: names.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda *paths: (names.append("replace"), replace(*paths)))
+    return names
+
+
+def test_worked_example():
+    result = doctest.testmod(data)
+    assert result.attempted >= 6 and not result.failed
+
+
+# ---- IDX files -----------------------------------------------------------------------------
+
+arrays = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=4, max_side=5))
+)
+
+
+@shared_tmp_path
+@given(array=arrays, end=st.sampled_from(["", ".gz"]), swapped=st.booleans())
+def test_round_trip(tmp_path, array, end, swapped):
+    path = tmp_path / f"file{end}"
+    write_idx(path, array.astype(array.dtype.newbyteorder()) if swapped else array)
+    assert (path.read_bytes()[:2] == b"\x1f\x8b") == bool(end)
+    result = read_idx(path)
+    assert (result.dtype, result.shape) == (array.dtype, array.shape)
+    assert result.dtype.isnative and result.flags.writeable
+    np.testing.assert_array_equal(result, array)
+    assert os.listdir(tmp_path) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_layout_and_content_decides(tmp_path):
+    path = tmp_path / "named.gz"  # plain content under a name that says gzip
+    path.write_bytes(b"\0\0\x0b\x02" + struct.pack(">II6h", 2, 3, 1, -2, 3, -4, 5, 256))
+    np.testing.assert_array_equal(read_idx(path), [[1, -2, 3], [-4, 5, 256]])
+    plain = tmp_path / "plain"
+    write_idx(plain, read_idx(path))
+    assert plain.read_bytes() == path.read_bytes()
+    plain.write_bytes(gzip.compress(path.read_bytes()))  # and the other way round
+    np.testing.assert_array_equal(read_idx(plain), read_idx(path))
+    plain.write_bytes(gzip.compress(path.read_bytes()[:9]) + gzip.compress(path.read_bytes()[9:]))
+    np.testing.assert_array_equal(read_idx(plain), read_idx(path))  # two members are one stream
+
+
+def test_write_is_whole_or_not_at_all(tmp_path, calls, monkeypatch):
+    path = tmp_path / "file.gz"
+    write_idx(path, np.arange(3, dtype="int32"))
+    assert calls == ["fsync", "replace"]
+    first = path.read_bytes()
+    monkeypatch.setattr(time, "time", lambda: 1e9)  # gzip would write the time of day
+    write_idx(path, np.arange(3, dtype="int32"))
+    assert path.read_bytes() == first
+    with pytest.raises(RuntimeError), replace_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == first and os.listdir(tmp_path) == ["file.gz"]
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(2, "int64"), np.zeros(2, "bool"), np.array(1, "u1"), np.zeros((2, 0), "u1")]
+)
+def test_write_refuses_what_idx_cannot_hold(tmp_path, array):
+    with pytest.raises(ValueError, match="write_idx"):
+        write_idx(tmp_path / "file", array)
+    assert not os.listdir(tmp_path)
+
+
+def small_file(end=""):
+    content = b"\0\0\x0c\x02" + struct.pack(">II6i", 2, 3, *range(6))
+    return gzip.compress(content, mtime=0) if end else content
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_every_truncation_is_refused(tmp_path, end):
+    path, content = tmp_path / "file", small_file(end)
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read_idx(path)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_trailing_bytes_are_refused(tmp_path, end):
+    path = tmp_path / "file"
+    path.write_bytes(small_file(end) + b"x")
+    with pytest.raises(ValueError, match="fetch it again"):
+        read_idx(path)
+    path.write_bytes(gzip.compress(small_file() + b"x"))
+    with pytest.raises(ValueError, match="more follow"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_every_corrupt_byte_is_refused_or_consistent(tmp_path, end):
+    """Any byte of the plain header, any byte of the whole gzip file, to any other value."""
+    path, content = tmp_path / "file", small_file(end)
+    expected = read_idx_from(path, content)
+    for position in range(len(content) if end else 12):
+        for value in range(256) if not end else (0, 1, 2, 4, 8, 16, 127, 255):
+            damaged = bytearray(content)
+            damaged[position] = value
+            try:
+                array = read_idx_from(path, damaged)
+            except ValueError as error:
+                assert str(path) in str(error)
+                continue
+            if end:  # what gzip does not check: the time stamp and other bytes of its header
+                np.testing.assert_array_equal(array, expected)
+            else:  # another type of the same size
+                assert array.nbytes == 24 and 4 + 4 * array.ndim + 24 == len(content)
+
+
+def read_idx_from(path, content):
+    path.write_bytes(content)
+    return read_idx(path)
+
+
+@shared_tmp_path
+@given(
+    content=st.binary(max_size=64), head=st.sampled_from([b"", b"\0\0\x08\x01", b"\x1f\x8b\x08"])
+)
+def test_any_bytes_are_refused_or_read(tmp_path, content, head):
+    with contextlib.suppress(ValueError):
+        assert read_idx_from(tmp_path / "file", head + content).size > 0
+
+
+def header(*shape, code=8):
+    return bytes([0, 0, code, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+
+
+def assert_cheap_refusal(path, match, seconds=1.0, megabytes=4):
+    tracemalloc.start()
+    begin = time.perf_counter()
+    try:
+        with pytest.raises(ValueError, match=match):
+            read_idx(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - begin < seconds and peak < megabytes << 20
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1 << 20, 1 << 20), (1 << 31, 8), (4, 1 << 28), ((1 << 32) - 1,) * 64],
+    ids=["2^40", "2^34", "2^30", "2^2048"],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_header_claims_cost_nothing(tmp_path, shape, packed):
+    content = header(*shape) + bytes(1000)
+    path = tmp_path / "file"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert_cheap_refusal(path, "bytes")
+
+
+def test_gzip_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "file"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header(10, 28, 28))
+        for _ in range(200):
+            file.write(bytes(1 << 20))
+    assert path.stat().st_size < 2 << 20
+    assert_cheap_refusal(path, "more follow")
+
+
+@pytest.mark.parametrize(
+    "content, match",
+    [
+        (b"", "begins with"),
+        (b"\x89PNG\r\n\x1a\n", "begins with '89 50 4e 47'"),
+        (header(3, code=0x0A) + bytes(3), "begins with"),
+        (header(), "0 dimensions"),
+        (b"\0\0\x08\x41" + struct.pack(">I", 1) * 65 + b"x", "65 dimensions"),
+        (header(0, 28, 28), "shape .0, 28, 28."),
+        (header(2, 3) + bytes(5), "needs 6 bytes, but only 5 follow"),
+        (header(2, 3) + bytes(7), "needs 6 bytes, but more follow"),
+        (gzip.compress(header(2) + b"ab")[:-8] + bytes(8), "damaged gzip data .CRC"),
+    ],
+)
+def test_messages_say_what_was_met(tmp_path, content, match):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=match) as caught:
+        read_idx(path)
+    assert str(path) in str(caught.value) and "fetch it again" in str(caught.value)
+
+
+def test_absent_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_idx(tmp_path / "none")
+
+
+# ---- data sets -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return load_mnist()
+
+
+def test_mnist_is_what_it_says(mnist):
+    assert [(a.dtype.name, a.shape) for a in mnist] == [
+        ("uint8", (60000, 28, 28, 1)),
+        ("int64", (60000,)),
+        ("uint8", (10000, 28, 28, 1)),
+        ("int64", (10000,)),
+    ]
+    assert num_classes(mnist[1]) == num_classes(mnist[3]) == 10
+    assert mnist[1][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+
+
+def test_mnist_checksums(mnist):
+    rows = re.findall(r"\| (\S+-ubyte) \| (\d+) \| \w{32} \| (\w{64}) \|", readme_text())
+    assert len(rows) == 4
+    by_name = dict(zip([row[0] for row in rows], mnist, strict=True))
+    for name, size, checksum in rows:
+        content = gzip.decompress((MNIST / f"{name}.gz").read_bytes())
+        assert len(content) == int(size) and hashlib.sha256(content).hexdigest() == checksum
+        array = by_name[name].astype("uint8")
+        assert content == header(*array.shape[: 3 if "images" in name else 1]) + array.tobytes()
+
+
+def readme_text():
+    return (MNIST / "README.md").read_text()
+
+
+def make_directory(path, names="{}-idx{}-ubyte", test="t10k", channels=(), train=5, tests=3):
+    """A small data set under `path`; returns the paths of its four files."""
+    files = []
+    for split, count in (("train", train), (test, tests)):
+        for kind, shape in (("images", (count, 4, 6, *channels)), ("labels", (count,))):
+            files.append(path / names.format(f"{split}-{kind}", len(shape)))
+            write_idx(files[-1], np.arange(np.prod(shape), dtype="uint8").reshape(shape))
+    return files
+
+
+@pytest.mark.parametrize(
+    "names", ["{}-idx{}-ubyte", "{}-idx{}-ubyte.gz", "{}.idx{}-ubyte", "{}.idx{}-ubyte.gz"]
+)
+@pytest.mark.parametrize("test", ["t10k", "test"])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_directory_names(tmp_path, names, test, channels):
+    make_directory(tmp_path, names, test, channels)
+    train_images, train_labels, test_images, test_labels = load_directory(str(tmp_path))
+    c = channels[0] if channels else 1
+    assert train_images.shape == (5, 4, 6, c) and test_images.shape == (3, 4, 6, c)
+    assert train_images.ravel()[:200].tolist() == [i % 256 for i in range(5 * 24 * c)][:200]
+    assert train_labels.tolist() == [0, 1, 2, 3, 4] and test_labels.dtype == np.int64
+
+
+def test_incomplete_directories(tmp_path):
+    with pytest.raises(NotADirectoryError, match="none is not a directory"):
+        load_directory(tmp_path / "none")
+    with pytest.raises(ValueError, match="train-images, train-labels, t10k-images, t10k-labels;"):
+        load_directory(tmp_path)
+    files = make_directory(tmp_path)
+    with pytest.raises(NotADirectoryError):
+        load_directory(files[0])
+    for file in files:
+        content = file.read_bytes()
+        file.unlink()
+        kind = file.name.partition("-idx")[0]
+        with pytest.raises(ValueError, match=f"no file for {kind}; recognised names: train-im"):
+            load_directory(tmp_path)
+        file.write_bytes(content)
+    load_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "which, array, match",
+    [
+        (0, np.zeros((4, 4, 6), "u1"), "4 images, but .*train-labels-idx1-ubyte has 5 labels"),
+        (0, np.zeros((5, 4, 6), "f4"), "must be uint8 .*float32"),
+        (0, np.zeros((5, 24), "u1"), r"\(5, 24\)"),
+        (1, np.zeros((5,), "f4"), "labels must be integers .*float32"),
+        (1, np.zeros((5, 1), "u1"), r"\(5, 1\)"),
+        (1, np.array([0, 1, -3, 1, 2], "i1"), "from -3"),
+        (2, np.zeros((3, 6, 4), "u1"), r"\(4, 6, 1\) .*\(6, 4, 1\)"),
+        (3, np.zeros((2,), "u1"), "3 images, but .* 2 labels"),
+    ],
+)
+def test_inconsistent_directories(tmp_path, which, array, match):
+    files = make_directory(tmp_path)
+    write_idx(files[which], array)
+    with pytest.raises(ValueError, match=match) as caught:
+        load_directory(tmp_path)
+    assert str(files[which]) in str(caught.value)
+
+
+def test_directory_without_examples(tmp_path):
+    files = make_directory(tmp_path)
+    files[0].write_bytes(header(0, 4, 6))
+    files[1].write_bytes(header(0))
+    with pytest.raises(ValueError, match=re.escape(str(files[1])) + r".*shape \(0,\)"):
+        load_directory(tmp_path)
+
+
+@settings(deadline=None)
+@given(images=hnp.arrays("uint8", hnp.array_shapes(min_dims=4, max_dims=4, max_side=6)))
+def test_pixel_mean_std(images):
+    mean, std = pixel_mean_std(images)
+    pixels = images / 255.0
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-12, atol=1e-14)
+
+
+def test_pixel_mean_std_of_mnist(mnist):
+    tracemalloc.start()
+    (mean,), (std,) = pixel_mean_std(mnist[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (round(mean, 4), round(std, 4)) == (0.1307, 0.3081)  # the well-known pair
+    assert type(mean) is type(std) is float and peak < 20 << 20
+
+
+def test_statistics_refuse():
+    for images in (np.zeros((2, 4, 4), "u1"), np.zeros((2, 4, 4, 1)), np.zeros((0, 4, 4, 1), "u1")):
+        with pytest.raises(ValueError, match="pixel_mean_std"):
+            pixel_mean_std(images)
+    for labels in (np.zeros(0, int), np.array([0.5]), np.array([1, -1])):
+        with pytest.raises(ValueError, match="num_classes"):
+            num_classes(labels)
+
+
+# ---- shifts --------------------------------------------------------------------------------
+
+
+def shift_by_loop(images, shifts):
+    result = np.zeros_like(images)
+    batch, height, width, _ = images.shape
+    for b in range(batch):
+        for y in range(height):
+            for x in range(width):
+                from_y, from_x = y - int(shifts[b, 0]), x - int(shifts[b, 1])
+                if 0 <= from_y < height and 0 <= from_x < width:
+                    result[b, y, x] = images[b, from_y, from_x]
+    return result
+
+
+@settings(deadline=None)
+@given(
+    dtype=st.sampled_from(["uint8", "int16", "float32", "float64", "bool"]),
+    shape=st.tuples(*[st.integers(0, 5)] * 4),
+    shift_dtype=st.sampled_from(["int8", "int64", "uint16"]),
+    seed=st.integers(0, 1000),
+)
+def test_shift_equals_loop(dtype, shape, shift_dtype, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(1, 100, shape).astype(dtype)
+    shifts = rng.integers(0 if shift_dtype == "uint16" else -6, 7, (shape[0], 2))
+    before = images.copy()
+    result = shift_images(images, shifts.astype(shift_dtype))
+    np.testing.assert_array_equal(images, before)
+    assert result.dtype == images.dtype and not np.shares_memory(result, images)
+    np.testing.assert_array_equal(result, shift_by_loop(images, shifts))
+
+
+def test_shift_far_and_refusals():
+    images = np.ones((4, 28, 28, 1), "uint8")
+    limits = np.iinfo(np.int64)
+    far = np.array([[28, 0], [0, -28], [limits.max, 0], [0, limits.min]])
+    assert not shift_images(images, far).any()
+    assert shift_images(images, np.array([[27, -27]] * 4)).sum() == 4
+    for shifts in (np.zeros((4, 3), int), np.zeros((3, 2), int), np.zeros(4, int)):
+        with pytest.raises(ValueError, match="shift_images"):
+            shift_images(images, shifts)
+    for dtype in ("float64", "bool", "uint64"):
+        with pytest.raises(TypeError, match=dtype):
+            shift_images(images, np.zeros((4, 2), dtype))
+
+
+def test_shift_is_fast(mnist):
+    shifts = np.random.default_rng(0).integers(-2, 3, (128, 2))
+    seconds = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        shift_images(mnist[0][:128], shifts)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 1e-3
+
+
+# ---- batches -------------------------------------------------------------------------------
+
+
+def numbered(n, size=6):
+    """n images, each full of ones but for its number in the middle pixels; labels number them."""
+    images = np.ones((n, size, size, 1), "uint16")
+    images[:, 2:4, 2:4, 0] = np.arange(n)[:, None, None]
+    return images, np.arange(n)
+
+
+def assert_same(one, other):
+    for x, y in zip(one, other, strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 50),
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**64 - 1),
+    shuffle=st.booleans(),
+)
+def test_an_epoch_covers_every_example_once(n, batch_size, seed, epoch, shuffle):
+    images, labels = numbered(n)
+    batches = Batches(images, labels, batch_size, seed=seed, shuffle=shuffle)
+    met = list(batches.epoch(epoch))
+    assert len(met) == len(batches) == -(-n // batch_size)
+    assert [len(y) for _, y in met[:-1]] == [batch_size] * (len(met) - 1)
+    order = np.concatenate([y for _, y in met])
+    assert sorted(order.tolist()) == list(range(n))
+    assert order.tolist() == batches.order(epoch).tolist()
+    assert shuffle or order.tolist() == list(range(n))
+    for x, y in met:
+        np.testing.assert_array_equal(x, images[y])
+
+
+def test_batches_are_found_again_in_any_order():
+    images, labels = numbered(50)
+    batches = Batches(images, labels, 7, seed=3, max_shift=1)
+    places = [(epoch, index) for epoch in range(3) for index in range(len(batches))]
+    first = {place: batches.batch(*place) for place in places}
+    fresh = Batches(images, labels, 7, seed=3, max_shift=1)
+    for i in np.random.default_rng(0).permutation(len(places)):
+        assert_same(fresh.batch(*places[i]), first[places[i]])
+    for epoch in (2, 0, 1):
+        for start in (0, 3, len(batches)):
+            met = list(fresh.epoch(epoch, start))
+            assert len(met) == len(batches) - start
+            for index, batch in enumerate(met, start):
+                assert_same(batch, first[epoch, index])
+
+
+def test_order_and_shifts_do_not_depend_on_batch_size():
+    images, labels = numbered(50)
+    whole = Batches(images, labels, 50, seed=3, max_shift=2)
+    for batch_size in (1, 7, 49, 1000):
+        other = Batches(images, labels, batch_size, seed=3, max_shift=2)
+        for epoch in (0, 5):
+            x, y = (np.concatenate(parts) for parts in zip(*other.epoch(epoch), strict=True))
+            assert_same((x, y), whole.batch(epoch, 0))
+
+
+def test_shifts_belong_to_the_example_not_to_its_place():
+    images, labels = numbered(50)
+    x, y = Batches(images, labels, 50, seed=3, max_shift=2).batch(4, 0)
+    ordered = Batches(images, labels, 50, seed=3, max_shift=2, shuffle=False).batch(4, 0)
+    assert_same((x[np.argsort(y)], np.sort(y)), ordered)
+
+
+def test_seeds_and_epochs_differ():
+    images, labels = numbered(200)
+    orders = {
+        tuple(Batches(images, labels, 8, seed=seed).order(epoch).tolist())
+        for seed in (0, 1, 2**63, 2**64 - 1)
+        for epoch in (0, 1, 2)
+    }
+    assert len(orders) == 12
+    shifted = Batches(images, labels, 200, max_shift=2, shuffle=False)
+    assert (shifted.batch(0, 0)[0] != shifted.batch(1, 0)[0]).any()
+
+
+def test_order_is_cached_and_protected():
+    batches = Batches(*numbered(20), 4)
+    assert batches.order(1) is batches.order(1)
+    with pytest.raises(ValueError):
+        batches.order(1)[0] = 0
+    x, y = batches.batch(0, 0)
+    x[:], y[:] = 0, 0  # a batch is the caller's own
+    assert batches.labels.tolist() == list(range(20)) and batches.images.any()
+
+
+def test_orders_and_shifts_are_uniform():
+    n, epochs, reach = 400, 25, 2
+    images = np.zeros((n, 9, 9, 1), "uint8")
+    images[:, 4, 4] = 1  # one lit pixel shows where the image went
+    batches = Batches(images, np.arange(n), n, seed=11, max_shift=reach)
+    counts = np.zeros((9, 9), int)
+    first_half = np.zeros(n, int)  # how often an example came in the first half of an epoch
+    for epoch in range(epochs):
+        counts += batches.batch(epoch, 0)[0].sum(axis=0, dtype=int)[:, :, 0]
+        first_half[batches.order(epoch)[: n // 2]] += 1
+    inner = counts[2:7, 2:7]
+    assert inner.sum() == counts.sum() == n * epochs
+    expected = n * epochs / 25
+    assert ((inner - expected) ** 2 / expected).sum() < 52  # chi-square, 24 degrees: p = 0.001
+    assert abs(first_half.var() / (epochs / 4) - 1) < 0.25  # binomial: no example is favoured
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"batch_size": 0}, ValueError),
+        ({"batch_size": -3}, ValueError),
+        ({"batch_size": 2.0}, TypeError),
+        ({"batch_size": None}, TypeError),
+        ({"max_shift": -1}, ValueError),
+        ({"max_shift": 0.5}, TypeError),
+        ({"seed": -1}, ValueError),
+        ({"seed": 2**64}, ValueError),
+        ({"seed": "7"}, TypeError),
+        ({"labels": np.arange(9)}, ValueError),
+        ({"labels": np.array(3)}, ValueError),
+        ({"images": np.zeros((10, 6, 6))}, ValueError),
+        ({"images": np.zeros((0, 6, 6, 1)), "labels": np.zeros(0, int)}, ValueError),
+    ],
+)
+def test_refused_arguments(change, error):
+    images, labels = numbered(10)
+    with pytest.raises(error, match=f"Batches|{next(iter(change))}"):
+        Batches(**({"images": images, "labels": labels, "batch_size": 4} | change))
+
+
+def test_refused_places():
+    batches = Batches(*numbered(10), np.int64(4))
+    for index in (-1, 3):
+        with pytest.raises(ValueError, match="index"):
+            batches.batch(0, index)
+    for call in (batches.order, batches.epoch):
+        with pytest.raises(ValueError, match="epoch"):
+            call(-1)  # at the call, not at the first batch
+        with pytest.raises(TypeError, match="epoch"):
+            call(0.0)
+    with pytest.raises(ValueError, match="start"):
+        batches.epoch(0, 4)
+
+
+# ---- the thread ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_thread_left():
+    before = set(threading.enumerate())
+    yield before
+    gc.collect()
+    assert set(threading.enumerate()) <= before
+
+
+class Watched(Batches):
+    """Notes who prepared which batch; can be slow, and fail at one index."""
+
+    def __init__(self, *arguments, fail_at=None, seconds=0.0, **options):
+        super().__init__(*arguments, **options)
+        self.fail_at, self.seconds, self.prepared, self.threads = fail_at, seconds, [], set()
+
+    def batch(self, epoch, index):
+        self.threads.add(threading.current_thread())
+        self.prepared.append(index)
+        time.sleep(self.seconds)
+        if index == self.fail_at:
+            raise OSError("the disk is gone")
+        return super().batch(epoch, index)
+
+
+def test_one_thread_at_most_two_ahead(no_thread_left):
+    batches = Watched(*numbered(40), 4)
+    for index, (_, labels) in enumerate(batches.epoch(0)):
+        deadline = time.monotonic() + 10
+        while len(batches.prepared) < min(index + 3, 10) and time.monotonic() < deadline:
+            time.sleep(0.001)  # it works ahead while the caller is busy
+        time.sleep(0.002)
+        assert len(labels) == 4 and len(batches.prepared) == min(index + 3, 10)
+    assert batches.prepared == list(range(10)) and len(batches.threads) == 1
+    assert threading.current_thread() not in batches.threads
+
+
+@pytest.mark.parametrize("fail_at", [0, 1, 4, 9])
+def test_an_exception_is_raised_in_its_place(no_thread_left, fail_at):
+    met = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for _, labels in Watched(*numbered(40), 4, fail_at=fail_at).epoch(0):
+            met.append(labels)
+    assert len(met) == fail_at
+    assert set(threading.enumerate()) == no_thread_left
+
+
+@pytest.mark.parametrize("how", ["break", "close", "throw", "forget", "unused", "several"])
+def test_no_thread_outlives_its_iterator(no_thread_left, how):
+    batches = Watched(*numbered(400), 4, seconds=0.01)
+    iterator = batches.epoch(0)
+    if how != "unused":
+        next(iterator)
+        assert len(set(threading.enumerate()) - no_thread_left) == 1
+    if how == "break":
+        for _ in iterator:
+            break
+        del iterator
+    elif how == "throw":
+        with pytest.raises(KeyboardInterrupt):
+            iterator.throw(KeyboardInterrupt)
+    elif how == "several":
+        others = [batches.epoch(epoch) for epoch in range(3)]
+        for other in others:
+            next(other)
+        assert len(set(threading.enumerate()) - no_thread_left) == 4
+        del others, other
+        iterator.close()
+    elif how == "close":
+        iterator.close()
+    else:
+        del iterator
+    assert set(threading.enumerate()) == no_thread_left
+    assert len(batches.prepared) < 20  # of 100: it did not run to the end first
+
+
+def test_what_has_not_begun_is_dropped(no_thread_left):
+    gate = threading.Event()
+
+    class Gated(Watched):
+        def batch(self, epoch, index):
+            result = super().batch(epoch, index)
+            if index == 1:
+                gate.wait(10)
+            return result
+
+    batches = Gated(*numbered(40), 4)
+    iterator = batches.epoch(0)
+    next(iterator)
+    opener = threading.Timer(0.3, gate.set)
+    opener.start()
+    iterator.close()  # waits for batch 1, which is in the making, and drops batch 2
+    opener.join()
+    assert gate.is_set() and 2 not in batches.prepared
+
+
+def test_waiting_costs_no_processor_time(no_thread_left):
+    iterator = Batches(*numbered(40), 4).epoch(0)
+    next(iterator)
+    time.sleep(0.02)
+    begin = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - begin < 0.05
+    iterator.close()
