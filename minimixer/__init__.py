@@ -15,7 +15,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     nn.py           Module, layers, initial weights
     mixer.py        the model
     optim.py        SGD, Adam, AdamW, clipping, schedules
-    data.py         IDX files, the embedded MNIST, batches, shifts
+    idx.py          IDX files: how to read what somebody else wrote
+    data.py         data sets, the embedded MNIST, batches, shifts
     checkpoint.py   saving and resuming
     report.py       what a model costs, layer by layer
 """

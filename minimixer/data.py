@@ -1,4 +1,4 @@
-"""Where the pictures come from: IDX files, the embedded MNIST, batches, random shifts.
+"""Where the pictures come from: data sets, the embedded MNIST, batches, random shifts.
 
 A data set is two arrays, images (N, H, W, channels) in uint8 and labels (N,) in int64, kept whole
 in memory: MNIST is 47 MB. Training reads it in a new random order each epoch, a batch at a time,
@@ -22,124 +22,22 @@ that was stopped in epoch 1 finds its next batch without walking through those b
 Next: `checkpoint.py`.
 """
 
-import contextlib
-import gzip
 import itertools
 import math
 import operator
 import os
-import secrets
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from minimixer.backend import Purpose, random_bits
+from .backend import Purpose, random_bits
+from .idx import read_idx
+from .idx import write_idx as write_idx
 
 DataSet = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-# ---- IDX files ----------------------------------------------------------------------------------
-#
-# An IDX file is 0, 0, the code of an element type, the number of dimensions; then each dimension
-# as a big-endian uint32; then the elements, big-endian, last dimension fastest. Nothing else.
-
-_ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_MOST_BYTES = 1 << 36  # a header that claims more than 64 GiB is taken for damage
-_CHUNK_BYTES = 1 << 20
-
-
-def read_idx(path: str | os.PathLike) -> np.ndarray:
-    """The array in an IDX file, gzip or plain (told apart by content, not by name).
-
-    Returns a writable array in native byte order: uint8, int8, int16, int32, float32 or float64,
-    with 1 to 64 dimensions, none of them 0. ValueError if the file is anything but one whole IDX
-    array. A false header is safe to meet: memory grows with what was read, not with its claim.
-    """
-    try:
-        with open(path, "rb") as file:
-            if file.peek(2)[:2] == b"\x1f\x8b":
-                with gzip.GzipFile(fileobj=file) as unpacked:
-                    return _read_array(unpacked)
-            return _read_array(file)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        met = f"damaged gzip data ({error})"
-    except ValueError as error:
-        met = str(error)
-    raise ValueError(f"{os.fspath(path)}: {met}; check that it is an IDX file, or fetch it again")
-
-
-def _read_array(file: BinaryIO | gzip.GzipFile) -> np.ndarray:
-    magic = file.read(4)
-    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _ELEMENT_TYPES:
-        codes = ", ".join(f"{code:02x}" for code in _ELEMENT_TYPES)
-        raise ValueError(f"it begins with {magic.hex(' ')!r}, not 00 00 and one of {codes}")
-    dtype, dimensions = np.dtype(_ELEMENT_TYPES[magic[2]]), magic[3]
-    if not 1 <= dimensions <= 64:
-        raise ValueError(f"it claims {dimensions} dimensions, but NumPy's limits are 1 and 64")
-    header = file.read(4 * dimensions)
-    if len(header) < 4 * dimensions:
-        raise ValueError(f"it ends within its header of {4 + 4 * dimensions} bytes")
-    shape = tuple(np.frombuffer(header, ">u4").tolist())  # Python integers: they don't overflow
-    claimed = math.prod(shape) * dtype.itemsize
-    if not 0 < claimed <= _MOST_BYTES:
-        raise ValueError(f"it claims shape {shape}, {claimed} bytes, not 1 to {_MOST_BYTES}")
-    data = bytearray()
-    while len(data) < claimed:
-        chunk = file.read(min(_CHUNK_BYTES, claimed - len(data)))
-        if not chunk:
-            raise ValueError(f"shape {shape} needs {claimed} bytes, but only {len(data)} follow")
-        data += chunk
-    # One byte more finds trailing bytes without unpacking them, and at the true end of a gzip
-    # stream it is what makes GzipFile compare the checksum.
-    if file.read(1):
-        raise ValueError(f"shape {shape} needs {claimed} bytes, but more follow")
-    array = np.frombuffer(data, dtype)
-    if not dtype.isnative:  # swap in place: a second copy would double the memory
-        array = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
-    return array.reshape(shape)
-
-
-def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Write `array` as an IDX file, compressed if the name ends in .gz; equal arrays, equal bytes.
-
-    The file appears whole or not at all. ValueError if IDX can't hold the array: its type is not
-    one of the six that `read_idx` returns, or it is empty, or has no dimension.
-    """
-    array = np.asarray(array)
-    codes = {np.dtype(name): code for code, name in _ELEMENT_TYPES.items()}
-    big_endian = array.dtype.newbyteorder(">")
-    if big_endian not in codes:
-        names = ", ".join(str(np.dtype(name).newbyteorder("=")) for name in _ELEMENT_TYPES.values())
-        raise ValueError(f"write_idx: IDX has no {array.dtype}; use .astype with one of {names}")
-    if not array.ndim or not all(0 < size < 1 << 32 for size in array.shape):
-        raise ValueError(f"write_idx: shape {array.shape} needs 1 to 2^32 - 1 in each dimension")
-    header = bytes([0, 0, codes[big_endian], array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    data = header + array.astype(big_endian).tobytes()
-    if os.fspath(path).endswith(".gz"):
-        data = gzip.compress(data, compresslevel=6, mtime=0)  # no time stamp, which would differ
-    with replace_file(path) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` once it is whole; until then, and if the block
-    raises, whatever had that name before stays as it was."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # rename: same disk
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # else the new name can reach the disk before the bytes do
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
 
 # ---- data sets ----------------------------------------------------------------------------------
 
@@ -230,7 +128,7 @@ def pixel_mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, 
         met = f"{images.dtype} {images.shape}"
         raise ValueError(f"pixel_mean_std: needs uint8 images (N, H, W, channels), not {met}")
     values, means, deviations = np.arange(256), [], []
-    step = max(1, _CHUNK_BYTES // images[0].size)  # bincount makes an int64 copy: 8 MiB at a time
+    step = max(1, (1 << 20) // images[0].size)  # bincount makes an int64 copy: 8 MiB at a time
     for channel in np.moveaxis(images, -1, 0):  # (N, H, W)
         blocks = (channel[i : i + step].ravel() for i in range(0, len(channel), step))
         counts = sum(np.bincount(block, minlength=256) for block in blocks)

@@ -43,7 +43,7 @@ from .autograd import no_grad
 from .backend import FLOAT_DTYPES, device_of, is_array, namespace, to_device, to_numpy
 from .loss import softmax
 from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, lecun_normal
-from .parameters import Parameter
+from .parameters import Parameter, RandomCounter
 from .tensor import Tensor
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Mixer(Module):
     mean, std         per channel, in units of the pixel range: uint8 images become
                       (x / 255 - mean) / std; 0.5 and 0.5 are the authors'
     class_names       optional, one for each class
-    seed, dtype       initial weights; "float32" or "float64"
+    seed, dtype       initial weights (None: left at zero); "float32" or "float64"
     ValueError for sizes that are not positive or do not fit together.
     """
 
@@ -163,7 +163,7 @@ class Mixer(Module):
         mean: Any = 0.5,
         std: Any = 0.5,
         class_names: Any = None,
-        seed: int = 0,
+        seed: int | None = 0,
         dtype: str = "float32",
     ):
         self.config = check_config(
@@ -191,7 +191,9 @@ class Mixer(Module):
         self.class_names = class_names if class_names is None else [str(n) for n in class_names]
         if self.class_names is not None and len(self.class_names) != num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {num_classes} classes")
-        self.initialize(seed)
+        self.parameters()  # gathers them into one buffer
+        if seed is not None:
+            self.initialize(seed)
         self.to(dtype)
 
     @classmethod
@@ -213,6 +215,20 @@ class Mixer(Module):
         from .checkpoint import load_model
 
         return load_model(path)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.stem.weight.dtype
+
+    @property
+    def device(self) -> str:
+        return self.stem.weight.device
+
+    @property
+    def random(self) -> RandomCounter:
+        """What random draws in training depend on: seed and step."""
+        assert self.stem.weight.buffer is not None
+        return self.stem.weight.buffer.random
 
     # ---- from images to scores ------------------------------------------------------------------
 
@@ -304,7 +320,7 @@ class Mixer(Module):
         """A table of every layer's output shape, parameters, multiplications and memory."""
         from .report import Summary
 
-        return Summary(self.config, batch_size, self.stem.weight.dtype.itemsize)
+        return Summary(self.config, batch_size, self.dtype.itemsize)
 
 
 def check_config(**config: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ the model's device: a GPU reads them there and never waits for Python.
 >>> round(float(layer(np.ones((1, 1), "float32")).data[0, 0]), 3)
 3.0
 
-Next: `data.py`, what to train on.
+Next: `idx.py`, the files that hold what to train on.
 """
 
 import math

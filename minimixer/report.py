@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiplications and bytes for each layer, from its sizes.
+"""What a model costs, layer by layer, from its sizes alone; and pictures of how it learned.
 
 A product of an m x k with a k x n matrix takes m k n multiply-accumulates (MACs). Training keeps
 for backward what the functions of functional.py save: LayerNorm its x_hat and 1/sigma, a linear
@@ -12,7 +12,12 @@ layer its input, an MLP its input, its hidden activation and the slope of GELU t
 Next: the scripts in `examples/`.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from .idx import replace_file
 
 
 class Row(NamedTuple):
@@ -87,3 +92,46 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int) -> list[Row]:
             mlp(f"blocks.{i}.channel_mixing", channels, d_c, tokens * batch),
         ]
     return [*rows, norm("norm"), linear("head", (batch, classes), channels, classes, batch)]
+
+
+def save_pictures(
+    out: Path,
+    history: list[dict[str, float]],
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+) -> list[Path]:
+    """Write curves.png and mistakes.png into `out`; their paths, or none without matplotlib.
+
+    history        a row for each epoch: train_loss, test_loss, train_accuracy, test_accuracy
+    images         uint8 (N, H, W, 1 or 3), with labels (N,) and predicted probabilities (N, K)
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    epochs = range(1, len(history) + 1)
+    curves = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name in zip(curves.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, style in (("train", "o--"), ("test", "s-")):
+            axes.plot(epochs, [row[f"{part}_{name}"] for row in history], style, label=part)
+        axes.set(xlabel="epoch", ylabel=name, xticks=list(epochs) if len(epochs) < 20 else None)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:24]
+    mistakes = Figure(figsize=(9, 5), layout="constrained")
+    mistakes.suptitle("the most confident mistakes: true class, then what the model said")
+    for axes, number in zip(mistakes.subplots(4, 6).flat, wrong, strict=False):
+        axes.imshow(images[number].squeeze(), cmap="gray_r", vmin=0, vmax=255)
+        confidence = probabilities[number, predicted[number]]
+        axes.set_title(f"{labels[number]}, not {predicted[number]} ({confidence:.0%})", fontsize=9)
+    for axes in mistakes.axes:
+        axes.axis("off")
+    paths = []
+    for name, figure in (("curves.png", curves), ("mistakes.png", mistakes)):
+        with replace_file(out / name) as file:
+            figure.savefig(file, format="png", dpi=130)
+        paths.append(out / name)
+    return paths

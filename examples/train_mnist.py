@@ -1,0 +1,302 @@
+"""Train a Mixer on MNIST, or on any data set of IDX files.
+
+    python examples/train_mnist.py                      the embedded MNIST, a few minutes on 2 cores
+    python examples/train_mnist.py --device cuda        the same on a GPU
+    python examples/train_mnist.py --data-dir DIR       Fashion-MNIST, KMNIST, your own
+
+Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit for bit.
+"""
+
+import argparse
+import csv
+import io
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minimixer import AdamW, Mixer, backend, data, schedule
+from minimixer import functional as F
+from minimixer.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from minimixer.idx import replace_file
+from minimixer.report import save_pictures
+
+# Chosen on 5,000 held-out training images; the test set had no say.
+SETTINGS = {
+    "patch_size": (7, "P: side of a patch, a divisor of the image's height and width"),
+    "num_blocks": (4, "N: Mixer blocks"),
+    "hidden_dim": (96, "C: channels"),
+    "tokens_mlp_dim": (32, "D_S: hidden units of the token-mixing MLP"),
+    "channels_mlp_dim": (256, "D_C: hidden units of the channel-mixing MLP"),
+    "epochs": (6, "passes over the training images"),
+    "batch_size": (128, "images a step"),
+    "lr": (4e-3, "learning rate at its highest"),
+    "weight_decay": (0.05, "AdamW's decay, on matrices only"),
+    "schedule": ("cosine", "learning rate after the warm-up: cosine, linear or constant"),
+    "warmup": (0.1, "share of the steps in which the learning rate rises"),
+    "max_shift": (1, "each image moves by up to so many pixels, anew in each epoch"),
+    "clip": (0.0, "largest gradient norm; 0: no clipping"),
+    "seed": (0, "initial weights, order of the images, shifts"),
+    "limit_train": (0, "train on the first so many images only; 0: all"),
+    "data_dir": ("", "directory of IDX files, named like MNIST's; default: the embedded MNIST"),
+}
+
+
+def main() -> int:
+    options, given = parse_arguments()
+    out = Path(options.out)
+    prepare_directory(out, options.resume)
+    checkpoint = out / "checkpoint.npz"
+    if options.resume:
+        recall_settings(options, given, checkpoint)
+    check_settings(options)
+    device = backend.check_device(options.device)
+
+    # ---- data, model, optimizer
+    source = options.data_dir or "the embedded MNIST"
+    load = (lambda: data.load_directory(source)) if options.data_dir else data.load_mnist
+    train_images, train_labels, test_images, test_labels = load()
+    if options.limit_train:
+        train_images = train_images[: options.limit_train]
+        train_labels = train_labels[: options.limit_train]
+    classes = data.num_classes(np.concatenate([train_labels, test_labels]))
+    fingerprint = zlib.crc32(train_labels.tobytes(), zlib.crc32(train_images.tobytes()))
+
+    model = Mixer(
+        image_size=train_images.shape[1:3],
+        in_channels=train_images.shape[3],
+        num_classes=classes,
+        patch_size=options.patch_size,
+        num_blocks=options.num_blocks,
+        hidden_dim=options.hidden_dim,
+        tokens_mlp_dim=options.tokens_mlp_dim,
+        channels_mlp_dim=options.channels_mlp_dim,
+        class_names=[str(label) for label in range(classes)],
+        seed=options.seed,
+    ).to(device)
+    optimizer = AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    batches = data.Batches(
+        train_images, train_labels, options.batch_size, options.seed, options.max_shift
+    )
+    total_steps = options.epochs * len(batches)
+    warmup_steps = int(options.warmup * total_steps)
+    # All that a run needs, beyond weights and optimizer, to go on where it stopped.
+    progress = {
+        "settings": {name: getattr(options, name) for name in SETTINGS},
+        "data": fingerprint,
+        "epoch": 0, "batch": 0,  # the next one to train on
+        "loss_sum": 0.0, "correct": 0, "seconds": 0.0,  # of the epoch so far
+        "history": [],
+    }  # fmt: skip
+    if options.resume:
+        progress = load_checkpoint(checkpoint, model, optimizer)
+        if progress["data"] != fingerprint:
+            raise ValueError(f"{source} holds other images than the run in {out} was trained on")
+
+    print(
+        f"{len(train_images):,} training images of {classes} classes from {source}; "
+        f"Mixer with {model.num_parameters():,} parameters on {device}"
+    )
+
+    # ---- training
+    stop = StopSignal()
+    bar = tqdm(
+        total=options.epochs * len(train_images),
+        initial=progress["epoch"] * len(train_images) + progress["batch"] * options.batch_size,
+        unit="img", unit_scale=True, dynamic_ncols=True,
+    )  # fmt: skip
+    for epoch in range(progress["epoch"], options.epochs):
+        bar.set_description(f"epoch {epoch + 1}/{options.epochs}")
+        seen = progress["batch"] * options.batch_size
+        started = time.perf_counter() - progress["seconds"]
+        model.train()
+        for images, labels in batches.epoch(epoch, start=progress["batch"]):
+            step = epoch * len(batches) + progress["batch"]
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            if options.clip:
+                optimizer.clip_grad_norm(options.clip)
+            optimizer.lr_factor = schedule(step, total_steps, warmup_steps, options.schedule)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            value = loss.item()
+            if not np.isfinite(value):
+                bar.close()
+                raise ValueError(
+                    f"the loss became {value} at step {step + 1}; {kept(checkpoint)} "
+                    "Try a lower --lr, or --clip 1"
+                )
+            seen += len(labels)
+            progress["batch"] += 1
+            progress["loss_sum"] += value * len(labels)
+            progress["correct"] += int((logits.argmax(axis=1).numpy() == labels).sum())
+            progress["seconds"] = time.perf_counter() - started
+            bar.update(len(labels))
+            mean_loss, accuracy = progress["loss_sum"] / seen, progress["correct"] / seen
+            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.2%}", refresh=False)
+            if stop.requested:
+                bar.close()
+                save_checkpoint(checkpoint, model, optimizer, progress)
+                print(
+                    f"stopped in epoch {epoch + 1} after step {step + 1} of {total_steps}, "
+                    f"saved in {checkpoint}; to go on: python {sys.argv[0]} --resume --out {out}"
+                )
+                return 130
+
+        test_loss, test_accuracy = evaluate(model, test_images, test_labels)
+        progress["history"].append({
+            "epoch": epoch + 1, "train_loss": mean_loss, "train_accuracy": accuracy,
+            "test_loss": test_loss, "test_accuracy": test_accuracy,
+            "seconds": progress["seconds"], "images_per_second": seen / progress["seconds"],
+        })  # fmt: skip
+        progress.update(epoch=epoch + 1, batch=0, loss_sum=0.0, correct=0, seconds=0.0)
+        save_checkpoint(checkpoint, model, optimizer, progress)
+        write_metrics(out / "metrics.csv", progress["history"])
+    bar.close()
+
+    # ---- report
+    history = progress["history"]
+    seconds = sum(row["seconds"] for row in history)
+    write_metrics(out / "metrics.csv", history)
+    probabilities = model.predict_proba(test_images)
+    accuracy = (probabilities.argmax(axis=1) == test_labels).mean()
+    pictures = save_pictures(out, history, test_images, test_labels, probabilities)
+    rate = options.epochs * len(train_images) / seconds
+    print(
+        f"test accuracy {accuracy:.2%} on {len(test_labels):,} images after the last step\n"
+        f"{options.epochs} epochs in {seconds:.0f} s, {rate:,.0f} images/s; "
+        f"{model.num_parameters():,} parameters\n"
+        f"wrote {', '.join(str(p) for p in [checkpoint, out / 'metrics.csv', *pictures])}"
+    )
+    if not pictures:
+        print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
+    return 0
+
+
+def evaluate(model: Mixer, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """(mean loss, accuracy)"""
+    probabilities = model.predict_proba(images)
+    true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(true_class.clip(1e-30)).mean()), float(
+        (probabilities.argmax(axis=1) == labels).mean()
+    )
+
+
+def write_metrics(path: Path, history: list[dict]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, history[0])
+    writer.writeheader()
+    writer.writerows(history)
+    with replace_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+class StopSignal:
+    """Ctrl-C takes effect between two steps, when weights and progress belong together.
+    A second one stops at once."""
+
+    def __init__(self):
+        self.requested = False
+        signal.signal(signal.SIGINT, self.note)
+        signal.signal(signal.SIGTERM, self.note)
+
+    def note(self, number, frame):
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+# ---- options --------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--out", default="runs/mnist", help="directory for results (default: runs/mnist)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, with its settings"
+    )
+    for name, (default, text) in SETTINGS.items():
+        shown = "" if default == "" else f" (default: {default})"
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=type(default), default=default, help=text + shown
+        )
+    return parser
+
+
+def parse_arguments() -> tuple[argparse.Namespace, set[str]]:
+    """The options, and the names of those that were given."""
+    options = make_parser().parse_args()
+    bare = make_parser()
+    bare.set_defaults(**dict.fromkeys(vars(options), None))
+    return options, {name for name, value in vars(bare.parse_args()).items() if value is not None}
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    for name in ("epochs", "batch_size", "lr", "patch_size", "num_blocks", "hidden_dim",
+                 "tokens_mlp_dim", "channels_mlp_dim"):  # fmt: skip
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive")
+    for name in ("weight_decay", "max_shift", "clip", "seed", "limit_train"):
+        if not getattr(options, name) >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must not be negative")
+    schedule(0, 1, 0, options.schedule)
+    if not 0 <= options.warmup <= 1:
+        raise ValueError("--warmup must be from 0 to 1")
+
+
+def prepare_directory(out: Path, resume: bool) -> None:
+    """Find out before training whether results can be kept, and keep those of unfinished runs."""
+    checkpoint = out / "checkpoint.npz"
+    if resume:
+        if not checkpoint.is_file():
+            raise ValueError(f"--resume: there is no {checkpoint}")
+    elif checkpoint.is_file():
+        try:
+            progress = read_checkpoint(checkpoint)[0]["progress"]
+            unfinished = progress["epoch"] < progress["settings"]["epochs"]
+        except (ValueError, KeyError, TypeError):
+            unfinished = False
+        if unfinished:
+            raise ValueError(
+                f"{out} holds an unfinished run: --resume goes on with it, another --out keeps it"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    with replace_file(out / "metrics.csv") as file:
+        file.write(b"")
+
+
+def recall_settings(options: argparse.Namespace, given: set[str], checkpoint: Path) -> None:
+    stored = (read_checkpoint(checkpoint)[0]["progress"] or {}).get("settings", {})
+    for name in SETTINGS:
+        if name not in stored:
+            raise ValueError(f"{checkpoint} was not written by this script: it has no {name}")
+        if name in given and getattr(options, name) != stored[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {stored[name]} in the run to resume; leave it out"
+            )
+        setattr(options, name, stored[name])
+
+
+def kept(checkpoint: Path) -> str:
+    return f"{checkpoint} keeps the last good epoch." if checkpoint.is_file() else "no epoch ended."
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, TypeError, OSError) as problem:
+        print(f"train_mnist: {problem}", file=sys.stderr)
+        sys.exit(2)
