@@ -30,7 +30,7 @@ from types import ModuleType
 
 import numpy as np
 
-from .backend import FLOAT_DTYPES, Array, describe, namespace
+from .backend import FLOAT_DTYPES, Array, blocks, describe, namespace
 
 # Coefficients, highest power first. Below the border: fdlibm's s_erf.c (Sun Microsystems, 1993).
 BORDER = 0.84375
@@ -55,7 +55,6 @@ LARGE_Q = (
     3.43936767414372164e3, 1.23033935480374942e3,
 )  # fmt: skip
 ONE_FROM = 6.0  # from 5.93 on erf rounds to 1; going no further, nothing overflows
-BLOCK_BYTES = 1 << 17  # on the CPU: 16k float64, so that the temporaries stay in the cache
 
 
 def erf(x: Array) -> Array:
@@ -65,12 +64,11 @@ def erf(x: Array) -> Array:
     xp = namespace(x)
     result = xp.empty(x.shape, dtype=x.dtype)
     x_flat, result_flat = x.reshape(-1), result.reshape(-1)
-    block = min(BLOCK_BYTES // x.itemsize, x.size) if xp is np else x.size
-    scratch = xp.empty((5, block), dtype=x.dtype)
+    parts = blocks(x)
+    scratch = xp.empty((5, parts[0].stop if parts else 0), dtype=x.dtype)
     # Tiny inputs underflow to the right result, and a signalling NaN is no reason to warn either.
     with np.errstate(under="ignore", invalid="ignore"):
-        for start in range(0, x.size, max(block, 1)):
-            part = slice(start, start + block)
+        for part in parts:
             _erf_block(xp, x_flat[part], result_flat[part], *scratch[:, : x_flat[part].size])
     return result
 

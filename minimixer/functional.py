@@ -18,7 +18,7 @@ import math
 from typing import Any
 
 from .autograd import Function
-from .backend import Array, matmul, namespace
+from .backend import Array, blocks, matmul, namespace
 from .erf import erf
 from .loss import cross_entropy as cross_entropy
 from .loss import softmax as softmax
@@ -69,51 +69,67 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 # Gimpel 2016). Exactly, Phi(x) = (1 + erf(x / sqrt 2)) / 2, so with Phi' = phi, the density,
 #     gelu'(x) = Phi(x) + x phi(x),    phi(x) = e^(-x^2 / 2) / sqrt(2 pi).
 # The tanh form puts Phi(x) = (1 + t) / 2 with t = tanh(u), u = k (x + a x^3); then
-#     gelu'(x) = (1 + t) / 2 + x (1 - t^2) / 2 * u',    u' = k (1 + 3 a x^2).
+#     gelu'(x) = Phi + x Phi',    Phi' = (1 - t^2) / 2 u' = 2 Phi (1 - Phi) k (1 + 3 a x^2).
 
 _K, _A = math.sqrt(2 / math.pi), 0.044715
-_APPROXIMATE = ("none", "tanh")
 
 
-def gelu_and_slope(x: Array, approximate: str, slope: bool) -> tuple[Array, Array | None]:
-    """gelu(x) and, if asked for, gelu'(x): they share their dearest part, Phi."""
+def _phi_tanh(x: Array, density: bool) -> tuple[Array, Array | None]:
+    """Phi(x) and, if asked for, x Phi'(x)."""
+    square = x * x  # and x * square for the cube: NumPy's x**3 is ten times slower
+    phi = square * (_K * _A)
+    phi += _K
+    phi *= x
+    namespace(x).tanh(phi, out=phi)
+    phi *= 0.5
+    phi += 0.5
+    if not density:
+        return phi, None
+    square *= 6 * _K * _A
+    square += 2 * _K
+    square *= x
+    square *= phi
+    square *= 1 - phi
+    return phi, square
+
+
+def _phi_exact(x: Array, density: bool) -> tuple[Array, Array | None]:
+    phi = erf(x * math.sqrt(0.5))
+    phi += 1
+    phi *= 0.5
+    if not density:
+        return phi, None
+    slope = x * x
+    slope *= -0.5
+    namespace(x).exp(slope, out=slope)
+    slope *= x
+    slope *= 1 / math.sqrt(2 * math.pi)
+    return phi, slope
+
+
+_PHI = {"tanh": _phi_tanh, "none": _phi_exact}
+
+
+def gelu_and_slope(
+    x: Array, approximate: str, slope: bool, overwrite: bool = False
+) -> tuple[Array, Array | None]:
+    """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi.
+
+    With `overwrite` the slope takes x's place, so x must be ours. A CPU goes through x in blocks
+    that stay in its cache: a third of the time of the same formulas on whole arrays.
+    """
+    if approximate not in _PHI:
+        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     xp = namespace(x)
-    if approximate == "tanh":
-        square = x * x
-        t = square * _A
-        t += 1
-        t *= x
-        t *= _K
-        xp.tanh(t, out=t)  # x * x * x, not x**3: NumPy's power is ten times slower
-        phi_cap = t * 0.5
-        phi_cap += 0.5
-        if not slope:
-            phi_cap *= x
-            return phi_cap, None
-        square *= 3 * _A * _K  # becomes u', then x (1 - t^2) / 2 u' + Phi
-        square += _K
-        t *= t
-        t -= 1
-        t *= x
-        t *= -0.5
-        square *= t
-    elif approximate == "none":
-        phi_cap = erf(x * math.sqrt(0.5))
-        phi_cap += 1
-        phi_cap *= 0.5
-        if not slope:
-            phi_cap *= x
-            return phi_cap, None
-        square = x * x
-        square *= -0.5
-        xp.exp(square, out=square)
-        square *= x
-        square *= 1 / math.sqrt(2 * math.pi)
-    else:
-        raise ValueError(f"approximate must be one of {_APPROXIMATE}, got {approximate!r}")
-    square += phi_cap
-    phi_cap *= x
-    return phi_cap, square
+    flat = x.reshape(-1)
+    y = xp.empty_like(flat)
+    dy = None if not slope else flat if overwrite else xp.empty_like(flat)
+    for part in blocks(x):
+        phi, x_density = _PHI[approximate](flat[part], slope)
+        xp.multiply(phi, flat[part], out=y[part])
+        if dy is not None:
+            xp.add(phi, x_density, out=dy[part])
+    return y.reshape(x.shape), None if dy is None else dy.reshape(x.shape)
 
 
 class GELU(Function):
@@ -165,8 +181,7 @@ class MLP(Function):
         else:
             u = matmul(x, w1)  # (n, D_C)
             u += b1
-        g, slope = gelu_and_slope(u, approximate, slope=any(self.needs))
-        del u
+        g, slope = gelu_and_slope(u, approximate, slope=any(self.needs), overwrite=True)
         y = matmul(w2, g) if first else matmul(g, w2)
         if any(self.needs):
             self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope

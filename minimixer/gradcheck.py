@@ -13,7 +13,7 @@ function with many outputs, L is their sum with random weights: a mistake in any
 >>> gradcheck(lambda x: (x * x.tanh()).sum(), [x])
 True
 
-Next: `functional.py`, where gradients are derived by hand and need it.
+Next: `loss.py`, the first gradient derived by hand.
 """
 
 from collections.abc import Callable, Sequence

@@ -114,10 +114,11 @@ def _check_target(z: Array, target: Any) -> Array:
     if target.dtype not in FLOAT_DTYPES:
         raise TypeError(f"cross_entropy: distributions must be float32 or 64, got {target.dtype}")
     sums = target.sum(axis=-1)
-    if not (float(target.min()) >= 0 and float(abs(sums - 1).max()) <= 1e-4):
+    smallest, low, high = float(target.min()), float(sums.min()), float(sums.max())
+    if not (smallest >= 0 and low >= 1 - 1e-4 and high <= 1 + 1e-4):
         raise ValueError(
-            "cross_entropy: each row of the target must be >= 0 and sum to 1; the smallest entry is "
-            f"{float(target.min()):g}, sums go from {float(sums.min()):g} to {float(sums.max()):g}"
+            "cross_entropy: each row of the target must be >= 0 and sum to 1; the smallest entry "
+            f"is {smallest:g}, the sums go from {low:g} to {high:g}"
         )
     return to_device(target, device_of(z)).astype(z.dtype, copy=False)
 

@@ -21,12 +21,12 @@ Next: `idx.py`, the files that hold what to train on.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, device_of, matmul, namespace, to_device, to_numpy
+from .backend import Array, blocks, device_of, matmul, namespace, to_device, to_numpy
 from .parameters import Parameter, ParameterBuffer
 
 LR_FACTOR, STEP, CLIP = range(3)  # the places in `control`
@@ -90,7 +90,7 @@ class Optimizer:
         buffer, gradients = self.buffer, self.buffer.make_gradients()
         scalars = self._scalars()
         for start, stop, lr, decay in ranges:
-            for part in self._blocks(start, stop):
+            for part in blocks(buffer.values, start, stop):
                 state = [array[part] for array in self.state.values()]
                 self.update(buffer.values[part], gradients[part], state, lr, decay, scalars)
         self.control[CLIP] = 1
@@ -194,11 +194,6 @@ class Optimizer:
                     ranges.append(piece)
             self._ranges = has_grad, ranges
         return self._ranges[1]
-
-    def _blocks(self, start: int, stop: int) -> Iterator[slice]:
-        """On the CPU in pieces whose temporaries stay in the cache; on the GPU all at once."""
-        block = 1 << 16 if self.buffer.device == "cpu" else max(1, stop - start)
-        return (slice(i, min(i + block, stop)) for i in range(start, stop, block))
 
 
 class SGD(Optimizer):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from minimixer.backend import to_device, to_numpy
+from minimixer.backend import blocks, to_device, to_numpy
 from minimixer.erf import BORDER, ONE_FROM, erf
 
 erf_module = importlib.import_module("minimixer.erf")  # the package may export the function too
@@ -50,8 +50,11 @@ def expected_erf(x):
     return np.array([math.erf(v) for v in x.ravel().tolist()]).reshape(x.shape).astype(x.dtype)
 
 
-def assert_is_erf(result, x):
-    """Same sign (of zero too), NaN where x is, else at most MAX_ULP floats from math.erf."""
+def assert_is_erf(result, x, device="cpu"):
+    """Same sign (of zero too), NaN where x is, else at most MAX_ULP floats from math.erf.
+
+    On a GPU a subnormal may become zero: CuPy compiles its kernels to flush them.
+    """
     assert result.dtype == x.dtype and result.shape == x.shape
     nan = np.isnan(x)
     assert np.array_equal(np.isnan(result), nan)
@@ -60,6 +63,8 @@ def assert_is_erf(result, x):
     assert np.array_equal(np.signbit(result), np.signbit(x))
     integer = f"int{8 * x.itemsize}"
     distance = np.abs(result.view(integer) - expected.view(integer))  # in ulp: the signs agree
+    if device != "cpu":
+        distance[(result == 0) & (abs(expected) < np.finfo(x.dtype).tiny)] = 0
     if distance.size:
         worst = distance.argmax()
         assert distance[worst] <= MAX_ULP, f"erf({x[worst]!r}) is off by {distance[worst]} ulp"
@@ -75,7 +80,7 @@ def test_within_ulps_of_math_erf_everywhere_without_a_warning(dtype, device):
     with np.errstate(all="raise"), warnings.catch_warnings():
         warnings.simplefilter("error")
         result = erf_on(device, x)
-    assert_is_erf(result, x)
+    assert_is_erf(result, x, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,7 +97,7 @@ def test_any_bits_alone(dtype, device):
             x = np.array([value], dtype=dtype)
         with np.errstate(all="raise"):
             result = erf_on(device, x)
-        assert_is_erf(result, x)
+        assert_is_erf(result, x, device)
 
     check()
 
@@ -123,7 +128,7 @@ def test_rises_but_for_rounding(dtype, device):
 def test_an_element_does_not_depend_on_its_neighbours(dtype, device):
     # Blocks with one interval skip the other; mixed blocks compute both and select.
     rng = np.random.default_rng(1)
-    block = erf_module.BLOCK_BYTES // np.dtype(dtype).itemsize
+    block = blocks(np.empty(1 << 20, dtype))[0].stop
     small = rng.uniform(-BORDER, BORDER, 2 * block)
     large = np.copysign(rng.uniform(BORDER, 7, 2 * block), small)
     separate = np.concatenate([small, large]).astype(dtype)
@@ -135,9 +140,9 @@ def test_an_element_does_not_depend_on_its_neighbours(dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [-1, 0, 1, 12345])
 def test_around_the_block_size(dtype, offset, device):
-    block = erf_module.BLOCK_BYTES // np.dtype(dtype).itemsize
+    block = blocks(np.empty(1 << 20, dtype))[0].stop
     x = np.random.default_rng(2).standard_normal(block + offset).astype(dtype)
-    assert_is_erf(erf_on(device, x), x)
+    assert_is_erf(erf_on(device, x), x, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -148,7 +153,7 @@ def test_any_shape(dtype, device):
     @given(shapes)
     def check(shape):
         x = np.random.default_rng(3).standard_normal(shape).astype(dtype).reshape(shape)
-        assert_is_erf(erf_on(device, x), x)
+        assert_is_erf(erf_on(device, x), x, device)
 
     check()
 

@@ -1,0 +1,85 @@
+"""README is true: its Python blocks run in order, its commands are ones that the scripts accept."""
+
+import argparse
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    part.strip()
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    for part in line.split("&&")
+]
+SCRIPTS = [command for command in COMMANDS if command.startswith("python examples/")]
+
+
+def test_python_blocks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "--limit-train 300 --epochs 1 --hidden-dim 8 --num-blocks 1 --out runs/mnist"
+    script = str(ROOT / "examples/train_mnist.py")
+    subprocess.run([sys.executable, script, *small.split()], check=True, capture_output=True)
+    names: dict = {"__name__": "readme"}
+    blocks = [block for language, block in BLOCKS if language == "python"]
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(names["predicted"]) == 5 and names["loss"].item() < 3
+
+
+class Parsed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_scripts_accept_their_commands(command, monkeypatch):
+    _, script, *arguments = shlex.split(command)
+    parse = argparse.ArgumentParser.parse_args
+
+    def only_parse(self, *given):
+        parse(self, *given)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def test_every_command_is_understood():
+    assert len(SCRIPTS) >= 4
+    for command in COMMANDS:
+        assert command in SCRIPTS or re.match(r"pip install -e|pytest", command), command
+
+
+def test_files_that_readme_names_are_there():
+    for name in re.findall(r"`((?:examples|minimixer)/[\w/.]+)`", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_order_of_reading_is_stated_once_and_holds():
+    """__init__ lists every module; each ends by naming the next, and imports only earlier ones."""
+    package = ROOT / "minimixer"
+    order = re.findall(
+        r"^    (\w+)\.py ", (package / "__init__.py").read_text(), flags=re.MULTILINE
+    )
+    assert sorted(order) == sorted(p.stem for p in package.glob("*.py") if p.stem != "__init__")
+    for position, name in enumerate(order):
+        source = (package / f"{name}.py").read_text()
+        if position + 1 < len(order):
+            assert f"Next: `{order[position + 1]}.py`" in source, name
+        imported = re.findall(r"^from \.(\w+) import|^from \. import (.*)$", source, re.MULTILINE)
+        for one, several in imported:
+            for module in [one] if one else several.split(", "):
+                assert order.index(module.split(" as ")[0]) < position, (name, module)
