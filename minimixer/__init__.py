@@ -17,8 +17,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     optim.py        SGD, Adam, AdamW, clipping, schedules
     idx.py          IDX files: how to read what somebody else wrote
     data.py         data sets, the embedded MNIST, batches, shifts
+    report.py       what a model costs, layer by layer; pictures
     checkpoint.py   saving and resuming
-    report.py       what a model costs, layer by layer
 """
 
 from . import backend, data, functional, nn, ops, optim, rearrange

@@ -15,7 +15,7 @@ the file only claims to hold.
 >>> Mixer.load(path).class_names
 ['cat', 'dog']
 
-Next: `report.py`.
+Next: the scripts in `examples/`.
 """
 
 import io

@@ -207,7 +207,7 @@ class MLP(Function):
         if any(self.needs[:3]):
             du = matmul(self.w2.T, dy)
             du *= self.slope
-            db1 = du.sum(axis=1) if self.needs[2] else None
+            db1 = sum_to_shape(du, (len(du), 1))[:, 0] if self.needs[2] else None
             dw1 = matmul(self.x, du.T) if self.needs[1] else None
             dx = matmul(self.w1, du).reshape(self.shape) if self.needs[0] else None
         return dx, dw1, db1, dw2

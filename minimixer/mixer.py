@@ -86,9 +86,8 @@ class MixerMLP(Module):
 
     def draw_weights(self, seed: int, layer: int) -> None:
         size, hidden = self.w1.shape
-        both = lecun_normal((size, hidden), size, seed, 2 * layer + (1 << 32))
-        self.w1.data = both
-        self.w2.data = lecun_normal(self.w2.shape, hidden, seed, 2 * layer + 1 + (1 << 32))
+        self.w1.data = lecun_normal(self.w1.shape, size, seed, layer)
+        self.w2.data = lecun_normal(self.w2.shape, hidden, seed, layer, number=1)
         self.b1.data = np.zeros(hidden, dtype=np.float32)
         self.b2.data = np.zeros(size, dtype=np.float32)
 

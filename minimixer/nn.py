@@ -80,10 +80,11 @@ class Module:
         parameters = [p for _, p in self.named_parameters()]
         if len({id(p.buffer) for p in parameters}) > 1:
             ParameterBuffer(parameters)
-        if parameters and parameters[0].buffer is not None:
+        buffer = parameters[0].buffer if parameters else None
+        if buffer is not None and buffer.count == len(parameters):  # the whole, not a part
             for number, (_, module) in enumerate(self.named_modules()):
                 if isinstance(module, _RandomLayer):
-                    module.layer, module.random = number, parameters[0].buffer.random
+                    module.layer, module.random = number, buffer.random
         return parameters
 
     def num_parameters(self) -> int:
@@ -174,8 +175,12 @@ def _equal(a: Array, b: Array) -> bool:
 # ---- layers -------------------------------------------------------------------------------------
 
 
-def lecun_normal(shape: tuple[int, ...], fan_in: int, seed: int, layer: int) -> np.ndarray:
+def lecun_normal(
+    shape: tuple[int, ...], fan_in: int, seed: int, layer: int, number: int = 0
+) -> np.ndarray:
     """Initial weights, float32: normal of variance 1 / fan_in, cut off at two deviations.
+
+    `number` tells the several matrices of one layer apart.
 
     So that a sum of fan_in terms has the variance of one input (LeCun et al. 1998). The cut takes
     away variance, for which 0.8796 makes up. The paper's authors draw theirs in this way.
@@ -189,7 +194,7 @@ def lecun_normal(shape: tuple[int, ...], fan_in: int, seed: int, layer: int) -> 
         todo = np.arange(len(elements))
         attempt = 0
         while todo.size:
-            bits = random_bits(seed, Purpose.WEIGHTS, attempt, layer, 0, elements[todo])
+            bits = random_bits(seed, Purpose.WEIGHTS, attempt, layer, number, elements[todo])
             # Box and Muller 1958: two uniform numbers, a radius and an angle, make a normal one
             radius = np.sqrt(-2 * np.log(1 - uniform(bits, np.float32)))
             angle = (bits & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2**-23 * math.pi)

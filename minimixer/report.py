@@ -9,7 +9,7 @@ layer its input, an MLP its input, its hidden activation and the slope of GELU t
 >>> table.parameters, round(table.macs / 1e9, 3), len(table.rows)
 (59880472, 12.602, 51)
 
-Next: the scripts in `examples/`.
+Next: `checkpoint.py`, the last.
 """
 
 from pathlib import Path

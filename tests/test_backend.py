@@ -1,0 +1,144 @@
+"""Asking for a GPU where there is none: one sentence each, with what to do about it."""
+
+import builtins
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from minimixer import Mixer, Tensor, backend
+
+
+def fake_cupy(count=None, error=None, compile_error=None):
+    """A module with as much of CuPy as check_device touches."""
+    cupy = types.ModuleType("cupy")
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    class CompileException(Exception):
+        pass
+
+    def get_device_count():
+        if error is not None:
+            raise CUDARuntimeError(error)
+        return count
+
+    def arange(*_, **__):
+        if compile_error is not None:
+            raise CompileException(compile_error)
+        return np.arange(2)
+
+    cupy.arange = arange
+    cupy.cuda = types.SimpleNamespace(
+        runtime=types.SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError, getDeviceCount=get_device_count
+        ),
+        compiler=types.SimpleNamespace(CompileException=CompileException),
+    )
+    return cupy
+
+
+CASES = {
+    "no driver": (
+        {"error": "cudaErrorInsufficientDriver: CUDA driver version is insufficient"},
+        "driver is missing or too old",
+        "nvidia-smi",
+    ),
+    "no GPU": (
+        {"error": "cudaErrorNoDevice: no CUDA-capable device"},
+        "no NVIDIA GPU",
+        "nvidia-smi",
+    ),
+    "zero GPUs": ({"count": 0}, "no NVIDIA GPU", "nvidia-smi"),
+    "no headers": (
+        {"count": 1, "compile_error": "catastrophic error: cannot open cuda_fp16.h"},
+        "can't compile for the GPU (catastrophic error: cannot open cuda_fp16.h)",
+        "minimixer[cuda]",
+    ),
+}
+
+
+@pytest.fixture
+def uncached(monkeypatch):
+    backend._count_gpus.cache_clear()
+    yield monkeypatch
+    backend._count_gpus.cache_clear()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_reason_has_its_sentence(case, uncached):
+    settings, says, advice = CASES[case]
+    uncached.setitem(sys.modules, "cupy", fake_cupy(**settings))
+    with pytest.raises(ValueError) as caught:
+        backend.check_device("cuda")
+    message = str(caught.value)
+    assert says in message and advice in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ModuleNotFoundError("No module named 'cupy'"), "which is not installed"),
+        (ImportError("libcublas.so.12: no such file"), "can't be loaded (libcublas.so.12"),
+    ],
+)
+def test_cupy_missing_or_broken(error, says, uncached):
+    original = builtins.__import__
+
+    def refuse(name, *rest):
+        if name == "cupy":
+            raise error
+        return original(name, *rest)
+
+    uncached.delitem(sys.modules, "cupy", raising=False)
+    uncached.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ValueError) as caught:
+        backend.check_device("cuda:0")
+    assert says in str(caught.value) and "pip install 'minimixer[cuda]'" in str(caught.value)
+
+
+def test_the_number_of_a_gpu_is_checked(uncached):
+    uncached.setitem(sys.modules, "cupy", fake_cupy(count=2))
+    assert backend.check_device("cuda") == "cuda:0" and backend.check_device("cuda:1") == "cuda:1"
+    with pytest.raises(ValueError, match=r"no cuda:2: this machine has 2 GPU"):
+        backend.check_device("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", "", None, 0])
+def test_unknown_devices(device):
+    with pytest.raises(ValueError, match="use 'cpu', 'cuda' or 'cuda:N'"):
+        backend.check_device(device)
+
+
+def test_blocks_cover_a_range_once(device):
+    for size in (0, 1, 32768, 32769, 100_000):
+        array = backend.to_device(np.zeros(size, "float32"), device)
+        for start in (0, size // 3):
+            covered = [i for part in backend.blocks(array, start) for i in range(size)[part]]
+            assert covered == list(range(start, size))
+
+
+def test_import_is_quick_and_touches_no_gpu():
+    code = (
+        "import sys, time; start = time.perf_counter(); import numpy; "
+        "numpy_took = time.perf_counter() - start; import minimixer; "
+        "print(time.perf_counter() - start - numpy_took); "
+        "assert 'cupy' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    runs = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(runs) < 0.3
+
+
+def test_models_and_tensors_move(device):
+    model = Mixer(image_size=4, patch_size=2, in_channels=1, num_classes=3, num_blocks=1,
+                  hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=16).to(device, "float64")  # fmt: skip
+    assert model.device == backend.check_device(device) and model.dtype == np.float64
+    x = Tensor([1.0, 2.0]).to(device)
+    assert x.device == model.device and x.to("cpu").device == "cpu"
+    assert isinstance(x.numpy(), np.ndarray)
