@@ -41,8 +41,11 @@ from .backend import FLOAT_DTYPES, Array, describe, device_of, is_array, namespa
 # ---- whether to record --------------------------------------------------------------------------
 
 
-class _Mode(threading.local):
-    enabled = True  # each thread has its own
+class _Mode(threading.local):  # each thread has its own
+    enabled = True
+
+    def __init__(self):
+        self.before: list[bool] = []  # what the open `with` blocks found
 
 
 _mode = _Mode()
@@ -62,12 +65,12 @@ class set_grad_enabled(ContextDecorator):
         return set_grad_enabled(self.enabled)
 
     def __enter__(self):
-        self.previous = _mode.enabled
+        _mode.before.append(_mode.enabled)
         _mode.enabled = self.enabled
         return self
 
     def __exit__(self, *_):
-        _mode.enabled = self.previous
+        _mode.enabled = _mode.before.pop()
 
 
 class no_grad(set_grad_enabled):
@@ -113,7 +116,11 @@ class Variable:
         if self.grad is None:
             self.grad = namespace(gradient).array(gradient, dtype=self.data.dtype, copy=True)
         else:  # a new array: whoever holds the old one keeps it as it was
-            self.grad = self.grad + gradient
+            self.grad = _sum(self.grad, gradient)
+
+
+def _sum(a: Array, b: Array) -> Array:
+    return namespace(a).asarray(a + b)  # NumPy makes a number of the sum of two 0-d arrays
 
 
 Variable.result_class = Variable
@@ -130,12 +137,15 @@ class Function:
     Neither may write into an array that it did not make.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "input_shapes", "needs", "num_outputs", "parents")
+    __slots__ = (
+        "__dict__", "__weakref__", "input_shapes", "needs", "num_outputs", "parents", "versions",
+    )  # fmt: skip
 
     needs: tuple[bool, ...]
     input_shapes: tuple[tuple[int, ...], ...]
     num_outputs: int
-    parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, version) or None
+    parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, None) or None
+    versions: list[tuple[Variable, int]]  # the Parameters read, and how often they had changed
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -172,6 +182,9 @@ class Function:
         node.parents = tuple(
             [_parent(v) if need else None for v, need in zip(inputs, node.needs, strict=True)]
         )
+        node.versions = [
+            (v, v.version) for v in inputs if isinstance(v, Variable) and v.is_parameter
+        ]
         variables = ()
         for index, output in enumerate(outputs):
             variable = result_class(output, requires_grad=True)
@@ -183,13 +196,13 @@ class Function:
     def release(self) -> None:
         """Forget what forward kept, and the way to the inputs."""
         self.__dict__.clear()
-        self.parents = None
+        self.parents, self.versions = None, []
 
 
 def _parent(variable: Variable) -> Any:
     if variable.node is not None:
         return (variable.node, variable.output_index)
-    return (variable, variable.version)  # to notice a change between here and backward
+    return (variable, None)
 
 
 def _read_inputs(name: str, inputs: Sequence[Any]) -> list[Any]:
@@ -238,7 +251,7 @@ def _read_inputs(name: str, inputs: Sequence[Any]) -> list[Any]:
 def _check_match(name: str, first: Array, other: Array) -> None:
     if first.dtype != other.dtype:
         problem = "different dtypes"
-    elif type(first) is not type(other) or device_of(first) != device_of(other):
+    elif device_of(first) != device_of(other):
         problem = "different devices"
     else:
         return
@@ -304,7 +317,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
                 elif slot[1]:
                     slot[0] += result
                 else:  # two arrays that others may also hold: their sum is a third
-                    slots[index] = [slot[0] + result, True]
+                    slots[index] = [_sum(slot[0], result), True]
             waiting[source] -= 1
             if waiting[source] == 0:
                 ready.append(source)
@@ -356,8 +369,8 @@ def _fire(node: Function, gradients: list[Array | None]) -> list[Array | None]:
     """Run one node's backward and check what it returns."""
     name = type(node).__name__
     assert node.parents is not None
-    for parent in node.parents:
-        if parent and isinstance(parent[0], Variable) and parent[0].version != parent[1]:
+    for parameter, version in node.versions:
+        if parameter.version != version:
             raise ValueError(
                 f"backward: a Parameter that {name} used was changed after forward; "
                 "call backward before the optimizer's step or an assignment to .data"

@@ -182,6 +182,8 @@ def matmul(
         return xp.matmul(a, b, out=out)
     if out is None:
         return product
+    if out.shape != product.shape:
+        raise ValueError(f"matmul: `out` is {out.shape}, the product {product.shape}")
     if accumulate:
         out += product
     else:

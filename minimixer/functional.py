@@ -41,7 +41,7 @@ class Linear(Function):
             raise ValueError("x must be (..., in) and weight (in, out), with the same `in`")
         if bias is not None and bias.shape != weight.shape[1:]:
             raise ValueError(f"bias must have shape {weight.shape[1:]}")
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         self.shape = x.shape
         self.x = rows if self.needs[1] else None
         self.weight = weight if self.needs[0] else None
@@ -51,11 +51,16 @@ class Linear(Function):
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dy):
-        dy = dy.reshape(-1, dy.shape[-1])
+        dy = _rows(dy)
         dx = matmul(dy, self.weight.T).reshape(self.shape) if self.needs[0] else None
         dweight = matmul(self.x.T, dy) if self.needs[1] else None
         dbias = sum_to_shape(dy, dy.shape[1:]) if self.needs[2] else None
         return dx, dweight, dbias
+
+
+def _rows(x: Array) -> Array:
+    """(..., n) as a matrix of rows of length n, also if there are none or n is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -174,7 +179,7 @@ class MLP(Function):
         if w2.shape != (w1.shape if first else w1.shape[::-1]):
             raise ValueError(f"w2 must have shape {w1.shape if first else w1.shape[::-1]}")
         self.first, self.shape = first, x.shape
-        x = x.reshape(x.shape[0], -1) if first else x.reshape(-1, x.shape[-1])
+        x = x.reshape(len(x), math.prod(x.shape[1:])) if first else _rows(x)
         if first:
             u = matmul(w1.T, x)  # (D_S, n)
             u += b1[:, None]
@@ -189,8 +194,8 @@ class MLP(Function):
 
     def backward(self, dy):
         if self.first:
-            return self._backward_first(dy.reshape(dy.shape[0], -1))
-        dy = dy.reshape(-1, dy.shape[-1])
+            return self._backward_first(dy.reshape(len(dy), math.prod(dy.shape[1:])))
+        dy = _rows(dy)
         dx = dw1 = db1 = None
         dw2 = matmul(self.g.T, dy) if self.needs[3] else None
         if any(self.needs[:3]):
@@ -240,14 +245,19 @@ class AddLayerNorm(Function):
     all of a row thus gets no gradient from h. Kept: x_hat and 1/sigma; s is not needed.
     """
 
-    def forward(self, x, y, bias, gamma, beta, epsilon):
+    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
         xp = namespace(x)
         channels = x.shape[-1] if x.ndim else 0
         if y is not None and y.shape != x.shape:
             raise ValueError("x and y must have the same shape")
         if not channels or gamma.shape != (channels,) or beta.shape != (channels,):
             raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
-        self.bias_shape = None if bias is None else bias.shape
+        if bias is not None:
+            if bias_axis not in (0, -1) or bias.shape != (x.shape[bias_axis],):
+                raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
+            if bias_axis == 0:
+                bias = bias.reshape(-1, *[1] * (x.ndim - 1))
+            self.bias_shape = bias.shape
         s = x if y is None else x + y
         if bias is not None:
             s = s + bias if y is None else _add_into(s, bias)
@@ -264,26 +274,24 @@ class AddLayerNorm(Function):
         return s, h
 
     def backward(self, ds, dh):
-        xp = namespace(dh if ds is None else ds)
         dgamma = dbeta = dbias = None
         if dh is not None:
             product = dh * self.x_hat
             dgamma = sum_to_shape(product, self.gamma.shape) if self.needs[3] else None
             dbeta = sum_to_shape(dh, self.gamma.shape) if self.needs[4] else None
             if any(self.needs[:3]):
-                along = self._row_mean(product)
                 dx = dh * self.gamma
                 dx -= self._row_mean(dh)
-                dx -= xp.multiply(self.x_hat, along, out=product)
+                dx -= self.x_hat * self._row_mean(product)
                 dx *= self.inverse_sigma
                 ds = dx if ds is None else _add_into(dx, ds)
-        if self.bias_shape is not None and self.needs[2]:
-            dbias = sum_to_shape(ds, self.bias_shape)
+        if self.needs[2]:
+            dbias = sum_to_shape(ds, self.bias_shape).reshape(-1)
         return ds if self.needs[0] else None, ds if self.needs[1] else None, dbias, dgamma, dbeta
 
     def _row_mean(self, array: Array) -> Array:
         """mean_c of gamma[c] array[..., c], as one product."""
-        rows = array.reshape(-1, array.shape[-1])
+        rows = _rows(array)
         means = matmul(rows, self.gamma[:, None])
         means /= rows.shape[1]
         return means.reshape(*array.shape[:-1], 1)
@@ -295,16 +303,17 @@ def _add_into(own: Array, other: Array) -> Array:
 
 
 def add_layer_norm(
-    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = 1e-6
+    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = 1e-6, bias_axis: int = -1
 ) -> tuple[Tensor, Tensor]:
     """(s, LayerNorm(s)) for s = x + y + bias: a residual connection and the norm that follows it.
 
-    x, y (..., C); y may be None; bias broadcasts against x, or None; gamma, beta (C,).
-    ValueError on shapes. Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
+    x, y (..., C), y may be None; gamma, beta (C,); bias None or a vector along `bias_axis` of x:
+    (C,) for -1, or one number for each x[i] for 0. ValueError on shapes.
+    Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
     """
-    return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=epsilon)
+    return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=float(epsilon), bias_axis=bias_axis)
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Tensor:
     """x (..., C) -> the same shape: each row to mean 0 and variance 1, times gamma plus beta."""
-    return AddLayerNorm.apply(x, None, None, gamma, beta, epsilon=epsilon)[1]
+    return add_layer_norm(x, None, None, gamma, beta, epsilon)[1]

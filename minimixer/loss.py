@@ -63,7 +63,7 @@ class CrossEntropy(Function):
             if smoothing:
                 p -= smoothing / classes
             self.dz = p
-        self.scale = 1 / batch if reduction == "mean" else 1
+        self.scale = 1 / batch if reduction == "mean" else 1.0
         return loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
 
     def backward(self, dloss):
@@ -85,6 +85,7 @@ def cross_entropy(
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"cross_entropy: reduction must be in {_REDUCTIONS}, got {reduction!r}")
+    label_smoothing = float(label_smoothing)  # a NumPy number would promote
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
     z = logits.data if isinstance(logits, Variable) else logits
@@ -114,11 +115,11 @@ def _check_target(z: Array, target: Any) -> Array:
     if target.dtype not in FLOAT_DTYPES:
         raise TypeError(f"cross_entropy: distributions must be float32 or 64, got {target.dtype}")
     sums = target.sum(axis=-1)
-    smallest, low, high = float(target.min()), float(sums.min()), float(sums.max())
-    if not (smallest >= 0 and low >= 1 - 1e-4 and high <= 1 + 1e-4):
+    smallest, least, most = float(target.min()), float(sums.min()), float(sums.max())
+    if not (smallest >= 0 and least >= 1 - 1e-4 and most <= 1 + 1e-4):
         raise ValueError(
             "cross_entropy: each row of the target must be >= 0 and sum to 1; the smallest entry "
-            f"is {smallest:g}, the sums go from {low:g} to {high:g}"
+            f"is {smallest:g}, the sums go from {least:g} to {most:g}"
         )
     return to_device(target, device_of(z)).astype(z.dtype, copy=False)
 

@@ -40,7 +40,7 @@ import numpy as np
 
 from . import functional as F
 from .autograd import no_grad
-from .backend import FLOAT_DTYPES, device_of, is_array, namespace, to_device, to_numpy
+from .backend import FLOAT_DTYPES, Array, device_of, is_array, namespace, to_device, to_numpy
 from .loss import softmax
 from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, lecun_normal
 from .parameters import Parameter, RandomCounter
@@ -92,9 +92,9 @@ class MixerMLP(Module):
         self.b2.data = np.zeros(size, dtype=np.float32)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (S, B, C) -> (y without the last bias, that bias in a shape that broadcasts to y)."""
+        """x (S, B, C) -> (y without the last bias, that bias): whoever adds y to x adds both."""
         y = F.mlp(x, self.w1, self.b1, self.w2, axis=self.axis, approximate=self.approximate)
-        return y, self.b2.reshape(-1, 1, 1) if self.axis == 0 else self.b2
+        return y, self.b2
 
 
 class MixerBlock(Module):
@@ -117,19 +117,24 @@ class MixerBlock(Module):
         in one step with the LayerNorm that follows. Returns the block's output in the same form.
         """
         x, h = _add_norm(x, y, bias, self.norm1)
-        y, bias = _drop(self.drop1, *self.token_mixing(h))
-        x, h = _add_norm(x, y, bias, self.norm2)
-        y, bias = _drop(self.drop2, *self.channel_mixing(h))
+        y, bias = _drop(self.drop1, self.token_mixing(h), axis=0)
+        x, h = _add_norm(x, y, bias, self.norm2, axis=0)
+        y, bias = _drop(self.drop2, self.channel_mixing(h), axis=-1)
         return x, y, bias
 
 
-def _add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm) -> tuple[Tensor, Tensor]:
-    return F.add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon)
+def _add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm, axis: int = -1) -> Any:
+    """`axis` is the one that the bias runs along: 0 for token mixing's, -1 for the others."""
+    return F.add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, bias_axis=axis)
 
 
-def _drop(layer: StochasticDepth, y: Tensor, bias: Any) -> tuple[Tensor, Any]:
+def _drop(layer: StochasticDepth, added: tuple[Tensor, Any], axis: int) -> tuple[Tensor, Any]:
     """What is dropped is all that the MLP adds, its last bias included."""
-    return (layer(y + bias), None) if layer.training and layer.p else (y, bias)
+    y, bias = added
+    if not (layer.training and layer.p):
+        return y, bias
+    bias = bias.to(y.dtype)
+    return layer(y + (bias.reshape(-1, 1, 1) if axis == 0 else bias)), None
 
 
 class Mixer(Module):
@@ -187,13 +192,15 @@ class Mixer(Module):
         self.head = Linear(hidden_dim, num_classes, zero=True)
         self.stem.zero = False
         self.set_normalization(mean, std)
+        if isinstance(class_names, str):
+            raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
         self.class_names = class_names if class_names is None else [str(n) for n in class_names]
         if self.class_names is not None and len(self.class_names) != num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {num_classes} classes")
         self.parameters()  # gathers them into one buffer
         if seed is not None:
             self.initialize(seed)
-        self.to(dtype)
+        self.to(np.dtype(dtype))
 
     @classmethod
     def from_name(cls, name: str, **changes: Any) -> "Mixer":
@@ -206,6 +213,7 @@ class Mixer(Module):
         """What `summary` says, from the sizes alone: no weights are made."""
         from .report import Summary
 
+        check_sizes(batch_size=batch_size)
         return Summary(check_config(**variant(name, **changes)), batch_size)
 
     @classmethod
@@ -256,15 +264,7 @@ class Mixer(Module):
 
     def convert(self, images: Any) -> Tensor:
         """A plain array as a Tensor of the model's dtype, on its device, checked and normalised."""
-        expected = (self.height, self.width, self.in_channels)
-        array = images.data if isinstance(images, Tensor) else images
-        if not is_array(array) or array.ndim != 4 or array.shape[1:] != expected:
-            raise ValueError(
-                f"Mixer: images must be an array (B, {', '.join(map(str, expected))}), got "
-                f"{array.shape if is_array(array) else type(array).__name__}"
-            )
-        if len(array) == 0:
-            raise ValueError("Mixer: the batch is empty")
+        array = self.check_shape(images)
         if isinstance(images, Tensor):
             return images
         values = self.stem.weight.data
@@ -276,12 +276,26 @@ class Mixer(Module):
             array *= xp.asarray(scale, dtype=values.dtype)
             array += xp.asarray(offset, dtype=values.dtype)
         elif array.dtype in FLOAT_DTYPES:
+            with np.errstate(over="ignore"):  # the next line says it better
+                array = array.astype(values.dtype, copy=False)
             if not bool(xp.isfinite(array).all()):
-                raise ValueError("Mixer: the images contain NaN or infinity")
-            array = array.astype(values.dtype, copy=False)
+                raise ValueError(f"Mixer: the images, as {array.dtype}, contain NaN or infinity")
         else:
-            raise TypeError(f"Mixer: images must be uint8 or floating point, got {array.dtype}")
+            raise TypeError(f"Mixer: images must be uint8, float32 or float64, got {array.dtype}")
         return Tensor(array)
+
+    def check_shape(self, images: Any) -> Array:
+        """The array of `images`; ValueError unless it is (B, H, W, in_channels) with B > 0."""
+        array = images.data if isinstance(images, Tensor) else images
+        expected = (self.height, self.width, self.in_channels)
+        if not is_array(array) or array.ndim != 4 or array.shape[1:] != expected:
+            raise ValueError(
+                f"Mixer: images must be an array (B, {', '.join(map(str, expected))}), got "
+                f"{array.shape if is_array(array) else type(array).__name__}"
+            )
+        if len(array) == 0:
+            raise ValueError(f"Mixer: the batch is empty: {array.shape}")
+        return array
 
     def set_normalization(self, mean: Any, std: Any) -> None:
         """Record how uint8 images are scaled: a number, or one for each channel."""
@@ -299,16 +313,18 @@ class Mixer(Module):
     def predict_proba(self, images: Any, batch_size: int = 256) -> np.ndarray:
         """images (N, H, W, in) -> class probabilities (N, K), computed without dropout."""
         check_sizes(batch_size=batch_size)
-        was_training = self.training
+        self.check_shape(images)
+        modes = [(module, module.training) for _, module in self.named_modules()]
         self.eval()
         try:
             with no_grad():
                 parts = [
                     to_numpy(softmax(self(images[i : i + batch_size])))
-                    for i in range(0, max(1, len(images)), batch_size)
+                    for i in range(0, len(images), batch_size)
                 ]
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode
         return np.concatenate(parts)
 
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
@@ -319,6 +335,7 @@ class Mixer(Module):
         """A table of every layer's output shape, parameters, multiplications and memory."""
         from .report import Summary
 
+        check_sizes(batch_size=batch_size)
         return Summary(self.config, batch_size, self.dtype.itemsize)
 
 

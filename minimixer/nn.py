@@ -80,11 +80,16 @@ class Module:
         parameters = [p for _, p in self.named_parameters()]
         if len({id(p.buffer) for p in parameters}) > 1:
             ParameterBuffer(parameters)
-        buffer = parameters[0].buffer if parameters else None
-        if buffer is not None and buffer.count == len(parameters):  # the whole, not a part
-            for number, (_, module) in enumerate(self.named_modules()):
-                if isinstance(module, _RandomLayer):
-                    module.layer, module.random = number, buffer.random
+        if parameters and parameters[0].buffer is not None:
+            random = parameters[0].buffer.random
+            layers = [
+                (number, module)
+                for number, (_, module) in enumerate(self.named_modules())
+                if isinstance(module, _RandomLayer)
+            ]
+            if any(layer.random is not random for _, layer in layers):  # else: numbered already
+                for number, layer in layers:
+                    layer.layer, layer.random = number, random
         return parameters
 
     def num_parameters(self) -> int:
@@ -169,7 +174,7 @@ class Module:
 
 
 def _equal(a: Array, b: Array) -> bool:
-    return a is b or bool((to_numpy(a) == to_numpy(b)).all())
+    return a is b or np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)
 
 
 # ---- layers -------------------------------------------------------------------------------------

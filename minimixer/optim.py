@@ -31,6 +31,7 @@ from .parameters import Parameter, ParameterBuffer
 
 LR_FACTOR, STEP, CLIP = range(3)  # the places in `control`
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
+_GROUP_KEYS = {"params", "lr", "weight_decay"}
 
 
 class Optimizer:
@@ -48,18 +49,26 @@ class Optimizer:
 
     def __init__(self, parameters: Sequence[Any], lr: float, weight_decay: float):
         groups: list[Any] = list(parameters)
-        if not groups or not isinstance(groups[0], dict):
+        if not any(isinstance(group, dict) for group in groups):
             groups = [{"params": groups}]
         self.parameters: list[Parameter] = []
         self._settings: list[tuple[float, float]] = []
         for group in groups:
-            group_lr = group.get("lr", lr)
-            decay = group.get("weight_decay", weight_decay)
+            if not isinstance(group, dict) or not {"params"} <= set(group) <= _GROUP_KEYS:
+                raise ValueError(f"a group is a dict of {sorted(_GROUP_KEYS)}, got {group!r:.60}")
+            # As Python numbers: NumPy's would promote float32 arrays.
+            group_lr = float(group.get("lr", lr))
+            decay = float(group.get("weight_decay", weight_decay))
             if not (group_lr > 0 and math.isfinite(group_lr)):
                 raise ValueError(f"lr must be positive, got {group_lr}")
             if not (decay >= 0 and math.isfinite(decay)):
                 raise ValueError(f"weight_decay must not be negative, got {decay}")
             for parameter in group["params"]:
+                if not isinstance(parameter, Parameter):
+                    raise TypeError(
+                        f"the optimizer takes Parameters, such as model.parameters(), got a "
+                        f"{type(parameter).__name__}"
+                    )
                 if parameter.requires_grad:
                     self.parameters.append(parameter)
                     self._settings.append((group_lr, decay if parameter.ndim > 1 else 0.0))
@@ -116,8 +125,8 @@ class Optimizer:
         for start, stop, _, _ in self._active_ranges():
             part = gradients[start:stop]
             squares += matmul(part[None, :], part[:, None])
-        norm = xp.sqrt(squares[0, 0])
-        self.control[CLIP] = xp.minimum(1, max_norm / (norm + 1e-6))
+        norm = xp.sqrt(squares).reshape(())
+        self.control[CLIP] = xp.minimum(1, float(max_norm) / (norm + 1e-6))
         return norm
 
     @property
@@ -141,8 +150,11 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another optimizer of this kind, for the same parameters, stopped."""
         self._follow()
+        expected = {"step", *self.moments}
+        if set(state) != expected or not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"optimizer state: expected {sorted(expected)}, got {sorted(state)}")
         for name in self.moments:
-            shapes = [array.shape for array in state.get(name, [])]
+            shapes = [np.shape(array) for array in state[name]]
             if shapes != [p.shape for p in self.parameters]:
                 raise ValueError(f"optimizer state: {name!r} does not fit the parameters")
         for name in self.moments:
@@ -208,7 +220,7 @@ class SGD(Optimizer):
     ):  # fmt: skip
         if not 0 <= momentum < 1 or (nesterov and momentum == 0):
             raise ValueError(f"momentum must be in [0, 1), and above 0 for nesterov: {momentum}")
-        self.momentum, self.nesterov = momentum, nesterov
+        self.momentum, self.nesterov = float(momentum), nesterov
         self.moments = ("momentum_buffer",) if momentum else ()
         super().__init__(parameters, lr, weight_decay)
 
@@ -227,8 +239,8 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  with m' = m / (1 - b1^t) and v' likewise,
 
-    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). Kingma and Ba 2015; the decay, apart
-    from the gradient, Loshchilov and Hutter 2019.
+    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). t counts the optimizer's steps. Kingma
+    and Ba 2015; the decay, apart from the gradient, Loshchilov and Hutter 2019.
     """
 
     moments = ("exp_avg", "exp_avg_sq")
@@ -239,7 +251,7 @@ class AdamW(Optimizer):
     ):  # fmt: skip
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps > 0):
             raise ValueError(f"betas must be in [0, 1) and eps positive, got {betas}, {eps}")
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
         super().__init__(parameters, lr, weight_decay)
 
     def _scalars(self):
@@ -289,8 +301,8 @@ def schedule(step: int, total_steps: int, warmup_steps: int = 0, decay: str = "c
     """
     if decay not in ("cosine", "linear", "constant"):
         raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', got {decay!r}")
-    if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"warm-up of {warmup_steps} steps out of {total_steps}")
+    if not (0 <= warmup_steps <= total_steps and step >= 0 and total_steps > 0):
+        raise ValueError(f"step {step}, {warmup_steps} steps of warm-up out of {total_steps}")
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))

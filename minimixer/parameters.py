@@ -21,6 +21,7 @@ Next: `nn.py`, layers made of Parameters.
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,17 @@ class ParameterBuffer:
     """
 
     def __init__(self, parameters: Sequence["Parameter"]):
-        first = parameters[0].data
+        # The parts join the largest of the buffers they come from, in its dtype and on its device.
+        homes = [p.buffer for p in parameters if p.buffer is not None]
+        home = max(homes, key=lambda buffer: buffer.count) if homes else None
+        first = parameters[0].data if home is None else home.values
         xp = namespace(first)
         order = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices, then vectors
         self.count = len(order)
         self.size = sum(_aligned(p.size) for p in order)
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array | None = None
-        self.random: RandomCounter = (
-            parameters[0].buffer.random if parameters[0].buffer else RandomCounter()
-        )
+        self.random: RandomCounter = RandomCounter() if home is None else home.random
         start = 0
         for parameter in order:
             value, grad, size = parameter.data, parameter.grad, parameter.size
@@ -156,6 +158,8 @@ class Parameter(Tensor):
 
     def __deepcopy__(self, memo: dict) -> "Parameter":
         memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
+        assert copy.buffer is not None and self.buffer is not None
+        copy.buffer.random = deepcopy(self.buffer.random, memo)
         return copy
 
     def move_to(self, buffer: ParameterBuffer, start: int) -> None:

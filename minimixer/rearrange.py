@@ -19,8 +19,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .autograd import Function, Variable
-from .backend import Array, add_at, device_of, is_array, namespace, to_device
+from .backend import Array, add_at, device_of, is_array, namespace, to_device, to_numpy
 
 # ---- reductions ---------------------------------------------------------------------------------
 
@@ -94,8 +96,11 @@ class Transpose(Function):
     """y[..., i_axes[1], i_axes[0], ...]: axis k of y is axis `axes[k]` of x."""
 
     def forward(self, x, axes):
-        self.back = [axes.index(i) if i in axes else axes.index(i - x.ndim) for i in range(x.ndim)]
-        return x.transpose(axes)
+        positive = [axis + x.ndim if axis < 0 else axis for axis in axes]
+        if sorted(positive) != list(range(x.ndim)):
+            raise ValueError(f"axes {axes} must name each of the {x.ndim} axes once")
+        self.back = [positive.index(i) for i in range(x.ndim)]
+        return x.transpose(positive)
 
     def backward(self, dy):
         return dy.transpose(self.back)
@@ -111,6 +116,9 @@ class Index(Function):
         index = index if isinstance(index, tuple) else (index,)
         self.index = tuple(_index_array(i, x) for i in index)
         self.shape = x.shape
+        if namespace(x) is not np:  # CuPy reads past the end; NumPy, of a dummy, says so
+            host = tuple(to_numpy(i) if is_array(i) else i for i in self.index)
+            np.broadcast_to(np.empty((), dtype=bool), x.shape)[host]
         return namespace(x).asarray(x[self.index])
 
     def backward(self, dy):
@@ -136,6 +144,8 @@ def _index_array(index: Any, x: Array) -> Any:
 class Concatenate(Function):
     def forward(self, *arrays, axis):
         xp = namespace(arrays[0])
+        if not -arrays[0].ndim <= axis < arrays[0].ndim:
+            raise ValueError(f"there is no axis {axis} to join along; stack makes a new one")
         self.axis = axis
         self.borders = [0]
         for array in arrays:

@@ -114,8 +114,11 @@ def save_pictures(
     curves = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, name in zip(curves.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for part, style in (("train", "o--"), ("test", "s-")):
-            axes.plot(epochs, [row[f"{part}_{name}"] for row in history], style, label=part)
-        axes.set(xlabel="epoch", ylabel=name, xticks=list(epochs) if len(epochs) < 20 else None)
+            label = part if part == "test" else "train, mean over the epoch"
+            axes.plot(epochs, [row[f"{part}_{name}"] for row in history], style, label=label)
+        axes.set(xlabel="epoch", ylabel=name)
+        if len(epochs) < 20:
+            axes.set_xticks(epochs)
         axes.grid(alpha=0.3)
         axes.legend()
     predicted = probabilities.argmax(axis=1)

@@ -1,0 +1,1026 @@
+"""The model: its gradients, its architecture, its figure, and what can be done with it."""
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_oracles import (
+    SMALL,
+    Case,
+    cases,
+    check_by_hand,
+    check_shapes_by_hand,
+    check_torch,
+    examples,
+    gradient_size,
+    has_no_gradient,
+    redraw,
+    results_of,
+    torch_model,
+)
+
+from minimixer import GradientError, Mixer, Module, Parameter, Tensor, gradcheck, nn, no_grad
+from minimixer import functional as F
+from minimixer import mixer as mixer_module
+from minimixer.backend import to_device, to_numpy
+from minimixer.mixer import VARIANTS, MixerBlock, MixerMLP
+from minimixer.nn import StochasticDepth
+from minimixer.optim import SGD
+
+
+def small(device: str, dtype: str = "float64", **changes) -> Mixer:
+    """SMALL with every parameter at random."""
+    return redraw(Mixer(**SMALL | changes, dtype=dtype).to(device), seed=1)
+
+
+def random_images(batch: int = 3, **changes) -> np.ndarray:
+    return Case(SMALL | changes, batch, seed=2).images()
+
+
+def bits(array) -> bytes:
+    return to_numpy(array.data if isinstance(array, Tensor) else array).tobytes()
+
+
+# ---- gradients against finite differences --------------------------------------------------------
+
+
+def check_gradients(model: Mixer, images: np.ndarray, directions: int | None = None) -> None:
+    """Every parameter and the images; first, that there is something to check."""
+    x = Tensor(images, requires_grad=True, device=model.device)
+    parameters = model.parameters()
+    assert gradcheck(lambda images, *_: model(images), [x, *parameters], directions=directions)
+    assert abs(model(x).data).max() > 1e-3
+    gradients = {name: abs(p.grad).max() for name, p in model.named_parameters()}
+    gradients["images"] = abs(x.grad).max()
+    largest = max(gradients.values())
+    for name, size in gradients.items():
+        assert has_no_gradient(name) or size > 1e-9 * largest, f"{name} was compared with zero"
+
+
+def test_any_tiny_mixer_against_finite_differences_element_by_element(device):
+    @examples(device, cpu=10, cuda=1)
+    @given(cases(tiny=True))
+    def check(case):
+        check_gradients(case.model(device), case.images())
+
+    check()
+
+
+def test_any_mixer_against_finite_differences_along_random_directions(device):
+    @examples(device, cpu=25, cuda=3)
+    @given(cases())
+    def check(case):
+        check_gradients(case.model(device), case.images(), directions=2)
+
+    check()
+
+
+def test_frozen_parameters_get_no_gradient_and_change_no_other(device):
+    @examples(device, cpu=25, cuda=3)
+    @given(cases(), st.data())
+    def check(case, data):
+        model = case.model(device)
+        expected = results_of(model, case.images(), case.labels())
+        names = [name for name, _ in model.named_parameters()]
+        frozen = data.draw(st.sets(st.sampled_from(names), min_size=1, max_size=len(names) - 1))
+        model = case.model(device)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name not in frozen
+        loss = F.cross_entropy(model(case.images()), to_device(case.labels(), device))
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                assert parameter.grad is None
+            else:
+                assert bits(parameter.grad) == expected[name].tobytes(), name
+
+    check()
+
+
+def test_the_gradient_of_the_last_token_mixing_bias_is_zero_and_no_other(device):
+    """A constant added to all channels of a token is gone after the next LayerNorm."""
+    for seed in range(5):
+        case = Case(SMALL | {"num_blocks": 3}, batch=4, seed=seed)
+        found = results_of(case.model(device), case.images(), case.labels())
+        largest = gradient_size(found)
+        zero = {name for name, g in found.items() if abs(g).max() < 1e-13 * largest}
+        assert zero == {f"blocks.{i}.token_mixing.b2" for i in range(3)}
+
+
+# ---- planted mistakes: would the checks notice? --------------------------------------------------
+
+
+def swap_widths(monkeypatch):
+    init = MixerBlock.__init__
+
+    def swapped(self, tokens, channels, tokens_mlp_dim, channels_mlp_dim, *rest):
+        init(self, tokens, channels, channels_mlp_dim, tokens_mlp_dim, *rest)
+
+    monkeypatch.setattr(MixerBlock, "__init__", swapped)
+
+
+def token_width_from_tokens(monkeypatch):
+    init = MixerBlock.__init__
+
+    def wrong(self, tokens, channels, tokens_mlp_dim, *rest):
+        init(self, tokens, channels, tokens, *rest)
+
+    monkeypatch.setattr(MixerBlock, "__init__", wrong)
+
+
+def share_layer_norm(monkeypatch):
+    init = MixerBlock.__init__
+
+    def shared(self, *arguments):
+        init(self, *arguments)
+        self.norm2 = self.norm1
+
+    monkeypatch.setattr(MixerBlock, "__init__", shared)
+
+
+def add_norm(x, y, bias, norm, axis=-1):
+    return F.add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, bias_axis=axis)
+
+
+def use_first_layer_norm_twice(monkeypatch):
+    def forward(self, x, y, bias):
+        x, h = add_norm(x, y, bias, self.norm1)
+        y, bias = self.token_mixing(h)
+        x, h = add_norm(x, y, bias, self.norm1, axis=0)
+        return x, *self.channel_mixing(h)
+
+    monkeypatch.setattr(MixerBlock, "forward", forward)
+
+
+def drop_last_layer_norm(monkeypatch):
+    def forward(self, images):
+        x, y, bias = F.linear(self.patches(images), self.stem.weight), None, self.stem.bias
+        for block in self.blocks:
+            x, y, bias = block(x, y, bias)
+        return self.head((x + y + bias).mean(axis=0))
+
+    monkeypatch.setattr(Mixer, "forward", forward)
+
+
+def epsilon_1e_5(monkeypatch):
+    init = nn.LayerNorm.__init__
+    monkeypatch.setattr(
+        nn.LayerNorm, "__init__", lambda self, channels: init(self, channels, epsilon=1e-5)
+    )
+
+
+def other_gelu(axis):
+    def plant(monkeypatch):
+        init = MixerMLP.__init__
+        other = {"tanh": "none", "none": "tanh"}
+
+        def wrong(self, size, hidden, its_axis, approximate):
+            form = other[approximate] if axis in (its_axis, None) else approximate
+            init(self, size, hidden, its_axis, form)
+
+        monkeypatch.setattr(MixerMLP, "__init__", wrong)
+
+    return plant
+
+
+def slope_of_the_other_gelu(monkeypatch):
+    right = F.gelu_and_slope
+    other = {"tanh": "none", "none": "tanh"}
+
+    def mixed(x, approximate, slope, **options):
+        _, its_slope = right(x.copy(), other[approximate], slope)
+        return right(x, approximate, slope, **options)[0], its_slope
+
+    monkeypatch.setattr(F, "gelu_and_slope", mixed)
+
+
+def forget_skip(where):
+    def plant(monkeypatch):
+        def forward(self, x, y, bias):
+            x, h = add_norm(x, y, bias, self.norm1)
+            y, bias = self.token_mixing(h)
+            x = x * 0.0 if where == "tokens" else x
+            x, h = add_norm(x, y, bias, self.norm2, axis=0)
+            x = x * 0.0 if where == "channels" else x
+            return x, *self.channel_mixing(h)
+
+        monkeypatch.setattr(MixerBlock, "forward", forward)
+
+    return plant
+
+
+def skip_from_the_norm(monkeypatch):
+    """The residual is taken after LayerNorm instead of before."""
+
+    def forward(self, x, y, bias):
+        x, h = add_norm(x, y, bias, self.norm1)
+        y, bias = self.token_mixing(h)
+        x, h = add_norm(h, y, bias, self.norm2, axis=0)
+        return x, *self.channel_mixing(h)
+
+    monkeypatch.setattr(MixerBlock, "forward", forward)
+
+
+def forget_last_bias(axis):
+    def plant(monkeypatch):
+        right = MixerMLP.forward
+
+        def forward(self, x):
+            y, bias = right(self, x)
+            return (y, bias * 0.0) if self.axis == axis else (y, bias)
+
+        monkeypatch.setattr(MixerMLP, "forward", forward)
+
+    return plant
+
+
+def sum_over_tokens(monkeypatch):
+    monkeypatch.setattr(Tensor, "mean", lambda self, axis: self.sum(axis))
+
+
+def columns_first(monkeypatch):
+    """Patches in (column, row) order."""
+    right = Mixer.patches
+
+    def patches(self, images):
+        x = right(self, images)
+        rows, columns = self.height // self.patch_size, self.width // self.patch_size
+        rest = x.shape[1:]
+        x = x.reshape(rows, columns, *rest).transpose(1, 0, 2, 3)
+        return x.reshape(rows * columns, *rest)
+
+    monkeypatch.setattr(Mixer, "patches", patches)
+
+
+def channels_before_pixels(monkeypatch):
+    """Each patch flattened in (channel, row, column) order, as PyTorch's layout has it."""
+    right = Mixer.patches
+
+    def patches(self, images):
+        x = right(self, images)
+        tokens, batch, size = x.shape
+        x = x.reshape(tokens, batch, size // self.in_channels, self.in_channels)
+        return x.transpose(0, 1, 3, 2).reshape(tokens, batch, size)
+
+    monkeypatch.setattr(Mixer, "patches", patches)
+
+
+def tokens_norm(monkeypatch):
+    """LayerNorm's statistics over the tokens of all, not over a token's channels."""
+
+    def wrong(x, y, bias, gamma, beta, epsilon, bias_axis):
+        x = x if y is None else x + y
+        x = x + (bias if bias_axis == -1 else bias.reshape(-1, 1, 1))
+        s = x - x.mean(axis=0, keepdims=True)
+        x_hat = s / ((s * s).mean(axis=0, keepdims=True) + epsilon).sqrt()
+        return x, x_hat * gamma + beta
+
+    monkeypatch.setattr(F, "add_layer_norm", wrong)
+
+
+PLANTED = {
+    "D_S and D_C swapped": swap_widths,
+    "D_S = S": token_width_from_tokens,
+    "one LayerNorm shared by both MLPs": share_layer_norm,
+    "the first LayerNorm used twice": use_first_layer_norm_twice,
+    "no last LayerNorm": drop_last_layer_norm,
+    "epsilon 1e-5": epsilon_1e_5,
+    "the other GELU": other_gelu(None),
+    "the other GELU for tokens": other_gelu(0),
+    "the other GELU for channels": other_gelu(-1),
+    "GELU of one form, slope of the other": slope_of_the_other_gelu,
+    "no skip around token mixing": forget_skip("tokens"),
+    "no skip around channel mixing": forget_skip("channels"),
+    "skip from after LayerNorm": skip_from_the_norm,
+    "no last bias in token mixing": forget_last_bias(0),
+    "no last bias in channel mixing": forget_last_bias(-1),
+    "sum instead of mean": sum_over_tokens,
+    "patches column by column": columns_first,
+    "channels before pixels in a patch": channels_before_pixels,
+    "LayerNorm over tokens": tokens_norm,
+}
+# These change names or shapes, so that the count of parameters, or loading them, shows it.
+IN_THE_SHAPES = {"D_S and D_C swapped", "D_S = S", "one LayerNorm shared by both MLPs"}
+# Adding a constant to each channel of a token changes no logit and no other gradient.
+NOT_IN_THE_RESULTS = {"no last bias in token mixing"}
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_planted_mistakes_are_noticed(device, monkeypatch, mistake, approximate):
+    case = Case(SMALL | {"approximate": approximate}, batch=4, seed=0)
+
+    def check_all():
+        yield lambda: check_shapes_by_hand(Mixer(**case.config))
+        yield lambda: check_by_hand(case.model(device), case.images(), case.labels())
+        yield lambda: check_torch(torch_model(device, approximate))
+
+    for check in check_all():
+        check()  # without the mistake all pass
+    PLANTED[mistake](monkeypatch)
+    by_shapes, by_hand, by_torch = check_all()
+    if mistake in IN_THE_SHAPES:
+        with pytest.raises(AssertionError):
+            by_shapes()
+        with pytest.raises(ValueError, match="load_state_dict"):
+            by_torch()
+    else:
+        by_shapes()
+    if mistake in NOT_IN_THE_RESULTS:
+        by_hand()
+    elif mistake not in {"D_S and D_C swapped", "D_S = S"}:  # by hand, the state's shapes decide
+        with pytest.raises(AssertionError):
+            by_hand()
+        if mistake not in IN_THE_SHAPES:
+            with pytest.raises(AssertionError):
+                by_torch()
+
+
+def test_a_wrong_slope_is_noticed_by_finite_differences(device, monkeypatch):
+    check_gradients(small(device), random_images(), directions=2)
+    slope_of_the_other_gelu(monkeypatch)
+    with pytest.raises(GradientError):
+        check_gradients(small(device), random_images(), directions=2)
+
+
+# ---- how many parameters -------------------------------------------------------------------------
+
+# PAPER.md: body, with a 1000-class head, with a 21843-class head, 10^9 multiply-accumulates
+COUNTS = {
+    "mixer_s32": (18_591_624, 19_104_624, 29_797_083, 1.002),
+    "mixer_s16": (18_015_264, 18_528_264, 29_220_723, 3.777),
+    "mixer_b32": (59_524_428, 60_293_428, 76_321_695, 3.238),
+    "mixer_b16": (59_111_472, 59_880_472, 75_908_739, 12.602),
+    "mixer_l32": (205_914_264, 206_939_264, 228_303_339, 11.253),
+    "mixer_l16": (207_171_168, 208_196_168, 229_560_243, 44.548),
+    "mixer_h14": (431_069_952, 432_350_952, 459_050_835, 120.990),
+}
+
+
+def test_there_are_seven_variants():
+    assert COUNTS.keys() == VARIANTS.keys()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_and_multiplications_of_the_variants(name):
+    body, with_1000, with_21843, gmacs = COUNTS[name]
+    table = Mixer.summary_of(name)
+    assert table.parameters == Mixer.summary_of(name, num_classes=1000).parameters == with_1000
+    assert Mixer.summary_of(name, num_classes=21843).parameters == with_21843
+    assert sum(row.parameters for row in table.rows if row.name != "head") == body
+    assert f"{table.macs / 1e9:.3f}" == f"{gmacs:.3f}"
+
+
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixer_b32", "mixer_b16")]
+
+
+@pytest.mark.parametrize("name", ["mixer_s32", "mixer_s16", *LARGE])
+def test_parameters_of_real_models(name, device):
+    body, with_1000, with_21843, _ = COUNTS[name]
+    for classes, expected in ((1000, with_1000), (21843, with_21843)):
+        model = Mixer.from_name(name, num_classes=classes, seed=None).to(device)
+        assert model.num_parameters() == expected
+        assert sum(p.size for p in model.parameters()) == expected
+        assert expected - model.head.weight.size - model.head.bias.size == body
+
+
+@pytest.mark.slow
+def test_a_real_variant_agrees_with_the_mixer_by_hand(device):
+    model = Mixer.from_name("mixer_s32", dtype="float64").to(device)
+    redraw(model, seed=0)
+    images = np.random.default_rng(1).standard_normal((2, 224, 224, 3))
+    check_by_hand(model, images, np.array([3, 999]))
+
+
+# ---- the order of patches and of pixels does not matter ------------------------------------------
+
+
+def cut(images: np.ndarray, p: int) -> np.ndarray:
+    """(B, H, W, in) -> (B, S, P * P, in)"""
+    batch, height, width, channels = images.shape
+    x = images.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
+    return x.reshape(batch, -1, p * p, channels)
+
+
+def join(patches: np.ndarray, height: int, width: int, p: int) -> np.ndarray:
+    batch, _, _, channels = patches.shape
+    x = patches.reshape(batch, height // p, width // p, p, p, channels).swapaxes(2, 3)
+    return x.reshape(batch, height, width, channels)
+
+
+@pytest.mark.parametrize("what", ["patches", "pixels", "both"])
+def test_logits_do_not_depend_on_the_order_of_patches_and_pixels(device, what):
+    @examples(device, cpu=15, cuda=3)
+    @given(cases())
+    def check(case):
+        model = case.model(device)
+        images, p = case.images(), model.patch_size
+        rng = np.random.default_rng(case.seed)
+        patches = cut(images, p)
+        assert (join(patches, model.height, model.width, p) == images).all()
+        tokens = rng.permutation(patches.shape[1])
+        pixels = rng.permutation(patches.shape[2])
+        if what in ("patches", "both"):
+            patches = patches[:, tokens]
+        if what in ("pixels", "both"):
+            patches = patches[:, :, pixels]
+        shuffled = join(patches, model.height, model.width, p)
+        state = model.state_dict()
+        if what in ("patches", "both"):
+            for name in state:
+                if name.endswith(("token_mixing.w1", "token_mixing.w2", "token_mixing.b2")):
+                    state[name] = state[name][tokens]
+        if what in ("pixels", "both"):
+            weight = state["stem.weight"].reshape(p * p, model.in_channels, -1)
+            state["stem.weight"] = weight[pixels].reshape(state["stem.weight"].shape)
+        other = Mixer(**case.config, dtype="float64").to(device)
+        other.load_state_dict(state)
+        expected = to_numpy(model(images).data)
+        found = to_numpy(other(shuffled).data)
+        size = abs(expected).max()
+        assert size > 1e-3 and abs(found - expected).max() <= 1e-10 * size
+
+    check()
+
+
+def test_shuffled_images_alone_do_change_the_logits(device):
+    model, images = small(device), random_images()
+    patches = cut(images, model.patch_size)
+    expected = to_numpy(model(images).data)
+    for shuffled in (patches[:, ::-1], patches[:, :, ::-1]):
+        found = model(join(shuffled, model.height, model.width, model.patch_size))
+        assert abs(to_numpy(found.data) - expected).max() > 1e-2
+
+
+# ---- initial weights -----------------------------------------------------------------------------
+
+
+def test_a_new_model_says_zero_and_only_its_head_can_learn(device):
+    model = Mixer(**SMALL).to(device)
+    assert abs(model(random_images()).data).max() == 0
+    labels = to_device(np.array([0, 1, 2]), device)
+    F.cross_entropy(model(random_images()), labels).backward()
+    for name, parameter in model.named_parameters():
+        assert (abs(parameter.grad).max() > 0) == name.startswith("head"), name
+
+
+def cut_normal_cdf(x: np.ndarray) -> np.ndarray:
+    """Of a standard normal variable, given that it is between -2 and 2."""
+    phi = np.vectorize(lambda t: 0.5 * math.erf(t / math.sqrt(2)))
+    return (phi(np.clip(x, -2, 2)) + phi(2.0)) / (2 * phi(2.0))
+
+
+def test_initial_weights_are_lecun_normal(device):
+    """Kolmogorov and Smirnov's test, on fixed seeds, of every matrix but the head's."""
+    sizes = SMALL | {"hidden_dim": 60, "tokens_mlp_dim": 90, "channels_mlp_dim": 130}
+    model = Mixer(**sizes, seed=7).to(device)
+    drawn = []
+    for name, value in model.state_dict().items():
+        if name.startswith("head") or value.ndim == 1:
+            assert (value == ("norm" in name and name.endswith("weight"))).all(), name
+            continue
+        assert value.dtype == np.float32
+        # the number of terms in each sum: token mixing's w2 is stored as (S, D_S), outputs first
+        fan_in = value.shape[1] if name.endswith("token_mixing.w2") else value.shape[0]
+        z = np.sort(value.astype(np.float64).ravel() * math.sqrt(fan_in) * 0.87962566)
+        assert abs(z).max() <= 2 + 1e-6 and abs(z).max() > 1.9
+        n = z.size
+        distance = abs(cut_normal_cdf(z) - (np.arange(n) + 0.5) / n).max() + 0.5 / n
+        assert distance < 2.5 / math.sqrt(n), name  # exceeded by one fair sample in 100,000
+        variance = (value.astype(np.float64) ** 2).mean() * fan_in
+        assert abs(variance - 1) < 5 / math.sqrt(n), name
+        drawn.append(value.ravel().astype(np.float64))
+    assert len(drawn) == 1 + 4 * 2
+    for a, b in itertools.combinations(drawn, 2):  # no two of them from the same numbers
+        n = min(a.size, b.size)
+        for stride in (1, -1):
+            assert abs(np.corrcoef(a[:n], b[:n][::stride])[0, 1]) < 5 / math.sqrt(n)
+
+
+def test_seeds_repeat_and_differ(device):
+    states = [Mixer(**SMALL, seed=seed).to(device).state_dict() for seed in (0, 0, 1)]
+    for name, value in states[0].items():
+        assert value.tobytes() == states[1][name].tobytes()
+        drawn = value.ndim == 2 and not name.startswith("head")
+        assert (value.tobytes() != states[2][name].tobytes()) == drawn, name
+    model = Mixer(**SMALL, seed=None).to(device)
+    assert not any(p.data.any() for p in model.parameters() if p.ndim == 2)
+    assert (model.random.seed, Mixer(**SMALL, seed=1).random.seed) == (0, 1)
+    model.initialize(0)
+    assert all(bits(v) == bits(states[0][name]) for name, v in model.state_dict().items())
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
+def test_bytes_are_scaled_by_mean_and_std_of_each_channel(device):
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.5, 0.7)
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 20, 3), dtype=np.uint8)
+    images[0, 0, 0] = (0, 255, 1)
+    before = images.copy()
+    expected = (images / 255 - np.array(mean)) / np.array(std)
+    for dtype, tolerance in (("float64", 1e-14), ("float32", 1e-6)):
+        model = small(device, dtype, mean=mean, std=std)
+        found = model.convert(to_device(images, device))
+        assert (found.dtype, found.device) == (dtype, model.device)
+        assert abs(to_numpy(found.data) - expected).max() < tolerance * abs(expected).max()
+        assert (images == before).all()
+        a, b = (to_numpy(model(x).data) for x in (images, expected))
+        assert abs(a).max() > 1e-3 and abs(a - b).max() < 100 * tolerance * abs(a).max()
+    model.set_normalization((0, 0, 0), 1)
+    assert abs(to_numpy(model.convert(images).data) - images / 255).max() < 1e-6
+
+
+def test_bytes_become_minus_one_to_one_by_default(device):
+    model = small(device)
+    images = np.zeros((1, 12, 20, 3), dtype=np.uint8)
+    images[..., 1] = 255
+    x = to_numpy(model.convert(images).data)
+    assert (x[..., 0] == -1).all() and (x[..., 1] == 1).all()
+
+
+def test_floats_are_taken_as_they_are(device):
+    for dtype in ("float32", "float64"):
+        model = small(device, dtype, mean=0.3, std=0.1)
+        for given_dtype in ("float32", "float64"):
+            images = random_images().astype(given_dtype)
+            before = images.copy()
+            x = model.convert(images)
+            assert x.dtype == dtype and bits(x) == images.astype(dtype).tobytes()
+            model(images)
+            assert (images == before).all()
+        tensor = Tensor(random_images().astype(dtype), device=device)
+        assert model.convert(tensor) is tensor
+
+
+def test_images_in_any_memory_layout(device):
+    model = small(device)
+    images = random_images()
+    expected = bits(model(images))
+    assert bits(model(np.asfortranarray(images))) == expected
+    assert bits(model(images[::-1].copy()[::-1])) == expected
+    images.flags.writeable = False
+    assert bits(model(images)) == expected
+
+
+@pytest.mark.parametrize(
+    "mean, std",
+    [
+        (0.5, 0), (0.5, -1), (0.5, math.nan), (math.inf, 1), (0.5, math.inf), ((0.5, 0.5), 1),
+        (0.5, (1, 1, 1, 1)), ("grey", 1), (None, 1), (0.5, (1, 0, 1)), (1j, 1),
+    ],
+)  # fmt: skip
+def test_a_normalisation_that_makes_no_sense(mean, std):
+    with pytest.raises(ValueError, match="mean"):
+        Mixer(**SMALL, mean=mean, std=std)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_images_that_are_not_finite(device, dtype, value):
+    images = random_images().astype(dtype)
+    images[1, 2, 3, 0] = value
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        small(device, "float32")(images)
+
+
+def test_images_too_large_for_float32(device):
+    images = random_images()
+    images[1, 2, 3, 0] = 1e300
+    with pytest.raises(ValueError):
+        small(device, "float32")(images)
+
+
+@pytest.mark.parametrize("shape", [(12, 20, 3), (2, 20, 12, 3), (2, 12, 20, 1), (2, 3, 12, 20), ()])
+def test_images_of_another_shape(device, shape):
+    model = small(device)
+    with pytest.raises(ValueError, match=r"12, 20, 3.*" + re.escape(str(shape))):
+        model(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"12, 20, 3"):
+        model(Tensor(np.zeros(shape), device=device))
+
+
+def test_no_images_and_no_arrays(device):
+    model = small(device)
+    with pytest.raises(ValueError, match="empty"):
+        model(np.zeros((0, 12, 20, 3)))
+    with pytest.raises(ValueError, match="list"):
+        model(random_images().tolist())
+    with pytest.raises(TypeError, match="int64"):
+        model(np.zeros((1, 12, 20, 3), dtype=np.int64))
+
+
+# ---- predicting ----------------------------------------------------------------------------------
+
+
+def test_predictions_do_not_depend_on_the_batch_size(device):
+    model = small(device)
+    images = random_images(batch=11)
+    with no_grad():
+        logits = to_numpy(model(images).data)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    assert np.ptp(logits) > 1e-2
+    for batch_size in (1, 2, 4, 11, 256):
+        found = model.predict_proba(images, batch_size=batch_size)
+        assert type(found) is np.ndarray and found.dtype == np.float64 and found.shape == (11, 5)
+        assert abs(found.sum(axis=1) - 1).max() < 1e-14
+        assert abs(found - p).max() < 1e-12
+        classes = model.predict(images, batch_size)
+        assert classes.dtype == np.int64 and (classes == logits.argmax(axis=1)).all()
+    assert bits(model.predict_proba(to_device(images, device))) == bits(model.predict_proba(images))
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="batch_size"):
+            model.predict(images, wrong)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_ignores_dropping_and_restores_the_mode(device, training):
+    model = small(device, stochastic_depth=0.5)
+    model.train(training)
+    images = random_images(batch=8)
+    expected = small(device).predict_proba(images)
+    assert bits(model.predict_proba(images)) == bits(expected)
+    assert {m.training for _, m in model.named_modules()} == {training}
+    with pytest.raises(ValueError):
+        model.predict(images[:, :5])
+    assert {m.training for _, m in model.named_modules()} == {training}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_predicting_restores_the_mode_of_each_part(device):
+    """Someone who trains only the head keeps the rest in eval mode, say."""
+    model = small(device, stochastic_depth=0.5).train()
+    model.blocks[1].eval()
+    before = [m.training for _, m in model.named_modules()]
+    model.predict(random_images())
+    assert [m.training for _, m in model.named_modules()] == before
+
+
+def test_class_names(device):
+    assert Mixer(**SMALL).to(device).class_names is None
+    assert Mixer(**SMALL, class_names=range(5)).class_names == ["0", "1", "2", "3", "4"]
+    with pytest.raises(ValueError, match="2 class names for 5 classes"):
+        Mixer(**SMALL, class_names=["cat", "dog"])
+
+
+# ---- stochastic depth ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 7])
+def test_rates_grow_linearly_from_zero_to_the_last(num_blocks):
+    model = Mixer(**SMALL | {"num_blocks": num_blocks}, stochastic_depth=0.3)
+    rates = [(block.drop1.p, block.drop2.p) for block in model.blocks]
+    expected = np.linspace(0, 0.3, num_blocks)
+    assert np.allclose(rates, expected[:, None], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, math.nan])
+def test_rates_that_make_no_sense(rate):
+    with pytest.raises(ValueError, match="stochastic_depth"):
+        Mixer(**SMALL, stochastic_depth=rate)
+
+
+def scaled(model: Mixer, block: int, tokens: float, channels: float) -> Mixer:
+    """A copy in which what one block's two MLPs add, last biases included, is multiplied."""
+    state = model.state_dict()
+    for mixing, factor in (("token", tokens), ("channel", channels)):
+        for name in ("w2", "b2"):
+            state[f"blocks.{block}.{mixing}_mixing.{name}"] *= factor
+    config = model.config | {"stochastic_depth": 0.0}
+    copy = Mixer(**config, dtype="float64").to(model.device)
+    copy.load_state_dict(state)
+    return copy
+
+
+def test_each_example_skips_what_a_block_adds_or_gets_it_scaled_up(device):
+    """With two blocks only the last one drops: each logit row is one of four known ones."""
+    rate, batch = 0.3, 400
+    model = small(device, stochastic_depth=rate)
+    images = np.repeat(random_images(batch=1), batch, axis=0)
+    choices = list(itertools.product((0, 1 / (1 - rate)), repeat=2))
+    known = np.stack([to_numpy(scaled(model, 1, *c)(images[:1]).data)[0] for c in choices])
+    plain = to_numpy(small(device)(images[:1]).data)[0]
+    assert min(abs(a - b).max() for a, b in itertools.combinations(known, 2)) > 1e-3
+
+    logits = to_numpy(model.train()(images).data)
+    distance = abs(logits[:, None] - known).max(axis=2)  # (batch, 4)
+    assert distance.min(axis=1).max() < 1e-12
+    chosen = distance.argmin(axis=1)
+    for number, (tokens, channels) in enumerate(choices):
+        p = (rate if tokens == 0 else 1 - rate) * (rate if channels == 0 else 1 - rate)
+        deviation = math.sqrt(batch * p * (1 - p))
+        assert abs((chosen == number).sum() - batch * p) < 4 * deviation
+
+    assert abs(to_numpy(model.eval()(images).data) - plain).max() < 1e-12
+
+
+def test_draws_depend_on_step_seed_layer_and_example_only(device):
+    model = small(device, stochastic_depth=0.5, num_blocks=3).train()
+    images, random = random_images(batch=16), model.random
+    first = bits(model(images))
+    assert bits(model(images)) == first  # a pure function: nothing has moved
+    random.set(step=1)
+    assert bits(model(images)) != first
+    random.set(step=0)
+    assert bits(model(images)) == first
+    for _, part in model.named_modules():  # a part's parameters() does not number it anew
+        part.parameters()
+    assert bits(model(images)) == first
+
+    whole = to_numpy(model(images).data)
+    random.set(step=0, first_example=10)  # the second piece of a batch cut in two
+    assert abs(to_numpy(model(images[10:]).data) - whole[10:]).max() < 1e-12
+    random.set(step=0)
+    assert abs(to_numpy(model(images[10:]).data) - whole[10:]).max() > 1e-3
+
+    random.seed += 1
+    assert bits(model(images)) != first
+
+    layers = [m for _, m in model.named_modules() if isinstance(m, StochasticDepth) and m.p]
+    x = Tensor(np.ones((1, 200, 1)), device=device)
+    masks = [bits(layer(x)) for layer in layers]
+    assert len(layers) == 4 and len(set(masks)) == 4
+
+
+def test_an_optimizer_step_brings_other_draws(device):
+    model = small(device, stochastic_depth=0.5).train()
+    images, random = random_images(batch=16), model.random
+    optimizer = SGD(model.parameters(), lr=1e-30)
+    first = bits(model(images))
+    model(images).sum().backward()
+    optimizer.step()
+    assert to_numpy(random.counters).tolist() == [1, 0]
+    assert bits(model(images)) != first
+
+
+def test_expectation_of_what_is_kept_is_right(device):
+    for rate in (0.1, 0.5, 0.8):
+        model = small(device, stochastic_depth=rate)
+        layer, random = model.blocks[1].drop2.train(), model.random
+        x = Tensor(np.ones((2, 500, 3)), device=device)
+        kept = []
+        for step in range(20):
+            random.set(step)
+            y = to_numpy(layer(x).data)
+            assert (y == y[:1, :, :1]).all()  # an example as a whole
+            assert set(np.unique(y)) <= {0.0, 1 / (1 - rate)}
+            kept.append(y[0, :, 0])
+        kept = np.array(kept)
+        deviation = math.sqrt(rate / (1 - rate) / kept.size)
+        assert abs(kept.mean() - 1) < 4 * deviation
+        assert abs(np.corrcoef(kept[:-1].ravel(), kept[1:].ravel())[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("step", [1, 5])  # in which no layer drops all
+def test_gradients_while_blocks_are_dropped(device, step):
+    model = small(device, stochastic_depth=0.4, num_blocks=3).train()
+    model.random.set(step)
+    images = random_images(batch=6)
+    assert (
+        abs(to_numpy(model(images).data) - to_numpy(small(device, num_blocks=3)(images).data)).max()
+        > 1e-3
+    )
+    check_gradients(model, images, directions=3)
+
+
+# ---- what else a model can do --------------------------------------------------------------------
+
+
+def test_state_dict_makes_another_model_the_same(device):
+    model = small(device)
+    other = Mixer(**SMALL, seed=9, dtype="float64").to(device)
+    images = random_images()
+    assert abs(to_numpy(other(images).data) - to_numpy(model(images).data)).max() > 1e-3
+    state = model.state_dict()
+    other.load_state_dict(state)
+    assert bits(other(images)) == bits(model(images))
+    for value in state.values():  # copies: nothing reaches either model
+        value[...] = 0
+    assert bits(other(images)) == bits(model(images)) != bits(np.zeros((3, 5)))
+    assert other.config == model.config
+    with pytest.raises(ValueError, match=r"head\.weight"):
+        small(device, num_classes=4).load_state_dict(model.state_dict())
+
+
+def test_training_mode_changes_nothing_without_dropping(device):
+    model, images = small(device), random_images()
+    assert bits(model.train()(images)) == bits(model.eval()(images))
+    assert model.train() is model and model.eval() is model
+
+
+def test_dtype_and_to(device):
+    model = Mixer(**SMALL, dtype="float64", seed=4).to(device)
+    assert {p.dtype for p in model.parameters()} == {np.dtype("float64")}
+    assert model(random_images().astype("float32")).dtype == np.float64
+    single = Mixer(**SMALL, seed=4).to(device)
+    assert {p.dtype for p in single.parameters()} == {np.dtype("float32")}
+    assert single(random_images()).dtype == np.float32
+    moved = Mixer(**SMALL, seed=4).to(device, "float64")
+    for name, value in model.state_dict().items():
+        assert bits(value) == bits(moved.state_dict()[name])
+    with pytest.raises(TypeError):
+        Mixer(**SMALL, dtype="float16")
+    # A Tensor stays what it is, and Parameters are read in its dtype.
+    images = Tensor(random_images().astype("float32"), device=device)
+    assert small(device)(images).dtype == np.float32
+
+
+def test_from_name_with_changes(device):
+    tiny = {"image_size": (64, 32), "hidden_dim": 8, "tokens_mlp_dim": 3, "channels_mlp_dim": 5}
+    model = Mixer.from_name("mixer_s32", num_classes=10, in_channels=1, **tiny).to(device)
+    assert model(np.zeros((2, 64, 32, 1), dtype=np.uint8)).shape == (2, 10)
+    assert len(model.blocks) == 8 and model.stem.weight.shape == (32 * 32, 8)
+    assert model.blocks[7].token_mixing.w1.shape == (2, 3)
+    assert model.config["approximate"] == "tanh"
+    assert len(Mixer.from_name("mixer_s32", num_blocks=1, approximate="none", **tiny).blocks) == 1
+    with pytest.raises(ValueError, match=r"mixer_x1.*mixer_s32"):
+        Mixer.from_name("mixer_x1")
+    with pytest.raises(ValueError, match="224 x 225"):
+        Mixer.from_name("mixer_s32", image_size=(224, 225))
+    with pytest.raises(ValueError, match="224 x 225"):
+        Mixer.summary_of("mixer_s32", image_size=(224, 225))
+
+
+@pytest.mark.parametrize("key", [k for k in SMALL if k != "image_size"])
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "4", None])
+def test_sizes_that_make_no_sense(key, size):
+    with pytest.raises(ValueError, match=key):
+        Mixer(**SMALL | {key: size})
+
+
+@pytest.mark.parametrize("size", [0, (0, 4), (12,), (12, 20, 3), 10, (12, 18), "12", None])
+def test_image_sizes_that_make_no_sense(size):
+    with pytest.raises(ValueError, match="image"):
+        Mixer(**SMALL | {"image_size": size})
+
+
+def test_an_unknown_form_of_gelu():
+    with pytest.raises(ValueError, match=r"approximate.*'tanh' or 'none'.*'erf'"):
+        Mixer(**SMALL, approximate="erf")
+
+
+def test_one_number_means_a_square(device):
+    model = Mixer(**SMALL | {"image_size": 8}).to(device)
+    assert model.config["image_size"] == (8, 8)
+    assert model(np.zeros((1, 8, 8, 3))).shape == (1, 5)
+
+
+def test_an_example_does_not_see_the_others(device):
+    model, images = small(device), random_images(batch=5)
+    whole = to_numpy(model(images).data)
+    for i in range(5):
+        alone = to_numpy(model(images[i : i + 1]).data)
+        assert alone.shape == (1, 5) and abs(alone - whole[i]).max() < 1e-12
+    assert abs(whole - whole[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_blocks": 1},
+        {"patch_size": 12, "image_size": 12},  # S = 1: the patch is the image
+        {"patch_size": 1, "image_size": (2, 3)},
+        {"in_channels": 1},
+        {"tokens_mlp_dim": 1, "channels_mlp_dim": 1},
+        {"hidden_dim": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_smallest_sizes(device, changes, batch):
+    case = Case(SMALL | changes, batch, seed=3)
+    if isinstance(case.config["image_size"], int):
+        case.config["image_size"] = (case.config["image_size"],) * 2
+    check_gradients(case.model(device), case.images(), directions=2)
+    if changes.get("hidden_dim") != 2:  # there rows of x_hat are -1, 1 but for epsilon: ill-posed
+        check_by_hand(case.model(device), case.images(), case.labels())
+
+
+def test_one_channel_is_finite(device):
+    """LayerNorm takes all from a single channel: x_hat is 0, and only beta goes on."""
+    model = small(device, hidden_dim=1)
+    model.norm.bias.data = np.array([0.7])
+    found = results_of(model, random_images(), np.array([0, 1, 4]))
+    assert all(np.isfinite(value).all() for value in found.values())
+    expected = 0.7 * to_numpy(model.head.weight.data[0]) + to_numpy(model.head.bias.data)
+    assert np.allclose(found["logits"], expected, rtol=1e-12)
+    assert abs(found["images"]).max() == 0 and abs(found["head.weight"]).max() > 1e-3
+
+
+def test_one_class_is_finite(device):
+    model = small(device, num_classes=1)
+    assert (model.predict_proba(random_images()) == 1).all()
+    assert (model.predict(random_images()) == 0).all()
+
+
+def test_parameters_are_found_once_in_the_order_of_the_paper(device):
+    model = small(device)
+    names = [name for name, _ in model.named_parameters()]
+    assert names == list(model.state_dict()) and len(names) == 12 * 2 + 6  # 12 N + 6, as the .npz
+    layers = [name.rpartition(".")[0] for name in names]
+    order = ["norm1", "token_mixing", "norm2", "channel_mixing"]
+    blocks = [f"blocks.{i}.{part}" for i in range(2) for part in order]
+    assert list(dict.fromkeys(layers)) == ["stem", *blocks, "norm", "head"]
+    assert all(isinstance(p, Parameter) for p in model.parameters())
+    assert all(isinstance(m, Module) for _, m in model.named_modules())
+
+
+# ---- the figure in mixer.py ----------------------------------------------------------------------
+
+FIGURE = {  # all different, products too
+    "image_size": (12, 20), "patch_size": 4, "in_channels": 3, "num_classes": 5, "num_blocks": 1,
+    "hidden_dim": 7, "tokens_mlp_dim": 11, "channels_mlp_dim": 13,
+}  # fmt: skip
+LETTERS = {"B": 2, "H": 12, "W": 20, "in": 3, "P": 4, "S": 15, "C": 7, "D_S": 11, "D_C": 13, "K": 5}
+# What happens in one forward, in order, and a word of the line that shows it.
+EVENTS = [
+    ("convert", "images"), ("patches", "patches"), ("linear", "stem"), ("sum", None),
+    ("norm", "LayerNorm"), ("gelu", "token mixing: W1, GELU"), ("mlp", "W2"),
+    ("sum", "skip connection"), ("norm", "LayerNorm"), ("gelu", "channel mixing: W3, GELU"),
+    ("mlp", "W4"), ("sum", "skip connection"), ("norm", "LayerNorm"), ("mean", "mean over"),
+    ("linear", "head"),
+]  # fmt: skip
+
+
+def shapes_in(figure: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(text before the arrow, shape after it) of every line with an arrow, letters as numbers."""
+    found = []
+    for line in figure.splitlines():
+        if "--> (" in line:
+            text, shape = re.fullmatch(r"(.*)--> \(([^()]*)\).*", line).groups()
+            sizes = [
+                math.prod(LETTERS[x] for x in term.strip().split("*")) for term in shape.split(",")
+            ]
+            found.append((text, tuple(sizes)))
+    return found
+
+
+def shapes_in_reality(device: str, monkeypatch) -> list[tuple[str, tuple[int, ...]]]:
+    events = []
+
+    def record(owner, name, *kinds):
+        right = getattr(owner, name)
+
+        def recorded(*arguments, **options):
+            result = right(*arguments, **options)
+            values = result if isinstance(result, tuple) else (result,)
+            events.extend((kind, value.shape) for kind, value in zip(kinds, values, strict=False))
+            return result
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    record(Mixer, "convert", "convert")
+    record(Mixer, "patches", "patches")
+    record(F, "linear", "linear")
+    record(F, "add_layer_norm", "sum", "norm")
+    record(F, "gelu_and_slope", "gelu")
+    record(F, "mlp", "mlp")
+    record(Tensor, "mean", "mean")
+    small(device, **FIGURE)(random_images(batch=LETTERS["B"], **FIGURE))
+    monkeypatch.undo()
+    return events
+
+
+def check_figure(figure: str, events: list[tuple[str, tuple[int, ...]]]) -> None:
+    assert [kind for kind, _ in events] == [kind for kind, _ in EVENTS]
+    shown = [(word, shape) for (_, word), (_, shape) in zip(EVENTS, events, strict=True) if word]
+    lines = shapes_in(figure)
+    assert len(lines) == len(shown)
+    for (text, in_figure), (word, real) in zip(lines, shown, strict=True):
+        assert word in text, f"{text!r} should be about {word!r}"
+        assert in_figure == real, f"{text!r}: the figure says {in_figure}, it is {real}"
+
+
+def test_the_figure_shows_what_happens(device, monkeypatch):
+    sizes = [*LETTERS.values(), 48, LETTERS["B"] * LETTERS["C"], LETTERS["S"] * LETTERS["B"]]
+    assert len(set(sizes)) == len(sizes)
+    assert "S = (H / P) (W / P) tokens" in mixer_module.__doc__
+    assert LETTERS["S"] == (LETTERS["H"] // LETTERS["P"]) * (LETTERS["W"] // LETTERS["P"])
+    check_figure(mixer_module.__doc__, shapes_in_reality(device, monkeypatch))
+
+
+def test_a_wrong_figure_is_noticed(monkeypatch):
+    events, figure = shapes_in_reality("cpu", monkeypatch), mixer_module.__doc__
+    check_figure(figure, events)
+    arrows = list(re.finditer(r"--> \(([^()]*)\)", figure))
+    assert len(arrows) == 14
+    for arrow in arrows:
+        terms = arrow[1].split(", ")
+        swapped = ", ".join([*terms[1:], terms[0]])
+        for wrong in (swapped, ", ".join(terms[1:]), arrow[1].replace(terms[0], "D_C*C")):
+            with pytest.raises(AssertionError):
+                check_figure(figure[: arrow.start(1)] + wrong + figure[arrow.end(1) :], events)
+        line_start = figure.rindex("\n", 0, arrow.start())
+        line_end = figure.index("\n", arrow.end())
+        with pytest.raises(AssertionError):
+            check_figure(figure[:line_start] + figure[line_end:], events)
+    lines = figure.splitlines()
+    norm = next(i for i, line in enumerate(lines) if "LayerNorm  " in line)
+    lines[norm], lines[norm + 1] = lines[norm + 1], lines[norm]
+    with pytest.raises(AssertionError):
+        check_figure("\n".join(lines), events)

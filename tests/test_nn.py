@@ -1,0 +1,676 @@
+"""Modules, layers, initial weights, and what may be done to a model's parameters."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from minimixer import (
+    SGD,
+    AdamW,
+    Dropout,
+    LayerNorm,
+    Linear,
+    Mixer,
+    Module,
+    Parameter,
+    Tensor,
+    backend,
+    nn,
+    no_grad,
+)
+from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
+from minimixer.nn import GELU, StochasticDepth, lecun_normal
+
+
+def draw(shape, seed=0, low=-1.0, high=1.0):
+    return np.random.default_rng([seed, *shape]).uniform(low, high, shape).astype("float32")
+
+
+def put(device, values, dtype="float32"):
+    return to_device(np.asarray(values, dtype=dtype), device)
+
+
+def same(array, expected):
+    np.testing.assert_array_equal(to_numpy(array), np.asarray(expected))
+
+
+def close(array, expected, rtol=1e-5, atol=1e-6):
+    np.testing.assert_allclose(to_numpy(array), np.asarray(expected), rtol=rtol, atol=atol)
+
+
+class Branch(Module):
+    def __init__(self, size):
+        self.steps = [Linear(size, size), Dropout(0.5), Linear(size, size, bias=False)]
+        self.norm = LayerNorm(size)
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x)
+        return self.norm(x)
+
+
+class Network(Module):
+    """Lists, tuples, Parameters in lists, things that are no modules."""
+
+    def __init__(self, seed=0):
+        self.size = 4
+        self.scale = Parameter(np.ones(4, dtype="float32"))
+        self.branches = [Branch(4), Branch(4)]
+        self.extras = (Parameter(np.zeros((2, 2), "float32")), GELU())
+        self.names = ["a", 3, None]
+        self.head = Linear(4, 3)
+        self.nothing = None
+        self.initialize(seed)
+
+    def forward(self, x):
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head(self.extras[1](x * self.scale))
+
+
+NAMES = ["scale", "branches.0.steps.0.weight", "branches.0.steps.0.bias",
+         "branches.0.steps.2.weight", "branches.0.norm.weight", "branches.0.norm.bias",
+         "branches.1.steps.0.weight", "branches.1.steps.0.bias", "branches.1.steps.2.weight",
+         "branches.1.norm.weight", "branches.1.norm.bias", "extras.0", "head.weight",
+         "head.bias"]  # fmt: skip
+
+
+def train_step(model, optimizer, device="cpu", seed=0):
+    loss = (model(Tensor(put(device, draw((5, 4), seed)))) ** 2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+# ---- Module -------------------------------------------------------------------------------------
+
+
+def test_names_in_order_of_assignment(device):
+    model = Network().to(device)
+    assert [name for name, _ in model.named_parameters()] == NAMES
+    assert [id(p) for p in model.parameters()] == [id(p) for _, p in model.named_parameters()]
+    assert [name for name, _ in model.named_modules()][:6] == [
+        "", "branches.0", "branches.0.steps.0", "branches.0.steps.1", "branches.0.steps.2",
+        "branches.0.norm",
+    ]  # fmt: skip
+    sizes = 4 + 2 * (16 + 4 + 16 + 8) + 4 + 15
+    assert model.num_parameters() == sizes == sum(p.size for p in model.parameters())
+    assert model(Tensor(put(device, draw((5, 4))))).shape == (5, 3)
+    with pytest.raises(TypeError, match="Module has no forward"):
+        Module()(1)
+
+
+def test_train_and_eval_reach_everything(device):
+    model = Network().to(device)
+    modules = [m for _, m in model.named_modules()]
+    assert all(m.training for m in modules)
+    assert model.eval() is model and not any(m.training for m in modules)
+    assert model.train() is model and all(m.training for m in modules)
+    model.branches[0].eval()
+    assert [m.training for m in modules].count(False) == 5
+    assert model.train(False) is model and not model.head.training
+    assert Module.training is True
+
+
+def test_shared_parameters_count_once(device):
+    class Tied(Module):
+        def __init__(self):
+            self.a, self.b = Linear(3, 3), Linear(3, 3)
+            self.b.weight = self.a.weight
+            self.again = self.a
+
+        def forward(self, x):
+            return self.again(self.b(self.a(x)))
+
+    model = Tied().to(device)
+    assert [n for n, _ in model.named_parameters()] == ["a.weight", "a.bias", "b.bias"]
+    assert [n for n, _ in model.named_modules()] == ["", "a", "b"]
+    assert model.num_parameters() == 15
+    state = model.state_dict()
+    assert set(state) == {"a.weight", "a.bias", "b.weight", "b.bias", "again.weight", "again.bias"}
+    x = put(device, draw((2, 3)))
+    model(Tensor(x)).sum().backward()
+    assert model.a.weight.grad is not None
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.step()
+    same(model.b.weight.data, to_numpy(model.again.weight.data))
+    state = {n: v + 1 for n, v in state.items()}
+    model.load_state_dict(state)
+    same(model.b.weight.data, state["a.weight"])
+    state["b.weight"] = state["b.weight"] + 1
+    with pytest.raises(ValueError, match=r"b\.weight.*shared"):
+        model.load_state_dict(state)
+    same(model.b.weight.data, state["a.weight"])
+    for name in ("a.weight", "b.weight", "again.weight"):
+        state[name] = np.full((3, 3), np.nan)
+    model.load_state_dict(state)  # also a model that diverged comes back
+
+
+def test_state_dict_is_a_copy(device):
+    model = Network().to(device)
+    state = model.state_dict()
+    assert list(state) == NAMES and all(type(v) is np.ndarray for v in state.values())
+    before = {n: v.copy() for n, v in state.items()}
+    for value in state.values():
+        assert value.flags.writeable
+        value[...] = 9
+    for name, p in model.named_parameters():
+        same(p.data, before[name])
+    state = model.state_dict()
+    for p in model.parameters():
+        p.data = np.full(p.shape, 5.0)
+    for name, value in state.items():
+        same(value, before[name])
+
+
+def test_load_state_dict(device):
+    model, other = Network().to(device), Network(seed=1)
+    for number, p in enumerate(other.parameters()):
+        p.data = draw(p.shape, number)
+    model.load_state_dict(other.state_dict())
+    for name, value in other.state_dict().items():
+        same(model.state_dict()[name], value)
+    model.load_state_dict({n: Tensor(v * 2) for n, v in other.state_dict().items()})
+    model.load_state_dict({n: v.astype("float64").tolist() for n, v in model.state_dict().items()})
+    model.load_state_dict({n: to_device(v, device) for n, v in model.state_dict().items()})
+    for name, value in other.state_dict().items():
+        same(model.state_dict()[name], value * 2)
+    assert all(p.dtype == "float32" for p in model.parameters())
+
+
+def test_load_state_dict_names_all_that_does_not_fit_and_changes_nothing(device):
+    model = Network().to(device)
+    before = model.state_dict()
+    state = {n: v + 1 for n, v in before.items()}
+    del state["scale"], state["branches.1.norm.bias"]
+    state["head.wieght"] = np.zeros(3)
+    state["branches.2.norm.bias"] = np.zeros(4)
+    state["head.weight"] = np.zeros((3, 4))
+    state["extras.0"] = np.zeros(())
+    state["head.bias"] = np.array(["x", "y", "z"])
+    with pytest.raises(ValueError) as caught:
+        model.load_state_dict(state)
+    lines = str(caught.value).splitlines()
+    assert "Network" in lines[0] and "7 entries" in lines[0] and len(lines) == 8
+    for name, words in {
+        "scale": ["missing"], "branches.1.norm.bias": ["missing"], "head.wieght": ["unexpected"],
+        "branches.2.norm.bias": ["unexpected"], "head.weight": ["(3, 4)", "(4, 3)"],
+        "extras.0": ["()", "(2, 2)"], "head.bias": ["number"],
+    }.items():  # fmt: skip
+        (line,) = (x for x in lines[1:] if name in x.replace(":", " ").split())
+        assert all(word in line for word in words)
+    for name, value in before.items():
+        same(model.state_dict()[name], value)
+    with pytest.raises(ValueError, match="14 entries"):
+        model.load_state_dict({})
+
+
+def test_deepcopy_is_independent(device):
+    model = Network(seed=3).to(device)
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    train_step(model, optimizer, device)
+    twin = copy.deepcopy(model)
+    x = Tensor(put(device, draw((5, 4))))
+    model.eval(), twin.eval()
+    same(twin(x).data, to_numpy(model(x).data))
+    before = twin.state_dict()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert p is not q and p.buffer is not q.buffer and q.device == p.device
+        assert not backend.namespace(p.data).shares_memory(p.data, q.data)
+    model.train()
+    train_step(model, optimizer, device)
+    for name, value in before.items():
+        same(twin.state_dict()[name], value)
+    assert any((model.state_dict()[n] != v).any() for n, v in before.items())
+    frozen = model.state_dict()
+    train_step(twin, SGD(twin.parameters(), lr=0.1), device)
+    for name, value in frozen.items():
+        same(model.state_dict()[name], value)
+    assert any((twin.state_dict()[n] != v).any() for n, v in before.items())
+
+
+def test_deepcopy_keeps_shared_parameters_shared(device):
+    class Tied(Module):
+        def __init__(self):
+            self.a, self.b = Linear(3, 3), Linear(3, 3)
+            self.b.weight = self.a.weight
+
+    model = Tied().to(device)
+    twin = copy.deepcopy(model)
+    assert twin.a.weight is twin.b.weight is not model.a.weight
+    assert len(twin.parameters()) == 3
+    model.a.bias.requires_grad = False
+    assert not copy.deepcopy(model).a.bias.requires_grad
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_deepcopy_makes_the_same_random_draws(device, gather):
+    """Seed and step are part of a model: its copy goes on with the same masks."""
+    model = Network(seed=3).to(device)
+    train_step(model, SGD(model.parameters(), lr=0.1), device)
+    twin = copy.deepcopy(model)
+    if gather:
+        twin.parameters()
+    x = Tensor(put(device, draw((5, 4))))
+    same(twin(x).data, to_numpy(model(x).data))
+
+
+def test_pickle(device):
+    model = Network(seed=3).to(device).eval()
+    x = Tensor(put(device, draw((5, 4))))
+    twin = pickle.loads(pickle.dumps(model))
+    same(twin(x).data, to_numpy(model(x).data))
+    train_step(twin, SGD(twin.parameters(), lr=0.1), device)
+
+
+def test_initialize_draws_every_layer_anew(device):
+    model = Network(seed=3).to(device)
+    first = model.state_dict()
+    for p in model.parameters():
+        p.data = np.full(p.shape, 7.0)
+    model.initialize(seed=3)
+    for name, value in model.state_dict().items():
+        if "extras" in name or name == "scale":  # Parameters of no layer that can draw them
+            assert (value == 7).all()
+        else:
+            same(value, first[name])
+    model.initialize(seed=4)
+    second = model.state_dict()
+    weights = [n for n in NAMES if n.endswith("weight") and "norm" not in n]
+    drawn = [state[n][:4, :3].ravel() for state in (first, second) for n in weights]
+    for i in range(len(drawn)):
+        for j in range(i):
+            assert (drawn[i] != drawn[j]).all()
+    assert model.parameters()[0].buffer.random.seed == 4
+
+
+# ---- layers -------------------------------------------------------------------------------------
+
+
+def test_linear(device):
+    layer = Linear(3, 2).to(device)
+    layer.weight.data, layer.bias.data = draw((3, 2)), draw((2,), 1)
+    x = draw((2, 5, 3), 2)
+    expected = np.zeros((2, 5, 2))
+    for i in np.ndindex(2, 5):
+        for j in range(2):
+            expected[i][j] = draw((2,), 1)[j] + sum(x[i][k] * draw((3, 2))[k, j] for k in range(3))
+    close(layer(put(device, x)).data, expected)
+    close(layer(Tensor(put(device, x[0, 0]))).data, expected[0, 0])
+    bare = Linear(3, 2, bias=False)
+    assert bare.bias is None and [n for n, _ in bare.named_parameters()] == ["weight"]
+    assert not Linear(3, 2, zero=True).weight.data.any() and Linear(3, 2).weight.data.any()
+    assert not Linear(3, 2).bias.data.any()
+    same(Linear(3, 2, seed=5).weight.data, lecun_normal((3, 2), 3, 5, 0))
+    with pytest.raises(ValueError, match=r"Linear of .*\(2, 4\).*\(3, 2\)"):
+        layer(put(device, draw((2, 4))))
+    with pytest.raises(ValueError, match=r"Linear of .*in"):
+        layer(put(device, 1.0))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "3", None, True])
+def test_sizes_are_checked(device, size):
+    for make, name in (
+        (lambda: Linear(size, 2), "in_features"),
+        (lambda: Linear(2, size), "out_features"),
+        (lambda: LayerNorm(size), "channels"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            make()
+    assert Linear(np.int64(2), 3).weight.shape == (2, 3)
+
+
+def test_layer_norm(device):
+    layer = LayerNorm(6).to(device)
+    same(layer.weight.data, np.ones(6))
+    same(layer.bias.data, np.zeros(6))
+    layer.weight.data, layer.bias.data = draw((6,)), draw((6,), 1)
+    x = draw((2, 3, 6), 2) * 3 + 100
+    x64 = x.astype("float64")
+    mean, var = x64.mean(axis=-1, keepdims=True), x64.var(axis=-1, keepdims=True)
+    expected = (x64 - mean) / np.sqrt(var + 1e-6) * draw((6,)) + draw((6,), 1)
+    close(layer(put(device, x)).data, expected, atol=2e-5)
+    wide = LayerNorm(6, epsilon=1.0).to(device)
+    close(wide(put(device, x)).data, (x64 - mean) / np.sqrt(var + 1), atol=2e-5)
+    with pytest.raises(ValueError, match="gamma"):
+        layer(put(device, draw((2, 5))))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu(device, approximate):
+    x = np.linspace(-6, 6, 49)
+    if approximate == "none":
+        expected = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x]
+    else:
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        expected = 0.5 * x * (1 + np.tanh(inner))
+    close(GELU(approximate)(put(device, x, "float64")).data, expected, 1e-12, 1e-14)
+    close(GELU(approximate)(put(device, x)).data, expected)
+    assert GELU().approximate == "none"
+    with pytest.raises(ValueError, match="approximate"):
+        GELU("sigmoid")(put(device, x))
+
+
+class With(Module):
+    def __init__(self, *layers, seed=11):
+        self.weight = Parameter(np.ones(2, "float32"))
+        self.layers = list(layers)
+        self.initialize(seed)
+
+
+def counter(model):
+    return model.parameters()[0].buffer.random
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout(device, p):
+    model = With(Dropout(p), Dropout(p)).to(device)
+    layer, other = model.layers
+    x = Tensor(put(device, draw((100, 10, 20), 1, 0.5, 1)), requires_grad=True)
+    y = layer(x)
+    kept = to_numpy(y.data) != 0
+    deviation = math.sqrt(p * (1 - p) / kept.size)
+    assert abs(kept.mean() - (1 - p)) < 5 * deviation
+    for axis in (0, 1, 2):  # no example, no element is favoured
+        others = tuple({0, 1, 2} - {axis})
+        spread = abs(kept.mean(axis=others) - (1 - p)).max()
+        assert spread < 5 * math.sqrt(p * (1 - p) / kept.size * kept.shape[axis])
+    close(y.data, to_numpy(x.data) * kept / (1 - p))
+    y.sum().backward()
+    close(x.grad, kept / (1 - p))
+    assert y.dtype == "float32" and x.grad.dtype == "float32"
+    same(layer(x).data, to_numpy(y.data))  # the same step, the same mask
+    agree = ((to_numpy(other(x).data) != 0) == kept).mean()
+    assert abs(agree - (p * p + (1 - p) ** 2)) < 0.02  # two layers are independent
+    counter(model).set(1)
+    agree = ((to_numpy(layer(x).data) != 0) == kept).mean()
+    assert abs(agree - (p * p + (1 - p) ** 2)) < 0.02  # and so are two steps
+    counter(model).set(0)
+    counter(model).seed += 1
+    assert ((to_numpy(layer(x).data) != 0) != kept).any()
+    model.eval()
+    assert layer(x) is x
+
+
+def test_dropout_keeps_float64(device):
+    model = With(Dropout(0.5), StochasticDepth(0.5)).to(device)
+    for layer in model.layers:
+        y = layer(Tensor(put(device, np.ones((4, 3, 5)), "float64")))
+        assert y.dtype == "float64" and set(to_numpy(y.data).ravel()) <= {0.0, 2.0}
+    same(Dropout(0.0)(Tensor(put(device, [1.0]))).data, [1])
+
+
+def test_stochastic_depth(device):
+    model = With(StochasticDepth(0.3), StochasticDepth(0.3)).to(device)
+    x = Tensor(put(device, draw((3, 500, 2), 1, 0.5, 1)))
+    y, other = (to_numpy(layer(x).data) for layer in model.layers)
+    kept = y != 0
+    assert (kept == kept[:1, :, :1]).all()  # a whole example, all its tokens and channels
+    assert abs(kept.mean() - 0.7) < 0.1
+    close(y, to_numpy(x.data) * kept / 0.7)
+    assert ((other != 0) != kept).any()
+    assert model.eval().layers[0](x) is x
+
+
+@pytest.mark.parametrize("layer", [Dropout, StochasticDepth])
+@pytest.mark.parametrize("p", [-0.1, 1, 1.5, float("nan")])
+def test_probabilities_are_checked(device, layer, p):
+    with pytest.raises(ValueError, match=rf"{layer.__name__}: p must be in \[0, 1\)"):
+        layer(p)
+
+
+def test_dropout_masks_return_with_seed_and_step(device):
+    """What resuming needs: nothing but the counters decides."""
+    runs = []
+    for _ in range(2):
+        model = Network(seed=8).to(device)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        for step in range(4):
+            train_step(model, optimizer, device, seed=step)
+        runs.append(model.state_dict())
+    for name, value in runs[0].items():
+        same(value, runs[1][name])
+
+
+# ---- initial weights ----------------------------------------------------------------------------
+
+
+def test_lecun_normal(device):
+    w = lecun_normal((400, 700), 400, seed=1, layer=2)
+    assert w.dtype == np.float32 and w.shape == (400, 700)
+    same(w, lecun_normal((400, 700), 400, seed=1, layer=2))
+    z = w.astype("float64").ravel() * math.sqrt(400)
+    n = z.size
+    assert abs(z.mean()) < 5 / math.sqrt(n) and abs(z.std() - 1) < 5 / math.sqrt(n)
+    limit = 2 / 0.87962566
+    assert limit * 0.999 < abs(z).max() <= limit * (1 + 1e-6)
+    # the distribution function of a normal variable cut off at two deviations
+    z.sort()
+    phi = np.array([math.erf(v / math.sqrt(2)) for v in (z * 0.87962566)[:: n // 500]])
+    expected = 0.5 + phi / (2 * math.erf(math.sqrt(2)))
+    assert abs(expected - np.arange(n)[:: n // 500] / n).max() < 1.7 / math.sqrt(n)  # Kolmogorov
+    assert abs(np.corrcoef(w[:, :-1].ravel(), w[:, 1:].ravel())[0, 1]) < 5 / math.sqrt(n)
+    for changed in ({"seed": 2, "layer": 2}, {"seed": 1, "layer": 3}, {"seed": 2, "layer": 1}):
+        other = lecun_normal((400, 700), 400, **changed)
+        assert abs(np.corrcoef(w.ravel(), other.ravel())[0, 1]) < 5 / math.sqrt(n)
+    assert np.unique(w).size > 0.95 * n
+
+
+def test_lecun_normal_does_not_depend_on_the_block_it_is_drawn_in(device):
+    """An element is a function of its number alone: a larger matrix begins with a smaller."""
+    flat = lecun_normal(((1 << 18) + 50,), 1, 0, 0)
+    same(flat[:100], lecun_normal((100,), 1, 0, 0))
+    assert (flat[-50:] != flat[:50]).all()
+    close(lecun_normal((5, 20), 4, 0, 0).ravel(), flat[:100] / 2)
+
+
+# ---- what may be done to parameters -------------------------------------------------------------
+
+
+def test_assigning_replaces_values_not_parameters(device):
+    model = Network().to(device)
+    optimizer = SGD(model.parameters(), lr=1.0)
+    model.head.weight.data = np.full((4, 3), 2.0)
+    (model.head.weight * 1.0).sum().backward()
+    optimizer.step()
+    same(model.head.weight.data, np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\(3, 4\)"):
+        model.head.weight.data = np.zeros((3, 4))
+
+
+def test_frozen_parameters_stay(device):
+    model = Network().to(device)
+    for p in model.branches[0].parameters():
+        p.requires_grad = False
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    before = model.state_dict()
+    train_step(model, optimizer, device)
+    after = model.state_dict()
+    for name in NAMES:
+        changed = (before[name] != after[name]).any()
+        assert changed == (not name.startswith("branches.0.") and not name.startswith("extras"))
+    for p in model.branches[0].parameters():
+        assert p.grad is None
+        p.requires_grad = True  # thawed, it learns with a new optimizer
+    train_step(model, AdamW(model.parameters(), lr=0.1), device)
+    assert (model.state_dict()["branches.0.norm.bias"] != after["branches.0.norm.bias"]).any()
+
+
+def test_a_part_cannot_be_moved_alone(device):
+    model = Network().to(device)
+    with pytest.raises(ValueError, match="part of a larger model"):
+        model.head.to("float64")
+    model.to("float64")
+    assert {str(p.dtype) for p in model.parameters()} == {"float64"}
+    model.to(np.float32, device)
+    assert {str(p.dtype) for p in model.parameters()} == {"float32"}
+    with pytest.raises(TypeError, match="dtype"):
+        model.to(3.5)
+
+
+def test_moving_keeps_gradients_and_outputs(device):
+    model = Network().eval()
+    x = draw((5, 4))
+    y = model(Tensor(x))
+    y.sum().backward()
+    grads = {n: None if p.grad is None else p.grad.copy() for n, p in model.named_parameters()}
+    model.to(device, "float64")
+    for name, p in model.named_parameters():
+        assert (p.grad is None) == (grads[name] is None)
+        if p.grad is not None:
+            assert p.grad.dtype == "float64"
+            same(p.grad, grads[name])
+    close(model(Tensor(put(device, x, "float64"))).data, y.data)
+    model.to("cpu", "float32")
+    same(model(Tensor(x)).data, y.data)
+
+
+def test_a_replaced_head_works_with_a_new_optimizer(device):
+    model = Network(seed=6).to(device)
+    old = AdamW(model.parameters(), lr=0.1)
+    train_step(model, old, device)
+    before = model.state_dict()
+    model.head = Linear(4, 7).to(device)
+    new = AdamW(model.parameters(), lr=0.1)
+    for name, value in model.state_dict().items():
+        if not name.startswith("head"):
+            same(value, before[name])
+    for p in model.parameters():
+        assert p.buffer is model.head.weight.buffer and p.device == model.head.weight.device
+    with pytest.raises(ValueError, match="new optimizer"):
+        old.step()
+    train_step(model, new, device)
+    assert (model.state_dict()["head.weight"] != 0).any()
+    random = counter(model)
+    assert random.seed == 6 and int(random.counters[0]) == 2  # the model's draws go on
+
+
+def test_a_replaced_layer_takes_the_models_dtype_and_device(device):
+    """Whichever it is: also the first, whose buffer the others then join."""
+    for name in ("first", "second"):
+
+        class Two(Module):
+            def __init__(self):
+                self.first, self.drop, self.second = Linear(4, 4), Dropout(0.5), Linear(4, 4)
+                self.initialize(seed=9)
+
+        model = Two().to(device, "float64")
+        counter(model).set(5)
+        setattr(model, name, Linear(4, 4))
+        for p in model.parameters():
+            assert p.dtype == "float64" and p.device == backend.check_device(device), name
+        assert counter(model).seed == 9 and int(counter(model).counters[0]) == 5, name
+
+
+def test_two_optimizers_over_parts_of_one_model(device):
+    """Each moves its own part, whether the parts are gathered first or later."""
+    for gather in (True, False):
+
+        class Two(Module):
+            def __init__(self, gather=gather):
+                self.left, self.right = Branch(4), Linear(4, 3)
+                if gather:
+                    self.initialize(1)
+
+            def forward(self, x):
+                return self.right(self.left(x))
+
+        model = Two()
+        if gather:
+            model.to(device)
+        else:
+            model.left.to(device), model.right.to(device)
+        first = SGD(model.left.parameters(), lr=0.1, momentum=0.9)
+        second = AdamW(model.right.parameters(), lr=0.1)
+        for optimizer, moved in ((first, "left"), (second, "right")):
+            before = model.state_dict()
+            model(Tensor(put(device, draw((5, 4))))).mean().backward()
+            optimizer.step()
+            first.zero_grad()
+            second.zero_grad()
+            assert all(p.grad is None for _, p in model.named_parameters())
+            for name, value in model.state_dict().items():
+                if not name.startswith(moved):
+                    same(value, before[name])
+            assert any((model.state_dict()[n] != v).any() for n, v in before.items())
+        if not gather:
+            model.parameters()  # gathered now: both must notice
+            for optimizer in (first, second):
+                with pytest.raises(ValueError, match="new optimizer"):
+                    optimizer.step()
+
+
+def test_a_layer_used_in_two_models(device):
+    """It belongs to the model that was gathered last; the other's optimizer says so."""
+    shared = Linear(4, 4)
+
+    class Holder(Module):
+        def __init__(self):
+            self.shared, self.own = shared, Linear(4, 4)
+
+        def forward(self, x):
+            return self.own(self.shared(x))
+
+    a, b = Holder(), Holder()
+    a.to(device)
+    first = SGD(a.parameters(), lr=0.1)
+    b.to(device)
+    second = SGD(b.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="new optimizer"):
+        train_step(a, first, device)
+    train_step(b, second, device)
+
+
+def test_a_model_without_parameters(device):
+    class Bare(Module):
+        def __init__(self):
+            self.gelu = GELU()
+
+        def forward(self, x):
+            return self.gelu(x)
+
+    model = Bare()
+    assert model.parameters() == [] and model.num_parameters() == 0 and model.state_dict() == {}
+    model.to(device).initialize(3)
+    model.load_state_dict({})
+    model.train().eval().zero_grad()
+    with pytest.raises(ValueError, match="no parameters"):
+        SGD(model.parameters(), lr=1.0)
+
+
+def test_zero_grad_of_a_module(device):
+    model = Network().to(device)
+    model(Tensor(put(device, draw((5, 4))))).sum().backward()
+    assert model.head.bias.grad is not None
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_using_a_model_without_recording(device):
+    model = Network().to(device)
+    with no_grad():
+        y = model(Tensor(put(device, draw((5, 4)))))
+    assert not y.requires_grad and y.node is None
+
+
+def test_parameters_are_tensors(device):
+    p = Parameter(put(device, draw((3, 2))))
+    assert isinstance(p, Tensor) and p.shape == (3, 2) and p.requires_grad and len(p) == 3
+    assert p.dtype == "float32" and p.device == backend.check_device(device)
+    assert "Parameter" in repr(p) and (p.T @ p).shape == (2, 2)
+    assert not p.detach().requires_grad and not isinstance(p.detach(), Parameter)
+    assert not isinstance(p * 1.0, Parameter)
+    assert hash(p) == hash(p) and len({p, p}) == 1
+    assert Parameter([1, 2.5]).dtype == "float32"
+    assert not Parameter(np.ones(2), requires_grad=False).requires_grad
+    assert Parameter(np.ones(2)).dtype == "float64"
+
+
+def test_nn_names(device):
+    for name in ("Linear", "LayerNorm", "GELU", "Dropout", "StochasticDepth", "Module"):
+        assert hasattr(nn, name)
+    assert issubclass(Mixer, Module) and F.linear is not None

@@ -1,0 +1,513 @@
+"""Optimizers against their formulas, written out for one parameter at a time in float64."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minimixer import SGD, Adam, AdamW, Linear, Module, Parameter, Tensor, schedule
+from minimixer.backend import to_device, to_numpy
+from minimixer.optim import Optimizer
+from minimixer.parameters import ParameterBuffer
+
+STEPS = 6
+SHAPES = [(3, 4), (5,), (2, 2, 2), (), (70, 3), (64,)]
+
+
+def draw(shape, seed=0):
+    return np.random.default_rng([seed, *shape]).uniform(-1, 1, shape)
+
+
+def same(array, expected):
+    np.testing.assert_array_equal(to_numpy(array), np.asarray(expected))
+
+
+def make_parameters(device, dtype="float64", shapes=SHAPES):
+    """Parameters in one buffer, as a model's are."""
+    parameters = [
+        Parameter(to_device(draw(s, i).astype(dtype), device)) for i, s in enumerate(shapes)
+    ]
+    ParameterBuffer(parameters)
+    return parameters
+
+
+def gradient(shape, number, step):
+    return draw(shape, 1000 + 100 * step + number)
+
+
+def give_gradients(parameters, step, numbers=None):
+    """Through backward, as training does: the loss is a sum of products with random numbers."""
+    for number, p in enumerate(parameters):
+        if numbers is None or number in numbers:
+            values = to_device(gradient(p.shape, number, step).astype(str(p.dtype)), p.device)
+            (p * values).sum().backward()
+
+
+def close(array, expected, dtype="float64"):
+    tight = dict(rtol=1e-12, atol=1e-14) if dtype == "float64" else dict(rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(to_numpy(array), expected, **tight)
+
+
+def sgd(w, grads, lr, momentum=0.0, nesterov=False, weight_decay=0.0, factors=None):
+    velocity = None
+    for t, g in enumerate(grads):
+        factor = factors[t] if factors else 1
+        g = g + weight_decay * w
+        if momentum:
+            velocity = momentum * velocity + g if velocity is not None else g
+            g = g + momentum * velocity if nesterov else velocity
+        w = w - factor * lr * g
+    return w
+
+
+def adamw(w, grads, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, factors=None):
+    m = v = 0.0
+    for t, g in enumerate(grads, 1):
+        factor = factors[t - 1] if factors else 1
+        w = w - factor * lr * weight_decay * w
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g * g
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        w = w - factor * lr * m_hat / (np.sqrt(v_hat) + eps)
+    return w
+
+
+CASES = {
+    "sgd": (SGD, sgd, {"lr": 0.1}),
+    "sgd decay": (SGD, sgd, {"lr": 0.1, "weight_decay": 0.3}),
+    "momentum": (SGD, sgd, {"lr": 0.1, "momentum": 0.9}),
+    "momentum decay": (SGD, sgd, {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.2}),
+    "nesterov": (SGD, sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "nesterov decay": (
+        SGD,
+        sgd,
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    ),
+    "adamw": (AdamW, adamw, {"lr": 0.01, "weight_decay": 0.5}),
+    "adamw betas": (AdamW, adamw, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.1}),
+    "adamw eps": (AdamW, adamw, {"lr": 0.1, "eps": 0.3, "weight_decay": 0.0}),
+    "adamw short memory": (AdamW, adamw, {"lr": 0.1, "betas": (0.0, 0.5), "weight_decay": 0.0}),
+    "adam": (Adam, adamw, {"lr": 0.05}),
+    "adam decay": (Adam, adamw, {"lr": 0.05, "weight_decay": 0.2}),
+}
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_case
+def test_against_the_formulas(device, case, dtype):
+    optimizer_class, formula, settings = CASES[case]
+    parameters = make_parameters(device, dtype)
+    optimizer = optimizer_class(parameters, **settings)
+    factors = [schedule(t, STEPS, 2) for t in range(STEPS)]
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        give_gradients(parameters, step)
+        optimizer.lr_factor = factors[step]
+        optimizer.step()
+    for number, p in enumerate(parameters):
+        start = draw(p.shape, number).astype(dtype).astype("float64")
+        grads = [gradient(p.shape, number, t).astype(dtype) for t in range(STEPS)]
+        keep = dict(settings)
+        keep["weight_decay"] = settings.get("weight_decay", 0.0) if p.ndim > 1 else 0.0
+        close(p.data, formula(start, grads, factors=factors, **keep), dtype)
+        assert p.dtype == dtype
+    assert all(str(a.dtype) == dtype for a in optimizer.state.values())
+
+
+def test_defaults(device):
+    p = make_parameters(device, shapes=[(2, 2)])
+    for make, decay in ((lambda: AdamW(p), 0.01), (lambda: Adam(p), 0.0)):
+        before = to_numpy(p[0].data).copy()
+        p[0].grad = None
+        give_gradients(p, 0)
+        make().step()
+        close(p[0].data, adamw(before, [gradient((2, 2), 0, 0)], 1e-3, weight_decay=decay))
+    before = to_numpy(p[0].data).copy()
+    SGD(p, lr=0.5).step()
+    close(p[0].data, before - 0.5 * gradient((2, 2), 0, 0))
+    with pytest.raises(TypeError, match="lr"):
+        SGD(p)
+
+
+def test_blocks_of_large_parameters(device):
+    """Updates run in blocks: their borders must not show."""
+    shape = (3, 70_000)
+    p = make_parameters(device, "float64", [shape, (1 << 16,), ((1 << 16) + 1,)])
+    optimizer = AdamW(p, lr=0.1, weight_decay=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        give_gradients(p, step)
+        optimizer.step()
+    for number, q in enumerate(p):
+        grads = [gradient(q.shape, number, t) for t in range(2)]
+        decay = 0.1 if q.ndim > 1 else 0
+        close(q.data, adamw(draw(q.shape, number), grads, 0.1, weight_decay=decay))
+
+
+@each_case
+def test_groups(device, case):
+    optimizer_class, formula, settings = CASES[case]
+    p = make_parameters(device)
+    groups = [
+        {"params": p[:1], "lr": 0.3, "weight_decay": 0.7},
+        {"params": iter(p[1:3]), "weight_decay": 0.0},
+        {"params": p[3:], "lr": 0.02},
+    ]
+    own = [(0.3, 0.7), (None, 0.0), (None, 0.0), (0.02, None), (0.02, None), (0.02, None)]
+    optimizer = optimizer_class(groups, **settings)
+    for step in range(3):
+        optimizer.zero_grad()
+        give_gradients(p, step)
+        optimizer.step()
+    for number, (q, (lr, decay)) in enumerate(zip(p, own, strict=True)):
+        keep = dict(settings)
+        keep["lr"] = settings["lr"] if lr is None else lr
+        decay = settings.get("weight_decay", 0.0) if decay is None else decay
+        keep["weight_decay"] = decay if q.ndim > 1 else 0.0
+        grads = [gradient(q.shape, number, t) for t in range(3)]
+        close(q.data, formula(draw(q.shape, number), grads, **keep))
+
+
+@each_case
+def test_parameters_without_a_gradient_are_skipped(device, case):
+    """Not decayed, not moved by what their momentum remembers."""
+    optimizer_class, _, settings = CASES[case]
+    p = make_parameters(device)
+    optimizer = optimizer_class(p, **settings)
+    give_gradients(p, 0)
+    optimizer.step()
+    moments = {n: to_numpy(a).copy() for n, a in optimizer.state.items()}
+    before = [to_numpy(q.data).copy() for q in p]
+    optimizer.zero_grad()
+    give_gradients(p, 1, numbers=[0, 3, 5])
+    optimizer.step()
+    for number, q in enumerate(p):
+        changed = (to_numpy(q.data) != before[number]).any()
+        assert changed == (number in (0, 3, 5))
+        for name, array in optimizer.state.items():
+            changed = (to_numpy(q.window(array)) != q.window(moments[name])).any()
+            assert changed == (number in (0, 3, 5))
+    before = [to_numpy(q.data).copy() for q in p]
+    optimizer.zero_grad()
+    optimizer.step()
+    for q, value in zip(p, before, strict=True):
+        same(q.data, value)
+
+
+def test_frozen_parameters_are_left_out(device):
+    p = make_parameters(device)
+    p[0].requires_grad = p[4].requires_grad = False
+    optimizer = SGD(p, lr=0.1, weight_decay=0.5)
+    assert len(optimizer.parameters) == 4
+    p[0].requires_grad = True  # with a gradient, but not in the optimizer's list
+    give_gradients(p[:4], 0)
+    optimizer.step()
+    same(p[0].data, draw(p[0].shape, 0))
+    same(p[4].data, draw(p[4].shape, 4))
+    assert (to_numpy(p[1].data) != draw(p[1].shape, 1)).all()
+    for q in p:
+        q.requires_grad = False
+    with pytest.raises(ValueError, match="no parameters"):
+        SGD(p, lr=0.1)
+
+
+def test_gradients_are_left_as_they_are(device):
+    for optimizer_class, _, settings in CASES.values():
+        p = make_parameters(device)
+        give_gradients(p, 0)
+        before = [to_numpy(q.grad).copy() for q in p]
+        optimizer = optimizer_class(p, **settings)
+        optimizer.clip_grad_norm(0.1)
+        optimizer.step()
+        for q, value in zip(p, before, strict=True):
+            same(q.grad, value)
+
+
+# ---- clipping -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_clipping(device, max_norm, dtype):
+    p = make_parameters(device, dtype)
+    numbers = [0, 1, 3, 4]
+    optimizer = SGD(p, lr=1.0)
+    give_gradients(p, 0)
+    optimizer.zero_grad()  # what the others had is in the buffer still, and must not count
+    give_gradients(p, 1, numbers)
+    norm = optimizer.clip_grad_norm(max_norm)
+    grads = {i: gradient(p[i].shape, i, 1) for i in numbers}
+    expected = math.sqrt(sum((g**2).sum() for g in grads.values()))
+    assert abs(float(norm) / expected - 1) < 1e-5 and norm.shape == ()
+    optimizer.step()
+    factor = min(1, max_norm / expected)
+    for i, q in enumerate(p):
+        moved = draw(q.shape, i) - to_numpy(q.data)
+        np.testing.assert_allclose(moved, factor * grads.get(i, 0), rtol=1e-3, atol=1e-6)
+    optimizer.zero_grad()  # clipping is for one step
+    give_gradients(p, 2, [0])
+    before = to_numpy(p[0].data).copy()
+    optimizer.step()
+    close(p[0].data, before - gradient(p[0].shape, 0, 2), dtype)
+
+
+def test_clipping_only_this_optimizers_parameters(device):
+    p = make_parameters(device)
+    first, second = SGD(p[:2], lr=1.0), SGD(p[2:], lr=1.0)
+    give_gradients(p, 0)
+    expected = math.sqrt(sum((gradient(q.shape, i, 0) ** 2).sum() for i, q in enumerate(p[:2])))
+    assert abs(float(first.clip_grad_norm(0.1)) - expected) < 1e-9
+    second.step()
+    close(p[5].data, draw(p[5].shape, 5) - gradient(p[5].shape, 5, 0))
+
+
+def test_clipping_edges(device):
+    p = make_parameters(device)
+    optimizer = SGD(p, lr=1.0)
+    assert float(optimizer.clip_grad_norm(1.0)) == 0  # no gradient at all
+    for wrong in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="max_norm"):
+            optimizer.clip_grad_norm(wrong)
+    (p[0] * 0.0).sum().backward()
+    assert float(optimizer.clip_grad_norm(1.0)) == 0
+    optimizer.step()
+    same(p[0].data, draw(p[0].shape, 0))
+
+
+# ---- state --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_case
+def test_state_dict_continues_with_the_same_bits(device, case, dtype):
+    optimizer_class, _, settings = CASES[case]
+
+    def run(p, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            give_gradients(p, step, [0, 1, 2, 4] if step == 1 else None)
+            optimizer.clip_grad_norm(2.0)
+            optimizer.step()
+
+    whole = make_parameters(device, dtype)
+    run(whole, optimizer_class(whole, **settings), range(6))
+    first = make_parameters(device, dtype)
+    optimizer = optimizer_class(first, **settings)
+    run(first, optimizer, range(3))
+    state = optimizer.state_dict()
+    assert state["step"] == 3 and type(state["step"]) is int
+    values = [to_numpy(q.data).copy() for q in first]
+    run(first, optimizer, range(3, 5))  # the state is a copy: this changes nothing in it
+    second = make_parameters(device, dtype)
+    for q, value in zip(second, values, strict=True):
+        q.data = value
+    resumed = optimizer_class(second, **settings)
+    resumed.load_state_dict(state)
+    for arrays in (v for v in state.values() if isinstance(v, list)):
+        for array in arrays:
+            assert type(array) is np.ndarray
+            array[...] = np.nan  # nor is it held
+    run(second, resumed, range(3, 6))
+    for p, q in zip(whole, second, strict=True):
+        same(q.data, to_numpy(p.data))
+
+
+def test_load_state_dict_errors_change_nothing(device):
+    p = make_parameters(device)
+    optimizer = AdamW(p, lr=0.1)
+    give_gradients(p, 0)
+    optimizer.step()
+    state = optimizer.state_dict()
+    wrong_states = [
+        {},
+        {"step": 7},
+        {**state, "step": 7, "exp_avg": state["exp_avg"][:-1]},
+        {**state, "step": 7, "exp_avg_sq": [a[..., None] for a in state["exp_avg_sq"]]},
+        SGD(make_parameters(device), lr=0.1, momentum=0.9).state_dict(),
+        {"exp_avg": [a + 1 for a in state["exp_avg"]], "exp_avg_sq": state["exp_avg_sq"]},
+    ]
+    for wrong in wrong_states:
+        with pytest.raises(ValueError, match="state"):
+            optimizer.load_state_dict(wrong)
+        after = optimizer.state_dict()
+        assert after["step"] == 1
+        for name in ("exp_avg", "exp_avg_sq"):
+            for a, b in zip(after[name], state[name], strict=True):
+                same(a, b)
+
+
+def test_after_to(device):
+    """A step in float64, one in float32, one on the device: the optimizer follows the model."""
+
+    class Model(Module):
+        def __init__(self):
+            self.layer = Linear(4, 3, seed=1)
+
+    reference, model = Model().to("float64"), Model()
+    optimizers = [AdamW(m.parameters(), lr=0.1, weight_decay=0.1) for m in (reference, model)]
+    for step, targets in enumerate(
+        [(), ("float64",), (device,), ("float32",), (device, "float64")]
+    ):
+        model.to(*targets)
+        for m, optimizer in zip((reference, model), optimizers, strict=True):
+            optimizer.zero_grad()
+            give_gradients(m.parameters(), step)
+            optimizer.clip_grad_norm(1.0)
+            optimizer.step()
+        for p, q in zip(reference.parameters(), model.parameters(), strict=True):
+            close(q.data, p.data, "float32")
+        buffer = model.layer.weight.buffer
+        assert optimizers[1].buffer is buffer
+        assert all(a.dtype == buffer.dtype for a in optimizers[1].state.values())
+        assert model.layer.weight.grad.dtype == buffer.dtype == model.layer.weight.dtype
+    assert model.layer.weight.dtype == "float64"
+    assert optimizers[1].state_dict()["step"] == 5
+
+
+def test_zero_grad_forgets_only_its_own(device):
+    p = make_parameters(device)
+    give_gradients(p, 0)
+    optimizer = SGD(p[:3], lr=0.1)
+    optimizer.zero_grad()
+    assert [q.grad is None for q in p] == [True] * 3 + [False] * 3
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda p: SGD(p, lr=0), "lr must be positive"),
+        (lambda p: SGD(p, lr=-0.1), "lr must be positive"),
+        (lambda p: AdamW(p, lr=float("nan")), "lr must be positive"),
+        (lambda p: AdamW(p, lr=float("inf")), "lr must be positive"),
+        (lambda p: AdamW(p, weight_decay=-1), "weight_decay"),
+        (lambda p: AdamW(p, weight_decay=float("inf")), "weight_decay"),
+        (lambda p: AdamW(p, betas=(1.0, 0.9)), "betas"),
+        (lambda p: AdamW(p, betas=(0.9, -0.1)), "betas"),
+        (lambda p: Adam(p, eps=0), "eps"),
+        (lambda p: SGD(p, lr=1, momentum=1.0), "momentum"),
+        (lambda p: SGD(p, lr=1, momentum=-0.5), "momentum"),
+        (lambda p: SGD(p, lr=1, nesterov=True), "nesterov"),
+        (lambda p: SGD([], lr=1), "no parameters"),
+        (lambda p: SGD([{"params": []}], lr=1), "no parameters"),
+        (lambda p: SGD([*p, p[0]], lr=1), "twice"),
+        (lambda p: SGD([{"params": p}, {"params": p[1:2]}], lr=1), "twice"),
+        (lambda p: SGD([{"params": p, "lr": -1}], lr=1), "lr must be positive"),
+        (lambda p: SGD([{"params": p, "weight_decay": -1}], lr=1), "weight_decay"),
+        (lambda p: SGD([*p, Parameter(np.ones(3))], lr=1), "different models"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(device, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(make_parameters(device))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: SGD([Tensor([1.0], requires_grad=True)], lr=1),
+        lambda p: SGD([{"params": p[0]}], lr=1),
+        lambda p: SGD([{"params": p[:1]}, p[1]], lr=1),
+        lambda p: SGD([p[:1], p[1:]], lr=1),
+        lambda p: SGD([("layer.weight", p[0])], lr=1),
+        lambda p: SGD([{"parameters": p}], lr=1),
+        lambda p: SGD([{"params": p, "learning_rate": 3}], lr=1),
+    ],
+    ids=["tensor", "one in a group", "mixed", "lists", "named", "no params", "unknown setting"],
+)
+def test_what_is_no_list_of_parameters_is_a_clear_error(device, make):
+    with pytest.raises((TypeError, ValueError), match=r"param|Param|learning_rate"):
+        make(make_parameters(device))
+
+
+def test_numpy_numbers_are_numbers(device):
+    """lr=np.float64(0.1) is what a sweep over np.logspace gives: the same bits as 0.1."""
+    for plain, numpy_number in ((0.1, np.float64(0.1)), (0.5, np.float32(0.5))):
+        for optimizer_class in (SGD, AdamW):
+            values = []
+            for lr in (plain, numpy_number):
+                p = make_parameters(device, "float32")
+                optimizer = optimizer_class(p, lr=lr, weight_decay=lr)
+                give_gradients(p, 0)
+                optimizer.step()
+                values.append([to_numpy(q.data) for q in p])
+            for a, b in zip(*values, strict=True):
+                same(a, b)
+
+
+def test_the_base_class_has_no_update(device):
+    p = make_parameters(device)
+    give_gradients(p, 0)
+    with pytest.raises(TypeError, match="Optimizer has no update"):
+        Optimizer(p, 0.1, 0.0).step()
+
+
+def test_generators_are_fine(device):
+    p = make_parameters(device)
+    assert len(SGD((q for q in p), lr=0.1).parameters) == len(p)
+
+
+def test_a_replaced_head_is_noticed(device):
+    class Model(Module):
+        def __init__(self):
+            self.body, self.head = Linear(4, 4), Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    model = Model().to(device)
+    optimizer = AdamW(model.parameters())
+    x = Tensor(to_device(np.ones((2, 4), "float32"), device))
+    model.head = Linear(4, 5).to(device)
+    model.parameters()
+    model(x).sum().backward()
+    for call in (optimizer.step, lambda: optimizer.clip_grad_norm(1.0),
+                 lambda: optimizer.load_state_dict(optimizer.state_dict())):  # fmt: skip
+        with pytest.raises(ValueError, match=r"new optimizer from model.parameters\(\)"):
+            call()
+    fresh = AdamW(model.parameters())
+    fresh.step()
+
+
+# ---- schedules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 5, 20])
+def test_schedule(device, decay, warmup):
+    total = 20
+    factors = [schedule(t, total, warmup, decay) for t in range(total + 1)]
+    assert all(type(f) is float for f in factors)
+    np.testing.assert_allclose(factors[:warmup], [(t + 1) / warmup for t in range(warmup)])
+    for t in range(warmup, total):
+        progress = (t - warmup) / (total - warmup)
+        expected = {
+            "cosine": (1 + math.cos(math.pi * progress)) / 2,
+            "linear": 1 - progress,
+            "constant": 1.0,
+        }[decay]
+        assert abs(factors[t] - expected) < 1e-12
+    assert max(factors) == 1.0
+    if decay != "constant" and warmup < total:
+        assert abs(factors[-1]) < 1e-12
+        assert all(a >= b for a, b in zip(factors[warmup:], factors[warmup + 1 :], strict=False))
+        assert abs(schedule(total + 50, total, warmup, decay)) < 1e-12
+    assert schedule(0, total) == 1.0 and schedule(5, 20, 0) == schedule(5, 20)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0, 10, 0, "exponential"), "decay"),
+        ((0, 10, 11), "warm-up"),
+        ((0, 10, -1), "warm-up"),
+        ((-1, 10), "step"),
+        ((-1, 10, 5), "step"),
+    ],
+)
+def test_schedule_errors(device, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(*arguments)
