@@ -134,12 +134,16 @@ class Function:
         backward(self, *gradients)          one per output, None if unused -> one per input
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
-    Neither may write into an array that it did not make.
+    Neither may write into an array that it did not make. `takes_numbers`: inputs may be Python
+    numbers; `optional`: the positions of inputs that may be None.
     """
 
     __slots__ = (
         "__dict__", "__weakref__", "input_shapes", "needs", "num_outputs", "parents", "versions",
     )  # fmt: skip
+
+    takes_numbers: ClassVar[bool] = True
+    optional: ClassVar[tuple[int, ...]] = ()
 
     needs: tuple[bool, ...]
     input_shapes: tuple[tuple[int, ...], ...]
@@ -165,7 +169,7 @@ class Function:
         node.needs = tuple(
             [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
         )
-        arrays = _read_inputs(cls.__name__, inputs)
+        arrays = _read_inputs(cls, inputs)
         try:
             result = node.forward(*arrays, **options)
         except ValueError as error:
@@ -205,8 +209,9 @@ def _parent(variable: Variable) -> Any:
     return (variable, None)
 
 
-def _read_inputs(name: str, inputs: Sequence[Any]) -> list[Any]:
+def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> list[Any]:
     """The arrays of the inputs, checked: one floating dtype, one device."""
+    name = function.__name__
     arrays = []
     first = None  # the first activation: what the others must match
     parameters = False
@@ -217,17 +222,18 @@ def _read_inputs(name: str, inputs: Sequence[Any]) -> list[Any]:
                 parameters = True
                 arrays.append(array)
                 continue
-        elif value is None or isinstance(value, (bool, int, float)):
-            # np.float64 is a float to Python, but promotes float32: make it a plain one
+        elif function.takes_numbers and isinstance(value, (bool, int, float, np.generic)):
+            # NumPy's numbers would promote float32 arrays: make them plain ones
             arrays.append(value.item() if isinstance(value, np.generic) else value)
             continue
-        elif isinstance(value, np.generic):
-            arrays.append(value.item())
+        elif value is None and len(arrays) in function.optional:
+            arrays.append(None)
             continue
         elif is_array(value):
             array = value
         else:
-            raise TypeError(f"{name}: expected a Tensor, an array or a number, got {value!r:.80}")
+            kinds = "a Tensor, an array or a number" if function.takes_numbers else "a Tensor"
+            raise TypeError(f"{name}: expected {kinds} as input {len(arrays)}, got {value!r:.60}")
         if array.dtype not in FLOAT_DTYPES:
             raise TypeError(
                 f"{name}: works on float32 or float64, got {describe(array)}; "

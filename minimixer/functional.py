@@ -36,6 +36,9 @@ class Linear(Function):
     db[j]    = sum_m dy[m, j]               the broadcast of b, undone
     """
 
+    takes_numbers = False
+    optional = (2,)
+
     def forward(self, x, weight, bias=None):
         if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError("x must be (..., in) and weight (in, out), with the same `in`")
@@ -138,6 +141,8 @@ def gelu_and_slope(
 
 
 class GELU(Function):
+    takes_numbers = False
+
     def forward(self, x, approximate):
         y, self.slope = gelu_and_slope(x, approximate, slope=self.needs[0])
         return y
@@ -168,11 +173,15 @@ class MLP(Function):
     product runs along the long contiguous rows of x and g.
     """
 
+    takes_numbers = False
+
     def forward(self, x, w1, b1, w2, axis, approximate):
         if axis not in (0, -1):
             raise ValueError(f"axis must be 0 (first) or -1 (last), got {axis}")
-        if x.ndim < 2 or w1.ndim != 2 or w1.shape[0] != x.shape[axis]:
-            raise ValueError(f"w1 must be (in, hidden) with in = {x.shape[axis] if x.ndim else 0}")
+        if x.ndim < 2:
+            raise ValueError("x needs at least two dimensions, (..., in) or (in, ...)")
+        if w1.ndim != 2 or w1.shape[0] != x.shape[axis]:
+            raise ValueError(f"w1 must be (in, hidden) with in = {x.shape[axis]}")
         if b1.shape != w1.shape[1:]:
             raise ValueError(f"b1 must have shape {w1.shape[1:]}")
         first = axis == 0
@@ -244,6 +253,9 @@ class AddLayerNorm(Function):
     what is left of dx_hat once its mean and its part along x_hat are gone. A bias that only shifts
     all of a row thus gets no gradient from h. Kept: x_hat and 1/sigma; s is not needed.
     """
+
+    takes_numbers = False
+    optional = (1, 2)
 
     def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
         xp = namespace(x)

@@ -94,6 +94,8 @@ def cross_entropy(
 
 
 def _check_target(z: Array, target: Any) -> Array:
+    if not is_array(z):
+        raise TypeError(f"cross_entropy: logits must be a Tensor or an array, got {z!r:.60}")
     target = target if is_array(target) else np.asarray(target)
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"cross_entropy: logits must be (B, K) and not empty, got {z.shape}")

@@ -20,7 +20,7 @@ Next: `rearrange.py`, the operations that move numbers about or collect them.
 import math
 from typing import Any
 
-from .autograd import Function
+from .autograd import Function, Variable
 from .backend import Array, device_of, is_array, namespace, sum_rows, to_device
 from .backend import matmul as matrix_product
 from .erf import erf as erf_of_array
@@ -162,8 +162,10 @@ class MatMul(Function):
     da = dy b^T, and likewise db = a^T dy.
     """
 
+    takes_numbers = False
+
     def forward(self, a, b):
-        if not (is_array(a) and is_array(b)) or a.ndim == 0 or b.ndim == 0:
+        if a.ndim == 0 or b.ndim == 0:
             raise ValueError("a matrix product needs two arrays of at least one dimension")
         self.shapes = a.shape, b.shape
         a_matrix = a if a.ndim > 1 else a[None, :]
@@ -276,7 +278,7 @@ class Clip(Function):
         return xp.clip(x, low, high)
 
     def backward(self, dy):
-        return dy * self.inside, None, None
+        return dy * self.inside
 
 
 class Maximum(_Binary):
@@ -328,9 +330,14 @@ maximum = Maximum.apply
 
 
 def clip(x, low: float | None = None, high: float | None = None):
-    return Clip.apply(x, low, high)
+    # as Python numbers: NumPy's would promote float32 arrays
+    low, high = (None if limit is None else float(limit) for limit in (low, high))
+    return Clip.apply(x, low=low, high=high)
 
 
 def where(condition, a, b):
     """Elementwise a or b; `condition` is a boolean array or Tensor."""
-    return Where.apply(a, b, condition=condition if is_array(condition) else condition.data)
+    condition = condition.data if isinstance(condition, Variable) else condition
+    if not is_array(condition) or condition.dtype != bool:
+        raise TypeError(f"where: the condition must be a boolean array, got {condition!r:.60}")
+    return Where.apply(a, b, condition=condition)

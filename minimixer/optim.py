@@ -55,7 +55,10 @@ class Optimizer:
         self._settings: list[tuple[float, float]] = []
         for group in groups:
             if not isinstance(group, dict) or not {"params"} <= set(group) <= _GROUP_KEYS:
-                raise ValueError(f"a group is a dict of {sorted(_GROUP_KEYS)}, got {group!r:.60}")
+                raise ValueError(
+                    f"a group of Parameters is a dict of {', '.join(sorted(_GROUP_KEYS))}; got "
+                    + (f"{list(group)}" if isinstance(group, dict) else f"a {type(group).__name__}")
+                )
             # As Python numbers: NumPy's would promote float32 arrays.
             group_lr = float(group.get("lr", lr))
             decay = float(group.get("weight_decay", weight_decay))

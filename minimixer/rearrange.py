@@ -142,10 +142,14 @@ def _index_array(index: Any, x: Array) -> Any:
 
 
 class Concatenate(Function):
+    takes_numbers = False
+
     def forward(self, *arrays, axis):
         xp = namespace(arrays[0])
         if not -arrays[0].ndim <= axis < arrays[0].ndim:
             raise ValueError(f"there is no axis {axis} to join along; stack makes a new one")
+        if len({array.ndim for array in arrays}) > 1:
+            raise ValueError("all must have the same number of dimensions")
         self.axis = axis
         self.borders = [0]
         for array in arrays:
@@ -161,6 +165,8 @@ class Concatenate(Function):
 
 
 class Stack(Function):
+    takes_numbers = False
+
     def forward(self, *arrays, axis):
         self.axis = axis
         return namespace(arrays[0]).stack(arrays, axis=axis)
@@ -207,14 +213,20 @@ def index(x, key):
     return Index.apply(x, index=key)
 
 
+def _some(tensors: Sequence[Any]) -> Sequence[Any]:
+    if len(tensors) == 0:
+        raise ValueError("concatenate, stack: there is nothing to join")
+    return tensors
+
+
 def concatenate(tensors, axis: int = 0):
-    """Join along an existing axis."""
-    return Concatenate.apply(*tensors, axis=axis)
+    """Join along an existing axis. ValueError if there is nothing to join, or shapes differ."""
+    return Concatenate.apply(*_some(tensors), axis=axis)
 
 
 def stack(tensors, axis: int = 0):
-    """Join along a new axis."""
-    return Stack.apply(*tensors, axis=axis)
+    """Join along a new axis. ValueError if there is nothing to join, or shapes differ."""
+    return Stack.apply(*_some(tensors), axis=axis)
 
 
 def to(x, dtype: Any = None, device: str | None = None):

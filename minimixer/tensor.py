@@ -124,6 +124,8 @@ class Tensor(Variable):
             return self
         if self.dtype in FLOAT_DTYPES and (dtype is None or dtype in FLOAT_DTYPES):
             return rearrange.to(self, dtype, device)
+        if self.requires_grad:
+            raise TypeError(f"to: there are no gradients in {dtype}; detach() first")
         return Tensor(self.data, dtype=dtype, device=device)  # integers have no gradient
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
@@ -255,15 +257,19 @@ def _plain(value: Any) -> Any:
 
 def split_targets(targets: tuple[Any, ...]) -> tuple[np.dtype | None, str | None]:
     """("cuda", "float64") -> (dtype("float64"), "cuda"): what `.to(...)` was asked for."""
-    dtype = device = None
+    dtypes, devices = [], []
     for target in targets:
         if isinstance(target, str) and (target == "cpu" or target.startswith("cuda")):
-            device = target
+            devices.append(target)
             continue
         try:
-            dtype = np.dtype(target)
+            dtypes.append(np.dtype(target))
         except TypeError:
+            dtypes.append(np.dtype(object))
+        if target is None or dtypes[-1].kind not in "fiub":
             raise TypeError(
                 f"to: expected a device ('cpu', 'cuda', 'cuda:N') or a dtype, got {target!r}"
-            ) from None
-    return dtype, device
+            )
+    if len(dtypes) > 1 or len(devices) > 1:
+        raise TypeError(f"to: one device and one dtype at most, got {targets}")
+    return dtypes[0] if dtypes else None, devices[0] if devices else None

@@ -136,8 +136,8 @@ def test_import_is_quick_and_touches_no_gpu():
 
 
 def test_models_and_tensors_move(device):
-    model = Mixer(image_size=4, patch_size=2, in_channels=1, num_classes=3, num_blocks=1,
-                  hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=16).to(device, "float64")  # fmt: skip
+    sizes = {"num_blocks": 1, "hidden_dim": 8, "tokens_mlp_dim": 4, "channels_mlp_dim": 16}
+    model = Mixer(image_size=4, patch_size=2, **sizes).to(device, "float64")
     assert model.device == backend.check_device(device) and model.dtype == np.float64
     x = Tensor([1.0, 2.0]).to(device)
     assert x.device == model.device and x.to("cpu").device == "cpu"

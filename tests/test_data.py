@@ -7,7 +7,10 @@ import gzip
 import hashlib
 import os
 import re
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -19,18 +22,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minimixer import data
+from minimixer import data, idx
 from minimixer.data import (
     Batches,
     load_directory,
     load_mnist,
     num_classes,
     pixel_mean_std,
-    read_idx,
-    replace_file,
     shift_images,
-    write_idx,
 )
+from minimixer.idx import read_idx, replace_file, write_idx
 
 DTYPES = ["uint8", "int8", "int16", "int32", "float32", "float64"]
 MNIST = Path(data.__file__).with_name("mnist")
@@ -47,9 +48,10 @@ def calls(monkeypatch):
     return names
 
 
-def test_worked_example():
-    result = doctest.testmod(data)
-    assert result.attempted >= 6 and not result.failed
+@pytest.mark.parametrize("module, examples", [(data, 6), (idx, 4)])
+def test_worked_example(module, examples):
+    result = doctest.testmod(module)
+    assert result.attempted >= examples and not result.failed
 
 
 # ---- IDX files -----------------------------------------------------------------------------
@@ -97,6 +99,28 @@ def test_write_is_whole_or_not_at_all(tmp_path, calls, monkeypatch):
         file.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == first and os.listdir(tmp_path) == ["file.gz"]
+
+
+def test_a_killed_writer_leaves_one_file_that_the_next_one_overwrites(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"whole")
+    code = """if True:
+        import os, signal, sys
+        from minimixer.idx import replace_file
+        with replace_file(sys.argv[1]) as file:
+            file.write(b"half" * 100_000)
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for _ in range(2):  # again and again: junk does not accumulate
+        killed = subprocess.run([sys.executable, "-c", code, str(path)], env=environment)
+        assert killed.returncode == -signal.SIGKILL
+        assert path.read_bytes() == b"whole"
+        assert sorted(os.listdir(tmp_path)) == ["file", "file.tmp"]
+    with replace_file(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize(

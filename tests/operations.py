@@ -1,0 +1,1083 @@
+"""Every operation of the package: how to call it, what it should give, how it could go wrong.
+
+`OPERATIONS` has one entry for each Function. An entry draws inputs, knows a formula of its own
+(`reference`, in NumPy, so none of the package's code), and has fixed inputs with planted errors:
+wrong gradients that the gradient check must reject, or it is worth nothing.
+
+Two things come out of one formula. Run on `Rounded` numbers it gives NumPy's float64 result and,
+beside it, by how much rounding may move it: each + - * / adds half a unit in the last place, each
+exp up to four, and what was there before is carried along to first order (running error analysis:
+Wilkinson 1963; Higham 2002, section 3.3). So the allowed difference is derived, not chosen. Run
+on Tensors, the formula of a fused function is its first rung: primitives, left to autograd.
+"""
+
+import importlib
+import math
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from strategies import (
+    axes,
+    between,
+    broadcast_shapes,
+    distinct,
+    lattice,
+    nonzero,
+    normal,
+    one_axis,
+    permutations,
+    positive,
+    seeds,
+    shapes,
+)
+
+import minimixer
+from minimixer import Function, Tensor, functional, loss, ops, rearrange
+from minimixer.backend import is_array, namespace, to_device
+
+# ---- numbers with a bound on their rounding error -----------------------------------------------
+
+FUNCTION_ERROR = 8  # exp, log, tanh, erf, power: at most 4 ulp, each at most 2 units of rounding
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+class Rounded:
+    """`value`, computed in float64, and a bound on |what a float computation gives - value|.
+
+    `error` is in units of rounding (2^-24 for float32), to first order. Inputs are exact; Python
+    numbers and constant arrays may have been rounded to float32.
+    """
+
+    __array_ufunc__ = None
+
+    def __init__(self, value: Any, error: Any = 0.0):
+        self.value = np.asarray(value, dtype=np.float64)
+        self.error = np.broadcast_to(error, self.value.shape)
+
+    def _rounded(self, value: Any, carried: Any, units: float = 1) -> "Rounded":
+        return Rounded(value, carried + units * np.abs(value))
+
+    def __add__(self, other):
+        other = _constant(other)
+        return self._rounded(self.value + other.value, self.error + other.error)
+
+    def __sub__(self, other):
+        other = _constant(other)
+        return self._rounded(self.value - other.value, self.error + other.error)
+
+    def __mul__(self, other):
+        other = _constant(other)
+        carried = abs(self.value) * other.error + self.error * abs(other.value)
+        return self._rounded(self.value * other.value, carried)
+
+    def __truediv__(self, other):
+        other = _constant(other)
+        y = self.value / other.value
+        return self._rounded(y, (self.error + abs(y) * other.error) / abs(other.value))
+
+    def __pow__(self, other):
+        other = _constant(other)
+        a, b = self.value, other.value
+        y = a**b
+        log = np.log(np.where(a == 0, 1, abs(a)))
+        carried = abs(y * log) * other.error + abs(y * b) / np.where(a == 0, 1, abs(a)) * self.error
+        return self._rounded(y, carried, FUNCTION_ERROR)
+
+    def __matmul__(self, other):
+        a, b = self.value, other.value
+        terms = a.shape[-1] * np.matmul(abs(a), abs(b))  # k roundings for a sum of k products
+        return Rounded(np.matmul(a, b), abs(a) @ other.error + self.error @ abs(b) + terms)
+
+    def __radd__(self, other):
+        return _constant(other) + self
+
+    def __rsub__(self, other):
+        return _constant(other) - self
+
+    def __rmul__(self, other):
+        return _constant(other) * self
+
+    def __rtruediv__(self, other):
+        return _constant(other) / self
+
+    def __rpow__(self, other):
+        return _constant(other) ** self
+
+    def __neg__(self):
+        return Rounded(-self.value, self.error)
+
+    def __getitem__(self, key):
+        return Rounded(self.value[key], self.error[key])
+
+    @property
+    def shape(self):
+        return self.value.shape
+
+    @property
+    def ndim(self):
+        return self.value.ndim
+
+    def sum(self, axis=None, keepdims=False):
+        y = self.value.sum(axis=axis, keepdims=keepdims)
+        terms = self.value.size // max(1, y.size)
+        both = (self.error + terms * abs(self.value)).sum(axis=axis, keepdims=keepdims)
+        return Rounded(y, both)
+
+    def mean(self, axis=None, keepdims=False):
+        total = self.sum(axis, keepdims)
+        count = self.value.size // max(1, total.value.size) if self.value.size else 1
+        return self._mean_of(total, count)
+
+    def _mean_of(self, total, count):
+        return self._rounded(total.value / count, total.error / count)
+
+    def max(self, axis=None, keepdims=False):
+        return Rounded(
+            self.value.max(axis=axis, keepdims=keepdims),
+            self.error.max(axis=axis, keepdims=keepdims),
+        )
+
+    def reshape(self, *shape):
+        return Rounded(self.value.reshape(*shape), self.error.reshape(*shape))
+
+    def transpose(self, *order):
+        return Rounded(self.value.transpose(*order), self.error.transpose(*order))
+
+    def exp(self):
+        y = np.exp(self.value)
+        return self._rounded(y, y * self.error, FUNCTION_ERROR)
+
+    def log(self):
+        carried = self.error / abs(self.value)
+        return self._rounded(np.log(self.value), carried, FUNCTION_ERROR)
+
+    def sqrt(self):
+        y = np.sqrt(self.value)
+        return self._rounded(y, self.error / (2 * y))
+
+    def tanh(self):
+        y = np.tanh(self.value)
+        return self._rounded(y, (1 - y * y) * self.error, FUNCTION_ERROR)
+
+    def erf(self):
+        slope = 2 / math.sqrt(math.pi) * np.exp(-(self.value**2))
+        y = _erf(self.value) if self.value.size else self.value
+        return self._rounded(y, slope * self.error, FUNCTION_ERROR)
+
+
+def _constant(value: Any) -> Rounded:
+    return value if isinstance(value, Rounded) else Rounded(value, np.abs(value))
+
+
+def select(function: Callable[..., Any], *numbers: Any) -> Rounded:
+    """A function that only moves or picks numbers, on the values and on the bounds."""
+    numbers = tuple(_constant(n) for n in numbers)
+    return Rounded(function(*[n.value for n in numbers]), function(*[n.error for n in numbers]))
+
+
+# ---- what an entry consists of ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One use of an operation: float64 NumPy arrays, Python numbers or None, and options."""
+
+    inputs: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> list[int]:
+        """The positions of the inputs that can have a gradient."""
+        return [i for i, value in enumerate(self.inputs) if isinstance(value, np.ndarray)]
+
+
+# A planted error gets what forward was given, what backward was given and what backward found
+# (lists), and returns what a wrong backward would return.
+Change = Callable[[list[Any], dict[str, Any], list[Any], list[Any]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A way to make one operation's gradient wrong; `install` does it for the length of a test."""
+
+    name: str
+    install: Callable[[type[Function], Any], None]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Inputs of at least 24 elements, the errors that can be planted there, beside those that
+    apply everywhere: `terms` by name; `share`, two inputs of one shape whose gradients differ;
+    `undo`, the module through which a broadcast of an input is undone."""
+
+    case: Case
+    terms: dict[str, Change | Plant] = field(default_factory=dict)
+    share: tuple[int, int] | None = None
+    undo: str | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """See the module's text. `free`: gradients that cost nothing may be returned unasked."""
+
+    function: type[Function]
+    call: Callable[..., Any]
+    reference: Callable[..., Any]
+    draw: st.SearchStrategy[Case]
+    fixed: dict[str, Fixed]
+    fused: bool = False
+    free: bool = False
+
+
+def package_functions() -> set[type[Function]]:
+    """Every Function that is a name in a module of the package, but for abstract ones (_Name)."""
+    for module in pkgutil.iter_modules(minimixer.__path__, "minimixer."):
+        if not module.ispkg:
+            importlib.import_module(module.name)
+    found, todo = set(), [Function]
+    while todo:
+        for cls in todo.pop().__subclasses__():
+            todo.append(cls)
+            home = sys.modules.get(cls.__module__)
+            inside = cls.__module__.partition(".")[0] == "minimixer"
+            if inside and getattr(home, cls.__name__, None) is cls and cls.__name__[0] != "_":
+                found.add(cls)
+    return found
+
+
+# ---- planted errors -----------------------------------------------------------------------------
+
+
+def in_backward(name: str, change: Change) -> Plant:
+    """Change what the class's own backward returns, whatever that is made of."""
+
+    def install(cls: type[Function], monkeypatch: Any) -> None:
+        right_forward, right_backward = cls.forward, cls.backward
+
+        def forward(self, *arrays, **options):
+            result = right_forward(self, *arrays, **options)
+            self.planted = list(arrays), options
+            return result
+
+        def backward(self, *gradients):
+            results = right_backward(self, *gradients)
+            many = list(results) if isinstance(results, tuple) else [results]
+            changed = change(*self.planted, list(gradients), many)
+            return tuple(changed) if isinstance(results, tuple) else changed[0]
+
+        monkeypatch.setattr(cls, "forward", forward)
+        monkeypatch.setattr(cls, "backward", backward)
+
+    return Plant(name, install)
+
+
+def before_backward(name: str, change: Callable[[list[Any]], list[Any]]) -> Plant:
+    """Change what the class's own backward is given: the gradients of its outputs."""
+
+    def install(cls: type[Function], monkeypatch: Any) -> None:
+        right = cls.backward
+        monkeypatch.setattr(cls, "backward", lambda self, *g: right(self, *change(list(g))))
+
+    return Plant(name, install)
+
+
+def in_module(name: str, module: str, attribute: str, value: Any) -> Plant:
+    return Plant(name, lambda cls, monkeypatch: monkeypatch.setattr(f"{module}.{attribute}", value))
+
+
+def other_gelu() -> Plant:
+    """Forward in the form asked for; what is kept for backward comes from the other form."""
+
+    def install(cls: type[Function], monkeypatch: Any) -> None:
+        right = cls.forward
+
+        def forward(self, *arrays, approximate, **options):
+            other = {"tanh": "none", "none": "tanh"}[approximate]
+            right(self, *arrays, approximate=other, **options)
+            twin = cls()
+            twin.needs = self.needs
+            return right(twin, *arrays, approximate=approximate, **options)
+
+        monkeypatch.setattr(cls, "forward", forward)
+
+    return Plant("forward and backward of different GELU forms", install)
+
+
+def _one_slice(gradient: Any, shape: tuple[int, ...]) -> Any:
+    """sum_to_shape without the sum: the right shape, one of the repetitions."""
+    gradient = gradient[(0,) * (gradient.ndim - len(shape))]
+    return gradient[tuple(slice(0, n) for n in shape)]
+
+
+def plants(fixed: Fixed) -> Iterator[Plant]:
+    """All that apply to these inputs."""
+    positions = fixed.case.arrays
+
+    def at(i: int, wrong: Callable[[Any], Any]) -> Change:
+        return lambda inputs, options, dys, dxs: [
+            wrong(dx) if k == i and dx is not None else dx for k, dx in enumerate(dxs)
+        ]
+
+    for i in positions:
+        yield in_backward(f"input {i} scaled by 1.001", at(i, lambda dx: dx * 1.001))
+        yield in_backward(f"input {i} with the other sign", at(i, lambda dx: -dx))
+        yield in_backward(f"input {i} left out", at(i, lambda dx: None))
+        yield in_backward(f"input {i} wrong in one element", at(i, _one_wrong_element))
+    if fixed.share is not None:
+        yield in_backward("one buffer given to two inputs", _overwrite(*fixed.share))
+    if fixed.undo is not None:
+        name = f"minimixer.{fixed.undo}"
+        yield in_module("broadcast not undone", name, "sum_to_shape", lambda g, shape: g)
+        yield in_module("broadcast undone by a slice", name, "sum_to_shape", _one_slice)
+    for name, term in fixed.terms.items():
+        yield term if isinstance(term, Plant) else in_backward(name, term)
+
+
+def _one_wrong_element(dx: Any) -> Any:
+    """The element of middling size, zeros left aside, becomes 1.01 times itself."""
+    wrong = np.array(dx)
+    size = np.where(dx == 0, np.inf, abs(dx)).ravel()
+    wrong.flat[np.argsort(size)[np.count_nonzero(dx) // 2]] *= 1.01
+    return wrong
+
+
+def _overwrite(first: int, second: int) -> Change:
+    def change(inputs, options, dys, dxs):
+        buffer = dxs[first].copy()
+        buffer[...] = dxs[second]
+        dxs[first] = dxs[second] = buffer
+        return dxs
+
+    return change
+
+
+def elementwise(function: Callable[..., Any]) -> Change:
+    """dx = function(x, dy): a wrong derivative of an operation on one input."""
+    return lambda inputs, options, dys, dxs: [function(inputs[0], dys[0]), *dxs[1:]]
+
+
+def both(function: Callable[..., Any]) -> Change:
+    """(da, db) = function(a, b, dy), both of the shape of dy."""
+    return lambda inputs, options, dys, dxs: list(function(*inputs, dys[0]))
+
+
+# ---- drawing inputs -----------------------------------------------------------------------------
+
+
+def unary(domain: Callable[..., np.ndarray]) -> st.SearchStrategy[Case]:
+    return st.builds(
+        lambda shape, seed: Case((domain(np.random.default_rng(seed), shape),)), shapes(), seeds
+    )
+
+
+@st.composite
+def pairs(draw, first=normal, second=normal, scalars=(None, 0, 1)):
+    """Two arrays that broadcast, or an array and a Python number on either side."""
+    random = np.random.default_rng(draw(seeds))
+    (a, b), scalar = draw(broadcast_shapes(2)), draw(st.sampled_from(scalars))
+    first_value = float(first(random, ())) if scalar == 0 else first(random, a)
+    return Case((first_value, float(second(random, ())) if scalar == 1 else second(random, b)))
+
+
+@st.composite
+def powers(draw):
+    """Arrays to array powers; arrays to whole and fractional numbers; numbers to array powers."""
+    random = np.random.default_rng(draw(seeds))
+    kind = draw(st.sampled_from(["arrays", "whole", "fraction", "number"]))
+    a, b = draw(broadcast_shapes(2))
+    if kind == "arrays":
+        return Case((positive(random, a), normal(random, b)))
+    if kind == "whole":
+        return Case((nonzero(random, a), draw(st.sampled_from([-2, -1, 0, 1, 2, 3, 4, 2.0]))))
+    if kind == "fraction":
+        return Case((positive(random, a), draw(st.sampled_from([-1.5, 0.5, 1.25]))))
+    return Case((float(positive(random, ())), normal(random, b)))
+
+
+@st.composite
+def clips(draw):
+    low, high = draw(st.sampled_from([(-0.5, 0.75), (None, 0.5), (-0.25, None), (-1.0, -1.0)]))
+    x = between(np.random.default_rng(draw(seeds)), draw(shapes()))
+    return Case((x, low, high))
+
+
+@st.composite
+def conditions(draw):
+    """The condition broadcasts too, and may be larger than both."""
+    random = np.random.default_rng(draw(seeds))
+    a, b, c = draw(broadcast_shapes(3))
+    scalar = draw(st.sampled_from([None, 0, 1]))
+    first = 1.5 if scalar == 0 else normal(random, a)
+    second = -0.7 if scalar == 1 else normal(random, b)
+    return Case((first, second), {"condition": np.asarray(random.random(c) < 0.5)})
+
+
+@st.composite
+def products(draw):
+    """(..., m, k) (..., k, n) with axes in front that broadcast, and vectors on either side."""
+    random = np.random.default_rng(draw(seeds))
+    m, k, n = (draw(st.integers(0, 4)) for _ in range(3))
+    kind = draw(st.sampled_from(["stacks", "stacks", "vector left", "vector right", "vectors"]))
+    front_a, front_b = draw(broadcast_shapes(2, max_dims=2, max_side=3))
+    a = (k,) if kind in ("vector left", "vectors") else (*front_a, m, k)
+    b = (k,) if kind in ("vector right", "vectors") else (*front_b, k, n)
+    return Case((normal(random, a), normal(random, b)))
+
+
+@st.composite
+def reductions(draw, domain=normal, empty=True):
+    shape = draw(shapes(min_side=0 if empty else 1))
+    axis = draw(axes(len(shape)))
+    x = domain(np.random.default_rng(draw(seeds)), shape)
+    return Case((x,), {"axis": axis, "keepdims": draw(st.booleans())})
+
+
+@st.composite
+def reshapes(draw):
+    shape = draw(shapes(min_side=1))
+    x = normal(np.random.default_rng(draw(seeds)), shape)
+    size = x.size
+    choices: list[Any] = [(size,), -1, (-1, 1), (1, *shape), shape[::-1], size]
+    if size % 2 == 0:
+        choices += [(2, -1), (size // 2, 1, 2)]
+    return Case((x,), {"shape": draw(st.sampled_from(choices))})
+
+
+@st.composite
+def transposes(draw):
+    shape = draw(shapes())
+    x = normal(np.random.default_rng(draw(seeds)), shape)
+    return Case((x,), {"axes": draw(permutations(len(shape)))})
+
+
+@st.composite
+def indices(draw):
+    """Numbers, slices, None, Ellipsis, integer arrays that repeat, boolean arrays."""
+    shape = draw(shapes(min_dims=1, min_side=1))
+    random = np.random.default_rng(draw(seeds))
+    whole = st.integers(-shape[0], shape[0] - 1)
+    repeated = st.lists(whole, min_size=1, max_size=5)
+    options = [
+        whole,
+        st.slices(shape[0]),
+        st.slices(shape[0]).map(lambda s: (s, None, ...)),
+        st.just((..., None, slice(None, None, -1))),
+        repeated,
+        repeated.map(lambda i: np.array(i)),
+        repeated.map(lambda i: (np.array([i, i]), ...)),
+        st.just(random.random(shape) < 0.5),
+        st.just(random.random(shape[0]) < 0.5),
+    ]
+    if len(shape) > 1:
+        one, other = random.integers(0, shape[0], 4), random.integers(0, shape[1], (3, 1))
+        options += [st.just((one, other)), st.just((slice(1, None), other)), st.just((0, one[:0]))]
+    return Case((normal(random, shape),), {"index": draw(st.one_of(options))})
+
+
+@st.composite
+def joins(draw):
+    """Arrays that differ in length along the axis, which counts from either end."""
+    shape = draw(shapes(min_dims=1))
+    axis = draw(one_axis(len(shape)))
+    random = np.random.default_rng(draw(seeds))
+    lengths = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
+    position = axis % len(shape)
+    arrays = [normal(random, (*shape[:position], n, *shape[position + 1 :])) for n in lengths]
+    return Case(tuple(arrays), {"axis": axis})
+
+
+@st.composite
+def stacks(draw):
+    shape = draw(shapes())
+    random = np.random.default_rng(draw(seeds))
+    arrays = [normal(random, shape) for _ in range(draw(st.integers(1, 3)))]
+    return Case(tuple(arrays), {"axis": draw(one_axis(len(shape) + 1))})
+
+
+@st.composite
+def moves(draw):
+    x = normal(np.random.default_rng(draw(seeds)), draw(shapes()))
+    return Case((x,), {"device": draw(st.sampled_from(["cpu", None]))})
+
+
+@st.composite
+def linears(draw):
+    random = np.random.default_rng(draw(seeds))
+    front = draw(shapes(max_dims=2))
+    inside, outside = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    bias = normal(random, (outside,)) if draw(st.booleans()) else None
+    return Case((normal(random, (*front, inside)), normal(random, (inside, outside)), bias))
+
+
+approximate = st.sampled_from(["none", "tanh"])
+
+
+@st.composite
+def gelus(draw):
+    x = 1.5 * normal(np.random.default_rng(draw(seeds)), draw(shapes()))
+    return Case((np.asarray(x),), {"approximate": draw(approximate)})
+
+
+def mlp_case(random, front, inside, hidden, axis, form):
+    x = (inside, *front) if axis == 0 else (*front, inside)
+    w2 = (inside, hidden) if axis == 0 else (hidden, inside)
+    w1, b1 = normal(random, (inside, hidden)), normal(random, (hidden,))
+    return Case(
+        (normal(random, x), w1, b1, normal(random, w2)), {"axis": axis, "approximate": form}
+    )
+
+
+@st.composite
+def mlps(draw):
+    random = np.random.default_rng(draw(seeds))
+    front = draw(shapes(min_dims=1, max_dims=2))
+    inside, hidden = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    return mlp_case(
+        random, front, inside, hidden, draw(st.sampled_from([0, -1])), draw(approximate)
+    )
+
+
+def norm_case(random, shape, y, bias_axis, outputs=(0, 1)):
+    """x, y, bias (None without a bias_axis), gamma, beta; `outputs`: which of the two are used."""
+    bias = None if bias_axis is None else normal(random, (shape[bias_axis],))
+    options = {"epsilon": 1e-6 if shape[-1] > 2 else 0.1, "outputs": outputs}
+    return Case(
+        (
+            normal(random, shape) + 1,
+            normal(random, shape) if y else None,
+            bias,
+            nonzero(random, shape[-1:]),
+            normal(random, shape[-1:]),
+        ),
+        options | {"bias_axis": -1 if bias_axis is None else bias_axis},
+    )
+
+
+@st.composite
+def norms(draw):
+    """With a bias of each row (S,), a bias of each column (C,), or none; one output or both."""
+    shape = (*draw(shapes(max_dims=2)), draw(st.integers(1, 5)))
+    return norm_case(
+        np.random.default_rng(draw(seeds)),
+        shape,
+        draw(st.booleans()),
+        draw(st.sampled_from([None, 0, -1])),
+        draw(st.sampled_from([(0, 1), (1, 0), (0,), (1,)])),
+    )
+
+
+def entropy_case(random, batch, classes, kind, smoothing, reduction):
+    if kind == "indices":
+        target = random.integers(0, classes, batch)
+    else:
+        target = random.dirichlet(np.ones(classes), batch)
+    options = {"target": target, "label_smoothing": smoothing, "reduction": reduction}
+    return Case((2 * normal(random, (batch, classes)),), options)
+
+
+@st.composite
+def entropies(draw):
+    return entropy_case(
+        np.random.default_rng(draw(seeds)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 5)),
+        draw(st.sampled_from(["indices", "distributions"])),
+        draw(st.sampled_from([0.0, 0.1, 0.9])),
+        draw(st.sampled_from(["mean", "sum", "none"])),
+    )
+
+
+# ---- formulas of fused functions: NumPy's, and rung 1 -------------------------------------------
+
+
+def linear_formula(x, weight, bias):
+    y = x.reshape(1, -1) @ weight if x.ndim == 1 else x @ weight
+    y = y.reshape(-1) if x.ndim == 1 else y
+    return y if bias is None else y + bias
+
+
+def gelu_formula(x, approximate):
+    if approximate == "tanh":
+        return 0.5 * x * (1 + ((x + 0.044715 * (x * x * x)) * math.sqrt(2 / math.pi)).tanh())
+    return 0.5 * x * (1 + (x * math.sqrt(0.5)).erf())
+
+
+def mlp_formula(x, w1, b1, w2, axis, approximate):
+    """Along the first axis as in the paper: transpose, mix the last axis, transpose back."""
+    if axis == -1:
+        return gelu_formula(x @ w1 + b1, approximate) @ w2
+    there, back = (*range(1, x.ndim), 0), (x.ndim - 1, *range(x.ndim - 1))
+    mixed = gelu_formula(x.transpose(*there) @ w1 + b1, approximate) @ w2.transpose(1, 0)
+    return mixed.transpose(*back)
+
+
+def norm_formula(x, y, bias, gamma, beta, epsilon, bias_axis, outputs):
+    s = x if y is None else x + y
+    s = s if bias is None else s + _along(bias, bias_axis, s.ndim)
+    centred = s - s.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    both = s, centred / (variance + epsilon).sqrt() * gamma + beta
+    return tuple(both[i] for i in outputs)
+
+
+def _along(bias, axis, ndim):
+    return bias.reshape(-1, *[1] * (ndim - 1)) if axis == 0 else bias
+
+
+def entropy_formula(z, target, label_smoothing, reduction):
+    largest = z.max(axis=-1, keepdims=True)
+    log_total = (z - largest).exp().sum(axis=-1, keepdims=True).log() + largest
+    if target.ndim == 1:
+        picked = z[namespace(target).arange(target.size), target]
+    else:
+        picked = (z * target).sum(axis=-1)
+    if label_smoothing:
+        picked = (1 - label_smoothing) * picked + label_smoothing * z.mean(axis=-1)
+    losses = log_total.reshape(-1) - picked
+    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+
+
+def add_layer_norm(*inputs, outputs, **options):
+    results = functional.add_layer_norm(*inputs, **options)
+    return tuple(results[i] for i in outputs)
+
+
+# ---- errors with a meaning ----------------------------------------------------------------------
+
+
+def _norm_parts(inputs, options, dys):
+    x, y, bias, gamma, _ = inputs
+    s = x if y is None else x + y
+    s = s if bias is None else s + _along(bias, options["bias_axis"], x.ndim)
+    sigma = np.sqrt(s.var(axis=-1, keepdims=True) + options["epsilon"])
+    x_hat = (s - s.mean(axis=-1, keepdims=True)) / sigma
+    return x_hat, sigma, gamma * dys[1]
+
+
+def _add_to_input(inputs, options, dxs, term):
+    """`term` more in dL/ds: it goes to x and y, and summed to the bias."""
+    y, bias = inputs[1:3]
+    dxs[0] = dxs[0] + term
+    dxs[1] = None if y is None else dxs[1] + term
+    if bias is not None:
+        rows = np.moveaxis(term, options["bias_axis"], -1).reshape(-1, bias.size)
+        dxs[2] = dxs[2] + rows.sum(axis=0)
+    return dxs
+
+
+def norm_without_mean(inputs, options, dys, dxs):
+    _, sigma, dx_hat = _norm_parts(inputs, options, dys)
+    term = np.broadcast_to(dx_hat.mean(axis=-1, keepdims=True) / sigma, dx_hat.shape)
+    return _add_to_input(inputs, options, dxs, term)
+
+
+def norm_without_x_hat(inputs, options, dys, dxs):
+    x_hat, sigma, dx_hat = _norm_parts(inputs, options, dys)
+    along = (dx_hat * x_hat).mean(axis=-1, keepdims=True)
+    return _add_to_input(inputs, options, dxs, x_hat * along / sigma)
+
+
+def norm_gamma_without_x_hat(inputs, options, dys, dxs):
+    return [*dxs[:3], dxs[4], dxs[4]]
+
+
+def mlp_without_slope(inputs, options, dys, dxs):
+    """du = dg: as if GELU were the identity."""
+    x, w1, b1, w2 = inputs
+    (dy,) = dys
+    if options["axis"] == 0:
+        x, dy, w2 = np.moveaxis(x, 0, -1), np.moveaxis(dy, 0, -1), w2.T
+    du = dy @ w2.T
+    dx = du @ w1.T
+    rows = du.reshape(-1, len(b1))
+    dw1 = x.reshape(-1, x.shape[-1]).T @ rows
+    dx = np.moveaxis(dx, -1, 0) if options["axis"] == 0 else dx
+    return [dx, dw1, rows.sum(axis=0), dxs[3]]
+
+
+def _entropy_scale(z, dys, reduction):
+    return dys[0].reshape(-1, 1) / (len(z) if reduction == "mean" else 1)
+
+
+def _one_hot(z, target):
+    return np.eye(z.shape[1])[target] if target.ndim == 1 else target
+
+
+def entropy_without_target(inputs, options, dys, dxs):
+    z = inputs[0]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    return [p * _entropy_scale(z, dys, options["reduction"])]
+
+
+def entropy_target_not_smoothed(inputs, options, dys, dxs):
+    z = inputs[0]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    wrong = p - _one_hot(z, options["target"])
+    return [wrong * _entropy_scale(z, dys, options["reduction"])]
+
+
+def index_without_adding(inputs, options, dys, dxs):
+    dx = np.zeros_like(inputs[0])
+    dx[options["index"]] = dys[0]
+    return [dx]
+
+
+def _spread(x, dy, axis):
+    return np.broadcast_to(np.expand_dims(dy, axis), x.shape)
+
+
+# ---- the registry -------------------------------------------------------------------------------
+
+
+def _random() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+def _same(first=normal, second=normal, shape=(4, 6)):
+    random = _random()
+    return Case((first(random, shape), second(random, shape)))
+
+
+def _repeated(first=normal, second=normal):
+    """(2, 3, 4) with (3, 1): both ways in which broadcasting repeats."""
+    random = _random()
+    return Case((first(random, (2, 3, 4)), second(random, (3, 1))))
+
+
+def _one(domain=normal, shape=(4, 6), **options):
+    return Case((domain(_random(), shape),), options)
+
+
+def binary(function, call, reference, draw, domains=(normal, normal), share=(0, 1), **terms):
+    fixed = {
+        "same shapes": Fixed(_same(*domains), _named(both, terms), share),
+        "broadcast": Fixed(_repeated(*domains), undo="ops"),
+    }
+    return Operation(function, call, reference, draw, fixed)
+
+
+def single(function, call, reference, domain=normal, **terms):
+    fixed = {"one": Fixed(_one(domain), _named(elementwise, terms))}
+    return Operation(function, call, reference, unary(domain), fixed)
+
+
+def _named(kind, terms):
+    return {name.replace("_", " "): kind(wrong) for name, wrong in terms.items()}
+
+
+def _norm_fixed(shape, y, bias_axis):
+    terms: dict[str, Any] = {
+        "without its mean term": norm_without_mean,
+        "without its x_hat term": norm_without_x_hat,
+        "gamma without x_hat": norm_gamma_without_x_hat,
+        "s forgotten": before_backward("s forgotten", lambda g: [None, g[1]]),
+        "h forgotten": before_backward("h forgotten", lambda g: [g[0], None]),
+        "s scaled": before_backward("only s scaled by 1.001", lambda g: [g[0] * 1.001, g[1]]),
+        "h scaled": before_backward("only h scaled by 1.001", lambda g: [g[0], g[1] * 1.001]),
+        "outputs swapped": before_backward("outputs swapped", lambda g: g[::-1]),
+    }
+    # gamma and beta are two arrays of one shape; x and y rightly get equal gradients.
+    return Fixed(norm_case(_random(), shape, y, bias_axis), terms, share=(3, 4), undo="functional")
+
+
+def _mlp_fixed(axis, form):
+    case = mlp_case(_random(), (2, 3), 4, 5, axis, form)
+    terms = {"without slope": mlp_without_slope, "other form": other_gelu()}
+    terms["db1 the mean, not the sum"] = lambda inputs, options, dys, dxs: [
+        *dxs[:2], dxs[2] / 6, dxs[3]
+    ]  # fmt: skip
+    return Fixed(case, terms, (1, 3) if axis == 0 else None, "functional" if axis else None)
+
+
+def _entropy_fixed(kind, smoothing, reduction):
+    terms = {"without -t": entropy_without_target}
+    if smoothing:
+        terms["target not smoothed"] = entropy_target_not_smoothed
+    if reduction == "mean":
+        terms["not divided by the batch"] = lambda inputs, options, dys, dxs: [
+            dxs[0] * len(inputs[0])
+        ]
+    return Fixed(entropy_case(_random(), 6, 5, kind, smoothing, reduction), terms)
+
+
+def _to(x, device):
+    return rearrange.to(x, device=device)
+
+
+def _where(a, b, condition):
+    return ops.where(condition, a, b)
+
+
+def _selected(a, b, condition):
+    return select(lambda u, v: np.where(condition, u, v), a, b)
+
+
+def _larger(a, b):
+    a, b = _constant(a), _constant(b)
+    return select(lambda u, v: np.where(a.value > b.value, u, v), a, b)
+
+
+def _limited(x, low, high):
+    return Rounded(
+        np.minimum(np.maximum(x.value, -9 if low is None else low), 9 if high is None else high)
+    )
+
+
+_ALL = [
+    binary(ops.Add, ops.add, lambda a, b: a + b, pairs(), share=None,
+           halved=lambda a, b, dy: (dy / 2, dy / 2)),
+    binary(ops.Subtract, ops.subtract, lambda a, b: a - b, pairs(),
+           minus_dropped=lambda a, b, dy: (dy, dy)),
+    binary(ops.Multiply, ops.multiply, lambda a, b: a * b, pairs(),
+           factors_swapped=lambda a, b, dy: (dy * a, dy * b)),
+    binary(ops.Divide, ops.divide, lambda a, b: a / b, pairs(normal, nonzero), (normal, nonzero),
+           minus_dropped=lambda a, b, dy: (dy / b, dy * a / b**2),
+           y_dropped=lambda a, b, dy: (dy / b, -dy / b)),
+    binary(ops.Power, ops.power, lambda a, b: a**b, powers(), (positive, normal),
+           logarithm_dropped=lambda a, b, dy: (dy * b * a ** (b - 1), dy * a**b),
+           exponent_not_lowered=lambda a, b, dy: (dy * b * a**b, dy * a**b * np.log(a)),
+           factor_dropped=lambda a, b, dy: (dy * a ** (b - 1), dy * a**b * np.log(a))),
+    binary(ops.Maximum, ops.maximum, _larger, pairs(lattice, between), (lattice, between),
+           swapped=lambda a, b, dy: (dy * (a < b), dy * (a > b)),
+           both_get_all=lambda a, b, dy: (dy, dy),
+           both_get_half=lambda a, b, dy: (dy / 2, dy / 2)),
+    single(ops.Negative, ops.negative, lambda x: -x, minus_dropped=lambda x, dy: dy),
+    single(ops.Exp, ops.exp, lambda x: x.exp(), y_dropped=lambda x, dy: dy),
+    single(ops.Log, ops.log, lambda x: x.log(), positive, times_x=lambda x, dy: dy * x),
+    single(ops.Sqrt, ops.sqrt, lambda x: x.sqrt(), positive,
+           half_dropped=lambda x, dy: dy / np.sqrt(x)),
+    single(ops.Tanh, ops.tanh, lambda x: x.tanh(),
+           square_dropped=lambda x, dy: dy * (1 - np.tanh(x)), only_one=lambda x, dy: dy),
+    single(ops.Erf, ops.erf, lambda x: x.erf(),
+           factor_dropped=lambda x, dy: dy * np.exp(-x * x),
+           normal_density=lambda x, dy: dy * 2 / math.sqrt(math.pi) * np.exp(-x * x / 2)),
+    single(ops.Abs, ops.absolute, lambda x: Rounded(abs(x.value)), nonzero,
+           sign_dropped=lambda x, dy: dy),
+    Operation(
+        ops.Clip, ops.clip, _limited, clips(),
+        {"both limits": Fixed(Case((_one(between).inputs[0], -0.5, 0.75)), {
+            "limits ignored": lambda inputs, options, dys, dxs: [dys[0], None, None],
+            "high ignored": lambda inputs, options, dys, dxs: [
+                dys[0] * (inputs[0] > -0.5), None, None],
+        })},
+    ),
+    Operation(
+        ops.Where, _where, _selected, conditions(),
+        {
+            "same shapes": Fixed(
+                Case(_same().inputs, {"condition": _random().random((4, 6)) < 0.5}),
+                {"swapped": lambda inputs, options, dys, dxs: dxs[::-1]}, (0, 1)),
+            "broadcast": Fixed(
+                Case(_repeated().inputs, {"condition": _random().random((3, 4)) < 0.5}),
+                undo="ops"),
+        },
+    ),
+    Operation(
+        ops.MatMul, ops.matmul, lambda a, b: a @ b, products(),
+        {
+            "square": Fixed(_same(shape=(5, 5)), {
+                "factors not transposed": both(lambda a, b, dy: (dy @ b, a @ dy)),
+                "factors swapped": both(lambda a, b, dy: (dy @ a.T, b.T @ dy)),
+            }, (0, 1)),
+            "stacks": Fixed(
+                Case((normal(_random(), (2, 3, 4)), normal(_random(), (4, 6)))), undo="ops"),
+        },
+    ),
+    Operation(
+        rearrange.Sum, rearrange.sum, lambda x, axis, keepdims: x.sum(axis, keepdims), reductions(),
+        {"one axis": Fixed(_one(shape=(4, 3, 2), axis=1, keepdims=False), {
+            "divided by the count": lambda inputs, options, dys, dxs: [dxs[0] / 3],
+            "to the first of each row": lambda inputs, options, dys, dxs: [
+                dxs[0] * np.array([[1], [0], [0]])],
+        })},
+    ),
+    Operation(
+        rearrange.Mean, rearrange.mean, lambda x, axis, keepdims: x.mean(axis, keepdims),
+        reductions(empty=False),
+        {"two axes": Fixed(_one(shape=(4, 3, 2), axis=(0, -1), keepdims=True), {
+            "not divided by the count": lambda inputs, options, dys, dxs: [dxs[0] * 8],
+            "divided by the size": lambda inputs, options, dys, dxs: [dxs[0] / 3],
+        })},
+    ),
+    Operation(
+        rearrange.Max, rearrange.max, lambda x, axis, keepdims: x.max(axis, keepdims),
+        reductions(distinct, empty=False),
+        {"one axis": Fixed(_one(distinct, (4, 3, 2), axis=1, keepdims=False), {
+            "to all elements": elementwise(lambda x, dy: _spread(x, dy, 1)),
+            "to the smallest": elementwise(
+                lambda x, dy: _spread(x, dy, 1) * (x == x.min(axis=1, keepdims=True))),
+            "shared by the row": elementwise(lambda x, dy: _spread(x, dy, 1) / 3),
+        })},
+    ),
+    Operation(
+        rearrange.Reshape, rearrange.reshape, lambda x, shape: x.reshape(shape), reshapes(),
+        {"matrix": Fixed(Case(_one().inputs, {"shape": (3, 8)}), {
+            "in another order": elementwise(lambda x, dy: dy.reshape(x.shape, order="F")),
+        })},
+    ),
+    Operation(
+        rearrange.Transpose, rearrange.transpose, lambda x, axes: x.transpose(axes), transposes(),
+        {"cycle": Fixed(_one(shape=(3, 3, 3), axes=(1, 2, 0)), {
+            "permuted once more": elementwise(lambda x, dy: dy.transpose(1, 2, 0)),
+            "not permuted": elementwise(lambda x, dy: dy),
+        })},
+    ),
+    Operation(
+        rearrange.Index, lambda x, index: rearrange.index(x, index), lambda x, index: x[index],
+        indices(),
+        {
+            "repeated": Fixed(_one(shape=(6, 4), index=np.array([0, 2, 2, 5, 2])), {
+                "assigned, not added": index_without_adding}),
+            "slice": Fixed(_one(shape=(6, 8), index=(slice(1, None, 2), ...)), {
+                "one row further": lambda inputs, options, dys, dxs: [np.roll(dxs[0], 1, axis=0)]}),
+        },
+    ),
+    Operation(
+        rearrange.Concatenate, lambda *arrays, axis: rearrange.concatenate(arrays, axis),
+        lambda *arrays, axis: select(lambda *a: np.concatenate(a, axis=axis), *arrays), joins(),
+        {"two": Fixed(Case(_same().inputs, {"axis": -1}), {
+            "pieces swapped": lambda inputs, options, dys, dxs: dxs[::-1]}, (0, 1))},
+        free=True,
+    ),
+    Operation(
+        rearrange.Stack, lambda *arrays, axis: rearrange.stack(arrays, axis),
+        lambda *arrays, axis: select(lambda *a: np.stack(a, axis=axis), *arrays), stacks(),
+        {"two": Fixed(Case(_same().inputs, {"axis": 1}), {
+            "pieces swapped": lambda inputs, options, dys, dxs: dxs[::-1]}, (0, 1))},
+        free=True,
+    ),
+    Operation(
+        rearrange.To, _to, lambda x, device: x, moves(),
+        {"to the cpu": Fixed(_one(device="cpu"), {
+            "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype))})},
+    ),
+    Operation(
+        functional.Linear, functional.linear, linear_formula, linears(),
+        {"square": Fixed(
+            Case((normal(_random(), (6, 5)), normal(_random(), (5, 5)), normal(_random(), (5,)))), {
+                "W not transposed": lambda inputs, options, dys, dxs: [
+                    dys[0] @ inputs[1], *dxs[1:]],
+                "bias the mean, not the sum": lambda inputs, options, dys, dxs: [
+                    *dxs[:2], dxs[2] / 6],
+            }, undo="functional"),
+         "one shape": Fixed(Case((*_same(shape=(5, 5)).inputs, None)), share=(0, 1))},
+        fused=True,
+    ),
+    Operation(
+        functional.GELU, functional.gelu, gelu_formula, gelus(),
+        {form: Fixed(_one(approximate=form), {
+            "other form": other_gelu(),
+            "without x phi": elementwise(
+                lambda x, dy: dy * (1 + _erf(x * math.sqrt(0.5))) / 2),
+            "without Phi": elementwise(
+                lambda x, dy: dy * x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)),
+        }) for form in ("none", "tanh")},
+        fused=True,
+    ),
+    Operation(
+        functional.MLP, functional.mlp, mlp_formula, mlps(),
+        {f"axis {axis}, {form}": _mlp_fixed(axis, form)
+         for axis in (0, -1) for form in ("tanh", "none")},
+        fused=True,
+    ),
+    Operation(
+        functional.AddLayerNorm, add_layer_norm, norm_formula, norms(),
+        {
+            "residual and bias (C,)": _norm_fixed((4, 2, 6), True, -1),
+            "residual and token bias (S,)": _norm_fixed((4, 2, 6), True, 0),
+            "token bias alone": _norm_fixed((4, 2, 6), False, 0),
+            "residual alone": _norm_fixed((4, 6), True, None),
+            "LayerNorm": _norm_fixed((4, 6), False, None),
+        },
+        fused=True,
+    ),
+    Operation(
+        loss.CrossEntropy, loss.cross_entropy, entropy_formula, entropies(),
+        {f"{kind}, smoothing {smoothing}, {reduction}": _entropy_fixed(kind, smoothing, reduction)
+         for kind in ("indices", "distributions")
+         for smoothing, reduction in ((0.0, "mean"), (0.1, "none"), (0.2, "sum"))},
+        fused=True,
+    ),
+]  # fmt: skip
+
+OPERATIONS = {operation.function.__name__: operation for operation in _ALL}
+
+
+# ---- running an entry ---------------------------------------------------------------------------
+
+
+def tensors(case: Case, device: str, dtype: str = "float64", needs: Any = None) -> list[Any]:
+    """The inputs as Tensors on a device; `needs`: the positions with requires_grad (None: all)."""
+    return [
+        Tensor(
+            to_device(value.astype(dtype), device), requires_grad=needs is None or i in needs
+        )
+        if isinstance(value, np.ndarray)
+        else value
+        for i, value in enumerate(case.inputs)
+    ]  # fmt: skip
+
+
+def outputs_of(operation: Operation, case: Case, inputs: list[Any]) -> list[Tensor]:
+    result = operation.call(*inputs, **case.options)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def composed(operation: Operation, case: Case, inputs: list[Any], device: str) -> list[Tensor]:
+    """Rung 1: the formula on Tensors."""
+    options = {
+        key: to_device(value, device) if is_array(value) else value
+        for key, value in case.options.items()
+    }
+    result = operation.reference(*inputs, **options)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def expected(operation: Operation, case: Case, dtype: str = "float64") -> list[Rounded]:
+    """The formula on the inputs as `dtype` holds them, in float64."""
+    inputs = [
+        Rounded(value.astype(dtype)) if isinstance(value, np.ndarray) else value
+        for value in case.inputs
+    ]
+    result = operation.reference(*inputs, **case.options)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def within_rounding(found: np.ndarray, right: Rounded, slack: float = 2.0) -> bool:
+    """Whether `found` differs from NumPy's value by rounding alone.
+
+    `slack` 2: the bound is to first order, and a fused function adds in another order.
+    """
+    info = np.finfo(found.dtype)
+    allowed = slack * right.error * (info.eps / 2) + (right.error > 0) * float(info.tiny)
+    return bool((abs(found.astype(np.float64) - right.value) <= allowed).all())
+
+
+def seeds_for(outputs: list[Tensor], seed: int = 1) -> list[Any]:
+    """A gradient for each output: numbers of its own, so that no mistake cancels."""
+    random = np.random.default_rng(seed)
+    return [
+        to_device(np.asarray(random.uniform(0.5, 1.5, y.shape), dtype=y.dtype), y.device)
+        for y in outputs
+    ]
+
+
+class Ends(Function):
+    """All outputs end here: backward from this sends each the gradient it was given for it."""
+
+    def forward(self, *outputs, seeds):
+        self.seeds = seeds
+        return namespace(outputs[0]).zeros((), dtype=outputs[0].dtype)
+
+    def backward(self, dy):
+        return tuple(self.seeds)
+
+
+def run_backward(outputs: list[Tensor], seeds: list[Any] | None = None) -> None:
+    """backward from all outputs at once, each with a gradient of its own and no node between."""
+    Ends.apply(*outputs, seeds=seeds_for(outputs) if seeds is None else seeds).backward()

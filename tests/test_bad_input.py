@@ -1,0 +1,702 @@
+"""What cannot work is refused at once: a ValueError or TypeError that says what was met.
+
+Each message is one readable sentence with the numbers that decide it (the shapes, the value, the
+limit), so that nobody has to go looking for them with a debugger.
+"""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from strategies import shapes
+
+import minimixer
+from minimixer import (
+    SGD,
+    Adam,
+    AdamW,
+    Dropout,
+    LayerNorm,
+    Linear,
+    Mixer,
+    Parameter,
+    Tensor,
+    backend,
+    concatenate,
+    maximum,
+    ops,
+    schedule,
+    stack,
+    where,
+)
+from minimixer import functional as F
+from minimixer.backend import to_device
+
+
+def ones(*shape, device="cpu", dtype="float32", requires_grad=True):
+    return Tensor(
+        to_device(np.ones(shape, dtype), device), requires_grad=requires_grad
+    )  # fmt: skip
+
+
+def refuses(function, *parts, error=(ValueError, TypeError)):
+    """`function` raises one of these, in one sentence that contains every part."""
+    with pytest.raises(error) as caught:
+        function()
+    message = str(caught.value)
+    for part in parts:
+        assert str(part) in message, f"{part!r} is not in: {message}"
+    assert len(message) > 15 and "\n" not in message, message
+    pythons_own = r"object has no attribute|not subscriptable|unpack|'NoneType' object|not in tuple"
+    assert not re.search(pythons_own, message), f"Python's own words, not ours: {message}"
+    return message
+
+
+# ---- operations ---------------------------------------------------------------------------------
+
+BINARY = [ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, maximum]
+
+
+@pytest.mark.parametrize("function", BINARY, ids=lambda f: f.__self__.__name__)
+def test_shapes_that_do_not_broadcast(function, device):
+    x, y = ones(2, 3, device=device), ones(4, device=device)
+    name = function.__self__.__name__
+    refuses(lambda: function(x, y), name, "(2, 3)", "(4,)", error=ValueError)
+    condition = to_device(np.ones((2, 3), bool), device)
+    refuses(lambda: where(condition, y, y), "Where", "(4,)", error=ValueError)
+
+
+@given(shapes(max_side=5), shapes(max_side=5))
+def test_every_pair_of_shapes_broadcasts_as_in_numpy_or_is_refused(a, b):
+    try:
+        wanted = np.broadcast_shapes(a, b)
+    except ValueError:
+        refuses(lambda: ones(*a) + ones(*b), a, b, error=ValueError)
+    else:
+        assert (ones(*a) + ones(*b)).shape == wanted
+
+
+@pytest.mark.parametrize(
+    "a, b, parts",
+    [
+        ((2, 3), (4, 5), ["(2, 3)", "(4, 5)", "3", "4"]),
+        ((3,), (4,), ["(3,)", "(4,)"]),
+        ((3,), (4, 2), ["(3,)", "(4, 2)"]),
+        ((2, 3), (2,), ["(2, 3)", "(2,)"]),
+        ((2, 4, 3), (3, 3, 5), ["(2, 4, 3)", "(3, 3, 5)"]),
+        ((), (3,), ["at least one dimension"]),
+        ((3, 3), (), ["at least one dimension"]),
+    ],
+)
+def test_matrix_products(a, b, parts, device):
+    x, y = ones(*a, device=device), ones(*b, device=device)
+    refuses(lambda: x @ y, "MatMul", *parts, error=ValueError)
+
+
+def test_matrix_product_with_a_number(device):
+    refuses(lambda: ones(2, 2, device=device) @ 3.0, "MatMul", "3.0")
+
+
+def test_reshape(device):
+    x = ones(2, 3, device=device)
+    for shape in ((4,), (-1, 4), (-1, -1), (2, 3, 2), (0,)):
+        refuses(lambda shape=shape: x.reshape(shape), "Reshape", "(2, 3)", error=ValueError)
+
+
+def test_transpose(device):
+    x = ones(2, 3, device=device)
+    for axes in ((0, 0), (0,), (0, 2), (0, 1, 2), (1, -1)):
+        refuses(lambda axes=axes: x.transpose(*axes), "Transpose", "(2, 3)", axes, error=ValueError)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "max"])
+def test_axes_of_reductions(name, device):
+    x = ones(2, 3, device=device)
+    for axis in (2, -3, (0, 5), (0, 0)):
+        refuses(lambda axis=axis: getattr(x, name)(axis=axis), name.title(), "(2, 3)")
+    refuses(lambda: x.sum(axis=2), "axis 2", "2 dimensions", error=ValueError)
+
+
+@pytest.mark.parametrize("axis", [1.5, "0", [0, 1]], ids=repr)
+def test_axes_that_are_no_whole_numbers(axis, device):
+    with pytest.raises(TypeError):
+        ones(2, 3, device=device).sum(axis=axis)
+
+
+def test_the_largest_of_nothing(device):
+    refuses(lambda: ones(0, 3, device=device).max(), "Max", "(0, 3)", error=ValueError)
+    refuses(lambda: ones(0, 3, device=device).max(axis=0), "Max", "(0, 3)", error=ValueError)
+
+
+def test_concatenate_and_stack(device):
+    a, b = ones(2, 3, device=device), ones(2, 4, device=device)
+    refuses(lambda: concatenate([a, b]), "Concatenate", "(2, 3)", "(2, 4)", error=ValueError)
+    refuses(lambda: stack([a, b]), "Stack", "(2, 3)", "(2, 4)", error=ValueError)
+    row = ones(3, device=device)
+    for axis in (0, 1, -1):
+        refuses(lambda axis=axis: concatenate([a, row], axis), "(2, 3)", "(3,)", error=ValueError)
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+def test_concatenate_along_an_axis_that_is_not_there(axis, device):
+    a = ones(2, 3, device=device)
+    refuses(lambda: concatenate([a, a], axis=axis), "Concatenate", "(2, 3)", axis)
+    refuses(lambda: stack([a, a], axis=2 * axis), "Stack", "(2, 3)")
+
+
+def test_joining_nothing_or_single_numbers():
+    refuses(lambda: concatenate([]), "oncatenate")
+    refuses(lambda: stack([]), "tack")
+    refuses(lambda: concatenate([ones(), ones()]), "Concatenate", "()")
+    refuses(lambda: concatenate([ones(2), 1.0]), "Concatenate", "1.0")
+
+
+def test_index_out_of_range(device):
+    x = ones(2, 3, device=device)
+    for key in (2, -3, (0, 3), [0, 2], np.array([5]), (0, 0, 0)):
+        with pytest.raises(IndexError) as caught:
+            x[key]
+            if device != "cpu":  # CuPy wraps integer arrays round instead of looking at them
+                raise IndexError("index out of range")
+        assert len(str(caught.value)) > 15
+    refuses(lambda: x[1.0], error=(IndexError, TypeError))
+    refuses(lambda: x["a"], error=(IndexError, TypeError, ValueError))
+
+
+@pytest.mark.parametrize("condition", [True, [True, False], None], ids=repr)
+def test_conditions_are_arrays(condition):
+    refuses(lambda: where(condition, ones(2), ones(2)), "condition")
+
+
+@pytest.mark.parametrize(
+    "other", [[1.0, 2.0], "two", {}, object()], ids=["list", "str", "dict", "object"]
+)
+def test_operands_that_are_no_arrays(other):
+    refuses(lambda: ones(2) + other, "Add", "expected a Tensor, an array or a number")
+
+
+def test_operands_that_are_none():
+    with pytest.raises(TypeError, match="None"):
+        ones(2) * None
+    refuses(lambda: ops.matmul(ones(2), None), "MatMul", "None")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "float16", "complex128"])
+def test_dtypes_without_gradient(dtype, device):
+    x = Tensor(to_device(np.ones((2, 3), dtype), device))
+    refuses(lambda: x + 1, "Add", dtype, "(2, 3)", "float32", error=TypeError)
+    refuses(lambda: F.gelu(x), "GELU", dtype, error=TypeError)
+    array = to_device(np.ones((2, 3), dtype), device)
+    refuses(lambda: Tensor(array, requires_grad=True), dtype, "(2, 3)", error=TypeError)
+    refuses(lambda: Parameter(array), dtype, "(2, 3)", error=TypeError)
+
+
+def test_two_dtypes(device):
+    x, y = ones(2, device=device), ones(3, device=device, dtype="float64")
+    refuses(lambda: x + y, "float32 (2,)", "float64 (3,)", ".to(", error=TypeError)
+
+
+def test_backward(device):
+    x = ones(2, 3, device=device)
+    refuses(lambda: (x * 2).backward(), "(2, 3)", ".sum()", error=ValueError)
+    refuses(lambda: ones(requires_grad=False).backward(), "requires_grad", error=ValueError)
+    wrong = to_device(np.ones((3, 2), "float32"), device)
+    refuses(lambda: (x * 2).backward(wrong), "(3, 2)", "(2, 3)", error=ValueError)
+    wrong = to_device(np.ones((2, 3), "float64"), device)
+    refuses(lambda: (x * 2).backward(wrong), "float64", "float32", error=ValueError)
+    y = (x * 2).sum()
+    y.backward()
+    refuses(lambda: y.backward(), "Sum", "retain_graph=True", error=ValueError)
+
+
+def test_ragged_lists():
+    refuses(lambda: Tensor([[1.0, 2.0], [3.0]]), "inhomogeneous", error=ValueError)
+
+
+# ---- functions of layers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "x, weight, bias, parts",
+    [
+        ((5, 3), (4, 2), None, ["(5, 3)", "(4, 2)"]),
+        ((), (4, 2), None, ["()", "(4, 2)"]),
+        ((5, 4), (4,), None, ["(5, 4)", "(4,)"]),
+        ((5, 4), (4, 2), (4,), ["(2,)", "(4,)"]),
+        ((5, 4), (4, 2), (5, 2), ["(2,)", "(5, 2)"]),
+        ((5, 4), (4, 2), (1,), ["(2,)", "(1,)"]),
+    ],
+)
+def test_linear(x, weight, bias, parts, device):
+    bias = None if bias is None else ones(*bias, device=device)
+    x, weight = ones(*x, device=device), ones(*weight, device=device)
+    refuses(lambda: F.linear(x, weight, bias), "Linear", *parts, error=ValueError)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize(
+    "wrong, shape", [(0, (5, 5)), (1, (5, 6)), (1, (4,)), (2, (5,)), (2, (1, 6)), (3, (7, 7))]
+)
+def test_mlp(axis, wrong, shape, device):
+    right = [(4, 4), (4, 6), (6,), (4, 6) if axis == 0 else (6, 4)]
+    inputs = [ones(*s, device=device) for s in right]
+    assert F.mlp(*inputs, axis=axis).shape == (4, 4)
+    inputs[wrong] = ones(*shape, device=device)
+    refuses(lambda: F.mlp(*inputs, axis=axis), "MLP", shape, error=ValueError)
+
+
+def test_mlp_weights_the_other_way_round(device):
+    """Both token-mixing weights are (S, D_S); the second of a channel MLP is (D_C, C)."""
+    x, w1, b1 = ones(4, 4, device=device), ones(4, 6, device=device), ones(6, device=device)
+    refuses(lambda: F.mlp(x, w1, b1, ones(6, 4, device=device), axis=0), "(4, 6)", "(6, 4)")
+    refuses(lambda: F.mlp(x, w1, b1, w1, axis=-1), "(6, 4)", "(4, 6)")
+
+
+def test_mlp_of_a_vector_says_that_two_dimensions_are_needed():
+    w1, b1, w2 = ones(3, 6), ones(6), ones(6, 3)
+    message = refuses(lambda: F.mlp(ones(3), w1, b1, w2), "MLP", "(3,)", error=ValueError)
+    assert re.search(r"two dimensions|2 dimensions|\(\.\.\., in\)|ndim", message), message
+
+
+@pytest.mark.parametrize("axis", [1, 2, -2, None, 0.5])
+def test_mlp_axis(axis):
+    refuses(lambda: F.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), axis=axis), "axis", axis)
+
+
+@pytest.mark.parametrize("form", ["Tanh", "sigmoid", "", None, True], ids=repr)
+def test_forms_of_gelu(form):
+    refuses(lambda: F.gelu(ones(3), form), "approximate", "'none'", "'tanh'", repr(form))
+    refuses(
+        lambda: F.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), approximate=form), repr(form)
+    )
+
+
+@pytest.mark.parametrize(
+    "x, gamma, beta",
+    [((2, 3), (2,), (3,)), ((2, 3), (3,), (2,)), ((2, 3), (2, 3), (2, 3)), ((2, 0), (0,), (0,)),
+     ((), (), ()), ((2, 3), (1,), (1,)), ((2, 3), (), ())],
+)  # fmt: skip
+def test_layer_norm(x, gamma, beta, device):
+    x, gamma, beta = (ones(*s, device=device) for s in (x, gamma, beta))
+    refuses(lambda: F.layer_norm(x, gamma, beta), "LayerNorm", x.shape, gamma.shape, beta.shape)
+
+
+@pytest.mark.parametrize(
+    "y, bias, axis",
+    [((3, 2), None, -1), ((3,), None, -1), ((1, 3), None, -1), ((2, 3), (2,), -1),
+     ((2, 3), (3,), 0), ((2, 3), (2, 1), 0), ((2, 3), (2, 3), -1), (None, (2,), -1),
+     (None, (3,), 0), (None, (4, 1, 3), -1), ((2, 3), (), 0), (None, (1,), -1), (None, (3,), 1)],
+)  # fmt: skip
+def test_add_layer_norm(y, bias, axis, device):
+    """x and y agree; the bias is as long as the axis along which it is added."""
+    x, gamma, beta = ones(2, 3, device=device), ones(3, device=device), ones(3, device=device)
+    second = None if y is None else ones(*y, device=device)
+    third = None if bias is None else ones(*bias, device=device)
+    wrong = bias if bias is not None else y
+    refuses(
+        lambda: F.add_layer_norm(x, second, third, gamma, beta, bias_axis=axis), "(2, 3)", wrong
+    )
+
+
+@pytest.mark.parametrize("missing", [None, 3.0], ids=repr)
+def test_something_missing(missing):
+    """None or a number where an array belongs is a TypeError or ValueError with a name in it."""
+    x = ones(4, 4)
+    refuses(lambda: F.linear(x, missing), "Linear")
+    refuses(lambda: F.mlp(x, missing, ones(4), x), "MLP")
+    refuses(lambda: F.mlp(x, x, missing, x), "MLP")
+    refuses(lambda: F.mlp(x, x, ones(4), missing), "MLP")
+    refuses(lambda: F.layer_norm(x, missing, ones(4)), "LayerNorm")
+    refuses(lambda: F.layer_norm(x, ones(4), missing), "LayerNorm")
+
+
+# ---- cross-entropy ------------------------------------------------------------------------------
+
+
+def half(classes=2, rows=3, dtype="float32"):
+    return np.full((rows, classes), 1 / classes, dtype)
+
+
+NAN_ROW = np.array([[0.5, 0.5], [np.nan, 0.5], [0.5, 0.5]], "float32")
+INF_ROW = np.array([[0.5, 0.5], [np.inf, 0.5], [0.5, 0.5]], "float32")
+NEGATIVE_ROW = np.array([[0.5, 0.5], [1.25, -0.25], [0.5, 0.5]], "float32")
+
+
+@pytest.mark.parametrize(
+    "target, error, parts",
+    [
+        ([0, 1, 2], ValueError, ["2", "0..1"]),
+        ([0, -1, 1], ValueError, ["-1", "0..1"]),
+        ([0, 1], ValueError, ["(3, 2)", "(2,)"]),
+        ([0, 1, 0, 1], ValueError, ["(3, 2)", "(4,)"]),
+        (1, ValueError, ["(3, 2)", "()"]),
+        ([], ValueError, ["(3, 2)", "(0,)"]),
+        ([[0], [1], [1]], ValueError, ["(3, 2)", "(3, 1)"]),
+        ([0.0, 1.0, 0.0], TypeError, ["float64", "integers"]),
+        ([True, False, True], TypeError, ["bool", "integers"]),
+        (["0", "1", "0"], TypeError, ["integers"]),
+        (half(3), ValueError, ["(3, 2)", "(3, 3)"]),
+        (half(rows=2), ValueError, ["(3, 2)", "(2, 2)"]),
+        (half().T, ValueError, ["(3, 2)", "(2, 3)"]),
+        (half()[None], ValueError, ["(3, 2)", "(1, 3, 2)"]),
+        (half() * 1.5, ValueError, ["1.5", "sum to 1"]),
+        (half() * 0, ValueError, ["sum to 1", "0"]),
+        (NEGATIVE_ROW, ValueError, ["-0.25", ">= 0"]),
+        (NAN_ROW, ValueError, ["nan", "sum to 1"]),
+        (INF_ROW, ValueError, ["inf", "sum to 1"]),
+        (half().astype(int), TypeError, ["int64", "float"]),
+        (half().astype("float16"), TypeError, ["float16"]),
+    ],
+    ids=lambda v: None if isinstance(v, np.ndarray) else str(v)[:30],
+)
+def test_targets(target, error, parts, device):
+    logits = ones(3, 2, device=device)
+    for wrapped in (target, Tensor(to_device(np.asarray(target), device))
+                    if np.asarray(target).dtype.kind != "U" else target):  # fmt: skip
+        refuses(lambda t=wrapped: F.cross_entropy(logits, t), "cross_entropy", *parts, error=error)
+
+
+def test_the_lowest_and_the_highest_class_index_count():
+    message = refuses(lambda: F.cross_entropy(ones(3, 5), [7, 1, -4]), error=ValueError)
+    assert "-4" in message and "7" in message and "5" in message
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan"), float("inf"), 7])
+def test_label_smoothing(value):
+    refuses(
+        lambda: F.cross_entropy(ones(3, 2), [0, 1, 0], label_smoothing=value),
+        "label_smoothing", "[0, 1)", value, error=ValueError,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["Mean", "avg", "", None, 0], ids=repr)
+def test_reduction(value):
+    refuses(
+        lambda: F.cross_entropy(ones(3, 2), [0, 1, 0], reduction=value),
+        "reduction", "mean", "sum", "none", repr(value), error=ValueError,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (3, 0), (1, 3, 2)], ids=str)
+def test_logits_of_another_shape(shape):
+    refuses(lambda: F.cross_entropy(ones(*shape), [0, 1, 0]), "(B, K)", shape, error=ValueError)
+
+
+@pytest.mark.parametrize("logits", [[[1.0, 2.0]], None, 3.0, "logits"], ids=repr)
+def test_logits_that_are_no_array(logits):
+    refuses(lambda: F.cross_entropy(logits, [0]), "ogits")
+
+
+def test_logits_of_another_dtype():
+    refuses(lambda: F.cross_entropy(np.ones((1, 2), int), [0]), "int64", error=TypeError)
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+SMALL = {
+    "image_size": 8, "patch_size": 4, "num_blocks": 1, "hidden_dim": 6, "tokens_mlp_dim": 5,
+    "channels_mlp_dim": 7, "in_channels": 2, "num_classes": 3,
+}  # fmt: skip
+SIZES = [name for name in SMALL if name != "image_size"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("value", [0, -1, 2.0, 2.5, True, False, "4", None, [4], np.nan], ids=repr)
+def test_sizes(name, value):
+    refuses(lambda: Mixer(**{**SMALL, name: value}), name, repr(value), error=ValueError)
+    if name not in ("patch_size", "num_blocks", "hidden_dim"):
+        refuses(lambda: Mixer.summary_of("mixer_s32", **{name: value}), name, error=ValueError)
+
+
+@pytest.mark.parametrize(
+    "size", [0, -8, 8.0, True, "8", None, (8,), (8, 8, 8), (8, 0), (8, True), (8, 8.0)], ids=repr
+)
+def test_image_sizes(size):
+    refuses(lambda: Mixer(**{**SMALL, "image_size": size}), "image_", error=ValueError)
+
+
+@pytest.mark.parametrize("size, patch", [(10, 4), ((8, 10), 4), ((10, 8), 4), (8, 3), (8, 16)])
+def test_images_that_cannot_be_cut_into_patches(size, patch):
+    numbers = re.findall(r"\d+", f"{size} {patch}")
+    arguments = {**SMALL, "image_size": size, "patch_size": patch}
+    refuses(lambda: Mixer(**arguments), *numbers, "patches", error=ValueError)
+
+
+@pytest.mark.parametrize("name", ["mixer_b15", "", "Mixer_B16", None, 16], ids=repr)
+def test_unknown_variants(name):
+    for make in (Mixer.from_name, Mixer.summary_of):
+        refuses(
+            lambda make=make: make(name), repr(name), "mixer_b16", "mixer_h14", error=ValueError
+        )
+
+
+def test_a_variant_on_images_that_do_not_fit():
+    refuses(lambda: Mixer.from_name("mixer_b16", image_size=225), "225", "16", error=ValueError)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), 2])
+def test_stochastic_depth(value):
+    refuses(lambda: Mixer(**SMALL, stochastic_depth=value), "stochastic_depth", "[0, 1)", value)
+
+
+def test_other_arguments_of_the_model():
+    refuses(lambda: Mixer(**SMALL, approximate="Tanh"), "approximate", "'Tanh'", "'tanh'", "'none'")
+    refuses(lambda: Mixer(**SMALL, mean=[0.5] * 3), "mean", "2")
+    refuses(lambda: Mixer(**SMALL, std=0.0), "std", "0.0")
+    refuses(lambda: Mixer(**SMALL, std=np.nan), "std", "nan")
+    refuses(lambda: Mixer(**SMALL, mean="half"), "mean")
+    refuses(lambda: Mixer(**SMALL, class_names=["a", "b"]), "2 class names", "3 classes")
+    refuses(lambda: Mixer(**SMALL, dtype="float16"), "float16", "float32", error=TypeError)
+    refuses(lambda: Mixer(**SMALL, dtype="int32"), "int32", error=TypeError)
+    with pytest.raises(TypeError, match="depth"):
+        Mixer(**SMALL, depth=3)
+
+
+@pytest.fixture
+def model(device):
+    return Mixer(**SMALL).to(device)
+
+
+def test_images_of_another_shape(model):
+    for shape in ((8, 8, 2), (1, 8, 8, 3), (1, 2, 8, 8), (1, 9, 8, 2), (1, 8, 4, 2), (8,), (),
+                  (1, 1, 8, 8, 2)):  # fmt: skip
+        for images in (
+            np.zeros(shape, "uint8"),
+            np.zeros(shape, "float32"),
+            Tensor(np.zeros(shape)),
+        ):
+            message = refuses(lambda i=images: model(i), "(B, 8, 8, 2)", shape, error=ValueError)
+            assert message.startswith("Mixer")
+
+
+def test_an_empty_batch(model):
+    for call in (model, model.predict, model.predict_proba):
+        refuses(lambda call=call: call(np.zeros((0, 8, 8, 2), "uint8")), "empty", error=ValueError)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_images_that_are_not_finite(model, value, dtype):
+    images = np.zeros((2, 8, 8, 2), dtype)
+    images[1, 3, 4, 1] = value
+    for call in (model, model.predict, model.predict_proba):
+        refuses(lambda call=call: call(images), "NaN or infinity", error=ValueError)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint16", "bool", "float16", "complex64"])
+def test_images_of_another_dtype(model, dtype):
+    images = np.zeros((2, 8, 8, 2), dtype)
+    for call in (model, model.predict):
+        message = refuses(lambda call=call: call(images), dtype, "uint8", error=TypeError)
+        assert "float32" in message or dtype != "float16", f"float16 is floating point: {message}"
+
+
+@pytest.mark.parametrize("images", [None, 3, "picture.png", [[0.0]], {}], ids=repr)
+def test_images_that_are_no_array(model, images):
+    refuses(lambda: model(images), "(B, 8, 8, 2)", type(images).__name__, error=ValueError)
+    with pytest.raises((ValueError, TypeError)):
+        model.predict(images)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, None], ids=repr)
+def test_batch_sizes_of_predictions(model, size):
+    images = np.zeros((2, 8, 8, 2), "uint8")
+    refuses(lambda: model.predict(images, batch_size=size), "batch_size", repr(size))
+
+
+def test_parameters_keep_their_shape(device):
+    p = Parameter(np.ones((2, 3), "float32"))
+
+    def assign():
+        p.data = np.ones((3, 2), "float32")
+
+    refuses(assign, "(2, 3)", "(3, 2)", error=ValueError)
+
+
+def test_states_that_do_not_fit():
+    model = Mixer(**SMALL)
+    state = model.state_dict()
+    state["head.weight"] = state["head.weight"].T
+    state["extra"] = state.pop("head.bias")
+    with pytest.raises(ValueError) as caught:
+        model.load_state_dict(state)
+    for part in ("3 entries", "missing: head.bias", "unexpected: extra", "(3, 6)", "(6, 3)"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda n: Linear(n, 2), lambda n: Linear(2, n), LayerNorm], ids=["in", "out", "norm"]
+)
+@pytest.mark.parametrize("size", [0, -3, 1.5, True, None, "3"], ids=repr)
+def test_sizes_of_layers(make, size):
+    refuses(lambda: make(size), repr(size), "at least 1", error=ValueError)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1, 1.0, 7, float("nan"), True])
+def test_dropout(p):
+    refuses(lambda: Dropout(p), "Dropout", "[0, 1)", p, error=ValueError)
+
+
+# ---- devices and dtypes -------------------------------------------------------------------------
+
+
+def has_gpu():
+    try:
+        backend.check_device("cuda")
+    except ValueError:
+        return False
+    return True
+
+
+needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", "", "cuda0", "tpu"])
+def test_unknown_devices(name):
+    refuses(lambda: Tensor([1.0], device=name), repr(name), "'cpu'", "'cuda'", error=ValueError)
+    refuses(lambda: backend.check_device(name), repr(name), "'cpu'", error=ValueError)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
+def test_a_gpu_where_there_is_none(name):
+    """One sentence: what is missing and what to do about it."""
+    for function in (
+        lambda: Tensor([1.0]).to(name),
+        lambda: Tensor([1.0], device=name),
+        lambda: Mixer(**SMALL).to(name),
+        lambda: backend.to_device(np.ones(3), name),
+    ):
+        message = refuses(function, error=ValueError)
+        assert "pip install" in message or "nvidia-smi" in message
+        assert message.count(". ") == 0 and len(message) < 300
+
+
+@needs_no_gpu
+def test_a_model_stays_where_it_is_when_it_cannot_move():
+    model = Mixer(**SMALL)
+    before = model.state_dict()
+    refuses(lambda: model.to("cuda", "float64"))
+    assert model.stem.weight.device == "cpu" and model.stem.weight.dtype == "float32"
+    np.testing.assert_array_equal(model.state_dict()["stem.weight"], before["stem.weight"])
+
+
+@pytest.mark.parametrize("target", ["gpu", "float33", "cuda:x", 1.5, None, [], object], ids=repr)
+def test_to_nonsense(target):
+    for thing in (ones(2), Mixer(**SMALL)):
+        refuses(lambda thing=thing: thing.to(target), "to" if target != "cuda:x" else "cuda:x")
+        refuses(lambda thing=thing: thing.to("cpu", target))
+
+
+def test_to_two_devices_or_two_dtypes():
+    refuses(lambda: ones(2).to("float32", "float64"), "float32", "float64")
+
+
+def test_a_gradient_is_not_lost_without_a_word():
+    """float16 has no gradients here: moving a Tensor that needs one there is an error."""
+    x = ones(2)
+    try:
+        y = x.to("float16")
+    except TypeError as error:
+        assert "float16" in str(error)
+    else:
+        assert y.requires_grad
+
+
+def test_moving_a_part_of_a_model():
+    model = Mixer(**SMALL)
+    refuses(lambda: model.head.to("float64"), "larger model", error=ValueError)
+
+
+# ---- optimizers ---------------------------------------------------------------------------------
+
+bad_optimizers = pytest.mark.parametrize("make", [SGD, Adam, AdamW], ids=lambda c: c.__name__)
+
+
+def weight():
+    return Parameter(np.ones((2, 3), "float32"))
+
+
+@bad_optimizers
+@pytest.mark.parametrize("lr", [0, -1e-3, float("nan"), float("inf")])
+def test_learning_rates(make, lr):
+    refuses(lambda: make([weight()], lr=lr), "lr", lr, error=ValueError)
+    refuses(lambda: make([{"params": [weight()], "lr": lr}], lr=0.1), "lr", lr, error=ValueError)
+
+
+@bad_optimizers
+@pytest.mark.parametrize("decay", [-1e-3, float("nan"), float("inf")])
+def test_weight_decay(make, decay):
+    refuses(lambda: make([weight()], lr=0.1, weight_decay=decay), "weight_decay", decay)
+
+
+@bad_optimizers
+def test_what_is_optimized(make):
+    p = weight()
+    refuses(lambda: make([], lr=0.1), "no parameters", error=ValueError)
+    refuses(lambda: make([p, p], lr=0.1), "twice", error=ValueError)
+    refuses(lambda: make([p, weight()], lr=0.1), "different models", error=ValueError)
+    frozen = Parameter(np.ones(3), requires_grad=False)
+    refuses(lambda: make([frozen], lr=0.1), "no parameters", error=ValueError)
+
+
+@bad_optimizers
+@pytest.mark.parametrize("kind", ["Tensor", "array", "None", "group without params", "mixed"])
+def test_what_is_no_parameter(make, kind):
+    wrong = {
+        "Tensor": [ones(2)], "array": [np.ones(2)], "None": [None],
+        "group without params": [{"lr": 0.1}], "mixed": [{"params": [weight()]}, weight()],
+    }[kind]  # fmt: skip
+    refuses(lambda: make(wrong, lr=0.1), "arameter" if "group" not in kind else "params")
+
+
+@pytest.mark.parametrize("value", ["a tenth", None, [0.1]], ids=repr)
+def test_settings_that_are_no_numbers(value):
+    """Here Python's own words will do: the traceback shows the line that was called."""
+    for function in (
+        lambda: SGD([weight()], lr=value),
+        lambda: AdamW([weight()], weight_decay=value),
+        lambda: SGD([weight()], lr=0.1, momentum=value),
+        lambda: AdamW([weight()], betas=(value, 0.9)),
+        lambda: Dropout(value),
+        lambda: F.cross_entropy(ones(3, 2), [0, 1, 0], label_smoothing=value),
+        lambda: Mixer(**SMALL, stochastic_depth=value),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            function()
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(-0.1, False), (1.0, False), (0.0, True)])
+def test_momentum(momentum, nesterov):
+    refuses(
+        lambda: SGD([weight()], lr=0.1, momentum=momentum, nesterov=nesterov), "momentum", momentum
+    )
+
+
+@pytest.mark.parametrize("make", [Adam, AdamW])
+@pytest.mark.parametrize(
+    "options",
+    [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"eps": 0.0}, {"eps": -1e-8}],
+    ids=str,
+)
+def test_betas_and_eps(make, options):
+    numbers = re.findall(r"-?\d[\d.e-]*", str(options))
+    refuses(lambda: make([weight()], **options), "betas", "eps", *numbers, error=ValueError)
+
+
+@pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
+def test_clipping(norm):
+    refuses(
+        lambda: SGD([weight()], lr=0.1).clip_grad_norm(norm), "max_norm", norm, error=ValueError
+    )
+
+
+def test_schedules():
+    refuses(lambda: schedule(0, 10, decay="cosin"), "'cosin'", "'cosine'", "'linear'")
+    refuses(lambda: schedule(0, 10, warmup_steps=11), "11", "10", error=ValueError)
+    refuses(lambda: schedule(0, 10, warmup_steps=-1), "-1", "10", error=ValueError)
+
+
+def test_every_public_name_is_there():
+    assert all(hasattr(minimixer, name) for name in minimixer.__all__)

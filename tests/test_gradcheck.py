@@ -1,0 +1,423 @@
+"""The gradient check itself: what it accepts, what it rejects, what it says, what it leaves."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import normal, seeds, shapes
+
+from minimixer import (
+    Function,
+    GradientError,
+    Linear,
+    Module,
+    Parameter,
+    Tensor,
+    gradcheck,
+    no_grad,
+    ops,
+    rearrange,
+)
+from minimixer import functional as F
+from minimixer.backend import namespace, to_device, to_numpy
+
+
+def draw(shape, seed=0):
+    return normal(np.random.default_rng(seed), shape)
+
+
+def leaf(values, device="cpu", dtype="float64", requires_grad=True):
+    return Tensor(
+        to_device(np.array(values, dtype=dtype), device), requires_grad=requires_grad
+    )  # fmt: skip
+
+
+def wrong_by(change):
+    """x -> x^2, elementwise, whose backward returns change(x, the right gradient)."""
+
+    class Square(Function):
+        def forward(self, x):
+            self.x = x
+            return x * x
+
+        def backward(self, dy):
+            return change(self.x, 2 * self.x * dy)
+
+    def square(x):
+        return Square.apply(x)
+
+    return square
+
+
+right = wrong_by(lambda x, dx: dx)
+
+
+def rejected(function, inputs, **options):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(function, inputs, **options)
+    return str(caught.value)
+
+
+def numbers_in(message):
+    """(what backward gives, what finite differences give)."""
+    found = re.search(r"backward gives (\S+), finite differences (\S+);", message)
+    assert found, message
+    return float(found[1]), float(found[2])
+
+
+# ---- what it accepts ----------------------------------------------------------------------------
+
+
+@given(shapes(), seeds)
+def test_right_gradients_of_any_shape(shape, seed):
+    x = draw(shape, seed)
+    assert gradcheck(right, [x]) is True
+    assert gradcheck(right, [x], directions=2) is True
+
+
+def test_several_inputs_and_outputs(device):
+    def function(x, y):
+        return x @ y, (x * x).sum(), [y.tanh()][0]
+
+    x, y = (to_device(draw(s), device) for s in ((3, 4), (4, 2)))
+    assert gradcheck(function, [x, y])
+    assert gradcheck(lambda x, y: [x @ y, x * 2], [x, y], directions=3)
+
+
+def test_an_output_that_depends_on_no_input(device):
+    x = to_device(draw((3, 2)), device)
+    constant = to_device(draw((2,)), device)
+    assert gradcheck(lambda x: (x * x, Tensor(constant)), [x])
+    assert gradcheck(lambda x, y: x * x, [x, x.copy()])  # an input without influence
+    message = rejected(lambda x: Tensor(constant), [x])
+    assert "no output depends on an input that requires a gradient" in message
+
+
+def test_inputs_without_requires_grad_are_left_alone(device):
+    fixed = leaf([1.0, 2.0], device, requires_grad=False)
+    labels = Tensor(to_device(np.array([0, 1]), device))
+    seen = []
+
+    def function(x, y, labels):
+        seen.append(y.numpy().copy())
+        return F.cross_entropy(x * y, labels)
+
+    assert gradcheck(function, [leaf([[1.0, 2.0], [0.5, -1.0]], device), fixed, labels])
+    assert fixed.grad is None
+    assert all((values == [1.0, 2.0]).all() for values in seen)
+    # also where the gradient for it would be wrong
+    with_fixed = wrong_by(lambda x, dx: 7 * dx)
+    assert gradcheck(lambda x, y: x + with_fixed(y), [leaf([1.0, 2.0], device), fixed])
+
+
+def test_parameters_of_a_module(device):
+    class Network(Module):
+        def __init__(self):
+            self.first, self.second = Linear(3, 4), Linear(4, 2)
+
+        def forward(self, x):
+            return self.second(F.gelu(self.first(x)))
+
+    network = Network()
+    network.to("float64", device)
+    parameters = network.parameters()
+    for number, parameter in enumerate(parameters):
+        parameter.data = draw(parameter.shape, number)
+    before = network.state_dict()
+    x = Tensor(to_device(draw((5, 3)), device))
+    assert gradcheck(lambda *parameters: network(x), parameters)
+    assert gradcheck(lambda *parameters: network(x), parameters, directions=2)
+    for name, values in network.state_dict().items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_the_same_input_twice():
+    x = leaf([1.0, -2.0, 0.5])
+    assert gradcheck(lambda x, y: x * y * y, [x, x])
+
+
+def test_the_whole_range_of_values(device):
+    """The step grows with the element, so large and small ones are checked alike."""
+    values = np.array([1e-8, -1e-3, 1.0, 50.0, -3e4, 1e6])
+    assert gradcheck(right, [to_device(values, device)])
+    assert gradcheck(lambda x: x * 1e-3, [to_device(values, device)])
+
+
+def test_inside_no_grad_it_says_so_or_works():
+    with no_grad():
+        try:
+            assert gradcheck(right, [draw((3,))])
+        except (GradientError, ValueError) as error:
+            assert "no_grad" in str(error) or "requires a gradient" in str(error)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize("directions", [None, 1, 3])
+def test_small_and_empty_shapes(shape, directions, device):
+    assert gradcheck(right, [to_device(draw(shape), device)], directions=directions)
+
+
+# ---- what it rejects ----------------------------------------------------------------------------
+
+MISTAKES = {
+    "scaled by 1.001": lambda x, dx: dx * 1.001,
+    "scaled by 1.00001": lambda x, dx: dx * 1.00001,
+    "another sign": lambda x, dx: -dx,
+    "half": lambda x, dx: dx / 2,
+    "zero": lambda x, dx: dx * 0,
+    "none": lambda x, dx: None,
+    "shifted": lambda x, dx: dx + 1e-3,
+    "reversed": lambda x, dx: dx[::-1].copy(),
+    "reordered": lambda x, dx: dx.reshape(x.shape[::-1]).T.copy(),
+    "one element": lambda x, dx: dx + 0.01 * (namespace(x).arange(x.size).reshape(x.shape) == 7),
+    "not a number": lambda x, dx: dx * np.nan,
+    "infinite": lambda x, dx: dx * np.inf,
+    "one not a number": lambda x, dx: dx + namespace(x).where(x == x.max(), np.nan, 0.0),
+    "one infinite": lambda x, dx: dx + namespace(x).where(x == x.max(), np.inf, 0.0),
+}
+each_mistake = pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+
+
+@each_mistake
+@pytest.mark.parametrize("directions", [None, 4])
+def test_mistakes(mistake, directions, device):
+    rejected(wrong_by(mistake), [to_device(draw((4, 6)), device)], directions=directions)
+
+
+@given(seeds, st.sampled_from(["scaled by 1.001", "one element", "another sign"]))
+def test_mistakes_on_any_values(seed, mistake):
+    rejected(wrong_by(MISTAKES[mistake]), [draw((4, 6), seed)])
+
+
+def test_a_tolerance_of_a_thousandth_would_accept_what_ours_rejects():
+    """1.001 times the gradient passes with rtol 1e-3, a default common elsewhere (PyTorch's
+    gradcheck); ours is a thousand times stricter. A statement about our checker only."""
+    slightly_wrong = wrong_by(MISTAKES["scaled by 1.001"])
+    x = draw((4, 6))
+    assert gradcheck(slightly_wrong, [x], tolerance=1.1e-3)
+    assert "1.001" in rejected(slightly_wrong, [x])
+
+
+@pytest.mark.parametrize("wrong_output", [0, 1])
+def test_a_mistake_in_one_of_two_outputs(wrong_output):
+    class Both(Function):
+        def forward(self, x):
+            self.x = x
+            return x * x, x * x * x
+
+        def backward(self, dy, dz):
+            parts = [2 * self.x * dy, 3 * self.x * self.x * dz]
+            parts[wrong_output] *= 1.001
+            return parts[0] + parts[1]
+
+    rejected(lambda x: Both.apply(x), [draw((4, 6))])
+
+
+def test_a_small_gradient_beside_a_large_one():
+    """What is allowed is relative to each input's own gradients."""
+
+    def function(x, y):
+        return x * 1e6 + wrong_by(MISTAKES["scaled by 1.001"])(y)
+
+    message = rejected(function, [draw((6,)) * 1e-6, draw((6,), 1)])
+    assert "argument 1" in message
+
+
+@pytest.mark.parametrize("name", ["Sum", "Multiply", "Add"])
+def test_a_sign_error_in_the_operations_that_could_do_the_weighting(name, monkeypatch):
+    """A checker that sums and weights with the package's own operations, and so runs their
+    backward twice, would take two wrong signs for none."""
+    module = rearrange if name == "Sum" else ops
+    cls = getattr(module, name)
+    right_backward = cls.backward
+
+    def negated(self, dy):
+        results = right_backward(self, dy)
+        many = isinstance(results, tuple)
+        negative = [None if g is None else -g for g in (results if many else [results])]
+        return tuple(negative) if many else negative[0]
+
+    monkeypatch.setattr(cls, "backward", negated)
+    functions = {
+        "Sum": lambda x: x.sum(axis=0),
+        "Multiply": lambda x: x * 3,
+        "Add": lambda x: x + 3,
+    }
+    rejected(functions[name], [draw((4, 6))])
+
+
+# ---- what it says -------------------------------------------------------------------------------
+
+
+def test_the_message_names_operation_argument_index_and_both_numbers(device):
+    slipped = wrong_by(lambda x, dx: dx + 0.5 * (namespace(x).arange(6).reshape(2, 3) == 4))
+
+    def my_layer(x, y):
+        return x * 2 + slipped(y)
+
+    my_layer.__qualname__ = "my_layer"
+    x, y = (to_device(draw((2, 3), seed), device) for seed in (0, 1))
+    message = rejected(my_layer, [x, y])
+    assert message.startswith("my_layer: gradient of argument 1, float64 (2, 3) on ")
+    assert "index (1, 1)" in message
+    found, expected = numbers_in(message)
+    assert found - expected == pytest.approx(0.5)
+    assert 1.0 <= abs(expected / to_numpy(y)[1, 1]) <= 3.0  # 2 y, weighted by 0.5 to 1.5
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "mistake, hint",
+    [
+        ("scaled by 1.001", "1.001 times too large: look for a factor or a sign"),
+        ("another sign", "-1 times too large: look for a factor or a sign"),
+        ("half", "0.5 times too large"),
+        ("zero", "all zero: look for a gradient returned as None, or an input cut off"),
+        ("none", "all zero: look for a gradient returned as None, or an input cut off"),
+        ("shifted", "a missing term, a wrong axis, or a gradient buffer given to two inputs"),
+        ("reordered", "a missing term, a wrong axis, or a gradient buffer given to two inputs"),
+        ("not a number", "a division by zero or an overflow in backward"),
+        ("infinite", "a division by zero or an overflow in backward"),
+        ("one not a number", "a division by zero or an overflow in backward"),
+        ("one infinite", "a division by zero or an overflow in backward"),
+    ],
+)
+def test_the_hint_fits_the_mistake(mistake, hint):
+    assert hint in rejected(wrong_by(MISTAKES[mistake]), [draw((4, 6))])
+
+
+@pytest.mark.parametrize("mistake", ["one not a number", "one infinite"])
+@pytest.mark.parametrize("position", [0, 5, 23])
+def test_the_index_of_what_is_not_finite(mistake, position):
+    x = draw((4, 6))
+    x.flat[position] = 9.0
+    message = rejected(wrong_by(MISTAKES[mistake]), [x])
+    assert f"index {tuple(map(int, np.unravel_index(position, x.shape)))}" in message
+    assert not np.isfinite(numbers_in(message)[0])
+
+
+def test_directions_say_that_something_is_wrong_and_not_where():
+    message = rejected(wrong_by(MISTAKES["half"]), [draw((4, 6))], directions=3)
+    assert "a random direction" in message and "index" not in message
+    found, expected = numbers_in(message)
+    assert found == pytest.approx(expected / 2)
+
+
+def test_directions_cost_two_evaluations_each_however_large_the_input():
+    calls = []
+
+    def counted(x):
+        calls.append(1)
+        return right(x)
+
+    gradcheck(counted, [draw((40, 50))], directions=3)
+    assert len(calls) == 1 + 2 * 3
+    calls.clear()
+    gradcheck(counted, [draw((4, 5))])
+    assert len(calls) == 1 + 2 * 20
+
+
+def test_the_seed_decides_the_directions_and_nothing_else_does():
+    def told(seed):
+        return rejected(wrong_by(MISTAKES["half"]), [draw((4, 6))], directions=1, seed=seed)
+
+    assert told(0) == told(0) != told(1)
+
+
+# ---- what it refuses ----------------------------------------------------------------------------
+
+
+def test_float32_is_refused(device):
+    with pytest.raises(TypeError, match=r"argument 1 .*float64.*float32 \(3,\).*too coarse"):
+        gradcheck(lambda x, y: x * y, [leaf([1, 2, 3], device), leaf([1, 2, 3], device, "float32")])
+    with pytest.raises(TypeError, match="float32"):
+        gradcheck(right, [to_device(np.ones(3, "float32"), device)])
+    with pytest.raises(TypeError, match="float32"):
+        gradcheck(lambda w: w * 2, [Parameter(np.ones(3, "float32"))])
+
+
+@pytest.mark.parametrize("value", [1.5, [1.0, 2.0], None, "x"], ids=repr)
+def test_what_is_neither_array_nor_tensor_is_refused(value):
+    with pytest.raises(TypeError, match="argument 0 must be a float64 array or Tensor"):
+        gradcheck(right, [value])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: 3.0, lambda x: None, lambda x: x.data, lambda x: x.to("float32"), lambda x: (x, 1)],
+    ids=["number", "None", "array", "float32", "second"],
+)
+def test_functions_must_return_float64_tensors(function):
+    with pytest.raises(TypeError, match="must return float64 Tensors, got"):
+        gradcheck(function, [draw((3,))])
+
+
+def test_a_gradient_of_another_shape_is_an_error():
+    with pytest.raises((GradientError, ValueError), match=r"shape \(2, 3\).*\(1, 3\)"):
+        gradcheck(lambda x: Careless.apply(x), [draw((1, 3))])
+
+
+class Careless(Function):
+    """Forward broadcasts, backward forgets."""
+
+    def forward(self, x):
+        return x + namespace(x).zeros((2, 1))
+
+    def backward(self, dy):
+        return dy
+
+
+# ---- what it leaves behind ----------------------------------------------------------------------
+
+
+@given(shapes(), seeds, st.sampled_from([None, 2]))
+def test_inputs_are_restored_to_the_bit(shape, seed, directions):
+    values = draw(shape, seed) * 10.0 ** np.random.default_rng(seed).integers(-9, 9, shape)
+    x = leaf(values)
+    array = x.data
+    gradcheck(right, [x], directions=directions)
+    assert x.data is array
+    np.testing.assert_array_equal(x.data, values)
+
+
+@each_mistake
+def test_inputs_are_restored_after_a_rejection(mistake, device):
+    values = draw((4, 6))
+    x = leaf(values, device)
+    rejected(wrong_by(mistake), [x])
+    np.testing.assert_array_equal(x.numpy(), values)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("directions", [None, 3])
+def test_inputs_are_restored_after_an_exception_in_the_function(call, directions, device):
+    values = draw((4, 6))
+    x = leaf(values, device)
+    calls = []
+
+    def failing(x):
+        calls.append(1)
+        if len(calls) == call:
+            raise RuntimeError("out of luck")
+        return x * x
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        gradcheck(failing, [x], directions=directions)
+    np.testing.assert_array_equal(x.numpy(), values)
+
+
+def test_arrays_are_copied_and_read_only_ones_accepted():
+    values = draw((3, 2))
+    values.flags.writeable = False
+    assert gradcheck(right, [values])
+    assert gradcheck(right, [values[:, ::-1]])
+
+
+def test_tensors_in_any_layout(device):
+    base = to_device(draw((4, 6)), device)
+    before = to_numpy(base).copy()
+    for view in (base.T, base[::-1, ::2], base[1], base[:, None, 2]):
+        assert gradcheck(right, [Tensor(view, requires_grad=True)])
+        np.testing.assert_array_equal(to_numpy(base), before)

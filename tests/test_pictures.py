@@ -1,0 +1,135 @@
+"""Pictures: two PNGs of a known size, whatever was learned."""
+
+import builtins
+import doctest
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from minimixer import report
+from minimixer.report import save_pictures
+
+SIZES = {"curves.png": (1170, 468), "mistakes.png": (1170, 650)}  # inches times 130
+
+
+def make(n=60, shape=(28, 28, 1), classes=10, mistakes=40, epochs=3, seed=0):
+    """(history, images, labels, probabilities) with so many wrong predictions."""
+    rng = np.random.default_rng(seed)
+    history = [
+        {"train_loss": 1 / e, "test_loss": 1.5 / e, "train_accuracy": 1 - 1 / (e + 1),
+         "test_accuracy": 1 - 1.5 / (e + 2)} for e in range(1, epochs + 1)
+    ]  # fmt: skip
+    images = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+    labels = rng.integers(0, classes, n)
+    predicted = np.where(np.arange(n) < mistakes, (labels + 1) % classes, labels)
+    probabilities = rng.random((n, classes)) * 0.3
+    probabilities[np.arange(n), predicted] = 0.5 + 0.5 * rng.random(n)
+    return history, images, labels, (probabilities / probabilities.sum(axis=1, keepdims=True))
+
+
+def read_png(path):
+    """(width, height, the unpacked pixels) of a whole PNG."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    place, chunks = 8, {}
+    while place < len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        body = data[place + 8 : place + 8 + length]
+        (checksum,) = struct.unpack_from(">I", data, place + 8 + length)
+        assert checksum == zlib.crc32(kind + body)
+        chunks[kind] = chunks.get(kind, b"") + body
+        place += 12 + length
+    assert kind == b"IEND"
+    return *struct.unpack_from(">II", chunks[b"IHDR"]), zlib.decompress(chunks[b"IDAT"])
+
+
+def test_worked_example():
+    result = doctest.testmod(report)
+    assert result.attempted >= 2 and not result.failed
+
+
+CASES = {
+    "RGB": {"shape": (32, 32, 3), "mistakes": 24},
+    "one row of pixels": {"shape": (1, 8, 1), "mistakes": 1},
+    "one column of pixels": {"shape": (8, 1, 1), "mistakes": 23},
+    "no mistakes, one epoch": {"mistakes": 0, "epochs": 1},
+    "all wrong, many epochs": {"n": 5, "mistakes": 5, "epochs": 120, "classes": 2},
+    "one image": {"n": 1, "mistakes": 0, "shape": (12, 8, 1), "epochs": 20},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_pictures_of_the_right_size(tmp_path, case):
+    pytest.importorskip("matplotlib")
+    arguments = make(**CASES[case])
+    before = [np.copy(array) for array in arguments[1:]]
+    paths = save_pictures(tmp_path, *arguments)
+    assert [path.name for path in paths] == list(SIZES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SIZES)
+    for path in paths:
+        width, height, pixels = read_png(path)
+        assert path.parent == tmp_path and (width, height) == SIZES[path.name]
+        if path.name == "curves.png" or CASES[case].get("mistakes", 1):
+            assert len(set(pixels)) > 20  # not a blank sheet
+    for array, was in zip(arguments[1:], before, strict=True):
+        np.testing.assert_array_equal(array, was)
+
+
+def test_the_most_confident_mistakes_and_their_titles(tmp_path, monkeypatch):
+    """What is drawn: 24 at most, the most confident first, true class and prediction in words."""
+    figure = pytest.importorskip("matplotlib.figure")
+    saved = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: saved.append(self))
+    history, images, labels, probabilities = make(n=80, mistakes=30)
+    save_pictures(tmp_path, history, images, labels, probabilities)
+    curves, mistakes = saved
+    predicted = probabilities.argmax(axis=1)
+    wrong = [i for i in range(80) if predicted[i] != labels[i]]
+    wrong.sort(key=lambda i: -probabilities[i, predicted[i]])
+    shown = [axes for axes in mistakes.axes if axes.images]
+    assert len(wrong) == 30 and len(shown) == 24
+    for axes, i in zip(shown, wrong, strict=False):
+        np.testing.assert_array_equal(axes.images[0].get_array(), images[i, :, :, 0])
+        assert axes.get_title().startswith(f"{labels[i]}, not {predicted[i]} (")
+        assert f"{probabilities[i, predicted[i]]:.0%}" in axes.get_title()
+    assert not any(axes.axison for axes in mistakes.axes)
+    for axes, name in zip(curves.axes, ("loss", "accuracy"), strict=True):
+        assert axes.get_ylabel() == name
+        for line, part in zip(axes.lines, ("train", "test"), strict=True):
+            assert line.get_label().startswith(part) and list(line.get_xdata()) == [1, 2, 3]
+            assert list(line.get_ydata()) == [row[f"{part}_{name}"] for row in history]
+
+
+def test_they_replace_those_of_before(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in SIZES:
+        (tmp_path / name).write_text("old")
+        (tmp_path / f"{name}.tmp").write_text("left by a killed run")
+    save_pictures(tmp_path, *make(epochs=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SIZES)
+    assert all(read_png(tmp_path / name)[:2] == size for name, size in SIZES.items())
+
+
+def test_none_without_matplotlib(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert save_pictures(tmp_path, *make()) == [] and not list(tmp_path.iterdir())
+
+
+def test_no_display_and_no_global_state(tmp_path):
+    """Figures are made without pyplot, which would want a window and keep them alive."""
+    matplotlib = pytest.importorskip("matplotlib")
+    before = dict(matplotlib.rcParams)
+    save_pictures(tmp_path, *make(epochs=1))
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot is None or not pyplot.get_fignums()
