@@ -10,8 +10,10 @@ Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit fo
 import argparse
 import csv
 import io
+import shlex
 import signal
 import sys
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -47,6 +49,7 @@ SETTINGS = {
 
 
 def main() -> int:
+    np.seterr(all="ignore")  # what is not finite is found below, and said once
     options, given = parse_arguments()
     out = Path(options.out)
     prepare_directory(out, options.resume)
@@ -104,61 +107,67 @@ def main() -> int:
 
     # ---- training
     stop = StopSignal()
-    bar = tqdm(
-        total=options.epochs * len(train_images),
-        initial=progress["epoch"] * len(train_images) + progress["batch"] * options.batch_size,
+    images_done = progress["epoch"] * len(train_images) + seen_so_far(progress, batches)
+    with tqdm(
+        total=options.epochs * len(train_images), initial=images_done,
         unit="img", unit_scale=True, dynamic_ncols=True,
-    )  # fmt: skip
-    for epoch in range(progress["epoch"], options.epochs):
-        bar.set_description(f"epoch {epoch + 1}/{options.epochs}")
-        seen = progress["batch"] * options.batch_size
-        started = time.perf_counter() - progress["seconds"]
-        model.train()
-        for images, labels in batches.epoch(epoch, start=progress["batch"]):
-            step = epoch * len(batches) + progress["batch"]
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels)
-            loss.backward()
-            if options.clip:
-                optimizer.clip_grad_norm(options.clip)
-            optimizer.lr_factor = schedule(step, total_steps, warmup_steps, options.schedule)
-            optimizer.step()
-            optimizer.zero_grad()
+    ) as bar:  # fmt: skip
+        for epoch in range(progress["epoch"], options.epochs):
+            bar.set_description(f"epoch {epoch + 1}/{options.epochs}")
+            started = time.perf_counter() - progress["seconds"]
+            model.train()
+            for images, labels in batches.epoch(epoch, start=progress["batch"]):
+                step = epoch * len(batches) + progress["batch"]
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
+                loss.backward()
+                if options.clip:
+                    optimizer.clip_grad_norm(options.clip)
+                optimizer.lr_factor = schedule(step, total_steps, warmup_steps, options.schedule)
+                optimizer.step()
+                optimizer.zero_grad()
 
-            value = loss.item()
-            if not np.isfinite(value):
-                bar.close()
-                raise ValueError(
-                    f"the loss became {value} at step {step + 1}; {kept(checkpoint)} "
-                    "Try a lower --lr, or --clip 1"
+                value = loss.item()
+                if not np.isfinite(value):
+                    raise ValueError(diverged(f"the loss became {value}", step, checkpoint))
+                progress["batch"] += 1
+                progress["loss_sum"] += value * len(labels)
+                progress["correct"] += int((logits.argmax(axis=1).numpy() == labels).sum())
+                progress["seconds"] = time.perf_counter() - started
+                seen = seen_so_far(progress, batches)
+                bar.update(len(labels))
+                bar.set_postfix(
+                    loss=f"{progress['loss_sum'] / seen:.4f}",
+                    accuracy=f"{progress['correct'] / seen:.2%}",
+                    refresh=False,
                 )
-            seen += len(labels)
-            progress["batch"] += 1
-            progress["loss_sum"] += value * len(labels)
-            progress["correct"] += int((logits.argmax(axis=1).numpy() == labels).sum())
-            progress["seconds"] = time.perf_counter() - started
-            bar.update(len(labels))
-            mean_loss, accuracy = progress["loss_sum"] / seen, progress["correct"] / seen
-            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.2%}", refresh=False)
-            if stop.requested:
-                bar.close()
+                if stop.requested:
+                    bar.close()
+                    save_checkpoint(checkpoint, model, optimizer, progress)
+                    again = [sys.argv[0], "--resume", "--out", str(out), "--device", options.device]
+                    print(
+                        f"stopped in epoch {epoch + 1} after step {step + 1} of {total_steps}, "
+                        f"saved in {checkpoint}; to go on: python {shlex.join(again)}"
+                    )
+                    return 130
+
+            test_loss, test_accuracy = evaluate(model, test_images, test_labels)
+            progress["history"].append({
+                "epoch": epoch + 1,
+                "train_loss": progress["loss_sum"] / len(train_images),
+                "train_accuracy": progress["correct"] / len(train_images),
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+                "seconds": progress["seconds"],
+                "images_per_second": len(train_images) / progress["seconds"],
+            })  # fmt: skip
+            progress.update(epoch=epoch + 1, batch=0, loss_sum=0.0, correct=0, seconds=0.0)
+            try:
                 save_checkpoint(checkpoint, model, optimizer, progress)
-                print(
-                    f"stopped in epoch {epoch + 1} after step {step + 1} of {total_steps}, "
-                    f"saved in {checkpoint}; to go on: python {sys.argv[0]} --resume --out {out}"
-                )
-                return 130
-
-        test_loss, test_accuracy = evaluate(model, test_images, test_labels)
-        progress["history"].append({
-            "epoch": epoch + 1, "train_loss": mean_loss, "train_accuracy": accuracy,
-            "test_loss": test_loss, "test_accuracy": test_accuracy,
-            "seconds": progress["seconds"], "images_per_second": seen / progress["seconds"],
-        })  # fmt: skip
-        progress.update(epoch=epoch + 1, batch=0, loss_sum=0.0, correct=0, seconds=0.0)
-        save_checkpoint(checkpoint, model, optimizer, progress)
-        write_metrics(out / "metrics.csv", progress["history"])
-    bar.close()
+            except ValueError as error:  # weights that are not finite
+                last = (epoch + 1) * len(batches) - 1
+                raise ValueError(diverged(str(error), last, checkpoint)) from None
+            write_metrics(out / "metrics.csv", progress["history"])
 
     # ---- report
     history = progress["history"]
@@ -177,6 +186,16 @@ def main() -> int:
     if not pictures:
         print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
     return 0
+
+
+def seen_so_far(progress: dict, batches: data.Batches) -> int:
+    """Images of the current epoch that were trained on; its last batch may be smaller."""
+    return min(progress["batch"] * batches.batch_size, len(batches.images))
+
+
+def diverged(what: str, step: int, checkpoint: Path) -> str:
+    kept = f"{checkpoint} keeps the last good epoch" if checkpoint.is_file() else "no epoch ended"
+    return f"{what} at step {step + 1}; {kept}; try a lower --lr, or --clip 1"
 
 
 def evaluate(model: Mixer, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -258,28 +277,36 @@ def check_settings(options: argparse.Namespace) -> None:
 
 
 def prepare_directory(out: Path, resume: bool) -> None:
-    """Find out before training whether results can be kept, and keep those of unfinished runs."""
+    """Find out before training whether results can be kept, and protect those of other runs."""
     checkpoint = out / "checkpoint.npz"
     if resume:
         if not checkpoint.is_file():
             raise ValueError(f"--resume: there is no {checkpoint}")
-    elif checkpoint.is_file():
+    elif checkpoint.exists():
         try:
             progress = read_checkpoint(checkpoint)[0]["progress"]
             unfinished = progress["epoch"] < progress["settings"]["epochs"]
-        except (ValueError, KeyError, TypeError):
-            unfinished = False
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"{out} is in use, choose another --out: {error}") from None
         if unfinished:
             raise ValueError(
                 f"{out} holds an unfinished run: --resume goes on with it, another --out keeps it"
             )
     out.mkdir(parents=True, exist_ok=True)
-    with replace_file(out / "metrics.csv") as file:
-        file.write(b"")
+    with tempfile.TemporaryFile(dir=out):
+        pass
 
 
 def recall_settings(options: argparse.Namespace, given: set[str], checkpoint: Path) -> None:
-    stored = (read_checkpoint(checkpoint)[0]["progress"] or {}).get("settings", {})
+    """Take the settings of the run to resume; ValueError if others were asked for."""
+    progress = read_checkpoint(checkpoint)[0]["progress"]
+    wanted = {"settings": dict, "data": int, "epoch": int, "batch": int, "loss_sum": float,
+              "correct": int, "seconds": float, "history": list}  # fmt: skip
+    if not isinstance(progress, dict) or any(
+        not isinstance(progress.get(key), kind) for key, kind in wanted.items()
+    ):
+        raise ValueError(f"{checkpoint} was not written by this script")
+    stored = progress["settings"]
     for name in SETTINGS:
         if name not in stored:
             raise ValueError(f"{checkpoint} was not written by this script: it has no {name}")
@@ -290,13 +317,13 @@ def recall_settings(options: argparse.Namespace, given: set[str], checkpoint: Pa
         setattr(options, name, stored[name])
 
 
-def kept(checkpoint: Path) -> str:
-    return f"{checkpoint} keeps the last good epoch." if checkpoint.is_file() else "no epoch ended."
-
-
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, TypeError, OSError) as problem:
-        print(f"train_mnist: {problem}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, MemoryError) as problem:
+        text = "; ".join(line.strip() for line in str(problem).splitlines())
+        print(f"train_mnist: {text or 'out of memory: use smaller sizes'}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("train_mnist: stopped before training began", file=sys.stderr)
+        sys.exit(130)

@@ -10,7 +10,7 @@ the file only claims to hold.
 >>> from minimixer import Mixer
 >>> model = Mixer(image_size=4, patch_size=2, in_channels=1, num_classes=2, num_blocks=1,
 ...               hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=16, class_names=["cat", "dog"])
->>> path = Path(tempfile.mkdtemp()) / "checkpoint.npz"
+>>> path = tempfile.mkdtemp() + "/checkpoint.npz"
 >>> save_checkpoint(path, model)
 >>> Mixer.load(path).class_names
 ['cat', 'dog']
@@ -18,13 +18,12 @@ the file only claims to hold.
 Next: the scripts in `examples/`.
 """
 
-import io
 import json
 import math
 import os
+import re
 import zipfile
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -52,11 +51,7 @@ def save_checkpoint(
     meta = {
         "format": FORMAT,
         "version": VERSION,
-        "config": model.config,
-        "dtype": str(model.dtype),
-        "mean": model.mean.tolist(),
-        "std": model.std.tolist(),
-        "class_names": model.class_names,
+        **_describe(model),
         "random": [random.seed, *to_numpy(random.counters).tolist()],
         "optimizer": None,
         "progress": progress,
@@ -68,6 +63,7 @@ def save_checkpoint(
         for moment, values in state.items():
             for parameter, value in zip(optimizer.parameters, values, strict=True):
                 arrays[f"optimizer/{moment}/{names[id(parameter)]}"] = value
+    meta["arrays"] = sorted(arrays)
     text = json.dumps(meta).encode()
     with replace_file(path) as file:
         np.savez(file, meta=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
@@ -79,23 +75,20 @@ def load_model(path: str | os.PathLike) -> Mixer:
     weights = _part(arrays, "weights/")
     try:
         config = check_config(**meta["config"])
-        # Before any weight is allocated: are there as many as the configuration claims?
-        claimed = 12 * config["num_blocks"] + 6
-        if claimed == len(weights):
-            claimed = Summary(config).parameters
-        if claimed != sum(array.size for array in weights.values()):
+        # Before anything is allocated: does the file hold what its configuration claims?
+        if (
+            len(weights) != 12 * config["num_blocks"] + 6
+            or {str(array.dtype) for array in weights.values()} != {meta["dtype"]}
+            or sum(array.size for array in weights.values()) != Summary(config).parameters
+        ):
             raise ValueError("its configuration does not fit its weights")
-        model = Mixer(
-            **config,
-            mean=meta["mean"],
-            std=meta["std"],
-            class_names=meta["class_names"],
-            seed=None,
-            dtype=meta["dtype"],
-        )
+        described = {key: meta[key] for key in ("mean", "std", "class_names", "dtype")}
+        model = Mixer(**config, **described, seed=None)
         model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{os.fspath(path)}: can't be loaded as a Mixer: {error}") from None
+    model.random.seed, *counters = meta["random"]
+    model.random.set(*counters)
     model.eval()
     return model
 
@@ -107,22 +100,23 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
     """
     meta, arrays = read_checkpoint(path)
     where = os.fspath(path)
-    if meta.get("config") != json.loads(json.dumps(model.config)):
-        theirs = meta.get("config") or {}
-        differ = [k for k, v in model.config.items() if theirs.get(k) != json.loads(json.dumps(v))]
+    ours = json.loads(json.dumps(_describe(model)))
+    theirs = {**meta["config"], **{key: meta[key] for key in ours if key != "config"}}
+    ours |= ours.pop("config")
+    differ = [key for key, value in ours.items() if theirs.get(key) != value]
+    if differ:
         raise ValueError(f"{where}: is of another model; it differs in {', '.join(differ)}")
-    stored = meta.get("optimizer") or {}
-    if stored.get("kind") != type(optimizer).__name__:
+    if (meta["optimizer"] or {}).get("kind") != type(optimizer).__name__:
         raise ValueError(f"{where}: holds no state of {type(optimizer).__name__}")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state: dict[str, Any] = {"step": stored["step"]}
+    state: dict[str, Any] = {"step": meta["optimizer"]["step"]}
     for moment in optimizer.moments:
         found = _part(arrays, f"optimizer/{moment}/")
         wanted = [names[id(parameter)] for parameter in optimizer.parameters]
         state[moment] = [found[name] for name in wanted if name in found]
     old = model.state_dict()
-    model.load_state_dict(_part(arrays, "weights/"))
     try:
+        model.load_state_dict(_part(arrays, "weights/"))
         optimizer.load_state_dict(state)
     except ValueError as error:
         model.load_state_dict(old)
@@ -132,48 +126,101 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
     return meta["progress"]
 
 
+def _describe(model: Mixer) -> dict[str, Any]:
+    """What must agree for a run to be the same one."""
+    return {
+        "config": model.config,
+        "dtype": str(model.dtype),
+        "mean": model.mean.tolist(),
+        "std": model.std.tolist(),
+        "class_names": model.class_names,
+    }
+
+
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
 
 
+# ---- reading a file that somebody else may have made ---------------------------------------
+
+
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(meta, arrays by name) of a checkpoint. ValueError for any other file; FileNotFoundError."""
+    """(meta, arrays by name) of a checkpoint. ValueError for any other file; OSError if there is
+    none or it may not be read."""
     where = os.fspath(path)
-    advice = "give a checkpoint that minimixer wrote"
-    size = Path(path).stat().st_size
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                # Stored, not compressed: so no member is larger than the file, and none is a bomb
-                if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
-                    raise ValueError("it is packed in another way")
-                size -= member.file_size
-                data = archive.read(member)  # compares the checksum
-                arrays[member.filename.removesuffix(".npy")] = _parse_array(data)
-        meta = json.loads(arrays.pop("meta").tobytes())
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise ValueError("it says nothing of minimixer")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{where}: damaged or not a checkpoint ({error}); {advice}") from None
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not a checkpoint ({error}); {advice}") from None
-    if meta.get("version") != VERSION:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            arrays = _read_arrays(file, size)
+            meta = json.loads(arrays.pop("meta").tobytes())
+            version = meta["version"] if meta["format"] == FORMAT else None
+            if version == VERSION:
+                _check_meta(meta)
+                if meta["arrays"] != sorted(arrays):
+                    raise ValueError("some of its arrays are missing or renamed")
+        except Exception as error:  # whatever a damaged or hostile file may lead to
+            reason = str(error) or type(error).__name__
+            raise ValueError(
+                f"{where}: damaged or not a checkpoint of minimixer ({reason:.200})"
+            ) from None
+    if version != VERSION:
         raise ValueError(
-            f"{where}: is a checkpoint of version {meta.get('version')}, this minimixer reads "
-            f"version {VERSION}; load it with the minimixer that wrote it"
+            f"{where}: is of version {version!r:.20}, this minimixer reads version {VERSION}; "
+            "load it with the minimixer that wrote it"
         )
     return meta, arrays
 
 
+def _read_arrays(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            # Stored, not compressed, and together no more than the file: so nothing is a bomb.
+            stored = member.compress_type == zipfile.ZIP_STORED
+            size -= member.file_size
+            if not stored or member.file_size != member.compress_size or size < 0:
+                raise ValueError("it is packed in another way")
+            name = member.filename.removesuffix(".npy")
+            if name in arrays:
+                raise ValueError(f"{name:.60} comes twice")
+            arrays[name] = _parse_array(archive.read(member))  # which compares the checksum
+    return arrays
+
+
+# NumPy's header, as far as it is needed: a regular expression, where NumPy evaluates an expression.
+_HEADER = re.compile(
+    rb"\{'descr': '(<f4|<f8|\|u1)', 'fortran_order': False, 'shape': \(([\d, ]{0,200})\), \} *\n"
+)
+
+
 def _parse_array(data: bytes) -> np.ndarray:
     """A .npy file's bytes as an array of plain numbers, whose size must be exactly right."""
-    file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another .npy version")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype not in (np.uint8, np.float32, np.float64) or not dtype.isnative:
-        raise ValueError(f"an array of {dtype}")
-    if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
+    start = 10 + int.from_bytes(data[8:10], "little")
+    header = _HEADER.fullmatch(data[10:start])
+    if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
+        raise ValueError("an array is not of plain numbers in NumPy's format")
+    dtype = np.dtype(header[1].decode())
+    shape = tuple(int(length) for length in header[2].decode().split(",") if length.strip())
+    if math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(f"an array of shape {shape} in {len(data) - start} bytes")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """Are all entries there, each of its type?"""
+    optimizer, random = meta["optimizer"], meta["random"]
+    names = meta["class_names"]
+    numbers = [*meta["mean"], *meta["std"]]
+    right = {
+        "config": isinstance(meta["config"], dict),
+        "dtype": meta["dtype"] in ("float32", "float64"),
+        "mean, std": all(isinstance(x, float) for x in numbers),
+        "class_names": names is None or all(isinstance(name, str) for name in names),
+        "random": len(random) == 3 and all(type(n) is int and 0 <= n < 1 << 64 for n in random),
+        "optimizer": optimizer is None
+        or (type(optimizer["step"]) is int and 0 <= optimizer["step"] < 1 << 53),
+        "progress": "progress" in meta,
+    }
+    wrong = [key for key, is_right in right.items() if not is_right]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} is not what minimixer writes")

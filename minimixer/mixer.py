@@ -345,15 +345,17 @@ def check_config(**config: Any) -> dict[str, Any]:
     height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
     config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
               "approximate": "tanh", **config, "image_size": (height, width)}  # fmt: skip
-    check_sizes(image_height=height, image_width=width, **{
-        key: config[key] for key in ("patch_size", "in_channels", "num_classes", "num_blocks",
-                                     "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
-    })  # fmt: skip
+    sizes = ("patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim",
+             "tokens_mlp_dim", "channels_mlp_dim")  # fmt: skip
+    check_sizes(image_height=height, image_width=width, **{key: config[key] for key in sizes})
+    config |= {key: int(config[key]) for key in sizes}  # from NumPy's integers, which JSON refuses
+    config["image_size"] = (int(height), int(width))
     patch = config["patch_size"]
     if height % patch or width % patch:
         raise ValueError(f"a {height} x {width} image can't be cut into {patch} x {patch} patches")
     if config["approximate"] not in ("tanh", "none"):
         raise ValueError(f"approximate must be 'tanh' or 'none', got {config['approximate']!r}")
+    config["stochastic_depth"] = float(config["stochastic_depth"])
     if not 0 <= config["stochastic_depth"] < 1:
         raise ValueError(f"stochastic_depth must be in [0, 1), got {config['stochastic_depth']}")
     return config

@@ -122,7 +122,11 @@ class Module:
         return self
 
     def initialize(self, seed: int = 0) -> None:
-        """Draw all initial weights anew, every layer with a number of its own."""
+        """Draw all initial weights anew, every layer with a number of its own. ValueError unless
+        the seed is a whole number from 0 to 2^64 - 1."""
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed must be a whole number from 0 to 2^64 - 1, got {seed!r}")
+        seed = int(seed)
         for number, (_, module) in enumerate(self.named_modules()):
             module.draw_weights(seed, number)
         for parameter in self.parameters()[:1]:

@@ -127,7 +127,10 @@ def save_pictures(
     mistakes = Figure(figsize=(9, 5), layout="constrained")
     mistakes.suptitle("the most confident mistakes: true class, then what the model said")
     for axes, number in zip(mistakes.subplots(4, 6).flat, wrong, strict=False):
-        axes.imshow(images[number].squeeze(), cmap="gray_r", vmin=0, vmax=255)
+        image = images[number]
+        axes.imshow(
+            image if image.shape[2] == 3 else image[:, :, 0], cmap="gray_r", vmin=0, vmax=255
+        )
         confidence = probabilities[number, predicted[number]]
         axes.set_title(f"{labels[number]}, not {predicted[number]} ({confidence:.0%})", fontsize=9)
     for axes in mistakes.axes:

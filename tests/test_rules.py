@@ -1521,7 +1521,7 @@ def test_rule_11_matmul_precision_and_errors(device):
         matmul(a, b, out=put(device, np.zeros((2, 2))))
     with pytest.raises(ValueError, match=r"MatMul.*axis"):
         Tensor(a) @ Tensor(a)
-    with pytest.raises(ValueError, match="MatMul"):
+    with pytest.raises(TypeError, match="MatMul"):
         Tensor(a) @ 2.0
 
 

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimixer import Mixer, backend
+from minimixer import AdamW, Mixer, backend, schedule
+from minimixer import functional as F
 from minimixer.checkpoint import read_checkpoint
-from minimixer.data import load_directory, load_mnist
+from minimixer.data import Batches, load_directory, load_mnist
 from minimixer.idx import write_idx
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +240,33 @@ def test_small_data(reference, small):
     assert (model.predict(images) == labels).mean() == accuracy
     probabilities = model.predict_proba(images)[np.arange(30), labels]
     assert float(rows[-1]["test_loss"]) == pytest.approx(-np.log(probabilities).mean(), rel=1e-5)
+
+
+def test_the_figures_are_those_of_the_training(reference, small):
+    """The same loop, written once more with less around it."""
+    images, labels, test_images, test_labels = load_directory(small)
+    model = Mixer(
+        image_size=(12, 8), in_channels=1, num_classes=3, patch_size=4, num_blocks=2,
+        hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32, seed=0,
+    )  # fmt: skip
+    optimizer = AdamW(model.parameters(), lr=0.02, weight_decay=0.05)
+    batches = Batches(images, labels, 32, seed=0, max_shift=1)
+    for epoch, row in enumerate(history(reference[0])):
+        losses, hits = 0.0, 0
+        for index in range(STEPS):
+            x, y = batches.batch(epoch, index)
+            optimizer.zero_grad()
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            loss.backward()
+            optimizer.lr_factor = schedule(epoch * STEPS + index, EPOCHS * STEPS, 1)
+            optimizer.step()
+            losses += loss.item() * len(y)
+            hits += (logits.data.argmax(axis=1) == y).sum()
+        hits_of_test = (model.predict(test_images) == test_labels).sum()
+        assert float(row["train_loss"]) == pytest.approx(losses / 80, rel=1e-3)
+        assert float(row["train_accuracy"]) == pytest.approx(hits / 80, abs=1.1 / 80)
+        assert float(row["test_accuracy"]) == pytest.approx(hits_of_test / 30, abs=1.1 / 30)
 
 
 def test_output_without_a_terminal(reference):
