@@ -166,9 +166,9 @@ def cross_entropy(logits, labels):
 def main():
     from minimixer import data
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description="Train a small Mixer on 10,000 digits.")
+    parser.add_argument("--epochs", type=int, default=10, choices=range(1, 1001), metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="initial weights and order of images")
     args = parser.parse_args()
     train_images, train_labels, test_images, test_labels = data.load_mnist()
     images = (train_images[:10_000].astype(np.float32) / 255 - 0.5) / 0.5  # (10000, 28, 28, 1)

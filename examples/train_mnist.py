@@ -67,7 +67,9 @@ def main() -> int:
         train_images = train_images[: options.limit_train]
         train_labels = train_labels[: options.limit_train]
     classes = data.num_classes(np.concatenate([train_labels, test_labels]))
-    fingerprint = zlib.crc32(train_labels.tobytes(), zlib.crc32(train_images.tobytes()))
+    fingerprint = 0
+    for array in (train_images, train_labels, test_images, test_labels):
+        fingerprint = zlib.crc32(array.tobytes(), fingerprint)
 
     model = Mixer(
         image_size=train_images.shape[1:3],
@@ -271,7 +273,8 @@ def check_settings(options: argparse.Namespace) -> None:
     for name in ("weight_decay", "max_shift", "clip", "seed", "limit_train"):
         if not getattr(options, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative")
-    schedule(0, 1, 0, options.schedule)
+    if options.schedule not in ("cosine", "linear", "constant"):
+        raise ValueError("--schedule must be cosine, linear or constant")
     if not 0 <= options.warmup <= 1:
         raise ValueError("--warmup must be from 0 to 1")
 
@@ -286,13 +289,17 @@ def prepare_directory(out: Path, resume: bool) -> None:
         try:
             progress = read_checkpoint(checkpoint)[0]["progress"]
             unfinished = progress["epoch"] < progress["settings"]["epochs"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{out} is in use, choose another --out: {error}") from None
+        except (ValueError, KeyError, TypeError, OSError):
+            raise ValueError(
+                f"{checkpoint} is not from a run of this script; choose another --out to keep it"
+            ) from None
         if unfinished:
             raise ValueError(
                 f"{out} holds an unfinished run: --resume goes on with it, another --out keeps it"
             )
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "metrics.csv").is_dir():
+        raise ValueError(f"{out / 'metrics.csv'} is a directory; choose another --out")
     with tempfile.TemporaryFile(dir=out):
         pass
 
@@ -310,6 +317,8 @@ def recall_settings(options: argparse.Namespace, given: set[str], checkpoint: Pa
     for name in SETTINGS:
         if name not in stored:
             raise ValueError(f"{checkpoint} was not written by this script: it has no {name}")
+        if name == "data_dir" and name in given:
+            continue  # the data may have moved; its fingerprint tells whether it is the same
         if name in given and getattr(options, name) != stored[name]:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {stored[name]} in the run to resume; leave it out"

@@ -4,7 +4,7 @@ A `Function` computes arrays from arrays (`forward`) and knows the chain rule fo
 (`backward`): given dL/d(output) it returns dL/d(input) for each input. Applying it to Variables
 leaves a trace, a node that points at the nodes its inputs came from:
 
-    x (leaf) <---- Mul <---- Sum <---- loss         arrows: `node.parents`
+    x (a leaf: not computed) <---- Mul <---- Sum <---- loss         arrows: `node.parents`
 
 `backward(loss)` walks the arrows from the loss to the leaves. A node fires once everything that
 used its outputs has fired, so each step of the chain rule is run exactly once, in time linear
@@ -93,7 +93,7 @@ class enable_grad(set_grad_enabled):
 class Variable:
     """An array and its place in the graph: made by `node`, or a leaf when that is None.
 
-    Tensor (tensor.py) adds the operators, Parameter (nn.py) a home in a flat buffer.
+    Tensor (tensor.py) adds the operators, Parameter (parameters.py) a home in a flat buffer.
     """
 
     __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
@@ -139,14 +139,14 @@ class Function:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "input_shapes", "needs", "num_outputs", "parents", "versions",
+        "__dict__", "__weakref__", "input_kinds", "needs", "num_outputs", "parents", "versions",
     )  # fmt: skip
 
     takes_numbers: ClassVar[bool] = True
     optional: ClassVar[tuple[int, ...]] = ()
 
     needs: tuple[bool, ...]
-    input_shapes: tuple[tuple[int, ...], ...]
+    input_kinds: tuple[Any, ...]  # per input: shape and dtype
     num_outputs: int
     parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, None) or None
     versions: list[tuple[Variable, int]]  # the Parameters read, and how often they had changed
@@ -182,7 +182,7 @@ class Function:
             return variables if isinstance(result, tuple) else variables[0]
 
         node.num_outputs = len(outputs)
-        node.input_shapes = tuple([getattr(array, "shape", ()) for array in arrays])
+        node.input_kinds = tuple([(a.shape, a.dtype) if is_array(a) else None for a in arrays])
         node.parents = tuple(
             [_parent(v) if need else None for v, need in zip(inputs, node.needs, strict=True)]
         )
@@ -210,7 +210,10 @@ def _parent(variable: Variable) -> Any:
 
 
 def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> list[Any]:
-    """The arrays of the inputs, checked: one floating dtype, one device."""
+    """The arrays of the inputs, checked: one floating dtype, one device.
+
+    Activations, that is all that are not Parameters, must agree; Parameters are read as they are.
+    """
     name = function.__name__
     arrays = []
     first = None  # the first activation: what the others must match
@@ -338,7 +341,9 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
                 "differentiate; give `gradient`, or reduce it first with .sum() or .mean()"
             )
         return xp.ones_like(root.data)
-    gradient = gradient.data if isinstance(gradient, Variable) else xp.asarray(gradient)
+    gradient = gradient.data if isinstance(gradient, Variable) else gradient
+    if not is_array(gradient):  # a number or a list has no dtype to insist on
+        gradient = xp.asarray(gradient, dtype=root.data.dtype)
     if gradient.shape != root.data.shape or gradient.dtype != root.data.dtype:
         raise ValueError(
             f"backward: the gradient is {describe(gradient)}, the result {describe(root.data)}; "
@@ -382,15 +387,26 @@ def _fire(node: Function, gradients: list[Array | None]) -> list[Array | None]:
                 "call backward before the optimizer's step or an assignment to .data"
             )
     results = node.backward(*gradients)
-    results = list(results) if isinstance(results, tuple) else [results]
+    results = list(results) if isinstance(results, (tuple, list)) else [results]
     if len(results) != len(node.parents):
         raise ValueError(
             f"{name}.backward returned {len(results)} gradients for {len(node.parents)} inputs"
         )
     for index, (result, parent) in enumerate(zip(results, node.parents, strict=True)):
-        if result is not None and parent is not None and result.shape != node.input_shapes[index]:
+        if result is None or parent is None:
+            continue
+        if not is_array(result) and not isinstance(result, np.generic):
+            raise TypeError(
+                f"{name}.backward returned {result!r:.60} for input {index}; it must be an array"
+            )
+        shape, dtype = node.input_kinds[index]
+        if result.shape != shape:
             raise ValueError(
                 f"{name}.backward returned a gradient of shape {result.shape} for input {index} "
-                f"of shape {node.input_shapes[index]}: was a broadcast not undone?"
+                f"of shape {shape}: was a broadcast not undone?"
+            )
+        if result.dtype != dtype:
+            raise TypeError(
+                f"{name}.backward returned {result.dtype} as the gradient of input {index}, {dtype}"
             )
     return results

@@ -1,7 +1,8 @@
 """NumPy or CuPy: the only module that knows which.
 
-Everything above this file is array code that runs unchanged on both: an array brings its
-namespace with it, so CPU and GPU work live side by side in one process.
+All other files are array code that runs unchanged on both. An array brings its namespace with it
+(`xp`, everywhere, is numpy or cupy, whichever the array is of), so work on CPU and GPU lives side
+by side in one process.
 
 >>> import numpy as np
 >>> x = np.arange(6, dtype="float32").reshape(2, 3)
@@ -228,7 +229,7 @@ class Purpose(IntEnum):
     WEIGHTS = 1
     SHUFFLE = 2
     SHIFT = 3
-    DROPOUT = 4
+    DROPOUT = 4  # this and the next: layers in nn.py
     STOCHASTIC_DEPTH = 5
 
 
@@ -277,7 +278,7 @@ def random_bits(
 
     A pure function of its six counters (integers below 2^64, or arrays of such): no state, the
     same bits on CPU and GPU. It runs where its array arguments are; `step` may be an array of
-    one element on the device, so that a recorded step can be replayed with another.
+    one element on the device.
     """
     counters = (seed, int(purpose), step, layer, example, element)
     if any(is_array(c) and namespace(c) is not np for c in counters):

@@ -39,14 +39,16 @@ FORMAT, VERSION = "minimixer checkpoint", 1
 def save_checkpoint(
     path: str | os.PathLike, model: Mixer, optimizer: Optimizer | None = None, progress: Any = None
 ) -> None:
-    """Write model, optimizer and `progress` (anything JSON can hold) to `path`.
+    """Write model, optimizer and `progress` (anything JSON can hold, else TypeError) to `path`.
 
-    ValueError, and nothing is written, if a weight is not finite. OSError if the disk refuses.
+    Nothing is written, but ValueError raised, if a weight is not finite, or the model's layers are
+    no longer those of its configuration. OSError if the disk refuses.
     """
     arrays = {f"weights/{name}": value for name, value in model.state_dict().items()}
     broken = [name for name, value in arrays.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(f"not saved: {', '.join(broken[:3])} and so on hold NaN or infinity")
+    _check_fit(check_config(**model.config), str(model.dtype), _part(arrays, "weights/"))
     random = model.random
     meta = {
         "format": FORMAT,
@@ -58,12 +60,15 @@ def save_checkpoint(
     }
     if optimizer is not None:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
+        if any(id(parameter) not in names for parameter in optimizer.parameters):
+            raise ValueError("not saved: the optimizer is of another model")
         state = optimizer.state_dict()
         meta["optimizer"] = {"kind": type(optimizer).__name__, "step": state.pop("step")}
         for moment, values in state.items():
             for parameter, value in zip(optimizer.parameters, values, strict=True):
                 arrays[f"optimizer/{moment}/{names[id(parameter)]}"] = value
     meta["arrays"] = sorted(arrays)
+    _check_meta(meta)
     text = json.dumps(meta).encode()
     with replace_file(path) as file:
         np.savez(file, meta=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
@@ -75,13 +80,7 @@ def load_model(path: str | os.PathLike) -> Mixer:
     weights = _part(arrays, "weights/")
     try:
         config = check_config(**meta["config"])
-        # Before anything is allocated: does the file hold what its configuration claims?
-        if (
-            len(weights) != 12 * config["num_blocks"] + 6
-            or {str(array.dtype) for array in weights.values()} != {meta["dtype"]}
-            or sum(array.size for array in weights.values()) != Summary(config).parameters
-        ):
-            raise ValueError("its configuration does not fit its weights")
+        _check_fit(config, meta["dtype"], weights)  # before anything is allocated
         described = {key: meta[key] for key in ("mean", "std", "class_names", "dtype")}
         model = Mixer(**config, **described, seed=None)
         model.load_state_dict(weights)
@@ -110,6 +109,9 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
         raise ValueError(f"{where}: holds no state of {type(optimizer).__name__}")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     state: dict[str, Any] = {"step": meta["optimizer"]["step"]}
+    kept = {name.split("/")[1] for name in arrays if name.startswith("optimizer/")}
+    if kept != set(optimizer.moments) or any(id(p) not in names for p in optimizer.parameters):
+        raise ValueError(f"{where}: its optimizer was set up in another way, or of another model")
     for moment in optimizer.moments:
         found = _part(arrays, f"optimizer/{moment}/")
         wanted = [names[id(parameter)] for parameter in optimizer.parameters]
@@ -124,6 +126,19 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
     model.random.seed, *counters = meta["random"]
     model.random.set(*counters)
     return meta["progress"]
+
+
+def _check_fit(config: dict[str, Any], dtype: str, weights: dict[str, np.ndarray]) -> None:
+    """ValueError unless there are as many weights as a model of this configuration has."""
+    if (
+        len(weights) != 12 * config["num_blocks"] + 6
+        or {str(array.dtype) for array in weights.values()} != {dtype}
+        or sum(array.size for array in weights.values()) != Summary(config).parameters
+    ):
+        raise ValueError(
+            "the weights are not those of the model's configuration (was a layer replaced? make a "
+            "Mixer of the new sizes instead)"
+        )
 
 
 def _describe(model: Mixer) -> dict[str, Any]:

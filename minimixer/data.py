@@ -1,7 +1,7 @@
 """Where the pictures come from: data sets, the embedded MNIST, batches, random shifts.
 
 A data set is two arrays, images (N, H, W, channels) in uint8 and labels (N,) in int64, kept whole
-in memory: MNIST is 47 MB. Training reads it in a new random order each epoch, a batch at a time,
+in memory: MNIST is 55 MB. Training reads it in a new random order each epoch, a batch at a time,
 every image moved by a pixel or two, so that the model can't learn single pixels by heart:
 
 >>> images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1)
@@ -111,10 +111,12 @@ def _load_pair(images_file: Path, labels_file: Path) -> tuple[np.ndarray, np.nda
 
 
 def num_classes(labels: np.ndarray) -> int:
-    """One more than the largest label. ValueError unless labels are integers, 0 or more."""
+    """One more than the largest label. ValueError unless labels are integers from 0 to 2^20."""
     labels = np.asarray(labels)
     if labels.size == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(f"num_classes: needs integers, 0 or more; got {labels.dtype} {labels}")
+    if labels.max() > 1 << 20:
+        raise ValueError(f"num_classes: a label of {labels.max()} is taken for damage")
     return int(labels.max()) + 1
 
 

@@ -9,8 +9,8 @@ of x comes back at the end):
 
     a < 0.84375   erf = a + a * P(a^2)/Q(a^2)       erf(a)/a is even and near 1: the ratio is a
                                                     correction, so its rounding hardly counts
-    otherwise     erf = 1 - exp(-a^2) * P(a)/Q(a)   no ratio falls like 1 - erf does; without
-                                                    the factor exp(-a^2), one does
+    otherwise     erf = 1 - exp(-a^2) * P(a)/Q(a)   1 - erf falls like exp(-a^2), which no
+                                                    ratio of polynomials can follow
 
 For large a, 1 - something is the accurate way: the something is below 1/4, and its error shrinks
 with it. Near 0 it would be the worst, the difference of two nearly equal numbers.
@@ -58,7 +58,8 @@ ONE_FROM = 6.0  # from 5.93 on erf rounds to 1; going no further, nothing overfl
 
 
 def erf(x: Array) -> Array:
-    """erf of every element of a float32 or float64 array, within a few ulp; NaN stays NaN."""
+    """erf of every element of a float32 or float64 array, within a few ulp (steps to the next
+    floating-point number); NaN stays NaN. TypeError for another dtype."""
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"erf: float32 or float64 expected, got {describe(x)}; use .astype first")
     xp = namespace(x)

@@ -82,30 +82,31 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 _K, _A = math.sqrt(2 / math.pi), 0.044715
 
 
-def _phi_tanh(x: Array, density: bool) -> tuple[Array, Array | None]:
+def _phi_tanh(x: Array, want_slope: bool) -> tuple[Array, Array | None]:
     """Phi(x) and, if asked for, x Phi'(x)."""
     square = x * x  # and x * square for the cube: NumPy's x**3 is ten times slower
+    namespace(x).minimum(square, 100, out=square)  # Phi is 0 or 1 there; no infinities below
     phi = square * (_K * _A)
     phi += _K
     phi *= x
     namespace(x).tanh(phi, out=phi)
     phi *= 0.5
     phi += 0.5
-    if not density:
+    if not want_slope:
         return phi, None
     square *= 6 * _K * _A
     square += 2 * _K
-    square *= x
     square *= phi
     square *= 1 - phi
+    square *= x
     return phi, square
 
 
-def _phi_exact(x: Array, density: bool) -> tuple[Array, Array | None]:
+def _phi_exact(x: Array, want_slope: bool) -> tuple[Array, Array | None]:
     phi = erf(x * math.sqrt(0.5))
     phi += 1
     phi *= 0.5
-    if not density:
+    if not want_slope:
         return phi, None
     slope = x * x
     slope *= -0.5
@@ -119,7 +120,7 @@ _PHI = {"tanh": _phi_tanh, "none": _phi_exact}
 
 
 def gelu_and_slope(
-    x: Array, approximate: str, slope: bool, overwrite: bool = False
+    x: Array, approximate: str, want_slope: bool, overwrite: bool = False
 ) -> tuple[Array, Array | None]:
     """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi.
 
@@ -131,20 +132,20 @@ def gelu_and_slope(
     xp = namespace(x)
     flat = x.reshape(-1)
     y = xp.empty_like(flat)
-    dy = None if not slope else flat if overwrite else xp.empty_like(flat)
+    slope = None if not want_slope else flat if overwrite else xp.empty_like(flat)
     for part in blocks(x):
-        phi, x_density = _PHI[approximate](flat[part], slope)
+        phi, x_phi_slope = _PHI[approximate](flat[part], want_slope)
         xp.multiply(phi, flat[part], out=y[part])
-        if dy is not None:
-            xp.add(phi, x_density, out=dy[part])
-    return y.reshape(x.shape), None if dy is None else dy.reshape(x.shape)
+        if slope is not None:
+            xp.add(phi, x_phi_slope, out=slope[part])
+    return y.reshape(x.shape), None if slope is None else slope.reshape(x.shape)
 
 
 class GELU(Function):
     takes_numbers = False
 
     def forward(self, x, approximate):
-        y, self.slope = gelu_and_slope(x, approximate, slope=self.needs[0])
+        y, self.slope = gelu_and_slope(x, approximate, want_slope=self.needs[0])
         return y
 
     def backward(self, dy):
@@ -167,6 +168,7 @@ class MLP(Function):
         dg = dy W2^T,  dW2 = g^T dy,  du = dg gelu'(u),  db1 = sum du,  dW1 = x^T du,  dx = du W1^T.
     Kept for backward: x, g and gelu'(u), which takes the place of u. du is written over dg.
 
+    S and C here are just the lengths of x's first and last axis; mixer.py says what they stand for.
     Along the first axis x is (S, ...): every column x[:, c] goes through the same MLP, which is the
     paper's token mixing without its transposes. Then u = W1^T x + b1 with x as an S x n matrix and
     y = W2 g, and all products above appear transposed. Both weights are (S, D_S), so that every
@@ -195,7 +197,7 @@ class MLP(Function):
         else:
             u = matmul(x, w1)  # (n, D_C)
             u += b1
-        g, slope = gelu_and_slope(u, approximate, slope=any(self.needs), overwrite=True)
+        g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs), overwrite=True)
         y = matmul(w2, g) if first else matmul(g, w2)
         if any(self.needs):
             self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope
@@ -232,7 +234,8 @@ def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "t
 
     axis=-1: x (..., in), w1 (in, hidden), b1 (hidden,), w2 (hidden, in) -> (..., in)
     axis=0:  x (in, ...), w1 (in, hidden), b1 (hidden,), w2 (in, hidden) -> (in, ...)
-    The last bias is added by what comes next, `add_layer_norm`. ValueError on shapes.
+    The last bias is added by what comes next, `add_layer_norm`. ValueError on shapes. GELU is in
+    the authors' form unless told otherwise, where `gelu` itself follows PyTorch's default.
     """
     return MLP.apply(x, w1, b1, w2, axis=axis, approximate=approximate)
 
@@ -327,5 +330,6 @@ def add_layer_norm(
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Tensor:
-    """x (..., C) -> the same shape: each row to mean 0 and variance 1, times gamma plus beta."""
+    """x (..., C) -> the same shape: each row to mean 0 and variance 1, times gamma plus beta
+    (Ba, Kiros, Hinton 2016). ValueError on shapes."""
     return add_layer_norm(x, None, None, gamma, beta, epsilon)[1]

@@ -4,9 +4,10 @@ For a number L and one element x_i of an input, Taylor's theorem gives
 
     (L(x_i + h) - L(x_i - h)) / 2h  =  dL/dx_i + h^2/6 L''' + ...
 
-In float64 with h = 1e-5 |x_i| both the neglected term and the rounding of the difference are
-about 1e-10 of the values: a gradient wrong by one part in a thousand is far outside. To check a
-function with many outputs, L is their sum with random weights: a mistake in any output shows.
+In float64 with h = 1e-5 max(1, |x_i|) both the neglected term and the rounding of the difference
+are about 1e-10 of L: unless the gradient is a million times smaller than L, one that is wrong by
+one part in a thousand is far outside. To check a function with many outputs, L is their sum with
+random weights: a mistake in any output shows.
 
 >>> from minimixer import Tensor
 >>> x = Tensor([0.5, -1.5, 2.0], dtype="float64", requires_grad=True)
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function, no_grad
+from .autograd import Function, enable_grad, no_grad
 from .backend import describe, device_of, is_array, namespace, to_device
 from .tensor import Tensor
 
@@ -44,7 +45,11 @@ def gradcheck(
                 be the Parameters of a model that `function` calls)
     directions  None: element by element, two evaluations each. n: along n random directions of
                 each input, which finds that something is wrong but not where
-    tolerance   allowed difference, relative to the largest gradient of that input
+    tolerance   allowed difference, relative to the largest gradient of that input. On top of it
+                comes the rounding of L, taken as 1e-9 of (1 + the sum of its terms' sizes): so
+                give inputs for which gradients are not tiny beside the outputs
+
+    Afterwards the inputs' `grad` is that of L.
 
     The function must be smooth at `inputs` and return one or several float64 Tensors.
     """
@@ -53,6 +58,18 @@ def gradcheck(
     random = np.random.default_rng(seed)
     for tensor in tensors:
         tensor.grad = None
+    with enable_grad():
+        return _check(function, tensors, name, directions, tolerance, random)
+
+
+def _check(
+    function: Callable[..., Any],
+    tensors: Sequence[Tensor],
+    name: str,
+    directions: int | None,
+    tolerance: float,
+    random: np.random.Generator,
+) -> bool:
     outputs = _outputs(function, tensors, name)
     weights = [
         to_device(random.uniform(0.5, 1.5, y.shape) * random.choice([-1, 1], y.shape), y.device)
@@ -62,7 +79,7 @@ def gradcheck(
     if not needing:
         raise GradientError(f"{name}: no output depends on an input that requires a gradient")
     _WeightedSum.apply(*[y for y, _ in needing], weights=[w for _, w in needing]).backward()
-    size = max(float(abs(y.data * w).sum()) for y, w in needing)
+    size = sum(float(abs(y.data * w).sum()) for y, w in zip(outputs, weights, strict=True))
 
     def weighted_sum() -> float:
         with no_grad():
@@ -82,8 +99,9 @@ def gradcheck(
             )
         found = to_device(found, "cpu")
         original = tensor.data.copy()
+        steps: list[Any]
         if directions is None:
-            steps = _elements(tensor.shape)
+            steps = list(np.ndindex(*tensor.shape))
         else:
             steps = [random.standard_normal(tensor.shape) for _ in range(directions)]
         pairs = []
@@ -143,10 +161,6 @@ def _outputs(function: Callable[..., Any], tensors: Sequence[Tensor], name: str)
         if not isinstance(output, Tensor) or output.dtype != np.float64:
             raise TypeError(f"gradcheck of {name}: it must return float64 Tensors, got {output!r}")
     return outputs
-
-
-def _elements(shape: tuple[int, ...]) -> list[Any]:
-    return list(np.ndindex(*shape))
 
 
 def _difference(

@@ -109,7 +109,7 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
 def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write that takes the name `path` once it is whole; until then, and if the block
     raises, whatever had that name before stays as it was."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link, the file it leads to
     temporary = path.with_name(f"{path.name}.tmp")  # beside it: a rename stays on one disk
     try:
         with open(temporary, "wb") as file:

@@ -1,7 +1,8 @@
 """Softmax cross-entropy: the number that training makes small.
 
 The network gives a row of scores z (logits); p = softmax(z), p[k] = e^z[k] / sum_j e^z[j], reads
-them as probabilities. Against a target distribution t (one-hot for a class label) the loss is
+them as probabilities. Against a target distribution t (for a class label: 1 there, 0 elsewhere,
+"one-hot") the loss is
     loss = -sum_k t[k] log p[k] = log sum_j e^z[j] - sum_k t[k] z[k],       as sum_k t[k] = 1.
 Its gradient is as simple as can be: d/dz[k] of the first term is e^z[k] / sum_j e^z[j] = p[k], so
     dz = p - t.
@@ -34,10 +35,11 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 def softmax_of_array(z: Array) -> tuple[Array, Array]:
     """(p, log sum exp z) along the last axis; p is a new array."""
-    p = z - z.max(axis=-1, keepdims=True)
+    highest = z.max(axis=-1, keepdims=True)
+    p = z - highest
     namespace(z).exp(p, out=p)
     total = p.sum(axis=-1, keepdims=True)
-    log_total = namespace(z).log(total) + z.max(axis=-1, keepdims=True)
+    log_total = namespace(z).log(total) + highest
     p /= total
     return p, log_total[..., 0]
 
@@ -127,5 +129,6 @@ def _check_target(z: Array, target: Any) -> Array:
 
 
 def softmax(logits: Any) -> Array:
-    """(..., K) scores -> probabilities, an array without gradient (for reading predictions)."""
+    """(..., K) scores, float32 or float64 -> probabilities, an array without gradient (for reading
+    predictions)."""
     return softmax_of_array(logits.data if isinstance(logits, Variable) else logits)[0]

@@ -1,7 +1,13 @@
 """MLP-Mixer: the paper's figure 1 as text, with the shape at every arrow.
 
-The letters, here and everywhere: B images, S = (H / P) (W / P) tokens, C channels (hidden_dim),
-D_S and D_C hidden units of the token- and the channel-mixing MLP, K classes.
+One block of the paper, with X of S rows (tokens) and C columns (channels), is (equation 1)
+
+    U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
+    Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
+
+with a bias beside each W. In the code W1 and W2 are token_mixing.w1 and w2, W3 and W4 are
+channel_mixing.w1 and w2. The letters, here and everywhere: B images, S = (H / P) (W / P) tokens,
+C channels (hidden_dim), D_S and D_C hidden units of the two MLPs, K classes.
 
     images                              --> (B, H, W, in)
     cut into P x P patches              --> (S, B, P*P*in)     one token each
@@ -42,7 +48,7 @@ from . import functional as F
 from .autograd import no_grad
 from .backend import FLOAT_DTYPES, Array, device_of, is_array, namespace, to_device, to_numpy
 from .loss import softmax
-from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, lecun_normal
+from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, evaluating, lecun_normal
 from .parameters import Parameter, RandomCounter
 from .tensor import Tensor
 
@@ -112,9 +118,9 @@ class MixerBlock(Module):
         self.drop2 = StochasticDepth(stochastic_depth)
 
     def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
-        """x + y + bias is the block's input: the skip connection is closed where it is needed,
-
-        in one step with the LayerNorm that follows. Returns the block's output in the same form.
+        """x, y (S, B, C) and bias (C,): x + y + bias is the block's input. The skip connection is
+        closed where it is needed, in one step with the LayerNorm that follows. Returns the block's
+        output in the same form.
         """
         x, h = _add_norm(x, y, bias, self.norm1)
         y, bias = _drop(self.drop1, self.token_mixing(h), axis=0)
@@ -131,7 +137,7 @@ def _add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm, axis: int = -1) -> 
 def _drop(layer: StochasticDepth, added: tuple[Tensor, Any], axis: int) -> tuple[Tensor, Any]:
     """What is dropped is all that the MLP adds, its last bias included."""
     y, bias = added
-    if not (layer.training and layer.p):
+    if not layer.active:
         return y, bias
     bias = bias.to(y.dtype)
     return layer(y + (bias.reshape(-1, 1, 1) if axis == 0 else bias)), None
@@ -149,7 +155,8 @@ class Mixer(Module):
                       (x / 255 - mean) / std; 0.5 and 0.5 are the authors'
     class_names       optional, one for each class
     seed, dtype       initial weights (None: left at zero); "float32" or "float64"
-    ValueError for sizes that are not positive or do not fit together.
+    ValueError for sizes that are not positive or do not fit together, TypeError for what is not a
+    size or a name at all. Section 2 of the paper.
     """
 
     def __init__(
@@ -180,17 +187,16 @@ class Mixer(Module):
         self.patch_size, self.in_channels = patch_size, in_channels
         self.num_classes = num_classes
         tokens = (self.height // patch_size) * (self.width // patch_size)
-        self.stem = Linear(patch_size * patch_size * in_channels, hidden_dim, zero=True)
+        self.stem = Linear(patch_size * patch_size * in_channels, hidden_dim, seed=None)
         self.blocks = [
             MixerBlock(
                 tokens, hidden_dim, tokens_mlp_dim, channels_mlp_dim, approximate,
-                stochastic_depth * i / max(1, num_blocks - 1),
+                stochastic_depth * (i / (num_blocks - 1) if num_blocks > 1 else 1),
             )
             for i in range(num_blocks)
         ]  # fmt: skip
         self.norm = LayerNorm(hidden_dim)
         self.head = Linear(hidden_dim, num_classes, zero=True)
-        self.stem.zero = False
         self.set_normalization(mean, std)
         if isinstance(class_names, str):
             raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
@@ -243,7 +249,8 @@ class Mixer(Module):
         """images (B, H, W, in_channels) -> scores (B, num_classes).
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
-        and checked; a Tensor is taken as it is. ValueError: shapes, NaN or infinity.
+        and checked; a Tensor is taken as it is. ValueError: shapes, NaN or infinity; TypeError:
+        other dtypes.
         """
         x = self.patches(images)  # (S, B, P*P*in)
         x, y, bias = F.linear(x, self.stem.weight), None, self.stem.bias  # (S, B, C)
@@ -314,17 +321,11 @@ class Mixer(Module):
         """images (N, H, W, in) -> class probabilities (N, K), computed without dropout."""
         check_sizes(batch_size=batch_size)
         self.check_shape(images)
-        modes = [(module, module.training) for _, module in self.named_modules()]
-        self.eval()
-        try:
-            with no_grad():
-                parts = [
-                    to_numpy(softmax(self(images[i : i + batch_size])))
-                    for i in range(0, len(images), batch_size)
-                ]
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with no_grad(), evaluating():
+            parts = [
+                to_numpy(softmax(self(images[i : i + batch_size])))
+                for i in range(0, len(images), batch_size)
+            ]
         return np.concatenate(parts)
 
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
@@ -339,10 +340,19 @@ class Mixer(Module):
         return Summary(self.config, batch_size, self.dtype.itemsize)
 
 
+_CONFIG_KEYS = {
+    "image_size", "patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim",
+    "tokens_mlp_dim", "channels_mlp_dim", "stochastic_depth", "approximate",
+}  # fmt: skip
+
+
 def check_config(**config: Any) -> dict[str, Any]:
     """The architecture, checked and complete: what a checkpoint records. ValueError if wrong."""
     size = config["image_size"]
     height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+    unknown = set(config) - _CONFIG_KEYS
+    if unknown:
+        raise TypeError(f"Mixer has no {', '.join(sorted(unknown))}")
     config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
               "approximate": "tanh", **config, "image_size": (height, width)}  # fmt: skip
     sizes = ("patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim",

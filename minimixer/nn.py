@@ -1,7 +1,7 @@
 """Layers: Parameters with a forward.
 
-A Module's parameters and sub-modules are simply its attributes (or lists of modules), found in
-the order in which they were assigned and named by the path to them.
+A Module's Parameters and sub-modules are simply its attributes, or lie in lists, tuples or dicts
+that are; found in the order in which they were assigned, and named by the path to them.
 
 >>> class Network(Module):
 ...     def __init__(self):
@@ -18,7 +18,9 @@ the order in which they were assigned and named by the path to them.
 Next: `mixer.py`, the model of the paper.
 """
 
+import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +38,6 @@ class Module:
     """Something with Parameters, sub-modules and a `forward`; calling it calls `forward`."""
 
     training = True
-    layer = 0  # its number in the whole model, which tells its random draws from other layers'
 
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -44,12 +45,19 @@ class Module:
     def __call__(self, *inputs: Any) -> Any:
         return self.forward(*inputs)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(self, name, None), Parameter) and (
+            isinstance(value, Tensor) and not isinstance(value, Parameter)
+        ):
+            raise TypeError(f"{name} is a Parameter: assign the new values to {name}.data")
+        super().__setattr__(name, value)
+
     # ---- what is in it --------------------------------------------------------------------------
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """(path, module) for this one and all below it, each once, in order of assignment."""
         seen: set[int] = set()
-        for path, value in self._walk(prefix):
+        for path, value in _walk(prefix, self, ()):
             if isinstance(value, Module) and id(value) not in seen:
                 seen.add(id(value))
                 yield path, value
@@ -57,23 +65,10 @@ class Module:
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(path, Parameter), each Parameter once, under its first path if it is shared."""
         seen: set[int] = set()
-        for path, value in self._walk(""):
+        for path, value in _walk("", self, ()):
             if isinstance(value, Parameter) and id(value) not in seen:
                 seen.add(id(value))
                 yield path, value
-
-    def _walk(self, prefix: str) -> Iterator[tuple[str, Any]]:
-        yield prefix, self
-        for name, value in vars(self).items():
-            several = isinstance(value, (list, tuple))
-            for path, item in enumerate(value) if several else [(None, value)]:
-                full = ".".join(
-                    str(part) for part in (prefix, name, path) if part not in ("", None)
-                )
-                if isinstance(item, Module):
-                    yield from item._walk(full)
-                elif isinstance(item, Parameter):
-                    yield full, item
 
     def parameters(self) -> list[Parameter]:
         """All Parameters, gathered into one flat buffer if they are not in one already."""
@@ -134,13 +129,14 @@ class Module:
             parameter.buffer.random.seed = seed
 
     def draw_weights(self, seed: int, layer: int) -> None:
-        """Give this layer's own Parameters their initial values. Layers with any define it."""
+        """Give this layer's own Parameters their initial values. Layers with any define it;
+        `layer` is the layer's number in the whole model."""
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Every Parameter as a NumPy array (a copy), under each of its paths."""
         return {
             path: np.array(to_numpy(value.data))
-            for path, value in self._walk("")
+            for path, value in _walk("", self, ())
             if isinstance(value, Parameter)
         }
 
@@ -150,7 +146,7 @@ class Module:
         ValueError names each entry that is missing, unexpected or of another shape, and shared
         Parameters that were given two different values.
         """
-        own = {path: value for path, value in self._walk("") if isinstance(value, Parameter)}
+        own = {path: value for path, value in _walk("", self, ()) if isinstance(value, Parameter)}
         arrays = {
             name: value.data if isinstance(value, Variable) else value if is_array(value)
             else np.asarray(value) for name, value in state.items()
@@ -177,6 +173,26 @@ class Module:
             parameter.data = arrays[name]
 
 
+def _walk(path: str, value: Any, inside: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    """All Modules and Parameters in `value` with their paths; `inside` are those around it."""
+    if isinstance(value, Parameter):
+        yield path, value
+        return
+    if id(value) in inside:  # a part that points back at the whole
+        return
+    items: Any = ()
+    if isinstance(value, Module):
+        yield path, value
+        items = vars(value).items()
+    elif isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for name, item in items:
+        full = f"{path}.{name}" if path else f"{name}"
+        yield from _walk(full, item, (*inside, id(value)))
+
+
 def _equal(a: Array, b: Array) -> bool:
     return a is b or np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)
 
@@ -189,10 +205,9 @@ def lecun_normal(
 ) -> np.ndarray:
     """Initial weights, float32: normal of variance 1 / fan_in, cut off at two deviations.
 
-    `number` tells the several matrices of one layer apart.
-
-    So that a sum of fan_in terms has the variance of one input (LeCun et al. 1998). The cut takes
-    away variance, for which 0.8796 makes up. The paper's authors draw theirs in this way.
+    So that a sum of fan_in terms has the variance of one input (LeCun et al. 1998). A standard
+    normal cut off at 2 has deviation 0.8796; divided by that, it has 1 again. The paper's authors
+    draw theirs in this way. `number` tells the several matrices of one layer apart.
     """
     size = math.prod(shape)
     values = np.empty(size, dtype=np.float32)
@@ -218,18 +233,19 @@ class Linear(Module):
     """y = x weight + bias. weight (in_features, out_features), bias (out_features,) or None.
 
     zero=True starts at weight 0, as the paper's head does. A layer on its own draws its weights
-    from `seed`; a model redraws all with `initialize`.
+    from `seed` (None: they stay 0); a model redraws all with `initialize`.
     """
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, zero: bool = False,
-        seed: int = 0,
+        seed: int | None = 0,
     ):  # fmt: skip
         check_sizes(in_features=in_features, out_features=out_features)
         self.weight = Parameter(np.zeros((in_features, out_features), dtype=np.float32))
         self.bias = Parameter(np.zeros(out_features, dtype=np.float32)) if bias else None
         self.zero = zero
-        self.draw_weights(seed, 0)
+        if seed is not None:
+            self.draw_weights(seed, 0)
 
     def draw_weights(self, seed: int, layer: int) -> None:
         shape = self.weight.shape
@@ -261,6 +277,8 @@ class LayerNorm(Module):
 
 
 class GELU(Module):
+    """functional.gelu as a layer."""
+
     def __init__(self, approximate: str = "none"):
         self.approximate = approximate
 
@@ -268,21 +286,43 @@ class GELU(Module):
         return F.gelu(x, self.approximate)
 
 
+class _Mode(threading.local):
+    evaluating = False
+
+
+_mode = _Mode()
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """Within it, in this thread, every module computes as after eval(); none is changed."""
+    before, _mode.evaluating = _mode.evaluating, True
+    try:
+        yield
+    finally:
+        _mode.evaluating = before
+
+
 class _RandomLayer(Module):
     """Multiplies by 0 with probability `p`, by 1 / (1 - p) otherwise, while training.
 
     The draw depends on the model's seed and step, the layer's number, the example and the element.
     A model's optimizer advances the step; gather a model with `parameters()` or `initialize()`
-    first, so that its layers are numbered.
+    first, so that its layers are numbered. One layer called twice in a step draws the same twice.
     """
 
     purpose: Purpose
+    layer = 0  # its number in the whole model, which tells its draws from other layers'
 
     def __init__(self, p: float = 0.5):
         if not 0 <= p < 1:
             raise ValueError(f"{type(self).__name__}: p must be in [0, 1), got {p}")
         self.p = p
         self.random = RandomCounter()
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.p > 0 and not _mode.evaluating
 
     def keep(self, x: Tensor, examples: int, elements: int) -> Array:
         """The factors: (examples, elements), of x's dtype, on x's device."""
@@ -304,7 +344,7 @@ class Dropout(_RandomLayer):
     purpose = Purpose.DROPOUT
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if not self.active:
             return x
         return multiply(x, self.keep(x, len(x), math.prod(x.shape[1:])).reshape(x.shape))
 
@@ -315,7 +355,7 @@ class StochasticDepth(_RandomLayer):
     purpose = Purpose.STOCHASTIC_DEPTH
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if not self.active:
             return x
         return multiply(x, self.keep(x, x.shape[1], 1)[None])
 

@@ -40,7 +40,7 @@ def sum_to_shape(gradient: Array, shape: tuple[int, ...]) -> Array:
     if leading and shape == gradient.shape[leading:] and shape and gradient.size:
         columns = math.prod(shape)  # the frequent case, a bias: rows of a matrix, summed
         return sum_rows(gradient.reshape(-1, columns)).reshape(shape)
-    repeated = [i + leading for i, n in enumerate(shape) if n == 1 != gradient.shape[i + leading]]
+    repeated = [i + leading for i, n in enumerate(shape) if n != gradient.shape[i + leading]]
     return gradient.sum(axis=(*range(leading), *repeated), keepdims=True).reshape(shape)
 
 
@@ -136,7 +136,7 @@ class Power(_Binary):
 
 
 def _power(a: Any, b: Any) -> Any:
-    """a^b; small whole powers as products, ten times faster than the general ufunc."""
+    """a^b; small whole powers as products, ten times faster than NumPy's general power."""
     if isinstance(b, (int, float)) and is_array(a):
         if b == 1:
             return a.copy()
@@ -312,6 +312,8 @@ class Where(_Binary):
 
 
 # ---- the functions ------------------------------------------------------------------------------
+#
+# Of Tensors, arrays or numbers; what each does, the class of its name says.
 
 add = Add.apply
 subtract = Subtract.apply
@@ -330,6 +332,7 @@ maximum = Maximum.apply
 
 
 def clip(x, low: float | None = None, high: float | None = None):
+    """Every element limited to [low, high]; None: no limit on that side."""
     # as Python numbers: NumPy's would promote float32 arrays
     low, high = (None if limit is None else float(limit) for limit in (low, high))
     return Clip.apply(x, low=low, high=high)

@@ -21,6 +21,7 @@ Next: `idx.py`, the files that hold what to train on.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,12 @@ from .parameters import Parameter, ParameterBuffer
 LR_FACTOR, STEP, CLIP = range(3)  # the places in `control`
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
+
+
+def _positive(lr: float) -> float:
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive, got {lr}")
+    return float(lr)
 
 
 class Optimizer:
@@ -60,10 +67,8 @@ class Optimizer:
                     + (f"{list(group)}" if isinstance(group, dict) else f"a {type(group).__name__}")
                 )
             # As Python numbers: NumPy's would promote float32 arrays.
-            group_lr = float(group.get("lr", lr))
+            group_lr = _positive(group.get("lr", lr))
             decay = float(group.get("weight_decay", weight_decay))
-            if not (group_lr > 0 and math.isfinite(group_lr)):
-                raise ValueError(f"lr must be positive, got {group_lr}")
             if not (decay >= 0 and math.isfinite(decay)):
                 raise ValueError(f"weight_decay must not be negative, got {decay}")
             for parameter in group["params"]:
@@ -111,6 +116,8 @@ class Optimizer:
             parameter.version += 1
 
     def zero_grad(self) -> None:
+        """Forget the gradients, and how they were to be clipped."""
+        self.control[CLIP] = 1
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -133,7 +140,18 @@ class Optimizer:
         return norm
 
     @property
+    def lr(self) -> float:
+        """The (first group's) learning rate; assigning sets it for all groups."""
+        return self._settings[0][0]
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._settings = [(_positive(lr), decay) for _, decay in self._settings]
+        self._ranges = None
+
+    @property
     def lr_factor(self) -> float:
+        """What a schedule multiplies every group's learning rate with."""
         return float(self.control[LR_FACTOR])
 
     @lr_factor.setter
@@ -154,17 +172,28 @@ class Optimizer:
         """Go on where another optimizer of this kind, for the same parameters, stopped."""
         self._follow()
         expected = {"step", *self.moments}
-        if set(state) != expected or not isinstance(state["step"], int) or state["step"] < 0:
+        if set(state) != expected:
             raise ValueError(f"optimizer state: expected {sorted(expected)}, got {sorted(state)}")
+        step = operator.index(state["step"])
+        if step < 0:
+            raise ValueError(f"optimizer state: step is {step}")
+        arrays = {
+            name: [np.asarray(array, dtype=self.buffer.dtype) for array in state[name]]
+            for name in self.moments
+        }
         for name in self.moments:
-            shapes = [np.shape(array) for array in state[name]]
-            if shapes != [p.shape for p in self.parameters]:
+            if [array.shape for array in arrays[name]] != [p.shape for p in self.parameters]:
                 raise ValueError(f"optimizer state: {name!r} does not fit the parameters")
         for name in self.moments:
-            for parameter, array in zip(self.parameters, state[name], strict=True):
-                values = to_device(np.asarray(array), self.buffer.device)
-                parameter.window(self.state[name])[...] = values
-        self.control[STEP] = state["step"]
+            for parameter, array in zip(self.parameters, arrays[name], strict=True):
+                parameter.window(self.state[name])[...] = to_device(array, self.buffer.device)
+        self.control[STEP] = step
+
+    def __deepcopy__(self, memo: dict) -> "Optimizer":
+        raise TypeError(
+            "copy the model, make a new optimizer from its parameters, and give that this one's "
+            "state_dict()"
+        )
 
     # ---- how it is done -------------------------------------------------------------------------
 
@@ -242,8 +271,10 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  with m' = m / (1 - b1^t) and v' likewise,
 
-    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). t counts the optimizer's steps. Kingma
-    and Ba 2015; the decay, apart from the gradient, Loshchilov and Hutter 2019.
+    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). Every weight thus moves by about lr,
+    whatever the size of its gradient; m and v start at 0, and the divisions by 1 - b^t make up for
+    that. t counts the optimizer's steps. Kingma and Ba 2015; the decay, apart from the gradient,
+    Loshchilov and Hutter 2019.
     """
 
     moments = ("exp_avg", "exp_avg_sq")
@@ -258,17 +289,19 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr, weight_decay)
 
     def _scalars(self):
-        """(4,): learning-rate factor, lr factor / (1 - b1^t), clip, 1 / sqrt(1 - b2^t)."""
+        """(4,): learning-rate factor, clip, and the corrections 1 / (1 - b1^t) for m (times the
+        factor) and 1 / sqrt(1 - b2^t) for sqrt v."""
         factor, step, clip = (self.control[i : i + 1] for i in (LR_FACTOR, STEP, CLIP))
         xp = namespace(self.control)
-        first = factor / (1 - self.betas[0] ** step)
-        second = 1 / xp.sqrt(1 - self.betas[1] ** step)
-        return xp.concatenate([factor, first, clip, second]).astype(self.buffer.dtype)
+        for_m = factor / (1 - self.betas[0] ** step)
+        for_v = 1 / xp.sqrt(1 - self.betas[1] ** step)
+        return xp.concatenate([factor, clip, for_m, for_v]).astype(self.buffer.dtype)
 
     def update(self, w, g, state, lr, decay, scalars):
         xp = namespace(w)
         m, v = state
-        g = g * scalars[2:3]
+        factor, clip, for_m, for_v = (scalars[i : i + 1] for i in range(4))
+        g = g * clip
         square = g * g
         g -= m
         g *= 1 - self.betas[0]
@@ -277,12 +310,12 @@ class AdamW(Optimizer):
         square *= 1 - self.betas[1]
         v += square
         root = xp.sqrt(v, out=square)
-        root *= scalars[3:4]
+        root *= for_v
         root += self.eps
         xp.divide(m, root, out=g)
-        g *= lr * scalars[1:2]
+        g *= lr * for_m
         if decay:
-            w *= 1 - (lr * decay) * scalars[0:1]
+            w *= 1 - (lr * decay) * factor
         w -= g
 
 
@@ -300,7 +333,7 @@ def schedule(step: int, total_steps: int, warmup_steps: int = 0, decay: str = "c
     """The factor on the learning rate at `step`, counted from 0.
 
     Linear from 1 / warmup_steps to 1 during the warm-up; then down to 0 at `total_steps` along half
-    a "cosine" or "linear"ly, or "constant".
+    a "cosine" or or "linear", or "constant".
     """
     if decay not in ("cosine", "linear", "constant"):
         raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', got {decay!r}")

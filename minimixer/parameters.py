@@ -4,10 +4,10 @@
     buffer.gradients   |      .      |      .      |      .      |     .     | ...  |   one array
 
 Each Parameter is a Tensor whose `data` and `grad` are windows into these two arrays. So an update
-of all weights is a few operations on long arrays, a gradient norm is one product, moving a model
-to the GPU is one copy, and adding gradients over several machines is one message. Matrices come
-first, so that "decay the matrices only" is one stretch of the buffer; each Parameter starts at a
-multiple of 64 elements, which keeps the windows aligned in memory.
+of all weights is a few operations on long arrays, a gradient norm is one product, and moving a
+model to the GPU is one copy. Matrices come first, so that whatever an optimizer does to matrices
+only, it does to one stretch of the buffer; each Parameter starts at a multiple of 64 elements,
+which keeps the windows aligned in memory.
 
 >>> import numpy as np
 >>> w, b = Parameter(np.ones((2, 3), "float32")), Parameter(np.zeros(3, "float32"))
@@ -20,6 +20,7 @@ Next: `nn.py`, layers made of Parameters.
 """
 
 import math
+import weakref
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -84,7 +85,8 @@ class ParameterBuffer:
         first = parameters[0].data if home is None else home.values
         xp = namespace(first)
         order = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices, then vectors
-        self.count = len(order)
+        self._windows: list[weakref.ref] | None = [weakref.ref(p) for p in order]
+        self._count = len(order)
         self.size = sum(_aligned(p.size) for p in order)
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array | None = None
@@ -96,6 +98,16 @@ class ParameterBuffer:
             parameter.data = value
             parameter.grad = grad
             start += _aligned(size)
+
+    @property
+    def count(self) -> int:
+        """The number of Parameters that are still in use."""
+        if self._windows is None:
+            return self._count
+        return sum(window() is not None for window in self._windows)
+
+    def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
+        return {**vars(self), "_windows": None, "_count": self.count}
 
     @property
     def device(self) -> str:
@@ -134,7 +146,8 @@ def _aligned(size: int) -> int:
 class Parameter(Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
-    Assigning to `data` copies into the view (ValueError if the shape differs). `grad` is None until
+    Assigning to `data` copies into the view (ValueError if the shape differs), and is noticed if it
+    comes between forward and backward; writing into the view itself is not. `grad` is None until
     backward, and again after `zero_grad()`, which only forgets: the next gradient overwrites.
     """
 
@@ -205,6 +218,9 @@ class Parameter(Tensor):
     def grad(self, value: Any) -> None:
         self._has_grad = False
         if value is not None:
+            value = value.data if isinstance(value, Variable) else value
+            if np.shape(value) != self._shape:
+                raise ValueError(f"a gradient of {np.shape(value)} for a Parameter {self._shape}")
             self.accumulate_grad(value)
 
     def accumulate_grad(self, gradient: Array) -> None:

@@ -75,7 +75,7 @@ class Max(_Reduction):
 
     def backward(self, dy):
         largest = self.x == self.y.reshape(self.kept_shape)
-        axes = tuple(i for i, n in enumerate(self.kept_shape) if n == 1 != self.shape[i])
+        axes = tuple(i for i, n in enumerate(self.kept_shape) if n != self.shape[i])
         winners = largest.sum(axis=axes, keepdims=True).astype(dy.dtype)
         return largest * self.spread(dy.reshape(self.kept_shape) / winners)
 
@@ -93,7 +93,7 @@ class Reshape(Function):
 
 
 class Transpose(Function):
-    """y[..., i_axes[1], i_axes[0], ...]: axis k of y is axis `axes[k]` of x."""
+    """Axis k of y is axis `axes[k]` of x; the way back is the inverse permutation."""
 
     def forward(self, x, axes):
         positive = [axis + x.ndim if axis < 0 else axis for axis in axes]
@@ -133,12 +133,12 @@ class Index(Function):
 
 
 def _index_array(index: Any, x: Array) -> Any:
-    """Index arrays must be plain and lie where x does."""
+    """Index arrays must be plain, lie where x does, and stay as they are until backward."""
     if isinstance(index, Variable):
         index = index.data
-    if isinstance(index, list):
-        index = namespace(x).asarray(index)
-    return to_device(index, device_of(x)) if is_array(index) else index
+    if isinstance(index, (list, tuple, range)):
+        index = np.array(index, dtype=None if len(index) else np.intp)
+    return to_device(index.copy(), device_of(x)) if is_array(index) else index
 
 
 class Concatenate(Function):
@@ -186,30 +186,40 @@ class To(Function):
         return to_device(dy, self.device).astype(self.dtype, copy=False)
 
 
-# ---- the functions ------------------------------------------------------------------------------
+# ---- the functions -----------------------------------------------------------------------------
+
+
+def _axes(axis: Any) -> Axis:
+    return tuple(axis) if isinstance(axis, list) else axis
 
 
 def sum(x, axis: Axis = None, keepdims: bool = False):
-    return Sum.apply(x, axis=axis, keepdims=keepdims)
+    """The sum along one axis, several (a tuple) or all (None); keepdims leaves them as length 1."""
+    return Sum.apply(x, axis=_axes(axis), keepdims=keepdims)
 
 
 def mean(x, axis: Axis = None, keepdims: bool = False):
-    return Mean.apply(x, axis=axis, keepdims=keepdims)
+    """The mean along one axis, several or all; see `sum`."""
+    return Mean.apply(x, axis=_axes(axis), keepdims=keepdims)
 
 
 def max(x, axis: Axis = None, keepdims: bool = False):
-    return Max.apply(x, axis=axis, keepdims=keepdims)
+    """The largest element along one axis, several or all; see `sum`."""
+    return Max.apply(x, axis=_axes(axis), keepdims=keepdims)
 
 
 def reshape(x, shape: Sequence[int] | int):
+    """The same elements in another shape, last axis fastest; one length may be -1."""
     return Reshape.apply(x, shape=shape)
 
 
 def transpose(x, axes: Sequence[int]):
+    """Axis k of the result is axis `axes[k]` of x; `axes` names each of x's axes once."""
     return Transpose.apply(x, axes=tuple(axes))
 
 
 def index(x, key):
+    """x[key], as in NumPy. IndexError if it reaches outside."""
     return Index.apply(x, index=key)
 
 

@@ -34,7 +34,8 @@ from .backend import (
 class Tensor(Variable):
     """A NumPy or CuPy array `data` with a gradient `grad` (an array, or None) of the same shape.
 
-    data            array (not copied), number or nested list (numbers become float32)
+    data            array (not copied: do not change it before backward), number or nested list
+                    (floats become float32, integers stay)
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
     dtype, device   convert to these: "float32", "float64"; "cpu", "cuda", "cuda:N"
 
@@ -63,6 +64,8 @@ class Tensor(Variable):
             raise TypeError(
                 f"Tensor: only float32 and float64 have gradients, got {describe(data)}"
             )
+        if data.dtype == object:
+            raise TypeError("Tensor: expected numbers; to join Tensors use stack or concatenate")
         super().__init__(data, requires_grad)
 
     # ---- what it is -----------------------------------------------------------------------------
@@ -102,6 +105,18 @@ class Tensor(Variable):
         return bool(self.data)
 
     __hash__ = object.__hash__  # by identity, although == compares elements
+
+    def __float__(self) -> float:
+        return float(self.data.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.numpy(), dtype=dtype)
+
+    def __deepcopy__(self, memo: dict) -> "Tensor":
+        if self.node is not None:
+            raise TypeError("only leaves can be copied: use detach() first")
+        memo[id(self)] = copy = Tensor(self.data.copy(), self.requires_grad)
+        return copy
 
     def item(self) -> Any:
         """The only element as a Python number. Waits for a GPU."""
@@ -219,7 +234,10 @@ class Tensor(Variable):
         return rearrange.reshape(self, shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes):
-        """transpose(1, 0, 2): axis k of the result is axis axes[k]. No axes: reversed."""
+        """transpose(1, 0, 2) or transpose((1, 0, 2)): axis k of the result is axis axes[k].
+        No axes: reversed."""
+        if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
+            axes = tuple(axes[0])
         return rearrange.transpose(self, axes or range(self.ndim)[::-1])
 
     @property

@@ -118,7 +118,7 @@ def test_axes_of_reductions(name, device):
     refuses(lambda: x.sum(axis=2), "axis 2", "2 dimensions", error=ValueError)
 
 
-@pytest.mark.parametrize("axis", [1.5, "0", [0, 1]], ids=repr)
+@pytest.mark.parametrize("axis", [1.5, "0", [0, "1"]], ids=repr)
 def test_axes_that_are_no_whole_numbers(axis, device):
     with pytest.raises(TypeError):
         ones(2, 3, device=device).sum(axis=axis)

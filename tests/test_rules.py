@@ -67,7 +67,7 @@ def same(array, expected):
 
 
 def share(a, b):
-    if device_of(a) != "cpu" and a.ndim == b.ndim == 0:
+    if backend.device_of(a) != "cpu" and a.ndim == b.ndim == 0:
         return a.data.ptr == b.data.ptr  # CuPy 14.2's shares_memory says True of strangers here
     return backend.namespace(a).shares_memory(a, b)
 

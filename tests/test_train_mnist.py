@@ -539,14 +539,18 @@ def test_resuming_with_other_options(run, small, reference, stopped, tmp_path):
     names = runpy.run_path(str(SCRIPT), run_name="imported")["SETTINGS"]
     stored = read_checkpoint(stopped / "checkpoint.npz")[0]["progress"]["settings"]
     other = make_data(tmp_path / "other", seed=1)
-    changes = {"schedule": "linear", "data_dir": other}
-    for name in ("lr", "patch_size", "schedule", "data_dir"):
+    changes = {"schedule": "linear"}
+    for name in ("lr", "patch_size", "schedule"):
         value = changes.get(name, 2 if isinstance(names[name][0], int) else 0.5)
         option = f"--{name.replace('_', '-')}"
         line = run.refused("--resume", "--out=run", option, value, match=option)
         assert str(stored[name]) in line and checkpoint_of(stopped) == before
-    # What is the same may be said again
-    run("--resume", "--out=run", *SMALL, "--seed", names["seed"][0], "--data-dir", small)
+    run.refused("--resume", "--out=run", "--data-dir", other, match="other images")
+    assert checkpoint_of(stopped) == before
+    # What is the same may be said again, and data may have moved.
+    moved = tmp_path / "moved"
+    shutil.copytree(small, moved)
+    run("--resume", "--out=run", *SMALL, "--seed", names["seed"][0], "--data-dir", moved)
     assert_same_run(stopped, reference[0])
 
 
