@@ -4,6 +4,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
 
     backend.py      NumPy or CuPy; the one matrix product; random numbers without a state
     erf.py          how a special function is computed
+    grad_mode.py    no_grad: whether operations are recorded
     autograd.py     Function, the recorded graph, backward
     ops.py          arithmetic and elementwise functions, each forward beside its backward
     rearrange.py    sums, reshapes, slices: where gradients go when numbers move
@@ -22,7 +23,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
 """
 
 from . import backend, data, functional, nn, ops, optim, rearrange
-from .autograd import Function, enable_grad, is_grad_enabled, no_grad
+from .autograd import Function
+from .grad_mode import enable_grad, is_grad_enabled, no_grad
 from .gradcheck import GradientError, gradcheck
 from .mixer import Mixer
 from .nn import Dropout, LayerNorm, Linear, Module

@@ -29,63 +29,13 @@ reference cycles, and arrays are freed the moment the last name for them goes.
 Next: `ops.py`, the operations.
 """
 
-import threading
 from collections.abc import Sequence
-from contextlib import ContextDecorator
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .backend import FLOAT_DTYPES, Array, describe, device_of, is_array, namespace
-
-# ---- whether to record --------------------------------------------------------------------------
-
-
-class _Mode(threading.local):  # each thread has its own
-    enabled = True
-
-    def __init__(self):
-        self.before: list[bool] = []  # what the open `with` blocks found
-
-
-_mode = _Mode()
-
-
-def is_grad_enabled() -> bool:
-    return _mode.enabled
-
-
-class set_grad_enabled(ContextDecorator):
-    """Within it, operations are recorded for backward or not. Context manager or decorator."""
-
-    def __init__(self, enabled: bool):
-        self.enabled = enabled
-
-    def _recreate_cm(self):  # a decorator is one object for all calls and threads
-        return set_grad_enabled(self.enabled)
-
-    def __enter__(self):
-        _mode.before.append(_mode.enabled)
-        _mode.enabled = self.enabled
-        return self
-
-    def __exit__(self, *_):
-        _mode.enabled = _mode.before.pop()
-
-
-class no_grad(set_grad_enabled):
-    """`with no_grad():` or `@no_grad()`: compute without recording, and without keeping."""
-
-    def __init__(self):
-        super().__init__(False)
-
-
-class enable_grad(set_grad_enabled):
-    """The opposite of no_grad, for a part inside it."""
-
-    def __init__(self):
-        super().__init__(True)
-
+from .grad_mode import is_grad_enabled
 
 # ---- the graph ----------------------------------------------------------------------------------
 
@@ -165,7 +115,7 @@ class Function:
         and device (TypeError); Parameters are read in the dtype of the others.
         """
         node = cls()
-        recording = _mode.enabled
+        recording = is_grad_enabled()
         node.needs = tuple(
             [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
         )
@@ -342,7 +292,9 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
             )
         return xp.ones_like(root.data)
     gradient = gradient.data if isinstance(gradient, Variable) else gradient
-    if not is_array(gradient):  # a number or a list has no dtype to insist on
+    if isinstance(gradient, (int, float)):
+        gradient = xp.full(root.data.shape, gradient, dtype=root.data.dtype)
+    elif not is_array(gradient):  # a list has no dtype to insist on
         gradient = xp.asarray(gradient, dtype=root.data.dtype)
     if gradient.shape != root.data.shape or gradient.dtype != root.data.dtype:
         raise ValueError(

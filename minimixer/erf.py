@@ -7,7 +7,7 @@ GELU. It has no closed form. A library cuts the line into intervals, and in each
 two polynomials that fits to the last bit. With a = |x|, two intervals do (erf is odd: the sign
 of x comes back at the end):
 
-    a < 0.84375   erf = a + a * P(a^2)/Q(a^2)       erf(a)/a is even and near 1: the ratio is a
+    a < 0.84375   erf = a * (1 + P(a^2)/Q(a^2))     erf(a)/a is even and near 1: the ratio is a
                                                     correction, so its rounding hardly counts
     otherwise     erf = 1 - exp(-a^2) * P(a)/Q(a)   1 - erf falls like exp(-a^2), which no
                                                     ratio of polynomials can follow
@@ -23,7 +23,7 @@ with it. Near 0 it would be the worst, the difference of two nearly equal number
 float32 has 29 bits fewer, and about half the terms would do. It takes the same table all the
 same: one table is checked more easily than two, and rounding, not the fit, then sets the error.
 
-Next: `autograd.py`.
+Next: `grad_mode.py`.
 """
 
 from types import ModuleType
@@ -87,8 +87,8 @@ def _erf_block(
         square = xp.multiply(a, a, out=out)
         _horner(xp, SMALL_P, square, small)
         small /= _horner(xp, SMALL_Q, square, denominator)
+        small += 1  # not a + a * small: that product may be too small for a number
         small *= a
-        small += a
         small *= is_small
     else:
         small.fill(0)

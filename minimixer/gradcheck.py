@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function, enable_grad, no_grad
+from .autograd import Function
 from .backend import describe, device_of, is_array, namespace, to_device
+from .grad_mode import enable_grad, no_grad
 from .tensor import Tensor
 
 

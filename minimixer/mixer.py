@@ -45,8 +45,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import functional as F
-from .autograd import no_grad
 from .backend import FLOAT_DTYPES, Array, device_of, is_array, namespace, to_device, to_numpy
+from .grad_mode import no_grad
 from .loss import softmax
 from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, evaluating, lecun_normal
 from .parameters import Parameter, RandomCounter

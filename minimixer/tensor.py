@@ -52,6 +52,10 @@ class Tensor(Variable):
     ):
         if isinstance(data, Variable):
             data = data.data
+        if isinstance(data, (list, tuple)) and any(isinstance(v, Variable) for v in data):
+            raise TypeError(
+                "Tensor: to join Tensors use stack or concatenate, which keep gradients"
+            )
         if not is_array(data):
             array = np.asarray(data)
             python_numbers = not isinstance(data, np.generic) and array.dtype == np.float64
@@ -65,7 +69,7 @@ class Tensor(Variable):
                 f"Tensor: only float32 and float64 have gradients, got {describe(data)}"
             )
         if data.dtype == object:
-            raise TypeError("Tensor: expected numbers; to join Tensors use stack or concatenate")
+            raise TypeError(f"Tensor: expected numbers, got {data!r:.60}")
         super().__init__(data, requires_grad)
 
     # ---- what it is -----------------------------------------------------------------------------
