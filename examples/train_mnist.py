@@ -44,7 +44,12 @@ SETTINGS = {
     "clip": (0.0, "largest gradient norm; 0: no clipping"),
     "seed": (0, "initial weights, order of the images, shifts"),
     "limit_train": (0, "train on the first so many images only; 0: all"),
-    "data_dir": ("", "directory of IDX files, named like MNIST's; default: the embedded MNIST"),
+    "data_dir": (
+        "",
+        "directory of IDX files: train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+        "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, each plain or .gz; default: the "
+        "embedded MNIST",
+    ),
 }
 
 

@@ -47,6 +47,7 @@ def namespace(array: Array) -> ModuleType:
 
 
 def is_array(value: object) -> bool:
+    """Is it a NumPy or CuPy array?"""
     return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
 
 
@@ -72,7 +73,7 @@ def check_device(device: str) -> str:
 @functools.cache
 def _count_gpus() -> int:
     """How many GPUs CuPy can use; each reason for none has a sentence of its own."""
-    install = "pip install 'minimixer[cuda]' (CUDA 12) or 'minimixer[cuda13]' (CUDA 13)"
+    install = "pip install -e '.[cuda]' (CUDA 12) or '.[cuda13]' (CUDA 13)"
     try:
         import cupy
     except ModuleNotFoundError:
@@ -112,6 +113,7 @@ def to_device(array: Array, device: str) -> Array:
 
 
 def to_numpy(array: Array) -> np.ndarray:
+    """`array` as a NumPy array: itself on the CPU, a copy from a GPU."""
     return to_device(array, "cpu")
 
 

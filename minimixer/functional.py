@@ -142,6 +142,8 @@ def gelu_and_slope(
 
 
 class GELU(Function):
+    """dx = dy gelu'(x), with the slope kept from forward."""
+
     takes_numbers = False
 
     def forward(self, x, approximate):

@@ -29,6 +29,7 @@ _mode = _Mode()
 
 
 def is_grad_enabled() -> bool:
+    """Are operations recorded, in this thread, at this moment?"""
     return _mode.enabled
 
 

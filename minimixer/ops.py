@@ -59,6 +59,8 @@ class _Binary(Function):
 
 
 class Add(_Binary):
+    """y = a + b: da = dy, db = dy."""
+
     def forward(self, a, b):
         self.keep_shapes(a, b)
         return a + b
@@ -68,6 +70,8 @@ class Add(_Binary):
 
 
 class Subtract(_Binary):
+    """y = a - b: da = dy, db = -dy."""
+
     def forward(self, a, b):
         self.keep_shapes(a, b)
         return a - b
@@ -77,6 +81,8 @@ class Subtract(_Binary):
 
 
 class Multiply(_Binary):
+    """y = a b: da = dy b, db = dy a."""
+
     def forward(self, a, b):
         self.keep_shapes(a, b)
         self.a = a if self.needs[1] else None
@@ -148,6 +154,8 @@ def _power(a: Any, b: Any) -> Any:
 
 
 class Negative(Function):
+    """dx = -dy."""
+
     def forward(self, x):
         return -x
 
@@ -202,6 +210,8 @@ class MatMul(Function):
 
 
 class Exp(Function):
+    """y = e^x is its own slope: dx = dy y."""
+
     def forward(self, x):
         self.y = namespace(x).exp(x)
         return self.y
@@ -211,6 +221,8 @@ class Exp(Function):
 
 
 class Log(Function):
+    """dx = dy / x."""
+
     def forward(self, x):
         self.x = x
         return namespace(x).log(x)

@@ -46,6 +46,8 @@ class _Reduction(Function):
 
 
 class Sum(_Reduction):
+    """Every element of x adds to y once: each gets y's gradient."""
+
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
         return namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims))
@@ -55,6 +57,8 @@ class Sum(_Reduction):
 
 
 class Mean(_Reduction):
+    """The sum divided by the number n of elements: each gets dy / n."""
+
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
         self.count = x.size // math.prod(self.kept_shape) if x.size else 1
@@ -84,6 +88,8 @@ class Max(_Reduction):
 
 
 class Reshape(Function):
+    """The same elements in another shape, and back."""
+
     def forward(self, x, shape):
         self.shape = x.shape
         return x.reshape(shape)
@@ -142,6 +148,8 @@ def _index_array(index: Any, x: Array) -> Any:
 
 
 class Concatenate(Function):
+    """Arrays joined along an axis; backward cuts dy where they meet."""
+
     takes_numbers = False
 
     def forward(self, *arrays, axis):
@@ -165,6 +173,8 @@ class Concatenate(Function):
 
 
 class Stack(Function):
+    """Arrays side by side along a new axis; backward takes dy apart along it."""
+
     takes_numbers = False
 
     def forward(self, *arrays, axis):

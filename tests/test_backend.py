@@ -56,7 +56,7 @@ CASES = {
     "no headers": (
         {"count": 1, "compile_error": "catastrophic error: cannot open cuda_fp16.h"},
         "can't compile for the GPU (catastrophic error: cannot open cuda_fp16.h)",
-        "minimixer[cuda]",
+        "'.[cuda]'",
     ),
 }
 
@@ -97,7 +97,7 @@ def test_cupy_missing_or_broken(error, says, uncached):
     uncached.setattr(builtins, "__import__", refuse)
     with pytest.raises(ValueError) as caught:
         backend.check_device("cuda:0")
-    assert says in str(caught.value) and "pip install 'minimixer[cuda]'" in str(caught.value)
+    assert says in str(caught.value) and "pip install -e '.[cuda]'" in str(caught.value)
 
 
 def test_the_number_of_a_gpu_is_checked(uncached):
