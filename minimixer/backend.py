@@ -90,7 +90,7 @@ def _count_gpus() -> int:
         ) from None
     if count == 0:
         raise ValueError("CuPy finds no NVIDIA GPU: check `nvidia-smi`")
-    try:  # CuPy compiles its kernels at run time, which needs NVRTC and CUDA's header files
+    try:  # CuPy compiles its kernels when they are used, with NVIDIA's NVRTC and CUDA's headers
         cupy.arange(2, dtype="float32").sum()
     except (cupy.cuda.compiler.CompileException, ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -235,7 +235,7 @@ class Purpose(IntEnum):
     STOCHASTIC_DEPTH = 5
 
 
-# The finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+# The last step of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
 # generators"): every input bit flips each output bit with probability one half.
 _GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 

@@ -47,7 +47,7 @@ class Optimizer:
     parameters    Parameters of one model, or groups: dicts with "params" and, if they differ from
                   the defaults, "lr" and "weight_decay". Those with requires_grad=False stay as is.
     lr            learning rate; `lr_factor`, set by a schedule, multiplies every group's
-    weight_decay  applies to matrices only: not to biases and LayerNorms
+    weight_decay  pulls weights towards 0; only matrices, not biases and LayerNorms
 
     ValueError: no parameters, parameters of different models or twice, lr <= 0, weight_decay < 0.
     """
@@ -243,6 +243,7 @@ class Optimizer:
 class SGD(Optimizer):
     """v <- momentum v + g;  w <- w - lr v, or with nesterov  w <- w - lr (g + momentum v).
 
+    v, a decaying sum of past gradients, keeps going where they agree and cancels where they do not.
     g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013.
     """
 
@@ -333,7 +334,10 @@ def schedule(step: int, total_steps: int, warmup_steps: int = 0, decay: str = "c
     """The factor on the learning rate at `step`, counted from 0.
 
     Linear from 1 / warmup_steps to 1 during the warm-up; then down to 0 at `total_steps` along half
-    a "cosine" or or "linear", or "constant".
+    a "cosine" or a straight line ("linear"), or not at all ("constant").
+
+    The warm-up keeps the first steps small, while Adam's averages still rest on few gradients.
+    ValueError for numbers that do not fit together.
     """
     if decay not in ("cosine", "linear", "constant"):
         raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', got {decay!r}")

@@ -3,11 +3,11 @@
     buffer.values      | stem.weight | blocks.0... | head.weight | stem.bias | ...  |   one array
     buffer.gradients   |      .      |      .      |      .      |     .     | ...  |   one array
 
-Each Parameter is a Tensor whose `data` and `grad` are windows into these two arrays. So an update
-of all weights is a few operations on long arrays, a gradient norm is one product, and moving a
-model to the GPU is one copy. Matrices come first, so that whatever an optimizer does to matrices
-only, it does to one stretch of the buffer; each Parameter starts at a multiple of 64 elements,
-which keeps the windows aligned in memory.
+(The stem is the model's first layer, the head its last.) Each Parameter is a Tensor whose `data`
+and `grad` are windows into these two arrays. So an update of all weights is a few operations on
+long arrays, a gradient norm is one product, and moving a model to the GPU is one copy. Matrices
+come first, so that whatever an optimizer does to matrices only, it does to one stretch of the
+buffer; each Parameter starts at a multiple of 64 elements, which keeps the windows aligned.
 
 >>> import numpy as np
 >>> w, b = Parameter(np.ones((2, 3), "float32")), Parameter(np.zeros(3, "float32"))

@@ -36,6 +36,12 @@ def test_python_blocks(tmp_path, monkeypatch):
     assert len(names["predicted"]) == 5 and names["loss"].item() < 3
 
 
+def test_the_benchmark_measures():
+    command = [sys.executable, str(ROOT / "examples/benchmark.py"), "--pairs", "1", "--steps", "1"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert re.fullmatch(r"minimixer +[\d.]+ ms a step, +\d+ MiB\n", said)
+
+
 class Parsed(BaseException):
     pass
 
