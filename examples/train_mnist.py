@@ -114,6 +114,7 @@ def main() -> int:
 
     # ---- training
     stop = StopSignal()
+    saved = options.resume  # is the checkpoint in `out` one of this run?
     images_done = progress["epoch"] * len(train_images) + seen_so_far(progress, batches)
     with tqdm(
         total=options.epochs * len(train_images), initial=images_done,
@@ -136,7 +137,7 @@ def main() -> int:
 
                 value = loss.item()
                 if not np.isfinite(value):
-                    raise ValueError(diverged(f"the loss became {value}", step, checkpoint))
+                    raise ValueError(diverged(f"the loss became {value}", step, saved, checkpoint))
                 progress["batch"] += 1
                 progress["loss_sum"] += value * len(labels)
                 progress["correct"] += int((logits.argmax(axis=1).numpy() == labels).sum())
@@ -173,7 +174,8 @@ def main() -> int:
                 save_checkpoint(checkpoint, model, optimizer, progress)
             except ValueError as error:  # weights that are not finite
                 last = (epoch + 1) * len(batches) - 1
-                raise ValueError(diverged(str(error), last, checkpoint)) from None
+                raise ValueError(diverged(str(error), last, saved, checkpoint)) from None
+            saved = True
             write_metrics(out / "metrics.csv", progress["history"])
 
     # ---- report
@@ -200,8 +202,8 @@ def seen_so_far(progress: dict, batches: data.Batches) -> int:
     return min(progress["batch"] * batches.batch_size, len(batches.images))
 
 
-def diverged(what: str, step: int, checkpoint: Path) -> str:
-    kept = f"{checkpoint} keeps the last good epoch" if checkpoint.is_file() else "no epoch ended"
+def diverged(what: str, step: int, saved: bool, checkpoint: Path) -> str:
+    kept = f"{checkpoint} keeps the last good epoch" if saved else "no epoch ended"
     return f"{what} at step {step + 1}; {kept}; try a lower --lr, or --clip 1"
 
 

@@ -787,6 +787,15 @@ def test_nan_in_the_first_epoch(run, small, tmp_path):
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
 
 
+def test_nan_in_the_first_epoch_beside_an_earlier_run(run, small, tmp_path):
+    """The earlier run's checkpoint stays, but is not given out as this run's last good epoch."""
+    run(*SMALL, "--data-dir", small, "--out=run")
+    before = checkpoint_of(tmp_path / "run")
+    line = run.refused(*SMALL, "--data-dir", small, "--out=run", "--lr=1e30", "--warmup=0",
+                       warnings="ignore")  # fmt: skip
+    assert "no epoch ended" in line and checkpoint_of(tmp_path / "run") == before
+
+
 def test_nan_keeps_the_last_good_epoch(run, small, tmp_path):
     """A learning rate that grows a hundredfold: fine in the first epoch, far too large later."""
     line = run.refused(*SMALL, "--data-dir", small, "--out=run", "--batch-size=80", "--epochs=100",
