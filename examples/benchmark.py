@@ -1,10 +1,18 @@
-"""Time a training step (forward, backward, AdamW) of a small Mixer against PyTorch's.
+"""Time, memory and throughput of a Mixer, alone or beside PyTorch and JAX.
 
-    python examples/benchmark.py                                  minimixer alone
-    python examples/benchmark.py --torch-python ENV/bin/python    and PyTorch, of that environment
+    python examples/benchmark.py                                        the small model, on the CPU
+    python examples/benchmark.py --variant mixer_b16 --batch-size 256 --device cuda \\
+        --precision bfloat16 --peers torch,jax                          ratios, on a GPU
+    ... --profile                                                       where the time goes
 
-Each side runs in a fresh process, in turn, and starts from the same random weights; their losses
-must agree before any time counts. What means something on a noisy machine is the ratio.
+Each side runs in a fresh process, in turn, `--runs` times, from the same weights (all drawn at
+random, the head's too), with its batch on the device already. No ratio is printed unless the
+sides' logits agree and every gradient points the same way (cosine above 0.999). A training step is
+forward, loss, backward, AdamW and zero_grad, and ends when the device is done. What means
+something is a ratio within one run: machines are noisy.
+
+The peers need their packages: PyTorch and timm, or JAX, Flax and optax (`--peer-python` names a
+Python that has them). benchmark_peers.py holds their models.
 """
 
 import argparse
@@ -18,139 +26,273 @@ import time
 from pathlib import Path
 
 import numpy as np
+from benchmark_profile import large_product, profile, time_products
 
-# 28 x 28 images, P 4, C 128, D_S 64, D_C 512, N 4, batch 128: the sizes that peers are timed at
-SIZES = {"image_size": 28, "patch_size": 4, "in_channels": 1, "num_classes": 10, "num_blocks": 4,
+# The small model: 28 x 28 images, P 4, C 128, D_S 64, D_C 512, N 4.
+SMALL = {"image_size": 28, "patch_size": 4, "in_channels": 1, "num_classes": 10, "num_blocks": 4,
          "hidden_dim": 128, "tokens_mlp_dim": 64, "channels_mlp_dim": 512}  # fmt: skip
-BATCH, WARM_UP, LR, DECAY = 128, 3, 1e-3, 0.05
+SIZES = set(SMALL)
+LR, DECAY = 1e-3, 0.05
+GIB = 2**30
 
 
 def main() -> None:
     options = make_parser().parse_args()
     if options.worker:
-        step = {"minimixer": minimixer_step, "torch": torch_step}[options.worker](options.problem)
-        print(json.dumps(measure(step, options.steps)))
+        problem, result, settings = options.worker
+        print(json.dumps(run_minimixer(problem, result, json.loads(settings))))
         return
-    sides = {"minimixer": sys.executable}
-    if options.torch_python:
-        sides["torch"] = options.torch_python
-    runs: dict[str, list[dict]] = {side: [] for side in sides}
+    sides = ["minimixer", *(peer for peer in options.peers.split(",") if peer)]
+    unknown = set(sides) - {"minimixer", "torch", "jax"}
+    if unknown:
+        raise SystemExit(f"benchmark: no peer {', '.join(unknown)}; there are torch and jax")
+    config = config_of(options.variant)
+    settings = {
+        "config": config, "precision": options.precision, "device": options.device,
+        "mode": options.mode, "work": options.work.split(","), "lr": LR, "weight_decay": DECAY,
+        "warm_up": options.warm_up, "seconds": options.seconds, "steps": options.steps,
+    }  # fmt: skip
+    reports: dict[str, list[dict]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as directory:
-        problem = str(Path(directory) / "problem.npz")
-        write_problem(problem)
-        for _ in range(options.pairs):
-            for side, python in sides.items():
-                command = [python, __file__, "--worker", side, "--problem", problem]
-                command += ["--steps", str(options.steps)]
-                result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                runs[side].append(json.loads(result.stdout))
-                print(f"{side:10}", "{ms:7.1f} ms a step, {mib:5.0f} MiB".format(**runs[side][-1]))
-    losses = {round(run["loss"], 4) for side in runs.values() for run in side}
-    if len(losses) > 1:
-        raise SystemExit(f"the sides do not compute the same: losses {losses}")
-    if "torch" in runs:
-        for key, what in (("ms", "time"), ("mib", "peak memory")):
-            pairs = zip(runs["minimixer"], runs["torch"], strict=True)
-            ratios = sorted(mine[key] / theirs[key] for mine, theirs in pairs)
-            median = statistics.median(ratios)
-            print(f"{what}: {median:.2f} of PyTorch's ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        problem = Path(directory) / "problem.npz"
+        write_problem(problem, config, options.batch_size)
+        for turn in range(options.runs):
+            for side in sides:
+                last = turn == options.runs - 1
+                own = {"check": turn == 0, "products": last, "profile": last and options.profile}
+                result = Path(directory) / f"{side}.npz"
+                reports[side].append(start(side, options, problem, result, settings | own))
+            if turn == 0:
+                compare(Path(directory), sides)
+    summarise(options, config, reports)
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--torch-python", help="a Python that has PyTorch and NumPy")
-    parser.add_argument("--pairs", type=int, default=5, help="processes of each side (default: 5)")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each (default: 10)")
-    parser.add_argument("--worker", choices=("minimixer", "torch"), help=argparse.SUPPRESS)
-    parser.add_argument("--problem", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--variant", default="small", help="small, or a name such as mixer_b16 (default: small)")
+    add("--batch-size", type=int, default=128, help="images a step (default: 128)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--precision", default="float32", help="float32, tf32, bfloat16 or float16")
+    add("--work", default="train,inference", help="what to time (default: train,inference)")
+    add("--peers", default="", help="torch, jax or torch,jax (default: none)")
+    add("--peer-python", default=sys.executable, help="a Python with the peers' packages")
+    add("--mode", default="compile", help="PyTorch's: eager, compile (default) or max-autotune")
+    add("--runs", type=int, default=3, help="processes of each side (default: 3)")
+    add("--warm-up", type=int, default=10, help="untimed steps (default: 10)")
+    add("--seconds", type=float, default=2.0, help="of timed steps, at least (default: 2)")
+    add("--steps", type=int, help="exactly so many timed steps instead")
+    add("--profile", action="store_true", help="also print time and rates per operation")
+    add("--worker", nargs=3, help=argparse.SUPPRESS)
     return parser
 
 
-def write_problem(path: str) -> None:
-    """Images, labels and weights, the head's too, all at random."""
+def config_of(variant_name: str) -> dict:
+    from minimixer.variants import check_config, variant
+
+    if variant_name == "small":
+        return SMALL
+    config = check_config(**variant(variant_name))
+    return {key: value for key, value in config.items() if key in SIZES} | {"image_size": 224}
+
+
+def write_problem(path: Path, config: dict, batch: int) -> None:
+    """Weights of a size at which signals keep theirs, images and labels, all at random."""
     from minimixer import Mixer
 
     random = np.random.default_rng(0)
-    arrays = {
-        name: random.normal(1.0 if name.endswith("norm.weight") else 0.0, 0.05, value.shape)
-        for name, value in Mixer(**SIZES, seed=None).state_dict().items()
-    }
-    arrays["images"] = random.standard_normal((BATCH, 28, 28, 1))
-    labels = random.integers(0, 10, BATCH)
-    np.savez(path, labels=labels, **{k: v.astype(np.float32) for k, v in arrays.items()})
+    arrays = {}
+    for name, value in Mixer(**config, seed=None).state_dict().items():
+        drawn = random.standard_normal(value.shape, dtype=np.float32)
+        token_w2 = name.endswith("token_mixing.w2")  # stored (S, D_S), read from the right
+        fan_in = value.shape[-1 if token_w2 else 0] if value.ndim > 1 else 100
+        drawn *= fan_in**-0.5
+        is_scale = value.ndim == 1 and "norm" in name and name.endswith("weight")
+        arrays[name] = drawn + np.float32(is_scale)
+    size, channels = config["image_size"], config["in_channels"]
+    arrays["images"] = random.standard_normal((batch, size, size, channels), dtype=np.float32)
+    np.savez(path, labels=random.integers(0, config["num_classes"], batch), **arrays)
 
 
-def measure(step, steps: int) -> dict[str, float]:
-    """The loss after the first step, the median time of the later ones, the peak of memory."""
-    losses, times = [], []
-    for _ in range(WARM_UP + steps):
-        start = time.perf_counter()
-        losses.append(step())
-        times.append(time.perf_counter() - start)
-    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"loss": losses[1], "ms": 1e3 * statistics.median(times[WARM_UP:]), "mib": mib}
+def start(side: str, options, problem: Path, result: Path, settings: dict) -> dict:
+    """One side in a fresh process: its report, the last line that it prints."""
+    files = [str(problem), str(result), json.dumps(settings)]
+    if side == "minimixer":
+        command = [sys.executable, __file__, "--worker", *files]
+    else:
+        peers = str(Path(__file__).with_name("benchmark_peers.py"))
+        command = [options.peer_python, peers, side, *files]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"benchmark: {side} failed, see above")
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    shown = "; ".join(f"{work} {report[work]['ms']:.2f} ms" for work in settings["work"])
+    print(f"  {side:10} {shown}", flush=True)
+    return report
 
 
-def minimixer_step(path: str):
-    from minimixer import AdamW, Mixer
+def compare(directory: Path, sides: list[str]) -> None:
+    """SystemExit unless all sides computed the same logits and gradients."""
+    own = np.load(directory / "minimixer.npz")
+    for side in sides[1:]:
+        theirs = np.load(directory / f"{side}.npz")
+        distance = np.linalg.norm(own["logits"] - theirs["logits"])
+        distance /= np.linalg.norm(theirs["logits"])
+        worst, where = 1.0, ""
+        for name in own.files:
+            # A bias that shifts whole rows before a LayerNorm has no gradient but noise.
+            if name.startswith("grad.") and not name.endswith("token_mixing.b2"):
+                a, b = own[name].ravel().astype(np.float64), theirs[name].ravel()
+                cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+                worst, where = min((worst, where), (cosine, name))
+        print(
+            f"  {side}: logits differ by {distance:.1e} of their norm, loss {own['loss']:.4f} and "
+            f"{theirs['loss']:.4f}; smallest cosine of gradients {worst:.6f} ({where})"
+        )
+        if not (worst > 0.999 and distance < 0.05):
+            raise SystemExit(f"benchmark: minimixer and {side} do not compute the same")
+
+
+def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
+    from minimixer import Mixer
+
+    last = reports["minimixer"][-1]
+    macs = Mixer.summary_of("mixer_b16", **config).macs * options.batch_size
+    print(f"{options.variant}, batch {options.batch_size}, {options.precision}, {last['machine']}")
+    for work in options.work.split(","):
+        flops = 2 * macs * (3 if work == "train" else 1)
+        own = statistics.median(report[work]["ms"] for report in reports["minimixer"])
+        for side, runs in reports.items():
+            times = [report[work]["ms"] for report in runs]
+            ms = statistics.median(times)
+            line = f"  {work:9} {side:9} {ms:9.2f} ms ({min(times):.2f} to {max(times):.2f})"
+            line += (
+                f" {options.batch_size / ms * 1e3:9,.0f} images/s {flops / ms / 1e9:7.2f} TFLOP/s"
+            )
+            peak, reserved = (runs[-1][work].get(f"{k}_bytes") for k in ("peak", "reserved"))
+            if peak:
+                line += f" {peak / GIB:6.2f} GiB" + (
+                    f" of {reserved / GIB:.2f}" if reserved else ""
+                )
+            if side != "minimixer":
+                line += f"  ratio {own / ms:.3f}"
+                other = runs[-1][work].get("peak_bytes")
+                mine = last[work].get("peak_bytes")
+                line += f", memory {mine / other:.3f}" if mine and other and work == "train" else ""
+            print(line)
+        products = last[work].get("products_ms")
+        if products:
+            print(
+                f"  {work:9} products alone {products:.2f} ms ({own / products:.2f} times that in "
+                f"all); one large product reaches {last['large_product']:.1f} TFLOP/s, the step "
+                f"{flops / own / 1e9 / last['large_product']:.0%} of it"
+            )
+        for row in last[work].get("profile", []):
+            print("    " + row)
+
+
+# ---- our own side -------------------------------------------------------------------------------
+
+
+def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
+    from minimixer import AdamW, Mixer, backend, no_grad
     from minimixer import functional as F
 
-    problem = dict(np.load(path))
-    images, labels = problem.pop("images"), problem.pop("labels")
-    model = Mixer(**SIZES, seed=None)
+    problem = dict(np.load(problem_file))
+    device = backend.check_device(settings["device"])
+    memory = Memory(device)
+    images = backend.to_device(problem.pop("images"), device)
+    labels = backend.to_device(problem.pop("labels"), device)
+    model = Mixer(**settings["config"], seed=None).to(device).set_precision(settings["precision"])
     model.load_state_dict(problem)
-    optimizer = AdamW(model.parameters(), lr=LR, weight_decay=DECAY)
+    optimizer = AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
 
-    def step() -> float:
-        optimizer.zero_grad()
+    def train():
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
-        return loss.item()
-
-    return step
-
-
-def torch_step(path: str):
-    import torch
-    from torch.nn import functional as F
-
-    problem = {name: torch.tensor(value) for name, value in np.load(path).items()}
-    images, labels = problem.pop("images"), problem.pop("labels")
-    w = {name: value.requires_grad_() for name, value in problem.items()}
-    patches = images.reshape(BATCH, 7, 4, 7, 4).transpose(2, 3).reshape(BATCH, 49, 16)
-    groups = [
-        {"params": [v for v in w.values() if v.ndim > 1], "weight_decay": DECAY},
-        {"params": [v for v in w.values() if v.ndim == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LR)
-
-    def norm(x, name):
-        return F.layer_norm(x, (x.shape[-1],), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
-
-    def mlp(x, name, transposed):
-        p = {key: w[f"{name}.{key}"] for key in ("w1", "b1", "w2", "b2")}
-        hidden = F.gelu(F.linear(x, p["w1"].T, p["b1"]), approximate="tanh")
-        return F.linear(hidden, p["w2"] if transposed else p["w2"].T, p["b2"])
-
-    def step() -> float:
         optimizer.zero_grad()
-        x = F.linear(patches, w["stem.weight"].T, w["stem.bias"])
-        for i in range(SIZES["num_blocks"]):
-            block = f"blocks.{i}"
-            y = norm(x, f"{block}.norm1").transpose(1, 2)
-            x = x + mlp(y, f"{block}.token_mixing", True).transpose(1, 2)
-            x = x + mlp(norm(x, f"{block}.norm2"), f"{block}.channel_mixing", False)
-        logits = F.linear(norm(x, "norm").mean(1), w["head.weight"].T, w["head.bias"])
+        backend.synchronize(device)
+
+    def inference():
+        with no_grad():
+            model(inputs)
+        backend.synchronize(device)
+
+    report: dict = {"machine": memory.machine}
+    if settings["check"]:
+        logits = model(images)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
-        optimizer.step()
-        return loss.item()
+        gradients = {f"grad.{k}": backend.to_numpy(p.grad) for k, p in model.named_parameters()}
+        np.savez(result_file, logits=logits.numpy(), loss=loss.item(), **gradients)
+        optimizer.zero_grad()
+        del logits, loss, gradients
+    for work in settings["work"]:
+        step = {"train": train, "inference": inference}[work]
+        inputs = images.astype(model.activation_dtype) if work == "inference" else None
+        times = measure(step, settings)
+        peaks = memory.peaks(step)
+        report[work] = {"ms": 1e3 * statistics.median(times), "steps": len(times), **peaks}
+        if settings["products"]:
+            report[work]["products_ms"] = time_products(step, device)
+            report["large_product"] = large_product(model, device)
+        if settings["profile"]:
+            report[work]["profile"] = profile(step, device)
+    return report
 
-    return step
+
+def measure(step, settings: dict) -> list[float]:
+    for _ in range(settings["warm_up"]):
+        step()
+    times: list[float] = []
+    while len(times) < (settings["steps"] or 5) or (
+        not settings["steps"] and sum(times) < settings["seconds"]
+    ):
+        start_time = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start_time)
+    return times
+
+
+class Memory:
+    """The peak of bytes in use: by CuPy's pool during a step, or by the process so far."""
+
+    def __init__(self, device: str):
+        self.machine = f"{'CPU' if device == 'cpu' else device}, NumPy {np.__version__}"
+        self.pool = None
+        if device != "cpu":
+            import cupy
+
+            index = int(device[5:])
+            cupy.cuda.Device(index).use()
+            name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+            self.machine = f"{name}, CuPy {cupy.__version__}, NumPy {np.__version__}"
+            self.pool = cupy.get_default_memory_pool()
+
+    def peaks(self, step) -> dict[str, int]:
+        pool = self.pool
+        if pool is None:
+            return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        import cupy
+
+        class Hook(cupy.cuda.MemoryHook):
+            name, most = "peak", 0
+
+            def malloc_postprocess(self, **_):
+                self.most = max(self.most, pool.used_bytes())
+
+        pool.free_all_blocks()
+        with Hook() as hook:
+            step()
+            step()
+        return {"peak_bytes": hook.most, "reserved_bytes": pool.total_bytes()}
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, TypeError, OSError, MemoryError) as problem:
+        raise SystemExit(f"benchmark: {problem}") from None

@@ -42,6 +42,7 @@ SETTINGS = {
     "warmup": (0.1, "share of the steps in which the learning rate rises"),
     "max_shift": (1, "each image moves by up to so many pixels, anew in each epoch"),
     "clip": (0.0, "largest gradient norm; 0: no clipping"),
+    "precision": ("float32", "float32, tf32 (a GPU's), bfloat16 or float16"),
     "seed": (0, "initial weights, order of the images, shifts"),
     "limit_train": (0, "train on the first so many images only; 0: all"),
     "data_dir": (
@@ -63,6 +64,7 @@ def main() -> int:
         recall_settings(options, given, checkpoint)
     check_settings(options)
     device = backend.check_device(options.device)
+    backend.check_precision(options.precision, device)
 
     # ---- data, model, optimizer
     source = options.data_dir or "the embedded MNIST"
@@ -76,18 +78,22 @@ def main() -> int:
     for array in (train_images, train_labels, test_images, test_labels):
         fingerprint = zlib.crc32(array.tobytes(), fingerprint)
 
-    model = Mixer(
-        image_size=train_images.shape[1:3],
-        in_channels=train_images.shape[3],
-        num_classes=classes,
-        patch_size=options.patch_size,
-        num_blocks=options.num_blocks,
-        hidden_dim=options.hidden_dim,
-        tokens_mlp_dim=options.tokens_mlp_dim,
-        channels_mlp_dim=options.channels_mlp_dim,
-        class_names=[str(label) for label in range(classes)],
-        seed=options.seed,
-    ).to(device)
+    model = (
+        Mixer(
+            image_size=train_images.shape[1:3],
+            in_channels=train_images.shape[3],
+            num_classes=classes,
+            patch_size=options.patch_size,
+            num_blocks=options.num_blocks,
+            hidden_dim=options.hidden_dim,
+            tokens_mlp_dim=options.tokens_mlp_dim,
+            channels_mlp_dim=options.channels_mlp_dim,
+            class_names=[str(label) for label in range(classes)],
+            seed=options.seed,
+        )
+        .to(device)
+        .set_precision(options.precision)
+    )
     optimizer = AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     batches = data.Batches(
         train_images, train_labels, options.batch_size, options.seed, options.max_shift
@@ -320,7 +326,7 @@ def recall_settings(options: argparse.Namespace, given: set[str], checkpoint: Pa
         not isinstance(progress.get(key), kind) for key, kind in wanted.items()
     ):
         raise ValueError(f"{checkpoint} was not written by this script")
-    stored = progress["settings"]
+    stored = {"precision": "float32", **progress["settings"]}  # which older runs lack
     for name in SETTINGS:
         if name not in stored:
             raise ValueError(f"{checkpoint} was not written by this script: it has no {name}")
@@ -338,7 +344,9 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, TypeError, OSError, MemoryError) as problem:
         text = "; ".join(line.strip() for line in str(problem).splitlines())
-        print(f"train_mnist: {text or 'out of memory: use smaller sizes'}", file=sys.stderr)
+        if isinstance(problem, MemoryError):
+            text = f"out of memory, lower --batch-size or --hidden-dim: {text}"
+        print(f"train_mnist: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("train_mnist: stopped before training began", file=sys.stderr)

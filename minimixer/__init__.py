@@ -2,6 +2,7 @@
 
 The package is a tutorial. Read it in this order; each file builds on those before it alone:
 
+    precision.py    how numbers are stored: float32, bfloat16 and so on
     backend.py      NumPy or CuPy; the one matrix product; random numbers without a state
     erf.py          how a special function is computed
     grad_mode.py    no_grad: whether operations are recorded
@@ -11,16 +12,22 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     tensor.py       Tensor: the usual signs for all that
     gradcheck.py    finite differences against backward
     loss.py         softmax cross-entropy
-    functional.py   linear, gelu, mlp, layer_norm: gradients derived by hand
+    layer_norm.py   LayerNorm and the residual connection: gradients derived by hand
+    functional.py   linear, gelu, mlp: likewise
     parameters.py   Parameter and the flat buffer
     nn.py           Module, layers, initial weights
+    variants.py     the sizes of the paper's models
     mixer.py        the model
     optim.py        SGD, Adam, AdamW, clipping, schedules
     idx.py          IDX files: how to read what somebody else wrote
     data.py         data sets, the embedded MNIST, batches, shifts
     report.py       what a model costs, layer by layer; pictures
     checkpoint.py   saving and resuming
+
+After it: `kernels/`, the same functions again for speed, which nothing above needs.
 """
+
+import importlib.util
 
 from . import backend, data, functional, nn, ops, optim, rearrange
 from .autograd import Function
@@ -33,6 +40,9 @@ from .optim import SGD, Adam, AdamW, schedule
 from .parameters import Parameter
 from .rearrange import concatenate, stack
 from .tensor import Tensor
+
+if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
+    from . import kernels as kernels
 
 __version__ = "0.1.0"
 

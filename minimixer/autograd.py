@@ -34,7 +34,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .backend import FLOAT_DTYPES, Array, describe, device_of, is_array, namespace
+from .backend import (
+    FLOAT_DTYPES,
+    Array,
+    describe,
+    is_array,
+    is_half,
+    namespace,
+    same_device,
+    twin,
+    use_device_of,
+)
 from .grad_mode import is_grad_enabled
 
 # ---- the graph ----------------------------------------------------------------------------------
@@ -42,13 +52,13 @@ from .grad_mode import is_grad_enabled
 
 class Variable:
     """An array and its place in the graph: made by `node`, or a leaf when that is None.
-
     Tensor (tensor.py) adds the operators, Parameter (parameters.py) a home in a flat buffer.
     """
 
     __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
     is_parameter: ClassVar[bool] = False
     version = 0  # Parameters count their changes
+    precision: str | None = None  # of products with a Parameter: "tf32", or None
     result_class: ClassVar[type["Variable"]]  # what Functions return: Tensor, once that is known
 
     data: Array
@@ -61,12 +71,16 @@ class Variable:
         self.output_index = 0
         self.requires_grad = requires_grad
 
-    def accumulate_grad(self, gradient: Array) -> None:
-        """Only backward calls this. The first gradient is copied: it may be shared with others."""
+    def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
+        """Only backward calls this. The first gradient is copied: it may be shared with others.
+        `read_as`: the dtype that the operation read this Variable in."""
         if self.grad is None:
             self.grad = namespace(gradient).array(gradient, dtype=self.data.dtype, copy=True)
         else:  # a new array: whoever holds the old one keeps it as it was
-            self.grad = _sum(self.grad, gradient)
+            self.grad = _sum(self.grad, gradient.astype(self.data.dtype, copy=False))
+
+    def lend_grad(self, read_as: np.dtype) -> Array | None:
+        return None  # only Parameters have a place for their gradient: Function.destination
 
 
 def _sum(a: Array, b: Array) -> Array:
@@ -85,21 +99,26 @@ class Function:
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
     Neither may write into an array that it did not make. `takes_numbers`: inputs may be Python
-    numbers; `optional`: the positions of inputs that may be None.
+    numbers; `optional`: the positions of inputs that may be None; `half`: inputs may be stored in
+    two bytes, float16 or bfloat16, and are then computed with in float32. Gradients of such
+    inputs may be given in float32.
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "input_kinds", "needs", "num_outputs", "parents", "versions",
+        "__dict__", "__weakref__", "input_kinds", "needs", "num_outputs", "parents", "precision",
+        "versions",
     )  # fmt: skip
 
     takes_numbers: ClassVar[bool] = True
     optional: ClassVar[tuple[int, ...]] = ()
+    half: ClassVar[bool] = False
 
     needs: tuple[bool, ...]
     input_kinds: tuple[Any, ...]  # per input: shape and dtype
     num_outputs: int
     parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, None) or None
     versions: list[tuple[Variable, int]]  # the Parameters read, and how often they had changed
+    precision: str | None  # of matrix products, as the Parameters' model wants it: "tf32" or None
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -114,12 +133,16 @@ class Function:
         Inputs are Variables, plain arrays (constants) or Python scalars. They must agree in dtype
         and device (TypeError); Parameters are read in the dtype of the others.
         """
-        node = cls()
+        arrays, first = _read_inputs(cls, inputs)
+        if first is not None:
+            use_device_of(first)
+        fast = None if first is None else twin(cls, first)
+        node = (fast or cls)()
         recording = is_grad_enabled()
         node.needs = tuple(
             [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
         )
-        arrays = _read_inputs(cls, inputs)
+        node.precision = next((v.precision for v in inputs if getattr(v, "precision", None)), None)
         try:
             result = node.forward(*arrays, **options)
         except ValueError as error:
@@ -147,6 +170,16 @@ class Function:
             variables += (variable,)
         return variables if isinstance(result, tuple) else variables[0]
 
+    def destination(self, position: int) -> Array | None:
+        """For backward: an array where the gradient of an input may be written and returned, which
+        saves a copy; None if there is none. It belongs to a Parameter without a gradient so far."""
+        assert self.parents is not None
+        source = (self.parents[position] or (None,))[0]
+        uses = sum(parent is not None and parent[0] is source for parent in self.parents)
+        if not isinstance(source, Variable) or uses > 1:  # it has but one place
+            return None
+        return source.lend_grad(self.input_kinds[position][1])
+
     def release(self) -> None:
         """Forget what forward kept, and the way to the inputs."""
         self.__dict__.clear()
@@ -154,20 +187,17 @@ class Function:
 
 
 def _parent(variable: Variable) -> Any:
-    if variable.node is not None:
-        return (variable.node, variable.output_index)
-    return (variable, None)
+    return (variable, None) if variable.node is None else (variable.node, variable.output_index)
 
 
-def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> list[Any]:
-    """The arrays of the inputs, checked: one floating dtype, one device.
+def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The arrays of the inputs, checked: one floating dtype, one device; and the first of them.
 
     Activations, that is all that are not Parameters, must agree; Parameters are read as they are.
     """
     name = function.__name__
-    arrays = []
+    arrays, parameters = [], False
     first = None  # the first activation: what the others must match
-    parameters = False
     for value in inputs:
         if isinstance(value, Variable):
             array = value.data
@@ -187,10 +217,10 @@ def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> list[Any]:
         else:
             kinds = "a Tensor, an array or a number" if function.takes_numbers else "a Tensor"
             raise TypeError(f"{name}: expected {kinds} as input {len(arrays)}, got {value!r:.60}")
-        if array.dtype not in FLOAT_DTYPES:
+        if array.dtype not in FLOAT_DTYPES and not (function.half and is_half(array.dtype)):
             raise TypeError(
-                f"{name}: works on float32 or float64, got {describe(array)}; "
-                "convert it first, for example with .to('float32')"
+                f"{name}: works on float32 or float64{' or two-byte floats' * function.half}, got "
+                f"{describe(array)}; convert it first, for example with .to('float32')"
             )
         if first is None:
             first = array
@@ -204,13 +234,13 @@ def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> list[Any]:
                     first = value.data
                 arrays[index] = value.read(first.dtype)  # type: ignore[attr-defined]
                 _check_match(name, first, arrays[index])
-    return arrays
+    return arrays, first
 
 
 def _check_match(name: str, first: Array, other: Array) -> None:
     if first.dtype != other.dtype:
         problem = "different dtypes"
-    elif device_of(first) != device_of(other):
+    elif not same_device(first, other):
         problem = "different devices"
     else:
         return
@@ -228,8 +258,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
 
     `gradient` has root's shape and dtype; it may be left out (one) if root has one element.
     Each node forgets what it kept as it fires, so memory falls as backward proceeds; with
-    `retain_graph` nothing is forgotten and backward may be called again. No state is shared
-    between calls: one may run inside another.
+    `retain_graph` nothing is, and backward may be called again. One may run inside another.
     """
     if not root.requires_grad:
         raise ValueError(
@@ -253,7 +282,10 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
         parents = node.parents
         assert parents is not None
         if any(g is not None for g in gradients):
-            results = _fire(node, gradients)
+            scaled = any(kind and kind[1] == np.float16 for kind in node.input_kinds)
+            said: Any = "ignore" if scaled else None
+            with np.errstate(over=said, invalid=said):
+                results = _fire(node, gradients)  # the optimizer notices what overflows in float16
         else:  # nothing reached this node, but those behind it wait for its word
             results = [None] * len(parents)
         del gradients
@@ -266,7 +298,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
             source, index = parent
             if isinstance(source, Variable):
                 if result is not None:
-                    source.accumulate_grad(result)
+                    source.accumulate_grad(result, node.input_kinds[position][1])
                 continue
             if result is not None:
                 slots = arrived.setdefault(source, [None] * source.num_outputs)
@@ -301,7 +333,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
             f"backward: the gradient is {describe(gradient)}, the result {describe(root.data)}; "
             "they must agree"
         )
-    return gradient
+    return gradient if gradient.base is None else gradient.copy()  # perhaps of what is written to
 
 
 def _count_uses(root: Function) -> dict[Function, int]:
@@ -338,6 +370,7 @@ def _fire(node: Function, gradients: list[Array | None]) -> list[Array | None]:
                 f"backward: a Parameter that {name} used was changed after forward; "
                 "call backward before the optimizer's step or an assignment to .data"
             )
+    use_device_of(next(g for g in gradients if g is not None))
     results = node.backward(*gradients)
     results = list(results) if isinstance(results, (tuple, list)) else [results]
     if len(results) != len(node.parents):
@@ -357,7 +390,10 @@ def _fire(node: Function, gradients: list[Array | None]) -> list[Array | None]:
                 f"{name}.backward returned a gradient of shape {result.shape} for input {index} "
                 f"of shape {shape}: was a broadcast not undone?"
             )
-        if result.dtype != dtype:
+        if is_half(dtype) and result.dtype == np.float32:
+            if not isinstance(parent[0], Variable):  # leaves convert it themselves
+                results[index] = result.astype(dtype)
+        elif result.dtype != dtype:
             raise TypeError(
                 f"{name}.backward returned {result.dtype} as the gradient of input {index}, {dtype}"
             )

@@ -31,19 +31,26 @@ from typing import Any
 
 import numpy as np
 
+from .precision import FLOAT_DTYPES as FLOAT_DTYPES
+from .precision import as_dtype as as_dtype
+from .precision import check_precision as check_precision
+from .precision import is_half, wide, widen
+
 Array = Any  # numpy.ndarray or cupy.ndarray; CuPy is never imported for a type
-
-FLOAT_DTYPES = (np.dtype("float32"), np.dtype("float64"))
-
 
 # ---- which library, which device ----------------------------------------------------------------
 
 
 def namespace(array: Array) -> ModuleType:
     """The module whose functions work on `array`: numpy or cupy."""
-    if type(array).__module__.partition(".")[0] == "cupy":
-        return sys.modules["cupy"]
-    return np
+    kind = type(array)
+    if kind not in _namespaces:
+        is_cupy = kind.__module__.partition(".")[0] == "cupy"
+        _namespaces[kind] = sys.modules["cupy"] if is_cupy else np
+    return _namespaces[kind]
+
+
+_namespaces: dict[type, ModuleType] = {}
 
 
 def is_array(value: object) -> bool:
@@ -54,6 +61,11 @@ def is_array(value: object) -> bool:
 def device_of(array: Array) -> str:
     """ "cpu", or "cuda:N" for the GPU that holds `array`."""
     return "cpu" if namespace(array) is np else f"cuda:{array.device.id}"
+
+
+def same_device(a: Array, b: Array) -> bool:
+    """Do two arrays lie on one device?"""
+    return namespace(a) is namespace(b) and (namespace(a) is np or a.device == b.device)
 
 
 def check_device(device: str) -> str:
@@ -80,6 +92,9 @@ def _count_gpus() -> int:
         raise ValueError(f"device 'cuda' needs CuPy, which is not installed: {install}") from None
     except ImportError as error:
         raise ValueError(f"CuPy is installed but can't be loaded ({error}): {install}") from None
+    version = [int(number) for number in re.findall(r"\d+", cupy.__version__)[:2]]
+    if version < [14, 2]:
+        raise ValueError(f"CuPy {cupy.__version__} is too old, 14.2 is needed: {install}")
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -117,10 +132,18 @@ def to_numpy(array: Array) -> np.ndarray:
     return to_device(array, "cpu")
 
 
+def use_device_of(array: Array) -> None:
+    """Let what comes next run on the GPU that holds `array`, where there are several."""
+    if namespace(array) is not np and _count_gpus() > 1:
+        array.device.use()
+
+
 def synchronize(device: str) -> None:
     """Wait until the device has done all its work. A GPU works on while Python runs ahead."""
     if device != "cpu":
-        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+        cupy = sys.modules["cupy"]
+        cupy.cuda.Device(int(check_device(device)[5:])).use()
+        cupy.cuda.get_current_stream().synchronize()
 
 
 def describe(array: Array) -> str:
@@ -157,6 +180,18 @@ def _keep_freed_memory() -> None:
 _keep_freed_memory()
 
 
+# ---- fast twins ---------------------------------------------------------------------------------
+
+# What kernels/ offers in place of the plain code that this tutorial reads, by what it replaces and
+# the library whose arrays it works on: (Function or name, "numpy" or "cupy"). Empty without it.
+twins: dict[tuple[Any, str], Any] = {}
+
+
+def twin(plain: Any, array: Array) -> Any:
+    """The fast replacement of `plain` for such arrays, or None."""
+    return twins.get((plain, namespace(array).__name__)) if twins else None
+
+
 # ---- the one matrix product ---------------------------------------------------------------------
 
 
@@ -169,20 +204,20 @@ def matmul(
 ) -> Array:
     """a (..., m, k) @ b (..., k, n) -> (..., m, n). Every matrix product here is this one.
 
-    `out` receives the result; with `accumulate` the product is added to what `out` holds.
-    `precision` names the dtype to multiply and sum in (None: that of a and b); the result is
-    rounded to `out`'s dtype, or to a's.
+    `out` receives the result; with `accumulate` the product is added to what `out` holds. Two-byte
+    numbers are multiplied and summed in float32, and rounded to `out`'s dtype, or to a's.
+    `precision` "tf32" lets a GPU read float32 inputs with 10 bits of mantissa.
     """
     if accumulate and out is None:
         raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
+    fast = twin("matmul", a)
+    if fast is not None and a.ndim == 2 and b.ndim == 2:
+        return fast(a, b, out, accumulate, precision)
     xp = namespace(a)
-    if precision is not None and np.dtype(precision) != a.dtype:
-        result_dtype = a.dtype if out is None else out.dtype
-        product = xp.matmul(a.astype(precision), b.astype(precision)).astype(result_dtype)
-    elif out is None or accumulate or out.dtype != a.dtype:
-        product = xp.matmul(a, b)
-    else:
+    dtype = a.dtype if out is None else out.dtype
+    if not accumulate and out is not None and out.dtype == a.dtype and not is_half(a.dtype):
         return xp.matmul(a, b, out=out)
+    product = xp.matmul(widen(a), widen(b)).astype(dtype, copy=False)
     if out is None:
         return product
     if out.shape != product.shape:
@@ -195,12 +230,14 @@ def matmul(
 
 
 def sum_rows(matrix: Array) -> Array:
-    """(m, n) -> (n,): the sum over rows, as ones @ matrix.
+    """(m, n) -> (n,): the sum over rows, as ones @ matrix; of two-byte numbers in float32.
 
     On the CPU a product streams through wide rows several times faster than .sum(axis=0).
     """
-    ones = namespace(matrix).ones((1, matrix.shape[0]), dtype=matrix.dtype)
-    return matmul(ones, matrix)[0]
+    xp = namespace(matrix)
+    ones = xp.ones((1, matrix.shape[0]), dtype=matrix.dtype)
+    out = xp.empty((1, matrix.shape[1]), dtype=wide(matrix.dtype))
+    return matmul(ones, matrix, out=out)[0]
 
 
 def add_at(target: Array, positions: Array, values: Array) -> None:

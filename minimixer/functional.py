@@ -5,11 +5,15 @@ compare). Deriving the gradient of the whole gives less work and less memory: on
 of one per primitive, and nothing kept that can be had cheaply again. Notation: dx stands for
 dL/dx; sums run over all indices that do not appear on the left.
 
+Activations may be stored in two bytes (bfloat16, float16): half the memory, and products on a
+GPU's tensor cores. They are then widened to float32, computed with, and rounded when stored;
+means, variances and the gradients of weights, sums of very many terms, stay float32.
+
 >>> import numpy as np
 >>> from minimixer import Tensor
 >>> x = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
->>> layer_norm(x, Tensor(np.ones(3)), Tensor(np.zeros(3)))
-Tensor([[-1.22474395  0.          1.22474395]], dtype=float64, requires_grad=True)
+>>> linear(x, Tensor(np.ones((3, 2))), Tensor(np.array([0.0, 10.0])))
+Tensor([[ 6. 16.]], dtype=float64, requires_grad=True)
 
 Next: `parameters.py`, where the weights live.
 """
@@ -18,11 +22,16 @@ import math
 from typing import Any
 
 from .autograd import Function
-from .backend import Array, blocks, matmul, namespace
+from .backend import Array, blocks, is_half, matmul, namespace, sum_rows, wide, widen
 from .erf import erf
+from .layer_norm import AddBias as AddBias
+from .layer_norm import AddLayerNorm as AddLayerNorm
+from .layer_norm import add_bias as add_bias
+from .layer_norm import add_layer_norm as add_layer_norm
+from .layer_norm import as_rows
+from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
 from .loss import softmax as softmax
-from .ops import sum_to_shape
 from .tensor import Tensor
 
 # ---- linear -------------------------------------------------------------------------------------
@@ -38,32 +47,38 @@ class Linear(Function):
 
     takes_numbers = False
     optional = (2,)
+    half = True
 
     def forward(self, x, weight, bias=None):
         if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError("x must be (..., in) and weight (in, out), with the same `in`")
         if bias is not None and bias.shape != weight.shape[1:]:
             raise ValueError(f"bias must have shape {weight.shape[1:]}")
-        rows = _rows(x)
+        rows = as_rows(x)
         self.shape = x.shape
         self.x = rows if self.needs[1] else None
         self.weight = weight if self.needs[0] else None
-        y = matmul(rows, weight)
+        y = matmul(rows, weight, precision=self.precision)
         if bias is not None:
             y += bias
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dy):
-        dy = _rows(dy)
-        dx = matmul(dy, self.weight.T).reshape(self.shape) if self.needs[0] else None
-        dweight = matmul(self.x.T, dy) if self.needs[1] else None
-        dbias = sum_to_shape(dy, dy.shape[1:]) if self.needs[2] else None
-        return dx, dweight, dbias
+        dy = as_rows(dy)
+        dx = dweight = None
+        if self.needs[0]:
+            dx = matmul(dy, self.weight.T, precision=self.precision).reshape(self.shape)
+        if self.needs[1]:
+            dweight = weight_gradient(self.x.T, dy, self.precision, self.destination(1))
+        return dx, dweight, sum_rows(dy) if self.needs[2] else None
 
 
-def _rows(x: Array) -> Array:
-    """(..., n) as a matrix of rows of length n, also if there are none or n is 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+def weight_gradient(a: Array, b: Array, precision: str | None, out: Array | None) -> Array:
+    """a @ b, a sum over the whole batch, in the Parameters' dtype even if a and b are shorter;
+    straight to where it belongs, `out`, if that is known."""
+    if out is None:
+        out = namespace(a).empty((a.shape[0], b.shape[1]), dtype=wide(a.dtype))
+    return matmul(a, b, out=out, precision=precision)
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -132,10 +147,14 @@ def gelu_and_slope(
     xp = namespace(x)
     flat = x.reshape(-1)
     y = xp.empty_like(flat)
-    slope = None if not want_slope else flat if overwrite else xp.empty_like(flat)
+    overwrite = overwrite and not is_half(x.dtype)  # the slope is not rounded to two bytes
+    slope = None
+    if want_slope:
+        slope = flat if overwrite else xp.empty_like(flat, dtype=wide(x.dtype))
     for part in blocks(x):
-        phi, x_phi_slope = _PHI[approximate](flat[part], want_slope)
-        xp.multiply(phi, flat[part], out=y[part])
+        block = widen(flat[part])
+        phi, x_phi_slope = _PHI[approximate](block, want_slope)
+        xp.multiply(phi, block, out=y[part], casting="unsafe")
         if slope is not None:
             xp.add(phi, x_phi_slope, out=slope[part])
     return y.reshape(x.shape), None if slope is None else slope.reshape(x.shape)
@@ -145,13 +164,14 @@ class GELU(Function):
     """dx = dy gelu'(x), with the slope kept from forward."""
 
     takes_numbers = False
+    half = True
 
     def forward(self, x, approximate):
         y, self.slope = gelu_and_slope(x, approximate, want_slope=self.needs[0])
         return y
 
     def backward(self, dy):
-        return dy * self.slope
+        return (dy * self.slope).astype(dy.dtype, copy=False)
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
@@ -178,8 +198,11 @@ class MLP(Function):
     """
 
     takes_numbers = False
+    half = True
 
-    def forward(self, x, w1, b1, w2, axis, approximate):
+    def check(self, x, w1, b1, w2, axis, approximate):
+        if approximate not in _PHI:
+            raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
         if axis not in (0, -1):
             raise ValueError(f"axis must be 0 (first) or -1 (last), got {axis}")
         if x.ndim < 2:
@@ -191,16 +214,20 @@ class MLP(Function):
         first = axis == 0
         if w2.shape != (w1.shape if first else w1.shape[::-1]):
             raise ValueError(f"w2 must have shape {w1.shape if first else w1.shape[::-1]}")
+
+    def forward(self, x, w1, b1, w2, axis, approximate):
+        self.check(x, w1, b1, w2, axis, approximate)
+        first, precision = axis == 0, self.precision
         self.first, self.shape = first, x.shape
-        x = x.reshape(len(x), math.prod(x.shape[1:])) if first else _rows(x)
+        x = x.reshape(len(x), math.prod(x.shape[1:])) if first else as_rows(x)
         if first:
-            u = matmul(w1.T, x)  # (D_S, n)
+            u = matmul(w1.T, x, precision=precision)  # (D_S, n)
             u += b1[:, None]
         else:
-            u = matmul(x, w1)  # (n, D_C)
+            u = matmul(x, w1, precision=precision)  # (n, D_C)
             u += b1
         g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs), overwrite=True)
-        y = matmul(w2, g) if first else matmul(g, w2)
+        y = matmul(w2, g, precision=precision) if first else matmul(g, w2, precision=precision)
         if any(self.needs):
             self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope
         return y.reshape(self.shape)
@@ -208,27 +235,37 @@ class MLP(Function):
     def backward(self, dy):
         if self.first:
             return self._backward_first(dy.reshape(len(dy), math.prod(dy.shape[1:])))
-        dy = _rows(dy)
+        dy = as_rows(dy)
         dx = dw1 = db1 = None
-        dw2 = matmul(self.g.T, dy) if self.needs[3] else None
+        dw2 = self.weight_gradient(3, self.g.T, dy)
         if any(self.needs[:3]):
-            du = matmul(dy, self.w2.T)
-            du *= self.slope
-            db1 = sum_to_shape(du, du.shape[1:]) if self.needs[2] else None
-            dw1 = matmul(self.x.T, du) if self.needs[1] else None
-            dx = matmul(du, self.w1.T).reshape(self.shape) if self.needs[0] else None
+            du = self.times_slope(matmul(dy, self.w2.T, precision=self.precision))
+            db1 = sum_rows(du) if self.needs[2] else None
+            dw1 = self.weight_gradient(1, self.x.T, du)
+            if self.needs[0]:
+                dx = matmul(du, self.w1.T, precision=self.precision).reshape(self.shape)
         return dx, dw1, db1, dw2
 
     def _backward_first(self, dy):
         dx = dw1 = db1 = None
-        dw2 = matmul(dy, self.g.T) if self.needs[3] else None
+        dw2 = self.weight_gradient(3, dy, self.g.T)
         if any(self.needs[:3]):
-            du = matmul(self.w2.T, dy)
-            du *= self.slope
-            db1 = sum_to_shape(du, (len(du), 1))[:, 0] if self.needs[2] else None
-            dw1 = matmul(self.x, du.T) if self.needs[1] else None
-            dx = matmul(self.w1, du).reshape(self.shape) if self.needs[0] else None
+            du = self.times_slope(matmul(self.w2.T, dy, precision=self.precision))
+            db1 = widen(du).sum(axis=1) if self.needs[2] else None
+            dw1 = self.weight_gradient(1, self.x, du.T)
+            if self.needs[0]:
+                dx = matmul(self.w1, du, precision=self.precision).reshape(self.shape)
         return dx, dw1, db1, dw2
+
+    def weight_gradient(self, position: int, a: Array, b: Array) -> Array | None:
+        if not self.needs[position]:
+            return None
+        return weight_gradient(a, b, self.precision, self.destination(position))
+
+    def times_slope(self, dg: Array) -> Array:
+        """du = dg gelu'(u), over dg."""
+        namespace(dg).multiply(dg, self.slope, out=dg, casting="unsafe")
+        return dg
 
 
 def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "tanh") -> Tensor:
@@ -242,96 +279,28 @@ def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "t
     return MLP.apply(x, w1, b1, w2, axis=axis, approximate=approximate)
 
 
-# ---- LayerNorm ----------------------------------------------------------------------------------
+# ---- float16's range ----------------------------------------------------------------------------
 
 
-class AddLayerNorm(Function):
-    """s = x + y + bias;  h = gamma x_hat + beta  with  x_hat = (s - mean) / sigma,
+class ScaleGradient(Function):
+    """y = x, dx = scale dy.
 
-    mean and sigma^2 = variance + epsilon over the C elements of each row of s. The mean is taken
-    off before squaring: E[s^2] - E[s]^2 would lose all digits in float32 where mean >> sigma.
-
-    Backward. h gives dgamma = sum dh x_hat and dbeta = sum dh over the rows, and
-    dx_hat = gamma dh. Within a row, x_hat depends on s[i] directly, through the mean and
-    through sigma:  d x_hat[j] / d s[i] = (delta_ij - 1/C - x_hat[i] x_hat[j] / C) / sigma. So
-        ds = (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)) / sigma  +  ds from s itself:
-    what is left of dx_hat once its mean and its part along x_hat are gone. A bias that only shifts
-    all of a row thus gets no gradient from h. Kept: x_hat and 1/sigma; s is not needed.
+    float16 holds nothing below 6e-8, and gradients of single activations are often smaller. So
+    the gradient is multiplied by a power of two where it enters the float16 part of a model, and
+    divided by it where it leaves, at the Parameters (Micikevicius et al. 2018, "loss scaling").
+    bfloat16 has float32's range and needs none of this. optim.py says how the scale is found.
     """
 
     takes_numbers = False
-    optional = (1, 2)
 
-    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
-        xp = namespace(x)
-        channels = x.shape[-1] if x.ndim else 0
-        if y is not None and y.shape != x.shape:
-            raise ValueError("x and y must have the same shape")
-        if not channels or gamma.shape != (channels,) or beta.shape != (channels,):
-            raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
-        if bias is not None:
-            if bias_axis not in (0, -1) or bias.shape != (x.shape[bias_axis],):
-                raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
-            if bias_axis == 0:
-                bias = bias.reshape(-1, *[1] * (x.ndim - 1))
-            self.bias_shape = bias.shape
-        s = x if y is None else x + y
-        if bias is not None:
-            s = s + bias if y is None else _add_into(s, bias)
-        x_hat = s - s.mean(axis=-1, keepdims=True)
-        variance = xp.einsum("...c,...c->...", x_hat, x_hat)[..., None]
-        variance /= channels
-        variance += epsilon
-        inverse_sigma = 1 / xp.sqrt(variance)
-        x_hat *= inverse_sigma
-        h = x_hat * gamma
-        h += beta
-        if any(self.needs):
-            self.x_hat, self.inverse_sigma, self.gamma = x_hat, inverse_sigma, gamma
-        return s, h
+    def forward(self, x, scale):
+        self.scale = scale
+        return x
 
-    def backward(self, ds, dh):
-        dgamma = dbeta = dbias = None
-        if dh is not None:
-            product = dh * self.x_hat
-            dgamma = sum_to_shape(product, self.gamma.shape) if self.needs[3] else None
-            dbeta = sum_to_shape(dh, self.gamma.shape) if self.needs[4] else None
-            if any(self.needs[:3]):
-                dx = dh * self.gamma
-                dx -= self._row_mean(dh)
-                dx -= self.x_hat * self._row_mean(product)
-                dx *= self.inverse_sigma
-                ds = dx if ds is None else _add_into(dx, ds)
-        if self.needs[2]:
-            dbias = sum_to_shape(ds, self.bias_shape).reshape(-1)
-        return ds if self.needs[0] else None, ds if self.needs[1] else None, dbias, dgamma, dbeta
-
-    def _row_mean(self, array: Array) -> Array:
-        """mean_c of gamma[c] array[..., c], as one product."""
-        rows = _rows(array)
-        means = matmul(rows, self.gamma[:, None])
-        means /= rows.shape[1]
-        return means.reshape(*array.shape[:-1], 1)
+    def backward(self, dy):
+        return dy * self.scale.astype(dy.dtype).reshape(())
 
 
-def _add_into(own: Array, other: Array) -> Array:
-    own += other
-    return own
-
-
-def add_layer_norm(
-    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = 1e-6, bias_axis: int = -1
-) -> tuple[Tensor, Tensor]:
-    """(s, LayerNorm(s)) for s = x + y + bias: a residual connection and the norm that follows it.
-
-    x, y (..., C), y may be None; gamma, beta (C,); bias None or a vector along `bias_axis` of x:
-    (C,) for -1, or one number for each x[i] for 0. ValueError on shapes.
-    Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
-    """
-    return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=float(epsilon), bias_axis=bias_axis)
-
-
-def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Tensor:
-    """x (..., C) -> the same shape: each row to mean 0 and variance 1, times gamma plus beta
-    (Ba, Kiros, Hinton 2016). ValueError on shapes."""
-    return add_layer_norm(x, None, None, gamma, beta, epsilon)[1]
+def scale_gradient(x: Any, scale: Array) -> Tensor:
+    """x, whose gradient will be multiplied by `scale`, an array (1,) on x's device."""
+    return ScaleGradient.apply(x, scale=scale)

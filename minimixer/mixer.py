@@ -45,34 +45,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import functional as F
-from .backend import FLOAT_DTYPES, Array, device_of, is_array, namespace, to_device, to_numpy
+from .backend import (
+    FLOAT_DTYPES,
+    Array,
+    check_precision,
+    device_of,
+    is_array,
+    is_half,
+    namespace,
+    to_device,
+    to_numpy,
+    twin,
+)
 from .grad_mode import no_grad
 from .loss import softmax
 from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, evaluating, lecun_normal
-from .parameters import Parameter, RandomCounter
+from .parameters import Parameter, ParameterBuffer, RandomCounter
 from .tensor import Tensor
+from .variants import check_config, variant
 
 if TYPE_CHECKING:
     from .report import Summary  # comes later in the reading order
 
-# Table 1 of the paper: N, C, P, D_S, D_C for 224 x 224 images.
-VARIANTS = {
-    "mixer_s32": (8, 512, 32, 256, 2048),
-    "mixer_s16": (8, 512, 16, 256, 2048),
-    "mixer_b32": (12, 768, 32, 384, 3072),
-    "mixer_b16": (12, 768, 16, 384, 3072),
-    "mixer_l32": (24, 1024, 32, 512, 4096),
-    "mixer_l16": (24, 1024, 16, 512, 4096),
-    "mixer_h14": (32, 1280, 14, 640, 5120),
-}
-
-
-def variant(name: str, **changes: Any) -> dict[str, Any]:
-    """The arguments of Mixer for a variant of the paper. ValueError for an unknown name."""
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r}; there are {', '.join(VARIANTS)}")
-    keys = ("num_blocks", "hidden_dim", "patch_size", "tokens_mlp_dim", "channels_mlp_dim")
-    return {"image_size": 224, **dict(zip(keys, VARIANTS[name], strict=True)), **changes}
+FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the optimizer lowers it
 
 
 class MixerMLP(Module):
@@ -139,8 +134,7 @@ def _drop(layer: StochasticDepth, added: tuple[Tensor, Any], axis: int) -> tuple
     y, bias = added
     if not layer.active:
         return y, bias
-    bias = bias.to(y.dtype)
-    return layer(y + (bias.reshape(-1, 1, 1) if axis == 0 else bias)), None
+    return layer(F.add_bias(y, bias, axis)), None
 
 
 class Mixer(Module):
@@ -155,6 +149,7 @@ class Mixer(Module):
                       (x / 255 - mean) / std; 0.5 and 0.5 are the authors'
     class_names       optional, one for each class
     seed, dtype       initial weights (None: left at zero); "float32" or "float64"
+    precision         "float32", "tf32", "bfloat16" or "float16": see set_precision
     ValueError for sizes that are not positive or do not fit together, TypeError for what is not a
     size or a name at all. Section 2 of the paper.
     """
@@ -176,6 +171,7 @@ class Mixer(Module):
         class_names: Any = None,
         seed: int | None = 0,
         dtype: str = "float32",
+        precision: str = "float32",
     ):
         self.config = check_config(
             image_size=image_size, patch_size=patch_size, in_channels=in_channels,
@@ -207,6 +203,7 @@ class Mixer(Module):
         if seed is not None:
             self.initialize(seed)
         self.to(np.dtype(dtype))
+        self.set_precision(precision)
 
     @classmethod
     def from_name(cls, name: str, **changes: Any) -> "Mixer":
@@ -238,10 +235,42 @@ class Mixer(Module):
         return self.stem.weight.device
 
     @property
+    def buffer(self) -> ParameterBuffer:
+        """Where all Parameters lie."""
+        assert self.stem.weight.buffer is not None
+        return self.stem.weight.buffer
+
+    @property
     def random(self) -> RandomCounter:
         """What random draws in training depend on: seed and step."""
-        assert self.stem.weight.buffer is not None
-        return self.stem.weight.buffer.random
+        return self.buffer.random
+
+    def set_precision(self, precision: str) -> "Mixer":
+        """How activations are stored and multiplied between the images and the pooled features.
+
+        "float32" (of a float64 model: float64); "tf32": products with short mantissas; "bfloat16",
+        "float16": activations in two bytes. Weights, their gradients, LayerNorm's statistics, the
+        head and the loss stay float32 in all. ValueError if this machine lacks it; what depends on
+        the device is checked again when the model is used, since it may move.
+        """
+        if precision != "tf32" or self.device != "cpu":
+            check_precision(precision, self.device)
+        self.precision, self.buffer.low = precision, None
+        self.buffer.precision = "tf32" if precision == "tf32" else None
+        self.buffer.loss_scale[0] = FIRST_SCALE if precision == "float16" else 1.0
+        self.buffer.loss_scale[1] = 0.0
+        return self
+
+    @property
+    def activation_dtype(self) -> np.dtype:
+        """What activations are stored in; ValueError if the precision can't be had here."""
+        dtype = check_precision(self.precision, self.device)
+        if self.precision != "float32" and self.dtype != np.float32:
+            raise ValueError(
+                f"precision {self.precision} is for float32 models, this one is {self.dtype}: "
+                "use set_precision('float32')"
+            )
+        return dtype if is_half(dtype) else self.dtype
 
     # ---- from images to scores ------------------------------------------------------------------
 
@@ -250,19 +279,39 @@ class Mixer(Module):
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
         and checked; a Tensor is taken as it is. ValueError: shapes, NaN or infinity; TypeError:
-        other dtypes.
+        other dtypes; MemoryError, with what to lower, if there is not enough memory.
         """
+        try:
+            return self._scores(images)
+        except MemoryError as error:
+            raise MemoryError(
+                f"Mixer: {images.shape} images in {self.precision} need more memory than "
+                f"{self.device} has; take fewer at a time, a smaller model or two-byte precision "
+                f"({error})"
+            ) from None
+
+    def _scores(self, images: Any) -> Tensor:
         x = self.patches(images)  # (S, B, P*P*in)
         x, y, bias = F.linear(x, self.stem.weight), None, self.stem.bias  # (S, B, C)
         for block in self.blocks:
             x, y, bias = block(x, y, bias)
         _, h = _add_norm(x, y, bias, self.norm)  # (S, B, C)
-        return self.head(h.mean(axis=0))  # (B, K)
+        pooled = h.mean(axis=0)  # (B, C), float32 or float64 again
+        if self.precision == "float16":
+            pooled = F.scale_gradient(pooled, self.buffer.loss_scale[:1])
+        return self.head(pooled)  # (B, K)
 
     def patches(self, images: Any) -> Tensor:
         """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
         (row, column, channel) order."""
+        dtype = self.activation_dtype
+        cut = twin("patches", self.stem.weight.data)
+        if cut is not None and not isinstance(images, Tensor):
+            tokens = cut(self, self.check_shape(images), dtype)
+            if tokens is not None:
+                return Tensor(tokens)
         x = self.convert(images)
+        x = x.to(dtype) if is_half(dtype) else x
         batch, p = x.shape[0], self.patch_size
         rows, columns = self.height // p, self.width // p
         x = x.reshape(batch, rows, p, columns, p, self.in_channels)
@@ -282,13 +331,10 @@ class Mixer(Module):
             array = array.astype(values.dtype)
             array *= xp.asarray(scale, dtype=values.dtype)
             array += xp.asarray(offset, dtype=values.dtype)
-        elif array.dtype in FLOAT_DTYPES:
-            with np.errstate(over="ignore"):  # the next line says it better
-                array = array.astype(values.dtype, copy=False)
-            if not bool(xp.isfinite(array).all()):
-                raise ValueError(f"Mixer: the images, as {array.dtype}, contain NaN or infinity")
+        elif array.dtype in FLOAT_DTYPES or is_half(array.dtype):
+            array = check_finite(array, values.dtype)
         else:
-            raise TypeError(f"Mixer: images must be uint8, float32 or float64, got {array.dtype}")
+            raise TypeError(f"Mixer: images must be uint8 or floating-point, got {array.dtype}")
         return Tensor(array)
 
     def check_shape(self, images: Any) -> Array:
@@ -340,32 +386,10 @@ class Mixer(Module):
         return Summary(self.config, batch_size, self.dtype.itemsize)
 
 
-_CONFIG_KEYS = {
-    "image_size", "patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim",
-    "tokens_mlp_dim", "channels_mlp_dim", "stochastic_depth", "approximate",
-}  # fmt: skip
-
-
-def check_config(**config: Any) -> dict[str, Any]:
-    """The architecture, checked and complete: what a checkpoint records. ValueError if wrong."""
-    size = config["image_size"]
-    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
-    unknown = set(config) - _CONFIG_KEYS
-    if unknown:
-        raise TypeError(f"Mixer has no {', '.join(sorted(unknown))}")
-    config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
-              "approximate": "tanh", **config, "image_size": (height, width)}  # fmt: skip
-    sizes = ("patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim",
-             "tokens_mlp_dim", "channels_mlp_dim")  # fmt: skip
-    check_sizes(image_height=height, image_width=width, **{key: config[key] for key in sizes})
-    config |= {key: int(config[key]) for key in sizes}  # from NumPy's integers, which JSON refuses
-    config["image_size"] = (int(height), int(width))
-    patch = config["patch_size"]
-    if height % patch or width % patch:
-        raise ValueError(f"a {height} x {width} image can't be cut into {patch} x {patch} patches")
-    if config["approximate"] not in ("tanh", "none"):
-        raise ValueError(f"approximate must be 'tanh' or 'none', got {config['approximate']!r}")
-    config["stochastic_depth"] = float(config["stochastic_depth"])
-    if not 0 <= config["stochastic_depth"] < 1:
-        raise ValueError(f"stochastic_depth must be in [0, 1), got {config['stochastic_depth']}")
-    return config
+def check_finite(images: Array, dtype: np.dtype) -> Array:
+    """The images in `dtype`; ValueError if one of their numbers is not finite there."""
+    with np.errstate(over="ignore"):  # the next line says it better
+        images = images.astype(dtype, copy=False)
+    if not bool(namespace(images).isfinite(images).all()):
+        raise ValueError(f"Mixer: the images, as {dtype}, contain NaN or infinity")
+    return images

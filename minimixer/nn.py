@@ -15,7 +15,7 @@ that are; found in the order in which they were assigned, and named by the path 
 >>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
 (1, 2)
 
-Next: `mixer.py`, the model of the paper.
+Next: `variants.py`, the sizes of the model.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ import numpy as np
 
 from . import functional as F
 from .autograd import Variable
-from .backend import Array, Purpose, is_array, namespace, random_bits, to_numpy, uniform
+from .backend import Array, Purpose, is_array, namespace, random_bits, to_numpy, uniform, wide
 from .ops import multiply
 from .parameters import Parameter, ParameterBuffer, RandomCounter
 from .tensor import Tensor, split_targets
@@ -335,7 +335,9 @@ class _RandomLayer(Module):
             xp.asarray(random.examples(examples))[:, None],
             xp.arange(elements, dtype=np.uint64)[None, :],
         )
-        return (uniform(bits, x.dtype) >= self.p) * x.dtype.type(1 / (1 - self.p))
+        dtype = wide(x.dtype)
+        factors = (uniform(bits, dtype) >= self.p) * dtype.type(1 / (1 - self.p))
+        return factors.astype(x.dtype, copy=False)
 
 
 class Dropout(_RandomLayer):

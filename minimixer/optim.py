@@ -3,8 +3,12 @@
 An optimizer holds a model's flat buffer and a list of ranges of it: (start, stop, lr, decay).
 Parameter groups, weight decay on matrices only and frozen parameters are nothing more than such
 ranges, and an update is a handful of array operations on each. The numbers that change from step
-to step (learning-rate factor, step count, clipping factor) lie in one small array, `control`, on
-the model's device: a GPU reads them there and never waits for Python.
+to step (learning-rate factor, step count, clipping factor, whether the gradients are finite) lie
+in one small array, `control`, on the model's device: a GPU reads them there and never waits for
+Python.
+
+In float16 gradients are scaled (functional.ScaleGradient), by as much as they bear: when one of
+them overflows, the step is skipped and the scale halved; after 1000 good steps it is doubled.
 
 >>> import numpy as np
 >>> from minimixer.nn import Linear
@@ -27,10 +31,21 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, blocks, device_of, matmul, namespace, to_device, to_numpy
+from .backend import (
+    Array,
+    blocks,
+    device_of,
+    matmul,
+    namespace,
+    to_device,
+    to_numpy,
+    twin,
+    use_device_of,
+)
 from .parameters import Parameter, ParameterBuffer
 
-LR_FACTOR, STEP, CLIP = range(3)  # the places in `control`
+LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
+SCALE_HOLDS = 1000  # good steps after which float16's loss scale is doubled
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
 
@@ -92,7 +107,7 @@ class Optimizer:
         buffer = self.parameters[0].buffer
         assert buffer is not None
         self.buffer: ParameterBuffer = buffer
-        self.control: Array = np.array([1.0, 0.0, 1.0])
+        self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])
         self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
         self._ranges: tuple[list[bool], list[Range]] | None = None
         self._follow()
@@ -103,15 +118,17 @@ class Optimizer:
         """Move every parameter that has a gradient, and clear the clipping factor."""
         self._follow()
         ranges = self._active_ranges()
-        self.control[STEP] += 1
-        buffer, gradients = self.buffer, self.buffer.make_gradients()
-        scalars = self._scalars()
-        for start, stop, lr, decay in ranges:
-            for part in blocks(buffer.values, start, stop):
-                state = [array[part] for array in self.state.values()]
-                self.update(buffer.values[part], gradients[part], state, lr, decay, scalars)
+        if self.scaled:
+            norm = self._gradient_norm()
+            self.control[FINITE] = namespace(norm).isfinite(norm)
+        self.control[STEP] += self.control[FINITE]
+        fast = twin(type(self), self.buffer.values)  # which looks at FINITE itself, on the device
+        if fast is None or not fast(self, ranges):
+            self._update_ranges(ranges)
+        if self.scaled:
+            self._adjust_scale()
         self.control[CLIP] = 1
-        buffer.random.counters[0] += 1
+        self.buffer.random.counters[0] += 1
         for parameter in self.parameters:
             parameter.version += 1
 
@@ -129,15 +146,14 @@ class Optimizer:
         if not max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {max_norm}")
         self._follow()
-        gradients = self.buffer.make_gradients()
-        xp = namespace(gradients)
-        squares = xp.zeros((1, 1), dtype=gradients.dtype)
-        for start, stop, _, _ in self._active_ranges():
-            part = gradients[start:stop]
-            squares += matmul(part[None, :], part[:, None])
-        norm = xp.sqrt(squares).reshape(())
-        self.control[CLIP] = xp.minimum(1, float(max_norm) / (norm + 1e-6))
+        norm = self._gradient_norm()
+        self.control[CLIP] = namespace(norm).minimum(1, float(max_norm) / (norm + 1e-6))
         return norm
+
+    @property
+    def scaled(self) -> bool:
+        """Do gradients come from float16, and may overflow?"""
+        return self.buffer.low is not None and self.buffer.low.dtype == np.float16
 
     @property
     def lr(self) -> float:
@@ -197,6 +213,38 @@ class Optimizer:
 
     # ---- how it is done -------------------------------------------------------------------------
 
+    def _update_ranges(self, ranges: list[Range]) -> None:
+        if not self.control[FINITE]:
+            return
+        buffer, gradients, scalars = self.buffer, self.buffer.make_gradients(), self._scalars()
+        for start, stop, lr, decay in ranges:
+            for part in blocks(buffer.values, start, stop):
+                state = [array[part] for array in self.state.values()]
+                self.update(buffer.values[part], gradients[part], state, lr, decay, scalars)
+            buffer.refresh(start, stop)
+
+    def _gradient_norm(self) -> Array:
+        """The norm of all gradients, 0-d, in the parameters' dtype."""
+        gradients, xp = self.buffer.make_gradients(), namespace(self.buffer.values)
+        fast = twin("sum_squares", gradients)
+        squares = xp.zeros((1, 1), dtype=gradients.dtype)
+        for start, stop, _, _ in self._active_ranges():
+            part = gradients[start:stop]
+            if fast is not None:
+                squares += fast(part)
+            else:
+                squares += matmul(part[None, :], part[:, None])
+        return xp.sqrt(squares).reshape(())
+
+    def _adjust_scale(self) -> None:
+        """Halve float16's loss scale after an overflow, double it after many good steps."""
+        scale, xp = self.buffer.loss_scale, namespace(self.buffer.loss_scale)
+        finite = self.control[FINITE : FINITE + 1]
+        held = (scale[1:] + 1) * finite
+        doubled = held >= SCALE_HOLDS
+        scale[:1] *= xp.where(finite > 0, xp.where(doubled, 2.0, 1.0), 0.5)
+        scale[1:] = xp.where(doubled, 0.0, held)
+
     def update(
         self, w: Array, g: Array, state: list[Array], lr: float, decay: float, scalars: Array
     ) -> None:
@@ -215,6 +263,7 @@ class Optimizer:
                 "the model's parameters were gathered anew after this optimizer was made (was a "
                 "layer replaced?); make a new optimizer from model.parameters()"
             )
+        use_device_of(buffer.values)
         if device_of(self.control) != buffer.device:
             self.control = to_device(self.control, buffer.device)
         for name, array in self.state.items():
@@ -223,7 +272,7 @@ class Optimizer:
 
     def _active_ranges(self) -> list[Range]:
         """Stretches of the buffer with gradients and equal settings, as long as possible."""
-        has_grad = [p.grad is not None for p in self.parameters]
+        has_grad = [p.has_grad for p in self.parameters]
         if self._ranges is None or self._ranges[0] != has_grad:
             pieces = sorted(
                 (p.start, p.stop, *setting)

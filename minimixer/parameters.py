@@ -35,8 +35,10 @@ from .backend import (
     describe,
     device_of,
     is_array,
+    is_half,
     namespace,
     to_device,
+    wide,
 )
 from .tensor import Tensor
 
@@ -75,6 +77,9 @@ class ParameterBuffer:
 
     values     (size,) float32 or float64
     gradients  the same, made at the first backward; only the engine writes there
+    low        the values again in the two-byte dtype that activations have, made when first read
+    precision  of matrix products with these Parameters: "tf32", or None
+    loss_scale (2,) float64 on the device: see ops.ScaleGradient; and how many steps it has held
     random     the model's RandomCounter
     """
 
@@ -90,6 +95,9 @@ class ParameterBuffer:
         self.size = sum(_aligned(p.size) for p in order)
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array | None = None
+        self.low: Array | None = None
+        self.precision: str | None = None if home is None else home.precision
+        self.loss_scale: Array = xp.array([1.0, 0.0]) if home is None else home.loss_scale
         self.random: RandomCounter = RandomCounter() if home is None else home.random
         start = 0
         for parameter in order:
@@ -121,6 +129,18 @@ class ParameterBuffer:
         """The one way in which values enter from outside: cast, moved and copied to `start`."""
         values = to_device(values, self.device).reshape(-1)
         self.values[start : start + values.size] = values
+        self.refresh(start, start + values.size)
+
+    def refresh(self, start: int, stop: int) -> None:
+        """Bring the low-precision copy of values[start:stop] up to date."""
+        if self.low is not None:
+            self.low[start:stop] = self.values[start:stop].astype(self.low.dtype)
+
+    def read_low(self, dtype: np.dtype) -> Array:
+        """All values in a two-byte dtype: a copy that is kept, and kept up to date."""
+        if self.low is None or self.low.dtype != dtype:
+            self.low = self.values.astype(dtype)
+        return self.low
 
     def make_gradients(self) -> Array:
         if self.gradients is None:
@@ -136,6 +156,8 @@ class ParameterBuffer:
         self.values = to_device(self.values, device).astype(dtype, copy=False)
         if self.gradients is not None:
             self.gradients = to_device(self.gradients, device).astype(dtype, copy=False)
+        self.low = None
+        self.loss_scale = to_device(self.loss_scale, device)
         self.random.counters = to_device(self.random.counters, device)
 
 
@@ -151,7 +173,10 @@ class Parameter(Tensor):
     backward, and again after `zero_grad()`, which only forgets: the next gradient overwrites.
     """
 
-    __slots__ = ("_data_of", "_data_view", "_has_grad", "_shape", "buffer", "start", "version")
+    __slots__ = (
+        "_data_of", "_data_view", "_grad_of", "_grad_view", "_lent", "_low_of", "_low_view",
+        "_shape", "buffer", "has_grad", "start", "version",
+    )  # fmt: skip
     is_parameter = True
 
     def __init__(self, data: Any, requires_grad: bool = True):
@@ -160,8 +185,9 @@ class Parameter(Tensor):
             raise TypeError(f"Parameter: must be float32 or float64, got {describe(value)}")
         self.buffer: ParameterBuffer | None = None
         self._data_of = self._data_view = value
+        self._low_of = self._low_view = self._grad_of = self._grad_view = self._lent = None
         self._shape = value.shape
-        self._has_grad = False
+        self.has_grad = False
         self.version = 0
         self.start = 0
         self.node = None
@@ -173,11 +199,14 @@ class Parameter(Tensor):
         memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
         assert copy.buffer is not None and self.buffer is not None
         copy.buffer.random = deepcopy(self.buffer.random, memo)
+        copy.buffer.precision = self.buffer.precision
+        copy.buffer.loss_scale = self.buffer.loss_scale.copy()
         return copy
 
     def move_to(self, buffer: ParameterBuffer, start: int) -> None:
         """Be a window of `buffer` from now on. Only ParameterBuffer calls this."""
-        self.buffer, self.start, self._has_grad = buffer, start, False
+        self.buffer, self.start, self.has_grad = buffer, start, False
+        self._grad_of = self._grad_view = None
 
     @property
     def stop(self) -> int:
@@ -210,32 +239,63 @@ class Parameter(Tensor):
 
     @property
     def grad(self) -> Array | None:  # type: ignore[override]
-        if not self._has_grad or self.buffer is None:
-            return None
-        return self.window(self.buffer.make_gradients())
+        return self._grad_window() if self.has_grad else None
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        self._has_grad = False
+        self.has_grad = False
         if value is not None:
             value = value.data if isinstance(value, Variable) else value
             if np.shape(value) != self._shape:
                 raise ValueError(f"a gradient of {np.shape(value)} for a Parameter {self._shape}")
             self.accumulate_grad(value)
 
-    def accumulate_grad(self, gradient: Array) -> None:
-        """The first gradient after `zero_grad` overwrites what is there, later ones add."""
+    def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
+        """The first gradient after `zero_grad` overwrites what is there, later ones add. Gradients
+        from float16 activations come scaled (ops.ScaleGradient), and are scaled back here."""
+        lent, self._lent = self._lent, None
+        if gradient is lent:  # backward wrote it there
+            self.has_grad = True
+            return
         assert self.buffer is not None
-        window = self.window(self.buffer.make_gradients())
-        if self._has_grad:
-            window += gradient
+        window = self._grad_window()
+        if read_as == np.float16:
+            gradient = gradient / self.buffer.loss_scale[:1].astype(window.dtype)
+        if self.has_grad:
+            window += gradient.astype(window.dtype, copy=False)
         else:
             window[...] = gradient
-            self._has_grad = True
+            self.has_grad = True
+
+    def lend_grad(self, read_as: np.dtype) -> Array | None:
+        if self.has_grad or read_as == np.float16:  # there is something to add to, or to scale
+            return None
+        if wide(read_as) != self.dtype:
+            return None
+        self._lent = self._grad_window()
+        return self._lent
+
+    def _grad_window(self) -> Array:
+        assert self.buffer is not None
+        gradients = self.buffer.make_gradients()
+        if self._grad_of is not gradients:
+            self._grad_of, self._grad_view = gradients, self.window(gradients)
+        return self._grad_view
+
+    @property
+    def precision(self) -> str | None:  # type: ignore[override]
+        return None if self.buffer is None else self.buffer.precision
 
     def read(self, dtype: np.dtype) -> Array:
         """The values in the dtype of the activations that meet them."""
-        return self.data if self.data.dtype == dtype else self.data.astype(dtype)
+        if self.data.dtype == dtype:
+            return self.data
+        if not is_half(dtype) or self.buffer is None:
+            return self.data.astype(dtype)
+        low = self.buffer.read_low(dtype)
+        if self._low_of is not low:
+            self._low_of, self._low_view = low, self.window(low)
+        return self._low_view
 
     def __repr__(self) -> str:
         return f"Parameter({self.data}, dtype={self.dtype}, device={self.device!r})"

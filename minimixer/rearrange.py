@@ -22,7 +22,19 @@ from typing import Any
 import numpy as np
 
 from .autograd import Function, Variable
-from .backend import Array, add_at, device_of, is_array, namespace, to_device, to_numpy
+from .backend import (
+    Array,
+    add_at,
+    as_dtype,
+    device_of,
+    is_array,
+    is_half,
+    namespace,
+    sum_rows,
+    to_device,
+    to_numpy,
+    widen,
+)
 
 # ---- reductions ---------------------------------------------------------------------------------
 
@@ -57,15 +69,25 @@ class Sum(_Reduction):
 
 
 class Mean(_Reduction):
-    """The sum divided by the number n of elements: each gets dy / n."""
+    """The sum divided by the number n of elements: each gets dy / n.
+
+    Of two-byte numbers the mean is float32, as its sum of many must be.
+    """
+
+    half = True
 
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
         self.count = x.size // math.prod(self.kept_shape) if x.size else 1
-        return namespace(x).asarray(x.mean(axis=axis, keepdims=keepdims))
+        self.dtype = x.dtype
+        if is_half(x.dtype) and axis == 0 and not keepdims and x.ndim > 1:
+            y = sum_rows(x.reshape(len(x), math.prod(x.shape[1:]))).reshape(x.shape[1:])
+            y /= self.count
+            return y
+        return namespace(x).asarray(widen(x).mean(axis=axis, keepdims=keepdims))
 
     def backward(self, dy):
-        return self.spread(dy / self.count)
+        return self.spread((dy / self.count).astype(self.dtype, copy=False))
 
 
 class Max(_Reduction):
@@ -90,6 +112,8 @@ class Max(_Reduction):
 class Reshape(Function):
     """The same elements in another shape, and back."""
 
+    half = True
+
     def forward(self, x, shape):
         self.shape = x.shape
         return x.reshape(shape)
@@ -100,6 +124,8 @@ class Reshape(Function):
 
 class Transpose(Function):
     """Axis k of y is axis `axes[k]` of x; the way back is the inverse permutation."""
+
+    half = True
 
     def forward(self, x, axes):
         positive = [axis + x.ndim if axis < 0 else axis for axis in axes]
@@ -188,6 +214,8 @@ class Stack(Function):
 class To(Function):
     """The same numbers in another dtype or on another device; the gradient travels back."""
 
+    half = True
+
     def forward(self, x, dtype, device):
         self.dtype, self.device = x.dtype, device_of(x)
         return to_device(x, device).astype(dtype, copy=False)
@@ -251,5 +279,5 @@ def stack(tensors, axis: int = 0):
 
 def to(x, dtype: Any = None, device: str | None = None):
     """x in another dtype, on another device, or both."""
-    dtype = x.data.dtype if dtype is None else dtype
+    dtype = x.data.dtype if dtype is None else as_dtype(dtype)
     return To.apply(x, dtype=dtype, device=device_of(x.data) if device is None else device)

@@ -21,10 +21,12 @@ from . import ops, rearrange
 from .autograd import Variable, backward
 from .backend import (
     FLOAT_DTYPES,
+    as_dtype,
     check_device,
     describe,
     device_of,
     is_array,
+    is_half,
     namespace,
     to_device,
     to_numpy,
@@ -39,8 +41,9 @@ class Tensor(Variable):
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
     dtype, device   convert to these: "float32", "float64"; "cpu", "cuda", "cuda:N"
 
-    Arithmetic keeps the dtype: Python numbers never promote, and two Tensors of different dtype or
-    device are a TypeError. Comparisons return boolean Tensors without gradient.
+    Tensors in "float16" or "bfloat16" are what layers compute in these precisions; most operations
+    want float32. Arithmetic keeps the dtype: Python numbers never promote, and two Tensors of
+    different dtype or device are a TypeError. Comparisons return boolean Tensors without gradient.
     """
 
     __slots__ = ()
@@ -61,13 +64,11 @@ class Tensor(Variable):
             python_numbers = not isinstance(data, np.generic) and array.dtype == np.float64
             data = array.astype(np.float32) if python_numbers else array
         if dtype is not None:
-            data = data.astype(dtype, copy=False)
+            data = data.astype(as_dtype(dtype), copy=False)
         if device is not None:
             data = to_device(data, device)
-        if requires_grad and data.dtype not in FLOAT_DTYPES:
-            raise TypeError(
-                f"Tensor: only float32 and float64 have gradients, got {describe(data)}"
-            )
+        if requires_grad and not _is_float(data.dtype):
+            raise TypeError(f"Tensor: only floating-point numbers have gradients: {describe(data)}")
         if data.dtype == object:
             raise TypeError(f"Tensor: expected numbers, got {data!r:.60}")
         super().__init__(data, requires_grad)
@@ -139,9 +140,9 @@ class Tensor(Variable):
         device can't be used here."""
         dtype, device = split_targets(targets)
         device = self.device if device is None else check_device(device)
-        if device == self.device and dtype in (None, self.dtype):
+        if device == self.device and (dtype is None or dtype == self.dtype):  # float64 == None!
             return self
-        if self.dtype in FLOAT_DTYPES and (dtype is None or dtype in FLOAT_DTYPES):
+        if _is_float(self.dtype) and (dtype is None or _is_float(dtype)):
             return rearrange.to(self, dtype, device)
         if self.requires_grad:
             raise TypeError(f"to: there are no gradients in {dtype}; detach() first")
@@ -273,6 +274,10 @@ class Tensor(Variable):
 Variable.result_class = Tensor
 
 
+def _is_float(dtype: np.dtype) -> bool:
+    return dtype in FLOAT_DTYPES or is_half(dtype)
+
+
 def _plain(value: Any) -> Any:
     return value.data if isinstance(value, Variable) else value
 
@@ -285,10 +290,10 @@ def split_targets(targets: tuple[Any, ...]) -> tuple[np.dtype | None, str | None
             devices.append(target)
             continue
         try:
-            dtypes.append(np.dtype(target))
+            dtypes.append(as_dtype(target))
         except TypeError:
             dtypes.append(np.dtype(object))
-        if target is None or dtypes[-1].kind not in "fiub":
+        if target is None or not (dtypes[-1].kind in "fiub" or is_half(dtypes[-1])):
             raise TypeError(
                 f"to: expected a device ('cpu', 'cuda', 'cuda:N') or a dtype, got {target!r}"
             )

@@ -2,12 +2,15 @@
 
 `device` runs a test once on the CPU and, where CuPy finds a GPU, once there; elsewhere that half
 is skipped with the reason. HYPOTHESIS_PROFILE=long draws twenty times as many examples.
+`reference` switches the fast twins off, for tests of what the plain code keeps, calls or gets wrong
+when a mistake is planted in it.
 """
 
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from strategies import reference_functions
 
 from minimixer import backend
 
@@ -31,6 +34,12 @@ def _why_no_gpu() -> str | None:
 
 _no_gpu = _why_no_gpu()
 _cuda = pytest.param("cuda", marks=pytest.mark.skipif(_no_gpu is not None, reason=f"{_no_gpu}"))
+
+
+@pytest.fixture
+def reference():
+    with reference_functions():
+        yield
 
 
 @pytest.fixture(params=["cpu", _cuda])

@@ -213,12 +213,12 @@ class Plant:
 class Fixed:
     """Inputs of at least 24 elements, the errors that can be planted there, beside those that
     apply everywhere: `terms` by name; `share`, two inputs of one shape whose gradients differ;
-    `undo`, the module through which a broadcast of an input is undone."""
+    `undo`, the functions through which broadcasts of inputs are undone."""
 
     case: Case
     terms: dict[str, Change | Plant] = field(default_factory=dict)
     share: tuple[int, int] | None = None
-    undo: str | None = None
+    undo: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,10 @@ class Operation:
 
 
 def package_functions() -> set[type[Function]]:
-    """Every Function that is a name in a module of the package, but for abstract ones (_Name)."""
+    """Every Function that is a name in a module of the package, but for abstract ones (_Name).
+
+    Those of kernels/ are fast twins of listed ones, and run under their names.
+    """
     for module in pkgutil.iter_modules(minimixer.__path__, "minimixer."):
         if not module.ispkg:
             importlib.import_module(module.name)
@@ -244,7 +247,8 @@ def package_functions() -> set[type[Function]]:
         for cls in todo.pop().__subclasses__():
             todo.append(cls)
             home = sys.modules.get(cls.__module__)
-            inside = cls.__module__.partition(".")[0] == "minimixer"
+            inside = f"{cls.__module__}.".startswith("minimixer.")
+            inside = inside and not f"{cls.__module__}.".startswith("minimixer.kernels.")
             if inside and getattr(home, cls.__name__, None) is cls and cls.__name__[0] != "_":
                 found.add(cls)
     return found
@@ -286,8 +290,12 @@ def before_backward(name: str, change: Callable[[list[Any]], list[Any]]) -> Plan
     return Plant(name, install)
 
 
-def in_module(name: str, module: str, attribute: str, value: Any) -> Plant:
-    return Plant(name, lambda cls, monkeypatch: monkeypatch.setattr(f"{module}.{attribute}", value))
+def in_module(name: str, attribute: str, value: Any) -> Plant:
+    """Change a function that the class's module calls."""
+    return Plant(
+        name,
+        lambda cls, monkeypatch: monkeypatch.setattr(f"{cls.__module__}.{attribute}", value),
+    )
 
 
 def other_gelu() -> Plant:
@@ -297,11 +305,10 @@ def other_gelu() -> Plant:
         right = cls.forward
 
         def forward(self, *arrays, approximate, **options):
+            result = right(self, *arrays, approximate=approximate, **options)
             other = {"tanh": "none", "none": "tanh"}[approximate]
             right(self, *arrays, approximate=other, **options)
-            twin = cls()
-            twin.needs = self.needs
-            return right(twin, *arrays, approximate=approximate, **options)
+            return result
 
         monkeypatch.setattr(cls, "forward", forward)
 
@@ -312,6 +319,21 @@ def _one_slice(gradient: Any, shape: tuple[int, ...]) -> Any:
     """sum_to_shape without the sum: the right shape, one of the repetitions."""
     gradient = gradient[(0,) * (gradient.ndim - len(shape))]
     return gradient[tuple(slice(0, n) for n in shape)]
+
+
+def _one_of_each(gradient: Any, axis: int) -> Any:
+    """bias_gradient without the sum."""
+    if axis == 0:
+        return gradient.reshape(len(gradient), -1)[:, 0]
+    return gradient[(0,) * (gradient.ndim - 1)]
+
+
+# Wrong forms of the functions that undo a broadcast: not at all, and without adding.
+UNDONE_WRONGLY = {
+    "sum_to_shape": (lambda gradient, shape: gradient, _one_slice),
+    "sum_rows": (lambda matrix: matrix, lambda matrix: matrix[0]),
+    "bias_gradient": (lambda gradient, axis: gradient, _one_of_each),
+}
 
 
 def plants(fixed: Fixed) -> Iterator[Plant]:
@@ -330,10 +352,10 @@ def plants(fixed: Fixed) -> Iterator[Plant]:
         yield in_backward(f"input {i} wrong in one element", at(i, _one_wrong_element))
     if fixed.share is not None:
         yield in_backward("one buffer given to two inputs", _overwrite(*fixed.share))
-    if fixed.undo is not None:
-        name = f"minimixer.{fixed.undo}"
-        yield in_module("broadcast not undone", name, "sum_to_shape", lambda g, shape: g)
-        yield in_module("broadcast undone by a slice", name, "sum_to_shape", _one_slice)
+    for undo in fixed.undo:
+        not_at_all, by_a_slice = UNDONE_WRONGLY[undo]
+        yield in_module(f"{undo}: broadcast not undone", undo, not_at_all)
+        yield in_module(f"{undo}: broadcast undone by a slice", undo, by_a_slice)
     for name, term in fixed.terms.items():
         yield term if isinstance(term, Plant) else in_backward(name, term)
 
@@ -571,6 +593,23 @@ def norms(draw):
     )
 
 
+def bias_case(random, shape, axis):
+    return Case((normal(random, shape), normal(random, (shape[axis],))), {"axis": axis})
+
+
+@st.composite
+def biases(draw):
+    shape = draw(shapes(min_dims=1))
+    return bias_case(np.random.default_rng(draw(seeds)), shape, draw(st.sampled_from([0, -1])))
+
+
+@st.composite
+def scales(draw):
+    """By one only: what else it does to a gradient is not the derivative of what it does to x."""
+    x = normal(np.random.default_rng(draw(seeds)), draw(shapes(min_dims=1)))
+    return Case((x,), {"scale": np.ones(1)})
+
+
 def entropy_case(random, batch, classes, kind, smoothing, reduction):
     if kind == "indices":
         target = random.integers(0, classes, batch)
@@ -756,7 +795,7 @@ def _one(domain=normal, shape=(4, 6), **options):
 def binary(function, call, reference, draw, domains=(normal, normal), share=(0, 1), **terms):
     fixed = {
         "same shapes": Fixed(_same(*domains), _named(both, terms), share),
-        "broadcast": Fixed(_repeated(*domains), undo="ops"),
+        "broadcast": Fixed(_repeated(*domains), undo=("sum_to_shape",)),
     }
     return Operation(function, call, reference, draw, fixed)
 
@@ -782,7 +821,8 @@ def _norm_fixed(shape, y, bias_axis):
         "outputs swapped": before_backward("outputs swapped", lambda g: g[::-1]),
     }
     # gamma and beta are two arrays of one shape; x and y rightly get equal gradients.
-    return Fixed(norm_case(_random(), shape, y, bias_axis), terms, share=(3, 4), undo="functional")
+    undo = ("sum_rows", *["bias_gradient"] * (bias_axis is not None))
+    return Fixed(norm_case(_random(), shape, y, bias_axis), terms, share=(3, 4), undo=undo)
 
 
 def _mlp_fixed(axis, form):
@@ -791,7 +831,15 @@ def _mlp_fixed(axis, form):
     terms["db1 the mean, not the sum"] = lambda inputs, options, dys, dxs: [
         *dxs[:2], dxs[2] / 6, dxs[3]
     ]  # fmt: skip
-    return Fixed(case, terms, (1, 3) if axis == 0 else None, "functional" if axis else None)
+    if axis == 0:
+        return Fixed(case, terms, share=(1, 3))
+    return Fixed(case, terms, undo=("sum_rows",))
+
+
+def _bias_fixed(axis):
+    terms = {"bias the mean, not the sum": lambda inputs, options, dys, dxs: [
+        dxs[0], dxs[1] * dxs[1].size / dxs[0].size]}  # fmt: skip
+    return Fixed(bias_case(_random(), (4, 2, 6), axis), terms, undo=("bias_gradient",))
 
 
 def _entropy_fixed(kind, smoothing, reduction):
@@ -807,6 +855,10 @@ def _entropy_fixed(kind, smoothing, reduction):
 
 def _to(x, device):
     return rearrange.to(x, device=device)
+
+
+def _scale_gradient(x, scale):
+    return functional.scale_gradient(x, to_device(scale, x.device))
 
 
 def _where(a, b, condition):
@@ -874,7 +926,7 @@ _ALL = [
                 {"swapped": lambda inputs, options, dys, dxs: dxs[::-1]}, (0, 1)),
             "broadcast": Fixed(
                 Case(_repeated().inputs, {"condition": _random().random((3, 4)) < 0.5}),
-                undo="ops"),
+                undo=("sum_to_shape",)),
         },
     ),
     Operation(
@@ -885,7 +937,8 @@ _ALL = [
                 "factors swapped": both(lambda a, b, dy: (dy @ a.T, b.T @ dy)),
             }, (0, 1)),
             "stacks": Fixed(
-                Case((normal(_random(), (2, 3, 4)), normal(_random(), (4, 6)))), undo="ops"),
+                Case((normal(_random(), (2, 3, 4)), normal(_random(), (4, 6)))),
+                undo=("sum_to_shape",)),
         },
     ),
     Operation(
@@ -964,7 +1017,7 @@ _ALL = [
                     dys[0] @ inputs[1], *dxs[1:]],
                 "bias the mean, not the sum": lambda inputs, options, dys, dxs: [
                     *dxs[:2], dxs[2] / 6],
-            }, undo="functional"),
+            }, undo=("sum_rows",)),
          "one shape": Fixed(Case((*_same(shape=(5, 5)).inputs, None)), share=(0, 1))},
         fused=True,
     ),
@@ -995,6 +1048,18 @@ _ALL = [
             "LayerNorm": _norm_fixed((4, 6), False, None),
         },
         fused=True,
+    ),
+    Operation(
+        functional.AddBias, functional.add_bias,
+        lambda x, bias, axis: x + _along(bias, axis, x.ndim), biases(),
+        {f"axis {axis}": _bias_fixed(axis) for axis in (0, -1)},
+        fused=True, free=True,
+    ),
+    Operation(
+        functional.ScaleGradient, _scale_gradient, lambda x, scale: x, scales(),
+        {"one": Fixed(_one(scale=np.ones(1)), {
+            "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype)),
+            "of the wrong row": elementwise(lambda x, dy: dy[::-1])})},
     ),
     Operation(
         loss.CrossEntropy, loss.cross_entropy, entropy_formula, entropies(),

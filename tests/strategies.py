@@ -1,21 +1,30 @@
-"""What the tests draw: shapes, axes, dtypes, memory layouts and values.
+"""What the tests draw: shapes, axes, dtypes, memory layouts and values; and the plain functions.
 
 Hypothesis draws shapes, choices and a seed; the numbers come from NumPy's generator. A failing
 example so shrinks to a small shape in moments, instead of number by number. The values of a
 domain keep away from where an operation has a kink, a pole or a tie.
 """
 
+import contextlib
+from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+import minimixer
 from minimixer.backend import Array, namespace
 
 # ---- shapes, axes, choices ----------------------------------------------------------------------
 
 dtypes = st.sampled_from(["float32", "float64"])
+_no_bfloat16 = pytest.mark.skipif(find_spec("ml_dtypes") is None, reason="ml_dtypes is missing")
+each_half = pytest.mark.parametrize(
+    "dtype", ["float16", pytest.param("bfloat16", marks=_no_bfloat16)]
+)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -124,3 +133,20 @@ def _addresses(array: Any) -> tuple[int, int]:
     reach = [stride * (n - 1) for stride, n in zip(array.strides, array.shape, strict=True)]
     low = array.data.ptr + sum(r for r in reach if r < 0)
     return low, array.data.ptr + sum(r for r in reach if r > 0) + array.itemsize
+
+
+# ---- the plain functions ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def reference_functions() -> Iterator[None]:
+    """The functions of the tutorial where their fast twins would run, if there are any."""
+    kernels = getattr(minimixer, "kernels", None)
+    if kernels is None:
+        yield
+        return
+    kernels.use("reference")
+    try:
+        yield
+    finally:
+        kernels.use("auto")

@@ -11,9 +11,10 @@ import pytest
 from minimixer import Mixer, Tensor, backend
 
 
-def fake_cupy(count=None, error=None, compile_error=None):
+def fake_cupy(count=None, error=None, compile_error=None, version="14.2.0"):
     """A module with as much of CuPy as check_device touches."""
     cupy = types.ModuleType("cupy")
+    cupy.__version__ = version
 
     class CUDARuntimeError(RuntimeError):
         pass
@@ -42,6 +43,7 @@ def fake_cupy(count=None, error=None, compile_error=None):
 
 
 CASES = {
+    "old": ({"count": 1, "version": "13.6.0"}, "CuPy 13.6.0 is too old, 14.2 is needed", "install"),
     "no driver": (
         {"error": "cudaErrorInsufficientDriver: CUDA driver version is insufficient"},
         "driver is missing or too old",

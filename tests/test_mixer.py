@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import reference_functions
 from test_oracles import (
     SMALL,
     Case,
@@ -23,13 +24,24 @@ from test_oracles import (
     torch_model,
 )
 
-from minimixer import GradientError, Mixer, Module, Parameter, Tensor, gradcheck, nn, no_grad
+from minimixer import (
+    GradientError,
+    Mixer,
+    Module,
+    Parameter,
+    Tensor,
+    backend,
+    gradcheck,
+    nn,
+    no_grad,
+)
 from minimixer import functional as F
 from minimixer import mixer as mixer_module
 from minimixer.backend import to_device, to_numpy
-from minimixer.mixer import VARIANTS, MixerBlock, MixerMLP
+from minimixer.mixer import MixerBlock, MixerMLP
 from minimixer.nn import StochasticDepth
 from minimixer.optim import SGD
+from minimixer.variants import VARIANTS
 
 
 def small(device: str, dtype: str = "float64", **changes) -> Mixer:
@@ -311,7 +323,7 @@ NOT_IN_THE_RESULTS = {"no last bias in token mixing"}
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 @pytest.mark.parametrize("mistake", PLANTED)
-def test_planted_mistakes_are_noticed(device, monkeypatch, mistake, approximate):
+def test_planted_mistakes_are_noticed(device, monkeypatch, reference, mistake, approximate):
     case = Case(SMALL | {"approximate": approximate}, batch=4, seed=0)
 
     def check_all():
@@ -340,7 +352,7 @@ def test_planted_mistakes_are_noticed(device, monkeypatch, mistake, approximate)
                 by_torch()
 
 
-def test_a_wrong_slope_is_noticed_by_finite_differences(device, monkeypatch):
+def test_a_wrong_slope_is_noticed_by_finite_differences(device, monkeypatch, reference):
     check_gradients(small(device), random_images(), directions=2)
     slope_of_the_other_gelu(monkeypatch)
     with pytest.raises(GradientError):
@@ -586,6 +598,21 @@ def test_images_that_are_not_finite(device, dtype, value):
     images[1, 2, 3, 0] = value
     with pytest.raises(ValueError, match="NaN or infinity"):
         small(device, "float32")(images)
+
+
+def test_images_on_the_device_that_are_not_finite(device):
+    """A kernel does not look at each number: the scores of that image are NaN instead."""
+    images = random_images().astype("float32")
+    images[1, 2, 3, 0] = math.nan
+    model, images = small(device, "float32"), to_device(images, device)
+    if backend.twin("patches", images) is None:
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            model(images)
+    else:
+        scores = model(images).numpy()
+        assert [i for i, row in enumerate(scores) if np.isnan(row).any()] == [1]
+    with reference_functions(), pytest.raises(ValueError, match="NaN or infinity"):
+        model(images)
 
 
 def test_images_too_large_for_float32(device):
@@ -996,7 +1023,7 @@ def check_figure(figure: str, events: list[tuple[str, tuple[int, ...]]]) -> None
         assert in_figure == real, f"{text!r}: the figure says {in_figure}, it is {real}"
 
 
-def test_the_figure_shows_what_happens(device, monkeypatch):
+def test_the_figure_shows_what_happens(device, monkeypatch, reference):
     sizes = [*LETTERS.values(), 48, LETTERS["B"] * LETTERS["C"], LETTERS["S"] * LETTERS["B"]]
     assert len(set(sizes)) == len(sizes)
     assert "S = (H / P) (W / P) tokens" in mixer_module.__doc__

@@ -4,6 +4,7 @@ import argparse
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,11 @@ def test_python_blocks(tmp_path, monkeypatch):
 
 
 def test_the_benchmark_measures():
-    command = [sys.executable, str(ROOT / "examples/benchmark.py"), "--pairs", "1", "--steps", "1"]
+    short = ["--runs", "1", "--warm-up", "1", "--steps", "1", "--batch-size", "4"]
+    command = [sys.executable, str(ROOT / "examples/benchmark.py"), *short]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert re.fullmatch(r"minimixer +[\d.]+ ms a step, +\d+ MiB\n", said)
+    for work in ("train", "inference"):
+        assert re.search(rf"^ *{work} +minimixer +[\d.]+ ms .* images/s", said, re.MULTILINE), said
 
 
 class Parsed(BaseException):
@@ -57,6 +60,7 @@ def test_scripts_accept_their_commands(command, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.syspath_prepend(ROOT / "examples")  # as Python does for a script
     with pytest.raises(Parsed):
         runpy.run_path(str(ROOT / script), run_name="__main__")
 
@@ -89,3 +93,35 @@ def test_the_order_of_reading_is_stated_once_and_holds():
         for one, several in imported:
             for module in [one] if one else several.split(", "):
                 assert order.index(module.split(" as ")[0]) < position, (name, module)
+
+
+TRAINING = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import numpy as np, minimixer
+assert "COPY" in minimixer.__file__ and not hasattr(minimixer, "kernels")
+model = minimixer.Mixer(image_size=4, patch_size=2, in_channels=1, num_classes=3, num_blocks=1,
+                        hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=16)
+optimizer = minimixer.AdamW(model.parameters(), lr=0.01)
+images, labels = np.random.default_rng(0).random((6, 4, 4, 1), "float32"), [0, 1, 2, 0, 1, 2]
+losses = []
+for _ in range(2):
+    loss = minimixer.functional.cross_entropy(model(images), labels)
+    loss.backward()
+    optimizer.clip_grad_norm(1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(loss.item())
+assert losses[1] < losses[0]
+"""
+
+
+def test_the_tutorial_needs_nothing_of_what_comes_after_it(tmp_path):
+    """A copy of the package without its subpackages is imported and trains."""
+    after = [p.name for p in (ROOT / "minimixer").iterdir() if (p / "__init__.py").exists()]
+    ignore = shutil.ignore_patterns(*after, "mnist", "__pycache__")
+    shutil.copytree(ROOT / "minimixer", tmp_path / "minimixer", ignore=ignore)
+    code = TRAINING.replace("COPY", tmp_path.name)
+    command = [sys.executable, "-W", "error", "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

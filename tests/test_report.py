@@ -16,8 +16,8 @@ from test_oracles import SMALL, Case, cases, examples
 from minimixer import Mixer, Tensor, backend, no_grad
 from minimixer import functional as F
 from minimixer.backend import Array, is_array, namespace
-from minimixer.mixer import VARIANTS
 from minimixer.report import Summary, save_pictures
+from minimixer.variants import VARIANTS
 
 dtypes = st.sampled_from(["float32", "float64"])
 
@@ -203,7 +203,7 @@ def kept_by_the_graph(logits: Tensor, model: Mixer) -> dict[str, int]:
     return kept
 
 
-def test_activation_bytes_are_those_that_the_graph_keeps(device):
+def test_activation_bytes_are_those_that_the_graph_keeps(device, reference):
     @examples(device, cpu=25)
     @given(cases(), dtypes)
     def check(case, dtype):
@@ -224,7 +224,7 @@ def used_memory(device: str) -> int:
     return sys.modules["cupy"].get_default_memory_pool().used_bytes()
 
 
-def test_activation_bytes_are_what_a_forward_takes_from_the_machine(device):
+def test_activation_bytes_are_what_a_forward_takes_from_the_machine(device, reference):
     config = SMALL | {"image_size": 32, "hidden_dim": 64, "channels_mlp_dim": 96}
     model = Mixer(**config).to(device)
     x = Tensor(np.ones((32, 32, 32, 3), dtype=np.float32), device=device)

@@ -1,0 +1,210 @@
+"""Where benchmark.py's time goes: a step's products timed alone, and a profile by operation."""
+
+import time
+from collections import Counter
+
+import numpy as np
+
+
+def record_products(step) -> Counter:
+    """How often the step multiplies which kinds of matrices."""
+    import minimixer
+    from minimixer import functional, ops, optim
+
+    seen: Counter = Counter()
+
+    def note(a, b, out_dtype, precision):
+        stored = [x.strides[-1] == x.itemsize or x.shape[-1] == 1 for x in (a, b)]
+        seen[a.shape, b.shape, *stored, a.dtype, out_dtype, precision] += 1
+
+    places = [(functional, "matmul"), (ops, "matrix_product"), (optim, "matmul")]
+    fused = None
+    if hasattr(minimixer, "kernels"):
+        from minimixer.kernels import gpu
+
+        places.append((gpu, "matmul"))
+        fused = gpu.linear_gelu
+    plain = functional.matmul
+
+    def noted(a, b, out=None, accumulate=False, precision=None):
+        if a.ndim == b.ndim == 2:
+            note(a, b, a.dtype if out is None else out.dtype, precision)
+        return plain(a, b, out, accumulate, precision)
+
+    def noted_gelu(x, weight, bias, keep_u):
+        done = fused(x, weight, bias, keep_u)
+        if done is not None:
+            note(x, weight, x.dtype, None)
+        return done
+
+    try:
+        for module, name in places:
+            setattr(module, name, noted)
+        if fused:
+            gpu.linear_gelu = noted_gelu
+        step()
+    finally:
+        for module, name in places:
+            setattr(module, name, plain)
+        if fused:
+            gpu.linear_gelu = fused
+    return seen
+
+
+def time_products(step, device: str) -> float:
+    """Milliseconds of the step's matrix products, each timed alone, ten in a row."""
+    from minimixer import backend
+
+    total = 0.0
+    for kind, count in record_products(step).items():
+        shape_a, shape_b, right_a, right_b, dtype, out_dtype, precision = kind
+        a, b = (
+            random_matrix(shape_a, right_a, dtype, device),
+            random_matrix(shape_b, right_b, dtype, device),
+        )
+        out = backend.namespace(a).empty((shape_a[0], shape_b[1]), dtype=out_dtype)
+        total += count * time_one(lambda: backend.matmul(a, b, out, False, precision), device)  # noqa: B023
+    return 1e3 * total
+
+
+def random_matrix(shape, right: bool, dtype, device: str):
+    from minimixer import backend
+
+    shape = shape if right else shape[::-1]
+    values = np.random.default_rng(0).standard_normal(min(np.prod(shape), 1 << 22), dtype="float32")
+    matrix = backend.to_device(np.resize(values, shape), device).astype(dtype)
+    return matrix if right else matrix.T
+
+
+def time_one(function, device: str, count: int = 10) -> float:
+    """Seconds of one call: the smallest of three means over `count` calls."""
+    from minimixer import backend
+
+    means = []
+    for _ in range(4):  # the first warms up
+        backend.synchronize(device)
+        start_time = time.perf_counter()
+        for _ in range(count):
+            function()
+        backend.synchronize(device)
+        means.append((time.perf_counter() - start_time) / count)
+    return min(means[1:])
+
+
+def large_product(model, device: str) -> float:
+    """TFLOP/s of a square product, 8192 on a GPU, in the model's precision."""
+    from minimixer import backend
+
+    n = 1024 if device == "cpu" else 8192
+    a = random_matrix((n, n), True, model.activation_dtype, device)
+    seconds = time_one(lambda: backend.matmul(a, a, precision=model.buffer.precision), device)
+    return 2e-12 * n**3 / seconds
+
+
+def profile(step, device: str) -> list[str]:
+    """One line for each kind of operation: calls, time, bytes or FLOPs a second. On a GPU an
+    operation is a kernel or a product; on the CPU a Function's forward or backward, whole."""
+    rows = profile_gpu(step) if device != "cpu" else profile_cpu(step)
+    whole = sum(ms for _, ms, _, _ in rows.values())
+    lines = [f"{'operation':64} calls       ms share    GB/s TFLOP/s"]
+    for name, (calls, ms, size, flops) in sorted(rows.items(), key=lambda row: -row[1][1]):
+        rates = f"{size / ms / 1e6:7.0f} {flops / ms / 1e9:7.1f}" if ms else ""
+        lines.append(f"{name:64.64} {calls:5} {ms:8.3f} {ms / whole:5.1%} {rates}")
+    return lines
+
+
+def profile_cpu(step) -> dict:
+    from minimixer import Function
+
+    rows: dict = {}
+    originals = {}
+
+    def timed(kind, name, method):
+        def run(self, *arrays, **options):
+            start_time = time.perf_counter()
+            result = method(self, *arrays, **options)
+            ms = 1e3 * (time.perf_counter() - start_time)
+            results = result if isinstance(result, (tuple, list)) else [result]
+            size = sum(getattr(a, "nbytes", 0) for a in [*arrays, *results] if a is not None)
+            label = f"{kind.__name__} {name}"
+            calls, total, sizes, _ = rows.get(label, (0, 0.0, 0, 0))
+            rows[label] = (calls + 1, total + ms, sizes + size, 0)
+            return result
+
+        return run
+
+    kinds = [Function]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    for kind in kinds:
+        for name in ("forward", "backward"):
+            if name in vars(kind):
+                originals[kind, name] = vars(kind)[name]
+                setattr(kind, name, timed(kind, name, originals[kind, name]))
+    try:
+        step()
+    finally:
+        for (kind, name), method in originals.items():
+            setattr(kind, name, method)
+    return rows
+
+
+def profile_gpu(step) -> dict:
+    import cupy
+
+    from minimixer.kernels import cublas, gpu, gpu_training, sums
+
+    notes = []
+    modules, get, product = (gpu, gpu_training, sums), gpu.get, cublas._product
+
+    def measured(label, size, flops, function, *arguments, **options):
+        start_event, end_event = cupy.cuda.Event(), cupy.cuda.Event()
+        start_event.record()
+        result = function(*arguments, **options)
+        end_event.record()
+        notes.append((label, start_event, end_event, size, flops))
+        return result
+
+    def noted_get(file, expression):
+        kernel = get(file, expression)
+
+        def launch(grid, block, arguments, **options):
+            arrays = [x for x in arguments if isinstance(x, cupy.ndarray)]
+            # What is written over was read before: dg, u where g is made again, w, m and v.
+            again = []
+            if "gelu" in expression and "backward" in expression:
+                again = [arguments[2]] + [arguments[0]] * expression.endswith(",true>")
+            elif expression.startswith("adamw"):
+                again = [arguments[0], arguments[2], arguments[3]]
+            size = sum(x.nbytes for x in [*arrays, *again])
+            return measured(expression, size, 0, kernel, grid, block, arguments, **options)
+
+        launch.num_regs = kernel.num_regs
+        return launch
+
+    def noted_product(a, b, out, *rest):
+        (m, k), n = a.shape, b.shape[1]
+        size = a.nbytes + b.nbytes + out.nbytes
+        label = f"product ({m}, {k}) @ ({k}, {n}) {a.dtype} -> {out.dtype}"
+        label += " + gelu" if rest[2] != cublas._PLAIN else ""
+        return measured(label, size, 2 * m * k * n, product, a, b, out, *rest)
+
+    # A second of work queued first, so that launches never wait for Python.
+    idle = cupy.zeros(1 << 28, dtype="float32")
+    try:
+        cublas._product = noted_product
+        for module in modules:
+            module.get = noted_get
+        for _ in range(200):
+            idle += 1
+        step()
+    finally:
+        cublas._product = product
+        for module in modules:
+            module.get = get
+    rows: dict = {}
+    for label, start_event, end_event, size, flops in notes:
+        ms = cupy.cuda.get_elapsed_time(start_event, end_event)
+        calls, total, sizes, all_flops = rows.get(label, (0, 0.0, 0, 0))
+        rows[label] = (calls + 1, total + ms, sizes + size, all_flops + flops)
+    return rows

@@ -1,0 +1,56 @@
+"""The same functions again, for speed. The tutorial ends before this; nothing here is needed.
+
+    cuda.py           compiling and starting CUDA kernels
+    *.cu              the kernels, each with what it computes and how much memory it moves
+    cublas.py         matrix products
+    sums.py           sums in a fixed order
+    gpu.py            GELU, the MLP and LayerNorm on these
+    gpu_training.py   the loss, AdamW, patches
+
+Each fast form computes what a plain one in the package computes, and tests compare the two. They
+are entered in `backend.twins`, where the plain code looks them up; `use("reference")` empties that.
+
+>>> use("reference")        # the plain code everywhere, to read or to compare
+>>> use("auto")             # what is fastest on each device
+"""
+
+from typing import Any
+
+from .. import backend
+
+_fast: dict[tuple[Any, str], Any] = {}
+
+
+def use(which: str) -> None:
+    """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere and
+    from now on. A graph that was recorded before goes back the way it came. ValueError for another
+    name."""
+    if which not in ("auto", "reference"):
+        raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
+    if which == "auto" and not _fast:
+        _fast.update(_find())
+    backend.twins = dict(_fast) if which == "auto" else {}
+
+
+def _find() -> dict[tuple[Any, str], Any]:
+    """What there is to replace what."""
+    from ..functional import GELU, MLP
+    from ..layer_norm import AddLayerNorm
+    from ..loss import CrossEntropy
+    from ..optim import Adam, AdamW
+    from . import cublas, gpu, gpu_training, sums
+
+    return {
+        (MLP, "cupy"): gpu.FastMLP,
+        (GELU, "cupy"): gpu.FastGELU,
+        (AddLayerNorm, "cupy"): gpu.FastAddLayerNorm,
+        (CrossEntropy, "cupy"): gpu_training.FastCrossEntropy,
+        (AdamW, "cupy"): gpu_training.adamw,
+        (Adam, "cupy"): gpu_training.adamw,
+        ("matmul", "cupy"): cublas.matmul,
+        ("patches", "cupy"): gpu_training.patches,
+        ("sum_squares", "cupy"): sums.sum_squares,
+    }
+
+
+use("auto")

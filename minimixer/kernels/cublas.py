@@ -1,0 +1,332 @@
+"""Matrix products straight from cuBLAS, which can do more than cupy.matmul asks of it:
+
+float32 results of two-byte inputs, adding to what is there, TF32 for one product and not for the
+next, bias and GELU applied before the result is stored, and being recorded into a CUDA graph.
+
+cuBLAS stores matrices by columns, NumPy by rows. A row-major matrix read by columns is its
+transpose, so from C^T = B^T A^T it is given B and A in that order and writes C as we store it;
+transposed views need no copy either.
+
+cuBLAS has many kernels for one product, and its guess which is the fastest can be off by a third.
+For large products the first few candidates are timed, once; the choice is kept in a file beside
+CuPy's compiled kernels, so that the next run makes the same one and gives the same bits.
+"""
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+
+_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
+_COMPUTE_FLOAT32, _COMPUTE_FLOAT64, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
+_TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS, _AUX, _AUX_LEAD = 3, 4, 7, 8, 11, 12  # of the product
+_WORKSPACE_LIMIT, _REDUCTIONS, _ALIGNMENT = 1, 3, (5, 6, 7, 8)  # of the search for a kernel
+_IN_COMPUTE_TYPE = 2  # partial sums are added in float32, never in the two bytes of the result
+_PLAIN, _GELU_BIAS, _GELU_AUX_BIAS = 1, 36, 164  # epilogues
+WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper
+CANDIDATES = 8
+WORTH_TIMING = 1 << 33  # multiplications and additions: a product of about 20 us
+
+
+class _Candidate(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t"""
+
+    _fields_ = (
+        ("algorithm", ctypes.c_uint64 * 8), ("workspace", ctypes.c_size_t),
+        ("state", ctypes.c_int), ("waves", ctypes.c_float), ("reserved", ctypes.c_int * 4),
+    )  # fmt: skip
+
+
+@functools.cache
+def _library() -> Any:
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    library = ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
+    library.cublasLtGetVersion.restype = ctypes.c_size_t
+    return library
+
+
+def _call(name: str, *arguments: Any) -> None:
+    status = getattr(_library(), name)(*arguments)
+    if status != 0:
+        raise RuntimeError(f"{name} failed with status {status}")
+
+
+class _Context(threading.local):
+    """For each thread: cuBLAS's handle on each GPU, a workspace for each stream, the plans."""
+
+    def __init__(self) -> None:
+        self.handles: dict[int, Any] = {}
+        self.workspaces: dict[tuple[int, int], Any] = {}
+        self.plans: dict[tuple, _Plan | None] = {}
+
+    def handle(self, device: int) -> Any:
+        if device not in self.handles:
+            handle = ctypes.c_void_p()
+            _call("cublasLtCreate", ctypes.byref(handle))
+            self.handles[device] = handle
+        return self.handles[device]
+
+    def workspace(self, device: int, stream: int) -> int:
+        """Its address: products on one stream follow one another, and can share it."""
+        key = (device, stream)
+        if key not in self.workspaces:
+            import cupy
+
+            self.workspaces[key] = cupy.empty(WORKSPACE, dtype="uint8")
+        return self.workspaces[key].data.ptr
+
+
+_context = _Context()
+
+
+class _Plan:
+    """How cuBLAS is to compute one kind of product: all but the addresses."""
+
+    def __init__(self, device, m, k, n, a, b, dtype, out_dtype, compute, epilogue, alignment):
+        (op_a, lead_a), (op_b, lead_b) = a, b
+        self.handle = _context.handle(device)
+        double = dtype == "float64"
+        self.scalar = ctypes.c_double if double else ctypes.c_float
+        self.one, self.zero = self.scalar(1), self.scalar(0)
+        self.description = ctypes.c_void_p()
+        _call(
+            "cublasLtMatmulDescCreate", ctypes.byref(self.description), compute,
+            _TYPES["float64" if double else "float32"],
+        )  # fmt: skip
+        self.set(_TRANSPOSE_A, ctypes.c_int32(op_b))
+        self.set(_TRANSPOSE_B, ctypes.c_int32(op_a))
+        self.set(_EPILOGUE, ctypes.c_uint32(epilogue))
+        if epilogue == _GELU_AUX_BIAS:
+            self.set(_AUX_LEAD, ctypes.c_int64(n))
+        # As cuBLAS sees them: rows and columns of what is stored, by columns.
+        self.b = self._layout(dtype, *((k, n) if op_b else (n, k)), lead_b)
+        self.a = self._layout(dtype, *((m, k) if op_a else (k, m)), lead_a)
+        self.out = self._layout(out_dtype, n, m, n)
+        preference = ctypes.c_void_p()
+        _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
+        limit = ctypes.c_uint64(WORKSPACE)
+        _set_preference(preference, _WORKSPACE_LIMIT, limit)
+        _set_preference(preference, _REDUCTIONS, ctypes.c_uint32(_IN_COMPUTE_TYPE))
+        for attribute in _ALIGNMENT:
+            _set_preference(preference, attribute, ctypes.c_uint32(alignment))
+        self.candidates = (_Candidate * CANDIDATES)()
+        found = ctypes.c_int(0)
+        status = _library().cublasLtMatmulAlgoGetHeuristic(
+            self.handle, self.description, self.b, self.a, self.out, self.out, preference,
+            CANDIDATES, self.candidates, ctypes.byref(found),
+        )  # fmt: skip
+        _call("cublasLtMatmulPreferenceDestroy", preference)
+        self.found = 0 if status else found.value
+        self.chosen = 0
+
+    def set(self, attribute: int, value: Any) -> None:
+        _call(
+            "cublasLtMatmulDescSetAttribute", self.description, attribute, ctypes.byref(value),
+            ctypes.c_size_t(ctypes.sizeof(value)),
+        )  # fmt: skip
+
+    def _layout(self, dtype: str, rows: int, columns: int, lead: int) -> Any:
+        layout = ctypes.c_void_p()
+        _call(
+            "cublasLtMatrixLayoutCreate", ctypes.byref(layout), _TYPES[dtype],
+            ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(lead),
+        )  # fmt: skip
+        return layout
+
+    def run(self, a: Array, b: Array, out: Array, accumulate: bool, stream: int, space: int) -> int:
+        candidate = self.candidates[self.chosen]
+        pointer = ctypes.c_void_p
+        return _library().cublasLtMatmul(
+            self.handle, self.description, ctypes.byref(self.one), pointer(b.data.ptr), self.b,
+            pointer(a.data.ptr), self.a, ctypes.byref(self.one if accumulate else self.zero),
+            pointer(out.data.ptr), self.out, pointer(out.data.ptr), self.out,
+            ctypes.byref(candidate.algorithm), pointer(space),
+            ctypes.c_size_t(candidate.workspace), pointer(stream),
+        )  # fmt: skip
+
+    def choose(self, a: Array, b: Array, out: Array, stream: int, space: int) -> None:
+        """Time the candidates on these very arrays (out is overwritten)."""
+        import cupy
+
+        times = []
+        for index in range(self.found):
+            self.chosen = index
+            if self.run(a, b, out, False, stream, space) != 0:
+                continue
+            rounds = []
+            for _ in range(3):
+                start, end = cupy.cuda.Event(), cupy.cuda.Event()
+                start.record()
+                for _ in range(3):
+                    self.run(a, b, out, False, stream, space)
+                end.record()
+                end.synchronize()
+                rounds.append(cupy.cuda.get_elapsed_time(start, end))
+            times.append((min(rounds), index))
+        # The first guess stays unless another is clearly faster.
+        best = min(times, default=(0.0, 0))
+        first = dict((index, time) for time, index in times).get(0)
+        self.chosen = 0 if first is not None and first < 1.02 * best[0] else best[1]
+
+
+def _set_preference(preference: Any, attribute: int, value: Any) -> None:
+    _call(
+        "cublasLtMatmulPreferenceSetAttribute", preference, attribute, ctypes.byref(value),
+        ctypes.c_size_t(ctypes.sizeof(value)),
+    )  # fmt: skip
+
+
+# ---- the choices, kept on disk ------------------------------------------------------------------
+
+
+@functools.cache
+def _choices(device: int) -> tuple[Path, dict[str, int]]:
+    """The file and what it holds: for each kind of product, which candidate was the fastest."""
+    import cupy
+
+    name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
+    what = f"{name} cuBLAS {_library().cublasLtGetVersion()} {WORKSPACE} {CANDIDATES}"
+    cache = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
+    path = cache / f"minimixer-products-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+    try:
+        stored = json.loads(path.read_text())
+        choices = {str(k): int(v) for k, v in stored.items() if 0 <= int(v) < CANDIDATES}
+    except (OSError, ValueError, TypeError, AttributeError):
+        choices = {}
+    return path, choices
+
+
+def _remember(device: int, key: str, choice: int) -> None:
+    path, choices = _choices(device)
+    choices[key] = choice
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(choices, indent=0, sort_keys=True))
+        os.replace(temporary, path)
+    except OSError:
+        pass  # timed again in the next run
+
+
+# ---- the products -------------------------------------------------------------------------------
+
+
+def matmul(a: Array, b: Array, out: Array | None, accumulate: bool, precision: str | None) -> Array:
+    """backend.matmul for two matrices."""
+    (m, k), (k_of_b, n) = a.shape, b.shape
+    if k != k_of_b:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape}: the inner lengths differ")
+    if out is None:
+        out = _empty((m, n), a.dtype)
+    elif out.shape != (m, n):
+        raise ValueError(f"matmul: `out` is {out.shape}, the product {(m, n)}")
+    if not _product(a, b, out, accumulate, precision, _PLAIN, None, None):
+        _plainly(a, b, out, accumulate)
+    return out
+
+
+def linear_gelu(
+    x: Array, weight: Array, bias: Array, keep_u: bool
+) -> tuple[Array, Array | None] | None:
+    """(gelu(u), u) for u = x weight + bias in one pass, GELU in the tanh form; u only if wanted.
+
+    None if cuBLAS can't, or would be slower: it pays for two-byte numbers.
+    """
+    rows, columns = x.shape[0], weight.shape[1]
+    if x.dtype.itemsize != 2 or columns % 8 or bias.data.ptr % 16:
+        return None
+    g = _empty((rows, columns), x.dtype)
+    u = _empty((rows, columns), x.dtype) if keep_u else None
+    epilogue = _GELU_AUX_BIAS if keep_u else _GELU_BIAS
+    return (g, u) if _product(x, weight, g, False, None, epilogue, bias, u) else None
+
+
+def _empty(shape: tuple[int, int], dtype: np.dtype) -> Array:
+    import cupy
+
+    return cupy.empty(shape, dtype=dtype)
+
+
+def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
+    """out = a @ b, or False if cuBLAS has no kernel for it."""
+    import cupy
+
+    (m, k), n = a.shape, b.shape[1]
+    dtype, out_dtype = a.dtype.name, out.dtype.name
+    if not m * n * k or b.dtype != a.dtype or not out.flags.c_contiguous:
+        return False
+    if out_dtype != dtype and not (a.dtype.itemsize == 2 and out_dtype == "float32"):
+        return False
+    a, *layout_a = _layout(a)
+    b, *layout_b = _layout(b)
+    compute = _COMPUTE_FLOAT64 if dtype == "float64" else _COMPUTE_FLOAT32
+    if precision == "tf32" and dtype == "float32":
+        compute = _COMPUTE_TF32
+    addresses = a.data.ptr | b.data.ptr | out.data.ptr | 256
+    alignment = addresses & -addresses  # the largest power of two that divides them all, up to 256
+    device = out.device.id
+    kind = (m, k, n, *layout_a, *layout_b, dtype, out_dtype, compute, epilogue, alignment)
+    plan = _context.plans.get((device, *kind))
+    stream = cupy.cuda.get_current_stream().ptr
+    space = _context.workspace(device, stream)
+    if plan is None:
+        plan = _Plan(
+            device, m, k, n, layout_a, layout_b, dtype, out_dtype, compute, epilogue, alignment
+        )
+        _context.plans[(device, *kind)] = plan
+        _point(plan, bias, aux)
+        if plan.found > 1 and m * k * n >= WORTH_TIMING:
+            key = " ".join(map(str, kind))
+            choice = _choices(device)[1].get(key)
+            if choice is None:
+                plan.choose(a, b, out if not accumulate else out.copy(), stream, space)
+                _remember(device, key, plan.chosen)
+            elif choice < plan.found:
+                plan.chosen = choice
+    if not plan.found:
+        return False
+    _point(plan, bias, aux)
+    status = plan.run(a, b, out, accumulate, stream, space)
+    if status != 0:
+        raise RuntimeError(f"cublasLtMatmul ({m}, {k}) @ ({k}, {n}) in {dtype}: status {status}")
+    return True
+
+
+def _point(plan: _Plan, bias: Array | None, aux: Array | None) -> None:
+    if bias is not None:
+        plan.set(_BIAS, ctypes.c_uint64(bias.data.ptr))
+    if aux is not None:
+        plan.set(_AUX, ctypes.c_uint64(aux.data.ptr))
+
+
+def _layout(matrix: Array) -> tuple[Array, int, int]:
+    """(matrix, whether cuBLAS must transpose it, distance between rows or columns): a copy only if
+    neither its rows nor its columns are contiguous."""
+    rows, columns = matrix.shape
+    size = matrix.dtype.itemsize
+    down, right = matrix.strides[0] // size, matrix.strides[1] // size
+    if (right == 1 or columns == 1) and (down >= columns or rows == 1):
+        return matrix, 0, max(down if rows > 1 else columns, columns)
+    if (down == 1 or rows == 1) and (right >= rows or columns == 1):
+        return matrix, 1, max(right if columns > 1 else rows, rows)
+    return matrix.copy(order="C"), 0, columns
+
+
+def _plainly(a: Array, b: Array, out: Array, accumulate: bool) -> None:
+    """What cuBLAS has no kernel for: nothing to multiply, mixed dtypes, `out` with gaps."""
+    import cupy
+
+    dtype = np.float64 if "float64" in (a.dtype.name, out.dtype.name) else np.float32
+    product = cupy.matmul(a.astype(dtype), b.astype(dtype))
+    if accumulate:
+        product += out
+    out[...] = product.astype(out.dtype)

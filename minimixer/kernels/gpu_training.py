@@ -1,0 +1,102 @@
+"""The loss, the optimizer's update and the cutting of images into patches, on CUDA kernels."""
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, is_half, namespace, to_device, wide
+from ..loss import CrossEntropy
+from ..mixer import check_finite
+from .cuda import C_NAMES, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
+from .sums import can_sum, sum_columns
+
+# ---- the loss -----------------------------------------------------------------------------------
+
+
+class FastCrossEntropy(CrossEntropy):
+    def forward(self, z, target, smoothing, reduction):
+        xp = namespace(z)
+        batch, classes = z.shape
+        z = xp.ascontiguousarray(z)
+        labels, targets = target, None
+        if target.ndim == 2:
+            labels, targets = None, xp.ascontiguousarray(target)
+        else:
+            labels = xp.ascontiguousarray(labels, dtype=np.int64)
+        if not (usable("cross_entropy.cu", f"cross_entropy<{type_of(z)}>") and can_sum(z.dtype)):
+            return super().forward(z, target, smoothing, reduction)
+        losses = xp.empty(batch, dtype=z.dtype)
+        self.dz = xp.empty_like(z) if self.needs[0] else None
+        kernel = get("cross_entropy.cu", f"cross_entropy<{type_of(z)}>")
+        kernel((batch,), (min(1024, 32 * ceil_div(classes, 32)),), (
+            z, pointer(labels), pointer(targets), float(smoothing), np.int32(classes), losses,
+            pointer(self.dz),
+        ))  # fmt: skip
+        self.scale = 1 / batch if reduction == "mean" else 1.0
+        if reduction == "none":
+            return losses
+        return sum_columns(losses.reshape(1, -1), self.scale).reshape(())
+
+
+# ---- the optimizer ------------------------------------------------------------------------------
+
+
+def adamw(optimizer: Any, ranges: list[Any]) -> bool:
+    """AdamW.update over all ranges, and the low-precision copy, in one kernel each. False, and
+    nothing done, if there is no kernel."""
+    buffer = optimizer.buffer
+    low_dtype = (buffer.values if buffer.low is None else buffer.low).dtype
+    width = pack(64, buffer.values)  # ranges start and stop at multiples of 64 elements
+    name = f"adamw<{type_of(buffer.values)},{C_NAMES[low_dtype.name]},{width}>"
+    if not usable("adamw.cu", name):
+        return False
+    kernel = get("adamw.cu", name)
+    blocks = 16 * multiprocessors(buffer.values.device.id)
+    for start, stop, lr, decay in ranges:
+        w, g, m, v, low = (
+            0 if array is None else array[start:stop]
+            for array in (buffer.values, buffer.gradients, *optimizer.state.values(), buffer.low)
+        )
+        kernel((min(ceil_div(stop - start, 256 * width), blocks),), (256,), (
+            w, g, m, v, low, stop - start, optimizer.control, lr, decay, *optimizer.betas,
+            optimizer.eps,
+        ))  # fmt: skip
+    return True
+
+
+# ---- images -------------------------------------------------------------------------------------
+
+
+def patches(model: Any, images: Array, dtype: np.dtype) -> Array | None:
+    """Mixer.patches of plain images, whose values are checked if they come from the CPU. None if
+    there is no kernel."""
+    if not usable("patches.cu", f"cut_patches<unsigned char,{C_NAMES[dtype.name]},1>"):
+        return None
+    values = model.stem.weight.data
+    xp = namespace(values)
+    if images.dtype.name not in C_NAMES:
+        raise TypeError(f"Mixer: images must be uint8 or floating-point, got {images.dtype}")
+    if images.dtype != np.uint8 and not (is_half(images.dtype) and namespace(images) is not np):
+        if namespace(images) is np:
+            images = check_finite(images, values.dtype)
+        else:
+            images = images.astype(values.dtype, copy=False)
+    images = xp.ascontiguousarray(to_device(images, model.device))
+    batch, height, width, channels = images.shape
+    patch = model.patch_size
+    tokens = (height // patch) * (width // patch)
+    out = xp.empty((tokens, batch, patch * patch * channels), dtype=dtype)
+    scale = offset = None
+    if images.dtype == np.uint8:
+        scale = xp.asarray(1 / (255 * model.std), dtype=wide(dtype))
+        offset = xp.asarray(-model.mean / model.std, dtype=wide(dtype))
+    at_once = 16 // max(images.itemsize, out.itemsize)
+    if (patch * channels) % at_once or images.data.ptr % 16 or out.data.ptr % 16:
+        at_once = 1
+    kernel = get("patches.cu", f"cut_patches<{type_of(images)},{type_of(out)},{at_once}>")
+    blocks = min(ceil_div(out.size, 256 * at_once), 32 * multiprocessors(out.device.id))
+    kernel((blocks,), (256,), (
+        images, pointer(scale), pointer(offset), out, out.size,
+        *map(np.int32, (batch, height, width, channels, patch)),
+    ))  # fmt: skip
+    return out

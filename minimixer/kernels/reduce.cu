@@ -1,0 +1,52 @@
+// Sums in a fixed order: the second half of what other kernels begin.
+//
+// Bytes moved = bytes at the least: one read of the matrix. These matrices are small (a part in a
+// hundred of what the first half read), except for sum_squares, which reads the flat gradient.
+
+// (rows, parts, columns) -> up to three arrays (columns,), one for each part: LayerNorm's dgamma,
+// dbeta and dbias in one launch. Blocks of 32 x 32 threads, one for every 32 columns of a part; those
+// whose array is null do nothing.
+template <typename A>
+__global__ void sum_rows(
+    const A* matrix, A* sums0, A* sums1, A* sums2, Index rows, Index columns
+) {
+    A* sums = blockIdx.y == 0 ? sums0 : blockIdx.y == 1 ? sums1 : sums2;
+    if (!sums) return;
+    matrix += blockIdx.y * columns;
+    Index stride = gridDim.y * columns;
+    __shared__ A tile[32][33];
+    Index column = Index(blockIdx.x) * 32 + threadIdx.x;
+    A sum = 0;
+    if (column < columns)
+        for (Index row = threadIdx.y; row < rows; row += 32) sum += matrix[row * stride + column];
+    tile[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    sum = warp_sum(tile[threadIdx.x][threadIdx.y]);  // warp threadIdx.y adds up column threadIdx.y
+    column = Index(blockIdx.x) * 32 + threadIdx.y;
+    if (threadIdx.x == 0 && column < columns) sums[column] = sum;
+}
+
+// (rows, columns) -> (rows,), times `scale`. One block a row.
+template <typename A>
+__global__ void sum_columns(const A* matrix, A* sums, Index columns, double scale) {
+    A sum = 0;
+    for (Index column = threadIdx.x; column < columns; column += blockDim.x)
+        sum += matrix[blockIdx.x * columns + column];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum * A(scale);
+}
+
+// The sum of squares of each block's share of `values`, in double: (gridDim.x,)
+template <typename P, int W>
+__global__ void sum_squares(const P* values, Index size, double* sums) {
+    double sum = 0;
+    Index stride = Index(gridDim.x) * blockDim.x * W;
+    for (Index i = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * W; i < size; i += stride) {
+        Pack<P, W> pack = load<W>(values + i);
+        P part = 0;
+        for (int j = 0; j < W; ++j) part += pack.value[j] * pack.value[j];
+        sum += double(part);
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}

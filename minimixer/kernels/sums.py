@@ -1,0 +1,41 @@
+"""Sums on the GPU in a fixed order, never by atomic additions: the same bits on every run."""
+
+import numpy as np
+
+from ..backend import Array, matmul, namespace
+from .cuda import ceil_div, get, multiprocessors, pack, pointer, type_of, usable, wide_type
+
+
+def sum_rows(matrix: Array, *outs: Array | None) -> None:
+    """(rows, parts, columns) -> into `outs`, at most three arrays (columns,), one for each part."""
+    rows, parts, columns = matrix.shape
+    kernel = get("reduce.cu", f"sum_rows<{type_of(matrix)}>")
+    outs = (*map(pointer, outs), 0, 0)[:3]
+    kernel((ceil_div(columns, 32), parts), (32, 32), (matrix, *outs, rows, columns))
+
+
+def sum_columns(matrix: Array, scale: float = 1.0, out: Array | None = None) -> Array:
+    """(rows, columns) -> (rows,), times `scale`"""
+    rows, columns = matrix.shape
+    sums = namespace(matrix).empty(rows, dtype=matrix.dtype) if out is None else out
+    kernel = get("reduce.cu", f"sum_columns<{type_of(matrix)}>")
+    kernel((rows,), (256,), (matrix, sums, columns, float(scale)))
+    return sums
+
+
+def can_sum(dtype: np.dtype) -> bool:
+    """Are there kernels for the sums that backward begins, over such numbers?"""
+    return usable("reduce.cu", f"sum_rows<{wide_type(dtype)}>", f"sum_columns<{wide_type(dtype)}>")
+
+
+def sum_squares(values: Array) -> Array:
+    """The sum of squares of a flat float32 or float64 array: (1,), in float64."""
+    width = pack(values.size, values)
+    blocks = 4 * multiprocessors(values.device.id)
+    sums = namespace(values).empty((1, blocks), dtype=np.float64)
+    name = f"sum_squares<{type_of(values)},{width}>"
+    if not usable("reduce.cu", name, "sum_columns<double>"):
+        return matmul(values[None, :], values[:, None])
+    kernel = get("reduce.cu", name)
+    kernel((blocks,), (512,), (values, values.size, sums))
+    return sum_columns(sums)

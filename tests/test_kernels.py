@@ -1,0 +1,737 @@
+"""The fast forms of kernels/ against the plain ones, and what can go wrong on a GPU only.
+
+Most bodies run on both devices. What they compare with is the plain code in float64 on the CPU,
+given the very same (rounded) numbers; on the GPU that tests the kernels, on the CPU the plain code
+in two bytes.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import _cuda
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import each_half, reference_functions, same_memory, with_layout
+from test_oracles import SMALL, Case, examples
+
+from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, backend, kernels
+from minimixer import functional as F
+from minimixer.backend import matmul, namespace, to_device, to_numpy
+from minimixer.kernels import cublas
+from minimixer.kernels import cuda as compiling
+from minimixer.precision import as_dtype, is_half, wide, widen
+
+DTYPES = ["float64", "float32", *each_half.args[1]]
+BFLOAT16 = DTYPES[-1]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+@pytest.fixture(params=[_cuda])
+def gpu(request) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def all_kernels_compiled():
+    yield
+    assert compiling._failed == set(), "the plain code stood in: nothing was compared"
+
+
+# ---- how far a result may be off ----------------------------------------------------------------
+#
+# Errors are measured as the norm of all differences of one result. A result is reached in
+#     stored   roundings to its dtype, each a relative error of at most UNIT[dtype],
+#     steps    roundings of arithmetic, in float32 (float64), of at most 2^-24 (2^-53), and
+#     terms    the length of the longest sum: rounding its n partial sums adds up, with random
+#              signs, to at most sqrt(n) roundings of the result's typical size.
+# What one rounding does to the result is not guessed but measured, in float64: it moves the result
+# by at most its own size times the rounding (the last one does), or as much as the same relative
+# change of every input, of random sign, moves it (earlier ones do; where a sum cancels, this is
+# more). `floor` adds what neither shows: terms that cancel for every input. The float64 reference
+# has roundings of its own, hence a factor of two there.
+
+Arrays = dict[str, np.ndarray]
+
+
+def numbers(rng: Any, shape: Any, dtype: str, scale: float = 1.0) -> np.ndarray:
+    """Normal numbers that `dtype` holds exactly, in float64."""
+    return (scale * rng.standard_normal(shape)).astype(as_dtype(dtype)).astype("float64")
+
+
+def fill_free_memory_with_nan(device: str) -> None:
+    """So that whatever a kernel leaves unwritten shows. Bits all one are NaN in every dtype."""
+    if device != "cpu":
+        import cupy
+
+        cupy.get_default_memory_pool().free_all_blocks()
+        cupy.full(64 << 20, 255, dtype="uint8")
+
+
+def laid_out(array: Any, layout: str | None) -> Any:
+    if layout != "shifted":
+        return array if layout is None else with_layout(array, layout)
+    flat = namespace(array).empty(array.size + 1, dtype=array.dtype)
+    flat[1:] = array.reshape(-1)
+    return flat[1:].reshape(array.shape)  # whose address is no multiple of 16
+
+
+def float64(array: Any) -> np.ndarray:
+    return to_numpy(widen(array)).astype("float64")
+
+
+def differentiate(
+    function: Callable, arrays: Arrays, seeds: list[np.ndarray], device: str, dtype: str,
+    layout: str | None = None, passes: int = 1,
+) -> list[Arrays]:  # fmt: skip
+    """Outputs ("0", "1") and gradients, by name, from each of several backward passes. x and y are
+    activations, the others Parameters, or Tensors too with a `layout`."""
+    stored = as_dtype(dtype)
+    inputs: dict[str, Tensor] = {}
+    for name, value in arrays.items():
+        value = to_device(value.astype(wide(stored)), device)
+        if name in ("x", "y") or layout:
+            inputs[name] = Tensor(laid_out(value.astype(stored), layout), requires_grad=True)
+        else:
+            inputs[name] = Parameter(value)
+    given = [to_device(s.astype(wide(stored)), device).astype(stored) for s in seeds]
+    seeds = [laid_out(s, layout) for s in given]
+    fill_free_memory_with_nan(device)
+    outputs = function(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert all(v.dtype == stored for v in outputs)
+    total, gradient = outputs[0], seeds[0]
+    if len(outputs) == 2:
+        total = outputs[0] * seeds[0] + outputs[1] * seeds[1]
+        gradient = namespace(gradient).ones_like(gradient)
+    results = []
+    for _ in range(passes):
+        for v in inputs.values():
+            v.grad = None
+        total.backward(gradient, retain_graph=passes > 1)
+        found = {str(i): float64(v.data) for i, v in enumerate(outputs)}
+        for name, v in inputs.items():
+            assert v.grad.dtype == v.dtype and v.grad.shape == v.shape
+            found[name] = float64(v.grad)
+        results.append(found)
+    for name, value in arrays.items():
+        assert (float64(inputs[name].data) == value).all(), f"{name} was changed"
+    assert all((float64(s) == float64(g)).all() for s, g in zip(seeds, given, strict=True))
+    return results
+
+
+def effects_of_roundings(
+    function: Callable, arrays: Arrays, seeds: list[np.ndarray], expected: Arrays
+) -> dict[str, float]:
+    rng, step = np.random.default_rng(0), 2.0**-26
+    moved = dict.fromkeys(expected, 0.0)
+
+    def nearby(value: np.ndarray) -> np.ndarray:
+        return value * (1 + step * rng.choice([-1.0, 1.0], value.shape))
+
+    for _ in range(4):  # the largest of four: one may cancel by chance
+        changed = {name: nearby(value) for name, value in arrays.items()}
+        result = differentiate(function, changed, list(map(nearby, seeds)), "cpu", "float64")[0]
+        for name, value in expected.items():
+            moved[name] = max(moved[name], np.linalg.norm(result[name] - value) / step)
+    return {name: np.linalg.norm(value) + moved[name] for name, value in expected.items()}
+
+
+def check(
+    function: Callable, arrays: Arrays, seeds: list[np.ndarray], device: str, dtype: str,
+    stored: int, steps: int, terms: int, floor: dict[str, float] | None = None,
+    layout: str | None = None,
+) -> None:  # fmt: skip
+    """Twice the same bits; a second backward is as good as the first; all within the bound."""
+    expected = differentiate(function, arrays, seeds, "cpu", "float64")[0]
+    effects = effects_of_roundings(function, arrays, seeds, expected)
+    runs = [
+        differentiate(function, arrays, seeds, device, dtype, layout, passes=2) for _ in range(2)
+    ]
+    sums = min(UNIT[dtype], 2.0**-24)
+    one = (stored * UNIT[dtype] + (steps + math.sqrt(terms)) * sums) * (1 + (dtype == "float64"))
+    for name, value in expected.items():
+        for first, second in zip(*runs, strict=True):
+            assert first[name].tobytes() == second[name].tobytes(), f"{name}: other bits"
+            error = np.linalg.norm(first[name] - value)
+            bound = one * (effects[name] + (floor or {}).get(name, 0.0))
+            assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
+
+
+# ---- the MLP and GELU ---------------------------------------------------------------------------
+
+# The longest path is dx's: u, u with its bias, dg, du and dx are stored, and cuBLAS's GELU takes
+# the hardware's tanh, wrong by 2^-11 too. GELU and its slope take some 12 steps of arithmetic.
+MLP_ROUNDINGS = {"stored": 6, "steps": 12}
+
+
+def check_mlp(device, dtype, axis, shape, hidden, approximate, layout=None, seed=0):
+    rng = np.random.default_rng(seed)
+    size = shape[axis]
+    arrays = {
+        "x": numbers(rng, shape, dtype),
+        "w1": numbers(rng, (size, hidden), dtype, size**-0.5),
+        "b1": numbers(rng, hidden, dtype, 0.3),
+        "w2": numbers(rng, (size, hidden) if axis == 0 else (hidden, size), dtype, hidden**-0.5),
+    }
+    terms = max(size, hidden, math.prod(shape) // size)
+
+    def function(x, w1, b1, w2):
+        return F.mlp(x, w1, b1, w2, axis=axis, approximate=approximate)
+
+    seeds = [numbers(rng, shape, dtype)]
+    check(function, arrays, seeds, device, dtype, **MLP_ROUNDINGS, terms=terms, layout=layout)
+
+
+MLPS = [  # axis, shape, hidden
+    (-1, (3, 5, 1), 7), (-1, (257, 8), 13), (-1, (1, 100), 64), (-1, (49, 1, 768), 64),
+    (-1, (3, 2, 1280), 7), (-1, (1, 2, 1536), 13), (-1, (196, 3, 16), 40),
+    (0, (1, 3, 8), 7), (0, (49, 1, 100), 13), (0, (196, 2, 8), 64), (0, (1024, 1, 3), 7),
+    (0, (5, 257, 1), 13), (0, (7, 2, 768), 64),
+]  # fmt: skip
+
+
+@each_dtype
+@pytest.mark.parametrize("axis, shape, hidden", MLPS)
+def test_mlp(device, dtype, axis, shape, hidden):
+    check_mlp(device, dtype, axis, shape, hidden, "tanh")
+
+
+@pytest.mark.parametrize("dtype", ["float32", BFLOAT16])
+@pytest.mark.parametrize("axis, shape, hidden", [MLPS[1], MLPS[3], MLPS[8], MLPS[12]])
+def test_mlp_with_exact_gelu(device, dtype, axis, shape, hidden):
+    check_mlp(device, dtype, axis, shape, hidden, "none")
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "reversed", "shifted"])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_mlp_of_any_layout(device, axis, layout):
+    check_mlp(device, "float32", axis, (6, 4, 8), 12, "tanh", layout)
+
+
+@each_dtype
+def test_mlp_of_any_small_shape(device, dtype):
+    side = st.integers(1, 9)
+
+    @examples(device, cpu=10, cuda=6)
+    @given(st.sampled_from([0, -1]), st.tuples(side, side, side), st.integers(3, 9), side)
+    def run(axis, shape, hidden, seed):
+        check_mlp(device, dtype, axis, shape, hidden, "tanh", seed=seed)
+
+    run()
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(1,), (13,), (257, 8), (3, 5, 700)])
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_gelu(device, dtype, shape, approximate):
+    """The tanh form of the plain code is as exact as 1 is where it is nearly 0: see erf.py."""
+    rng = np.random.default_rng(1)
+    x, dy = numbers(rng, shape, dtype, 2), numbers(rng, shape, dtype)
+    floor = {"0": np.linalg.norm(x), "x": np.linalg.norm(dy)}
+    for layout in (None, "shifted") if dtype == "float32" else (None,):
+        check(
+            lambda x: F.gelu(x, approximate), {"x": x}, [dy], device, dtype,
+            stored=1, steps=12, terms=1, floor=floor, layout=layout,
+        )  # fmt: skip
+
+
+@each_dtype
+def test_gelu_of_large_numbers(device, dtype):
+    x = Tensor(np.float32([-1e4, -300.0, -50, 0, 50, 300, 1e4]), device=device).to(dtype)
+    x.requires_grad = True
+    for approximate in ("tanh", "none"):
+        y = F.gelu(x, approximate)
+        x.grad = None
+        y.backward(namespace(x.data).ones_like(x.data))
+        assert abs(float64(y.data) - np.maximum(float64(x.data), 0)).max() < 1e-30
+        assert abs(float64(x.grad) - [0, 0, 0, 0.5, 1, 1, 1]).max() <= 2 * UNIT[dtype]
+
+
+# ---- LayerNorm ----------------------------------------------------------------------------------
+
+
+def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
+    """form: what is added to x: "y", "column", "row" bias in any combination."""
+    rng = np.random.default_rng(seed)
+    axis = 0 if "row" in form else -1
+    channels = shape[-1]
+    arrays = {"x": numbers(rng, shape, dtype)}
+    if "y" in form:
+        arrays["y"] = numbers(rng, shape, dtype)
+    if "row" in form or "column" in form:
+        arrays["bias"] = numbers(rng, shape[axis], dtype, 0.5)
+    arrays["gamma"] = numbers(rng, channels, dtype)
+    arrays["beta"] = numbers(rng, channels, dtype)
+    ds, dh = numbers(rng, shape, dtype), numbers(rng, shape, dtype)
+
+    def function(x, gamma, beta, y=None, bias=None):
+        return F.add_layer_norm(x, y, bias, gamma, beta, bias_axis=axis)
+
+    # Where C is small, x_hat hardly depends on s, and the parts of dx cancel, for any input: what
+    # is rounded is s, hence x_hat by UNIT |s| / sigma, and the parts of dx, of size `part`.
+    bias = arrays.get("bias", np.zeros(channels))
+    bias = bias if axis == -1 else bias.reshape(-1, *[1] * (len(shape) - 1))
+    s = arrays["x"] + arrays.get("y", 0) + bias
+    inverse = 1 / np.sqrt(s.var(axis=-1, keepdims=True) + 1e-6)
+    shaken = 1 + abs(s).max(axis=-1, keepdims=True) * inverse
+    if channels == 1:  # x_hat is 0, exactly: nothing is rounded but parts that cancel
+        shaken, inverse = 1.0, inverse * (min(UNIT[dtype], 2.0**-24) / UNIT[dtype])
+    part = np.linalg.norm(abs(dh * arrays["gamma"]) * inverse * shaken + abs(ds))
+    floor = {
+        "1": np.linalg.norm(shaken * arrays["gamma"] * np.ones(shape)),
+        "gamma": np.linalg.norm(shaken * dh), "x": part, "y": part, "bias": part,
+    }  # fmt: skip
+    # Stored: s and the result. Arithmetic: 7 roundings for x_hat, gamma and beta, as many back.
+    roundings = {"stored": 2, "steps": 14, "terms": max(channels, math.prod(shape) // channels)}
+    check(function, arrays, [ds, dh], device, dtype, **roundings, floor=floor, layout=layout)
+    if channels == 1:
+        found = differentiate(function, arrays, [ds, dh], device, dtype)[0]
+        assert (found["1"] == arrays["beta"]).all() and (found["gamma"] == 0).all()
+
+
+FORMS = ["y column", "y row", "y", "column", ""]
+NORMS = [(257, 3, 8), (49, 2, 100), (3, 7, 768), (2, 1, 1280), (1, 3, 1536), (196, 2, 1)]
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", NORMS)
+def test_add_layer_norm(device, dtype, shape):
+    for form in FORMS if shape[-1] in (8, 100) else FORMS[:2]:
+        check_layer_norm(device, dtype, shape, form)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "reversed", "shifted"])
+@pytest.mark.parametrize("form", FORMS)
+def test_add_layer_norm_of_any_layout(device, form, layout):
+    check_layer_norm(device, "float32", (5, 3, 8), form, layout)
+
+
+@each_dtype
+def test_add_layer_norm_of_any_small_shape(device, dtype):
+    side = st.integers(1, 9)
+
+    @examples(device, cpu=10, cuda=6)
+    @given(side, side, st.sampled_from([1, 3, 5, 7, 8]), st.sampled_from(FORMS), side)
+    def run(tokens, batch, channels, form, seed):
+        check_layer_norm(device, dtype, (tokens, batch, channels), form, seed=seed)
+
+    run()
+
+
+@each_dtype
+@pytest.mark.parametrize("channels", [8, 100])
+@pytest.mark.parametrize("only", ["s", "h", "h of a mean"])
+def test_add_layer_norm_of_which_one_output_is_used(device, dtype, channels, only):
+    """Below a mean over the tokens, all rows of dh are one and the same in memory."""
+    rng, shape = np.random.default_rng(3), (4, 3, channels)
+    arrays = {name: numbers(rng, shape, dtype) for name in ("x", "y")}
+    arrays |= {name: numbers(rng, channels, dtype) for name in ("gamma", "beta")}
+    d = numbers(rng, shape[1:] if "mean" in only else shape, dtype)
+
+    def gradients(device, dtype):
+        put = {n: Tensor(to_device(v, device)).to(dtype) for n, v in arrays.items()}
+        for v in put.values():
+            v.requires_grad = True
+        s, h = F.add_layer_norm(put["x"], put["y"], None, put["gamma"], put["beta"])
+        seed = to_device(d, device).astype(as_dtype(dtype))
+        seed = namespace(seed).broadcast_to(seed, shape)
+        (s if only == "s" else h).backward(seed)
+        return {n: None if v.grad is None else float64(v.grad) for n, v in put.items()}
+
+    found, expected = gradients(device, dtype), gradients("cpu", "float64")
+    for name, value in expected.items():
+        if value is None:
+            assert found[name] is None
+            continue
+        # Stored: s, the result, and here also the gradients of gamma and beta; 1 + |s| / sigma is
+        # below 8 for such numbers.
+        allowed = 8 * (3 * UNIT[dtype] + 20 * min(UNIT[dtype], 2.0**-24))
+        assert np.linalg.norm(found[name] - value) <= allowed * np.linalg.norm(value), name
+
+
+# ---- the loss -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(1, 2), (257, 10), (3, 1000), (2, 2100), (5, 1)])
+@pytest.mark.parametrize("target", ["labels", "distributions"])
+def test_cross_entropy(device, dtype, shape, target):
+    rng = np.random.default_rng(4)
+    z, labels = numbers(rng, shape, dtype, 3), rng.integers(shape[1], size=shape[0])
+    t = rng.dirichlet(np.ones(shape[1]), shape[0])
+    if dtype == "float32":
+        t = t.astype("float32").astype("float64")
+    for smoothing, reduction in itertools.product([0.0, 0.1], ["mean", "sum", "none"]):
+
+        def function(x, smoothing=smoothing, reduction=reduction):
+            right = to_device(labels if target == "labels" else t.astype(x.dtype), x.device)
+            return F.cross_entropy(x, right, label_smoothing=smoothing, reduction=reduction)
+
+        seed = numbers(rng, shape[0] if reduction == "none" else (), dtype)
+        rows = np.broadcast_to(seed, shape[0]) / (shape[0] if reduction == "mean" else 1)
+        # p - t may cancel, as log sum e^z and z may. t is no input here, nor rounded in sum.
+        floor = {"0": 3 * abs(z).max() * np.linalg.norm(rows / seed), "x": np.linalg.norm(rows)}
+        check(
+            function, {"x": z}, [np.asarray(seed)], device, dtype,
+            stored=1, steps=8, terms=max(shape), floor=floor,
+        )  # fmt: skip
+
+
+# ---- gradients are arrays of their own ----------------------------------------------------------
+
+
+@each_dtype
+def test_gradients_share_no_memory(device, dtype):
+    """But for the residual's: dx and dy of add_layer_norm are one array."""
+    rng = np.random.default_rng(5)
+
+    def leaf(*shape):
+        value = to_device(numbers(rng, shape, dtype), device).astype(as_dtype(dtype))
+        return Tensor(value, requires_grad=True)
+
+    x, y = leaf(4, 3, 8), leaf(4, 3, 8)
+    w1, b1, w2, v1, v2 = leaf(8, 5), leaf(5), leaf(5, 8), leaf(4, 5), leaf(4, 5)
+    norms, bias, rows = [leaf(8), leaf(8)], leaf(8), leaf(4)
+    cases = [
+        (F.gelu, [x], {}), (F.mlp, [x, w1, b1, w2], {}), (F.mlp, [x, v1, b1, v2], {"axis": 0}),
+        (F.add_layer_norm, [x, y, bias, *norms], {}),
+        (F.add_layer_norm, [x, y, rows, *norms], {"bias_axis": 0}),
+        (F.add_layer_norm, [x, None, None, *norms], {}),
+    ]  # fmt: skip
+    if not is_half(as_dtype(dtype)):
+        cases.append((F.cross_entropy, [leaf(4, 3)], {"target": np.array([0, 1, 2, 0])}))
+    for function, inputs, options in cases:
+        outputs = function(*inputs, **options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        seeds = [namespace(v.data).ones_like(v.data) for v in outputs]
+        found = list(outputs[0].node.backward(*seeds)) if len(inputs) > 1 else [
+            outputs[0].node.backward(*seeds)]  # fmt: skip
+        others = [v.data for v in inputs if v is not None] + seeds + [v.data for v in outputs]
+        for i, gradient in enumerate(found):
+            if gradient is None or (function is F.add_layer_norm and i == 1):
+                continue
+            rest = [g for g in found[:i] if g is not None]
+            assert not any(same_memory(gradient, o) for o in others + rest), (function, i)
+
+
+# ---- optimizers ---------------------------------------------------------------------------------
+
+LR, STEPS = 0.01, 5
+
+
+def low_copy_is_current(buffer: Any) -> bool:
+    return bool((buffer.low == buffer.values.astype(buffer.low.dtype)).all())
+
+
+def optimize(kind: type, device: str, dtype: str, low: str | None) -> tuple[Any, Any]:
+    """STEPS of it with given gradients: two groups, a frozen Parameter, clipping now and then."""
+    model = Case(SMALL, batch=1, seed=6).model(device, dtype)
+    model.blocks[0].norm1.weight.requires_grad = False
+    buffer, parameters = model.buffer, model.parameters()
+    if low:
+        buffer.read_low(as_dtype(low))
+    groups = [{"params": parameters[::2], "lr": LR / 2, "weight_decay": 0.3},
+              {"params": parameters[1::2]}]  # fmt: skip
+    optimizer = kind(groups, lr=LR)
+    rng = np.random.default_rng(7)
+    frozen = to_numpy(model.blocks[0].norm1.weight.data).copy()
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for p in parameters:
+            if p.requires_grad:
+                p.grad = to_device(rng.standard_normal(p.shape).astype(dtype), device)
+        if step % 2:
+            gradients = [float64(p.grad) for p in optimizer.parameters]
+            expected = math.sqrt(sum((g**2).sum() for g in gradients))
+            norm = float(optimizer.clip_grad_norm(1.0))
+            # n squares and their partial sums, of random sign, and the last few steps
+            allowed = (math.sqrt(buffer.size) + 8) * UNIT[dtype]
+            assert abs(norm / expected - 1) <= allowed and norm > 1
+        optimizer.step()
+        assert not low or low_copy_is_current(buffer)
+    assert to_numpy(model.blocks[0].norm1.weight.data).tobytes() == frozen.tobytes()
+    assert optimizer.control[1] == STEPS
+    return model, optimizer
+
+
+LOWS = [("float64", None), ("float32", None), ("float32", "float16")]
+LOWS.append(pytest.param("float32", "bfloat16", marks=BFLOAT16.marks))
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+@pytest.mark.parametrize("dtype, low", LOWS)
+def test_an_update_is_the_plain_one(device, kind, dtype, low):
+    fast_model, fast = optimize(kind, device, dtype, low)
+    with reference_functions():
+        plain_model, plain = optimize(kind, device, dtype, low)
+    # Each step rounds the weight (twice: decay, update), and the update, of size lr, about 10
+    # times; m, a mean of gradients up to 4 deviations long, may have cancelled to a part of them.
+    w = float64(plain_model.buffer.values)
+    allowed = STEPS * UNIT[dtype] * (2 * abs(w) + 40 * LR)
+    assert (abs(float64(fast_model.buffer.values) - w) <= allowed).all()
+    assert abs(w - float64(Case(SMALL, 1, 6).model(device, dtype).buffer.values)).max() > LR
+    for name, state in plain.state.items():
+        error = abs(float64(fast.state[name]) - float64(state)).max()
+        assert error <= STEPS * 16 * 16 * UNIT[dtype], name  # v is a mean of squares up to 16
+    if low:  # whatever else writes weights refreshes the copy too
+        buffer = fast_model.buffer
+        fast_model.load_state_dict({n: v * 3 for n, v in fast_model.state_dict().items()})
+        assert low_copy_is_current(buffer)
+        fast_model.head.weight.data = np.full(fast_model.head.weight.shape, 0.1)
+        assert low_copy_is_current(buffer) and float(buffer.low.astype("float32").max()) > 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("size", [1, 63, 64, 100_003])
+def test_sum_squares(gpu, dtype, size):
+    values = numbers(np.random.default_rng(8), size, dtype)
+    for layout in (None, "shifted"):
+        fill_free_memory_with_nan(gpu)
+        array = laid_out(to_device(values.astype(dtype), gpu), layout)
+        found = float(backend.twins["sum_squares", "cupy"](array)[0])
+        # a pack's squares are added in its dtype, at most 7 roundings; packs in float64
+        assert abs(found / (values**2).sum() - 1) <= 7 * UNIT[dtype] + size**0.5 * 2.0**-53
+
+
+# ---- images -------------------------------------------------------------------------------------
+
+PICTURES = [((28, 28), 4, 1), ((4, 4), 4, 1), ((6, 9), 3, 3), ((8, 12), 2, 1), ((32, 16), 16, 3)]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("size, patch, channels", PICTURES)
+@pytest.mark.parametrize("images", ["uint8", "float32", "float64"])
+@each_dtype
+def test_patches(device, dtype, images, size, patch, channels, batch):
+    mean, std = np.array([0.5, 0.4, 0.3])[:channels], np.array([0.2, 0.3, 0.5])[:channels]
+    half = is_half(as_dtype(dtype))
+    model = Mixer(
+        size, patch, 1, 4, 1, 1, in_channels=channels, num_classes=2, mean=mean, std=std,
+        dtype="float32" if half else dtype, precision=dtype if half else "float32",
+    ).to(device)  # fmt: skip
+    rng, shape = np.random.default_rng(9), (batch, *size, channels)
+    values = rng.integers(256, size=shape).astype("uint8") if images == "uint8" else (
+        rng.standard_normal(shape).astype(images))  # fmt: skip
+    exact, allowed = values.astype("float64"), 0.0
+    if images == "uint8":
+        exact, size_of_parts = (exact / 255 - mean) / std, (exact / 255 + mean) / std
+        sums = min(UNIT[dtype], 2.0**-24)  # scale and offset are rounded, product and sum too
+        allowed = UNIT[dtype] * abs(exact) + 3 * sums * size_of_parts
+    else:  # to the model's dtype first, then to the activations'
+        exact = exact.astype(model.dtype).astype(as_dtype(dtype)).astype("float64")
+    rows, columns = size[0] // patch, size[1] // patch
+
+    def cut(array):
+        array = array.reshape(batch, rows, patch, columns, patch, channels)
+        return array.transpose(1, 3, 0, 2, 4, 5).reshape(rows * columns, batch, -1)
+
+    for where in {"cpu", device}:
+        fill_free_memory_with_nan(device)
+        found = model.patches(to_device(values, where))
+        assert found.dtype == as_dtype(dtype) and found.device == model.device
+        error = abs(float64(found.data) - cut(exact))
+        assert (error <= (cut(allowed) if images == "uint8" else 0)).all()
+
+
+# ---- products -----------------------------------------------------------------------------------
+
+KINDS = ["plain", "transposed", "rows", "repeated", "shifted"]
+
+
+def as_kind(values: np.ndarray, kind: str, device: str, dtype: str) -> Any:
+    array = to_device(values.astype(wide(as_dtype(dtype))), device).astype(as_dtype(dtype))
+    xp = namespace(array)
+    if kind == "transposed":
+        return array.T.copy().T
+    if kind == "rows":
+        wider = xp.full((array.shape[0], array.shape[1] + 3), 99, dtype=array.dtype)
+        wider[:, 1:-2] = array
+        return wider[:, 1:-2]
+    if kind == "repeated":
+        return xp.broadcast_to(array[:1], array.shape)
+    return laid_out(array, "shifted" if kind == "shifted" else None)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "tf32"])
+def test_products_of_any_shape_and_layout(device, dtype):
+    if dtype == "tf32" and device == "cpu":
+        pytest.skip("tf32 is a GPU's")
+    precision = "tf32" if dtype == "tf32" else None
+    dtype = "float32" if precision else dtype
+    side, kinds = st.integers(0, 40), st.sampled_from(KINDS)
+
+    @examples(device, cpu=60, cuda=100)
+    @given(
+        st.tuples(side, side, side), kinds, kinds, st.booleans(), st.booleans(), st.integers(0, 99)
+    )
+    def run(sizes, kind_a, kind_b, into_wide, accumulate, seed):
+        rng, (m, k, n) = np.random.default_rng(seed), sizes
+        a, b = numbers(rng, (m, k), dtype), numbers(rng, (k, n), dtype)
+        for values, kind in ((a, kind_a), (b, kind_b)):
+            if kind == "repeated":
+                values[1:] = values[:1]
+        out_dtype = wide(as_dtype(dtype)).name if into_wide else dtype
+        held = numbers(rng, (m, n), out_dtype)
+        out = None
+        if into_wide or accumulate:
+            out = as_kind(held, ["plain", "rows"][seed % 2], device, out_dtype)
+        arrays = as_kind(a, kind_a, device, dtype), as_kind(b, kind_b, device, dtype)
+        found = matmul(*arrays, out=out, accumulate=accumulate, precision=precision)
+        assert found is out if out is not None else found.dtype == as_dtype(dtype)
+        exact, parts = a @ b, abs(a) @ abs(b)
+        if accumulate:
+            exact, parts = exact + held, parts + abs(held)
+        # Every product and partial sum is rounded (by cutting off, on tensor cores: 2 units); TF32
+        # cuts both factors to 11 digits; the product is stored, and once more after being added to.
+        sums = 2.0**-53 if dtype == "float64" else 2.0**-24
+        allowed = (2 * (k + 2) * sums + (2.0**-9 if precision else 0)) * parts
+        allowed += 2 * UNIT[out_dtype] * (abs(exact) + (abs(held) if accumulate else 0))
+        if out_dtype == "float16":  # whose numbers below 2^-14 are 2^-24 apart
+            allowed += 2.0**-24
+        assert (abs(float64(found) - exact) <= allowed).all()
+        for array, values in zip(arrays, (a, b), strict=True):
+            assert (float64(array) == values).all()
+
+    run()
+
+
+def test_products_of_wrong_shapes_name_both():
+    a, b = np.ones((2, 3)), np.ones((4, 5))
+    with pytest.raises(ValueError, match=r"\(2, 3\) @ \(4, 5\)"):
+        cublas.matmul(a, b, None, False, None)
+    with pytest.raises(ValueError, match=r"\(1, 1\).*\(2, 2\)"):
+        cublas.matmul(a, a.T, np.ones((1, 1)), False, None)
+
+
+# ---- choosing, and doing without ----------------------------------------------------------------
+
+
+def test_use_chooses_the_fast_functions_or_none():
+    with pytest.raises(ValueError, match=r"'auto' or 'reference', got 'nonsense'"):
+        kernels.use("nonsense")
+    assert (F.MLP, "cupy") in backend.twins
+    with reference_functions():
+        assert backend.twins == {}
+    assert (F.MLP, "cupy") in backend.twins
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["gelu.cu", "layer_norm.cu", "cross_entropy.cu", "adamw.cu", "reduce.cu", "patches.cu"],
+)
+def test_without_a_kernel_the_plain_code_works_after_one_warning(gpu, file, monkeypatch):
+    good, case = compiling.source, Case(SMALL, batch=3, seed=10)
+
+    def source(name):
+        return good(name) if name != file else "this is no C++\n"
+
+    def results():
+        model = case.model(gpu, "float64")
+        optimizer = AdamW(model.parameters())
+        images = np.random.default_rng(11).integers(256, size=case.images().shape)
+        F.cross_entropy(model(images.astype("uint8")), to_device(case.labels(), gpu)).backward()
+        F.gelu(Tensor(np.ones((3, 5)), requires_grad=True, device=gpu)).sum().backward()
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        return to_numpy(model.buffer.gradients).copy()
+
+    expected = results()
+    monkeypatch.setattr(compiling, "source", source)
+    monkeypatch.setattr(compiling, "_failed", set())
+    compiling._compile.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=file) as said:
+            found = results()
+        assert len(said) == 1
+        assert abs(found - expected).max() <= 1e-12 * abs(expected).max()
+        results()  # a second warning would be an error
+    finally:
+        monkeypatch.undo()
+        compiling._compile.cache_clear()
+
+
+# ---- other GPUs, large tensors ------------------------------------------------------------------
+
+
+def expressions(file: str) -> list[str]:
+    """Every kernel of a file in every type it is used with, for packs and for single numbers."""
+    floats, all_types = {"float": 4, "double": 2}, {"__nv_bfloat16": 8, "__half": 8}
+    all_types |= floats
+    names = []
+    for t, pack in (floats if file in ("cross_entropy.cu", "reduce.cu") else all_types).items():
+        for w, tanh, flag in itertools.product((1, pack), ("true", "false"), ("true", "false")):
+            names += {
+                "gelu.cu": [f"gelu_{way}{kind}>" for way in ("rows", "columns") for kind in
+                            (f"<{t},{w},{tanh}", f"_backward<{t},{w},{tanh},{flag}")],
+                "layer_norm.cu": [f"add_layer_norm<{t},{pack},768>",
+                                  f"add_layer_norm_backward<{t},{pack},768,{flag}>"]
+                + [f"add_layer_norm{kind}_any<{t}>" for kind in ("", "_backward", "_sums")],
+                "adamw.cu": [f"adamw<{p},{t},{floats[p]}>" for p in floats],
+                "patches.cu": [f"cut_patches<{i},{t},{w}>" for i in ("unsigned char", "float")],
+                "cross_entropy.cu": [f"cross_entropy<{t}>"],
+                "reduce.cu": [f"sum_rows<{t}>", f"sum_columns<{t}>", f"sum_squares<{t},{w}>"],
+            }[file]  # fmt: skip
+    return list(dict.fromkeys(names))
+
+
+FILES = sorted(path.name for path in compiling.DIRECTORY.glob("*.cu") if path.stem != "common")
+
+
+@pytest.mark.parametrize("capability", [75, 80])
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_compile_for_older_gpus(gpu, file, capability):
+    from cupy._core import core
+    from cupy.cuda import nvrtc
+
+    options = core.assemble_cupy_compiler_options(("-std=c++17",))
+    program = nvrtc.createProgram(compiling.source(file), file, [], [])
+    try:
+        for name in expressions(file):
+            nvrtc.addNameExpression(program, name)
+        nvrtc.compileProgram(program, (*options, f"--gpu-architecture=compute_{capability}"))
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["gelu", "add_layer_norm"])
+def test_more_than_two_to_the_31_elements(gpu, what):
+    """The last rows, computed with all others and alone, in bfloat16: 20 GB."""
+    import cupy
+
+    if cupy.cuda.Device().mem_info[1] < 40e9:
+        pytest.skip("needs a GPU with 40 GB of memory")
+    channels, last = 768, 64
+    rows = 2**31 // channels + last
+    rng = np.random.default_rng(12)
+    few = to_device(rng.standard_normal((last, channels)).astype("float32"), gpu)
+    few = few.astype(as_dtype("bfloat16"))
+    vectors = [Parameter(to_device(rng.standard_normal(channels).astype("float32"), gpu))
+               for _ in range(3)]  # fmt: skip
+
+    def run(values):
+        x = Tensor(values, requires_grad=True)
+        for p in vectors:
+            p.grad = None
+        gelu = what == "gelu"
+        outputs = (F.gelu(x, "tanh"),) if gelu else F.add_layer_norm(x, None, *vectors)
+        outputs[-1].backward(values)
+        found = [v.data[-last:].copy() for v in outputs] + [x.grad[-last:].copy()]
+        return found, [float64(p.grad) for p in vectors if p.grad is not None]
+
+    many = cupy.zeros((rows, channels), dtype=few.dtype)
+    many[-last:] = few
+    (found, sums), (expected, right) = run(many), run(few)
+    del many
+    cupy.get_default_memory_pool().free_all_blocks()
+    for a, b in zip(found, expected, strict=True):
+        assert to_numpy(a).tobytes() == to_numpy(b).tobytes() and float(abs(widen(a)).max()) > 1
+    for a, b in zip(sums, right, strict=True):  # the other rows add zeros, in another order
+        assert np.linalg.norm(a - b) <= math.sqrt(last) * 2.0**-23 * np.linalg.norm(b)

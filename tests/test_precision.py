@@ -1,0 +1,383 @@
+"""Models in bfloat16, float16 and tf32, and float16's loss scale."""
+
+import copy
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import _cuda
+from strategies import each_half
+from test_oracles import Case, has_no_gradient, redraw
+
+from minimixer import AdamW, Dropout, Function, Mixer, Tensor, optim
+from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
+from minimixer.mixer import FIRST_SCALE, MixerBlock
+from minimixer.nn import StochasticDepth
+from minimixer.optim import FINITE, STEP
+from minimixer.precision import HALF_DTYPES, as_dtype, check_precision, widen
+
+# Relative error of one rounding; TF32 cuts the factors of products to 11 digits.
+UNIT = {"float32": 2.0**-24, "tf32": 2.0**-10, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+@pytest.fixture(params=list(UNIT))
+def precision(request, device) -> str:
+    if request.param == "tf32" and device == "cpu":
+        pytest.skip("tf32 is a GPU's")
+    if request.param == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    return request.param
+
+
+CASE = Case(
+    {
+        "image_size": (16, 24), "patch_size": 4, "in_channels": 3, "num_classes": 7,
+        "num_blocks": 2, "hidden_dim": 32, "tokens_mlp_dim": 24, "channels_mlp_dim": 48,
+    },
+    batch=6, seed=1,
+)  # fmt: skip
+
+
+def model_in(precision: str, device: str, **changes: Any) -> Mixer:
+    return CASE.model(device, "float32", precision=precision, **changes)
+
+
+def backward(model: Mixer, factor: float = 1.0) -> dict[str, np.ndarray]:
+    """Logits, loss and every gradient, in float64."""
+    model.zero_grad()
+    logits = model(CASE.images().astype(model.dtype))
+    loss = F.cross_entropy(logits, to_device(CASE.labels(), model.device)) * factor
+    with np.errstate(over="ignore", invalid="ignore"):
+        loss.backward()
+    assert logits.dtype == loss.dtype == model.dtype
+    found = {"logits": logits.data, "loss": loss.data}
+    for name, p in model.named_parameters():
+        assert p.dtype == p.grad.dtype == model.dtype
+        found[name] = p.grad
+    return {name: to_numpy(value).astype("float64") for name, value in found.items()}
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+# ---- a model in each precision ------------------------------------------------------------------
+
+# What is rounded to the short dtype on the way to the logits: in a block two LayerNorms (s, h,
+# gamma, beta), two MLPs (u, u with its bias, g, y) and their w1, b1, w2, b2; outside, the patches,
+# stem's weight, product and bias, and the last LayerNorm. Signs are random: squares add up.
+ROUNDINGS = CASE.config["num_blocks"] * 2 * (4 + 4 + 4) + 4 + 4
+FLOAT32_STEPS = 200  # roundings of arithmetic in float32, as test_oracles.py counts them
+
+
+def test_a_model_agrees_with_float64_to_rounding(device, precision):
+    model = model_in(precision, device)
+    double = CASE.model("cpu", "float64")
+    double.load_state_dict(model.state_dict())
+    found, expected = backward(model), backward(double)
+    allowed = ROUNDINGS**0.5 * UNIT[precision] + FLOAT32_STEPS * 2.0**-24
+    for name in ("logits", "loss"):
+        error, size = np.linalg.norm(found[name] - expected[name]), np.linalg.norm(expected[name])
+        assert error / size <= allowed, name
+        if name == "logits" and precision != "tf32":  # which small products may do without
+            assert error / size > UNIT[precision] / 16, "was it computed in this precision?"
+    for name, value in expected.items():
+        if not has_no_gradient(name):
+            assert np.linalg.norm(value) > 1e-3 and cosine(found[name], value) > 0.999, name
+
+
+def test_what_is_stored_in_which_dtype(device, precision, monkeypatch):
+    seen, forward = [], MixerBlock.forward
+
+    def spy(self, x, y, bias):
+        seen.extend(v.dtype for v in (x, y) if v is not None)
+        return forward(self, x, y, bias)
+
+    monkeypatch.setattr(MixerBlock, "forward", spy)
+    model = model_in(precision, device)
+    backward(model)
+    assert len(seen) == 3 and set(seen) == {model.activation_dtype}
+    short = precision in HALF_DTYPES
+    assert model.activation_dtype == (precision if short else "float32")
+    assert model.buffer.values.dtype == model.buffer.gradients.dtype == np.float32
+    assert (None if model.buffer.low is None else model.buffer.low.dtype) == (
+        as_dtype(precision) if short else None
+    )
+
+
+def train(model: Mixer, steps: int = 30) -> list[float]:
+    optimizer, losses = AdamW(model.parameters(), lr=3e-3), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(CASE.images().astype("float32")), CASE.labels())
+        loss.backward()
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        losses.append(float(loss.data))
+    return losses
+
+
+def test_training_follows_float32(device, precision):
+    losses, expected = train(model_in(precision, device)), train(model_in("float32", device))
+    assert losses[-1] < 0.5 * losses[0]
+    assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 0.05 * expected[0]
+
+
+def test_the_same_bits_twice(device, precision):
+    def run():
+        model = model_in(precision, device, stochastic_depth=0.3)
+        losses = train(model, 5)
+        return losses, *(to_numpy(a).tobytes() for a in (model.buffer.values, backward_of(model)))
+
+    def backward_of(model):
+        backward(model)
+        return model.buffer.gradients
+
+    assert run() == run()
+
+
+def test_predict_in_every_precision(device, precision):
+    model, images = model_in(precision, device), CASE.images().astype("float32")
+    expected = model_in("float32", "cpu").predict_proba(images)
+    found = model.predict_proba(images, batch_size=4)
+    assert found.dtype == np.float32 and abs(found.sum(axis=1) - 1).max() < 1e-6
+    assert abs(found - expected).max() < 2 * ROUNDINGS**0.5 * UNIT[precision] + 1e-4
+    assert (model.predict(images) == found.argmax(axis=1)).all()
+
+
+def test_switching_leaves_no_stale_copies(device):
+    """To and fro, with new weights in between: always what a new model says."""
+    pytest.importorskip("ml_dtypes")
+    model = model_in("float32", device)
+    order = ["bfloat16", "float16", "bfloat16", "float32", "float16"]
+    order += ["tf32", "bfloat16"] if device != "cpu" else []
+    for seed, precision in enumerate(order):
+        redraw(model, seed)
+        assert model.set_precision(precision) is model
+        new = redraw(model_in(precision, device), seed)
+        found, expected = backward(model), backward(new)
+        assert all(found[n].tobytes() == expected[n].tobytes() for n in expected), precision
+        scale = FIRST_SCALE if precision == "float16" else 1
+        assert to_numpy(model.buffer.loss_scale).tolist() == [scale, 0]
+
+
+def test_only_float16_scales(device):
+    """Once a model was in float16, its optimizer must forget that after set_precision."""
+    model, optimizer = scaled_model(device, 16.0)
+    backward(model)
+    assert optimizer.scaled
+    backward(model.set_precision("float32"))
+    assert not optimizer.scaled
+
+
+def test_a_copy_of_a_model_keeps_its_precision(device, precision):
+    model = model_in(precision, device)
+    other = copy.deepcopy(model)
+    assert other.precision == precision and other.buffer.precision == model.buffer.precision
+    assert (other.buffer.loss_scale == model.buffer.loss_scale).all()
+    assert other.buffer.loss_scale is not model.buffer.loss_scale
+
+
+@each_half
+def test_random_layers_draw_the_same_as_in_float32(device, dtype):
+    x = Tensor(np.ones((30, 40, 5), "float32"), device=device)
+    for layer in (Dropout(0.4), StochasticDepth(0.4)):
+        single, short = layer(x), layer(x.to(dtype))
+        assert short.dtype == as_dtype(dtype) and single.dtype == np.float32
+        rounded = to_numpy(widen(single.data.astype(short.dtype)))
+        assert (to_numpy(widen(short.data)) == rounded).all() and 0 < rounded.mean() < 1.6
+
+
+# ---- float16's loss scale -----------------------------------------------------------------------
+
+
+def scaled_model(device: str, scale: float) -> tuple[Mixer, AdamW]:
+    model = model_in("float16", device)
+    model.buffer.loss_scale[0] = scale
+    return model, AdamW(model.parameters(), lr=1e-3)
+
+
+def test_an_overflow_skips_the_step_and_halves_the_scale(device):
+    model, optimizer = scaled_model(device, 2.0**40)
+    buffer = model.buffer
+
+    def state():
+        now = (buffer.values, buffer.read_low(as_dtype("float16")), *optimizer.state.values())
+        return [to_numpy(a).tobytes() for a in now]
+
+    before, steps = state(), 0
+    while steps < 40:
+        backward(model)
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        steps += 1
+        if optimizer.control[FINITE]:
+            break
+        assert state() == before and optimizer.control[STEP] == 0
+        assert buffer.loss_scale[0] == 2.0 ** (40 - steps) and buffer.loss_scale[1] == 0
+    assert 5 < steps < 40 and optimizer.control[STEP] == 1
+    assert all(a != b for a, b in zip(state(), before, strict=True))
+    assert np.isfinite(to_numpy(buffer.values)).all()
+    assert buffer.loss_scale[0] == 2.0 ** (41 - steps) and buffer.loss_scale[1] == 1
+
+
+def test_an_overflow_is_no_cause_for_warnings(device):
+    model, _ = scaled_model(device, 2.0**40)
+    loss = F.cross_entropy(model(CASE.images().astype("float32")), CASE.labels())
+    loss.backward()  # NumPy's warnings are errors in these tests
+    assert not np.isfinite(to_numpy(model.stem.weight.grad)).all()
+
+
+def test_good_steps_double_the_scale(device, monkeypatch):
+    monkeypatch.setattr(optim, "SCALE_HOLDS", 3)
+    model, optimizer = scaled_model(device, 16.0)
+    scales = []
+    for _ in range(7):
+        backward(model)
+        optimizer.step()
+        scales.append(float(model.buffer.loss_scale[0]))
+    assert scales == [16, 16, 32, 32, 32, 64, 64]
+
+
+def test_a_gradient_below_float16_survives_thanks_to_the_scale(device):
+    tiny = 2.0**-26  # times activations' gradients of at most 2^-4: half of 2^-24 rounds to 0
+    expected = backward(model_in("float32", device), tiny)
+    assert 0 < abs(expected["stem.weight"]).max() < 1e-5
+    without, _ = scaled_model(device, 1.0)
+    assert not backward(without, tiny)["stem.weight"].any()
+    found = backward(scaled_model(device, 2.0**36)[0], tiny)
+    for name, value in expected.items():
+        if not has_no_gradient(name) and name != "logits":
+            assert value.ndim == 0 or cosine(found[name], value) > 0.999, name
+            assert 0.95 < np.linalg.norm(found[name]) / np.linalg.norm(value) < 1.05, name
+
+
+def test_gradients_do_not_depend_on_the_scale(device):
+    """Bit for bit, for powers of two at which nothing is subnormal or overflows."""
+    found = [backward(scaled_model(device, 2.0**power)[0]) for power in (20, 22)]
+    assert all(found[0][name].tobytes() == found[1][name].tobytes() for name in found[0])
+
+
+# ---- single operations --------------------------------------------------------------------------
+
+
+@each_half
+def test_to_and_back_is_differentiable(device, dtype):
+    x = Tensor(np.float32([1, 1 + 2**-12, -3.14159]), requires_grad=True, device=device)
+    short = x.to(dtype)
+    back = short.to("float32")
+    assert short.dtype == as_dtype(dtype) and back.dtype == np.float32
+    assert to_numpy(back.data)[:2].tolist() == [1, 1]
+    assert short.to(dtype) is short and short.device == x.device
+    back.backward(to_device(np.float32([2, 3, 1 + 2**-12]), device))
+    assert x.grad.dtype == np.float32 and to_numpy(x.grad).tolist() == [2, 3, 1]
+
+
+def leaves(device: str, dtype: str) -> Any:
+    rng = np.random.default_rng(0)
+
+    def leaf(*shape: int) -> Tensor:
+        values = to_device(rng.uniform(0.5, 1, shape).astype("float32"), device)
+        return Tensor(values.astype(as_dtype(dtype)), requires_grad=True)
+
+    return leaf
+
+
+OPERATIONS = {  # name: (function of x, shapes of further inputs, whether the result is float32)
+    "Add": (lambda x, y: x + y, [(2, 3, 4)], False),
+    "Multiply": (lambda x, y: x * y, [(4,)], False),
+    "Reshape": (lambda x: x.reshape(6, 4), [], False),
+    "Transpose": (lambda x: x.transpose(2, 0, 1), [], False),
+    "To": (lambda x: x.to("float32"), [], True),
+    "Mean": (lambda x: x.mean(axis=0), [], True),
+    "Linear": (F.linear, [(4, 5), (5,)], False),
+    "GELU": (F.gelu, [], False),
+    "MLP": (F.mlp, [(4, 5), (5,), (5, 4)], False),
+    "AddLayerNorm": (lambda x, y, *rest: F.add_layer_norm(x, y, *rest)[1],
+                     [(2, 3, 4), (4,), (4,), (4,)], False),
+    "AddBias": (F.add_bias, [(4,)], False),
+}  # fmt: skip
+
+
+def two_byte_functions(cls: type = Function) -> set[str]:
+    """Those of the tutorial: the kernels' are tested in the same way, in place of these."""
+    own = {cls.__name__} if cls.half and cls.__module__.count(".") == 1 else set()
+    own = own if cls.__module__.startswith("minimixer.") else set()
+    return own.union(*(two_byte_functions(sub) for sub in cls.__subclasses__()))
+
+
+@each_half
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_result_and_gradient_dtypes(device, dtype, name):
+    assert two_byte_functions() == set(OPERATIONS), "a Function for two bytes is not listed"
+    function, shapes, single = OPERATIONS[name]
+    leaf = leaves(device, dtype)
+    inputs = [leaf(2, 3, 4), *(leaf(*shape) for shape in shapes)]
+    y = function(*inputs)
+    assert y.dtype == ("float32" if single else as_dtype(dtype)) and y.device == inputs[0].device
+    y.backward(y.data)
+    for v in inputs:
+        assert v.grad.dtype == as_dtype(dtype) and v.grad.shape == v.shape
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+@each_half
+def test_two_dtypes_in_one_operation_are_an_error_that_names_both(device, dtype):
+    x, y = leaves(device, dtype)(3), leaves(device, "float32")(3)
+    with pytest.raises(TypeError, match=rf"{dtype}.*float32.*\.to\("):
+        x + y
+    with pytest.raises(TypeError, match=rf"Exp: works on float32 or float64, got {dtype}.*to\("):
+        x.exp()
+
+
+def test_unknown_precisions(device):
+    model = model_in("float32", device)
+    for wrong in ("fp8", "float64", None):
+        with pytest.raises(ValueError, match=f"precision {wrong!r}: use float32, tf32, float16"):
+            model.set_precision(wrong)
+    assert model.precision == "float32"
+    with pytest.raises(ValueError, match="'int8'"):
+        Mixer(**CASE.config, precision="int8")
+
+
+def test_tf32_on_the_cpu_is_an_error_when_used():
+    model = model_in("tf32", "cpu")  # it may move to a GPU yet
+    with pytest.raises(ValueError, match="tf32 is a GPU's: on the CPU use float32"):
+        model(CASE.images())
+    assert model.set_precision("float32")(CASE.images()).shape == (6, 7)
+
+
+@pytest.mark.parametrize("cuda", [_cuda])
+def test_tf32_on_a_gpu_then_on_the_cpu(cuda):
+    model = model_in("tf32", "cpu").to(cuda)
+    assert model(CASE.images()).dtype == np.float32
+    with pytest.raises(ValueError, match="tf32"):
+        model.to("cpu")(CASE.images())
+
+
+def test_bfloat16_without_ml_dtypes(device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    model = model_in("float32", device)
+    with pytest.raises(ValueError, match="bfloat16 needs ml_dtypes: pip install ml_dtypes"):
+        model.set_precision("bfloat16")
+    assert model.set_precision("float16")(CASE.images()).dtype == np.float32
+
+
+@each_half
+def test_float64_models_stay_float64(device, dtype):
+    model = CASE.model(device, "float64", precision=dtype)
+    with pytest.raises(ValueError, match=rf"{dtype} is for float32.*float64.*set_precision"):
+        model(CASE.images())
+    assert model.set_precision("float32")(CASE.images()).dtype == np.float64
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+def test_gpus_that_are_too_old(precision, monkeypatch):
+    monkeypatch.setattr("minimixer.precision._compute_capability", lambda device: 75)
+    with pytest.raises(ValueError, match=rf"{precision}.*8\.0.*cuda:0 has 7\.5: use float32 or"):
+        check_precision(precision, "cuda:0")
+    assert check_precision("float16", "cuda:0") == np.float16
