@@ -62,11 +62,13 @@ def _compute_capability(device: str) -> int:
     return int(sys.modules["cupy"].cuda.Device(int(device[5:])).compute_capability)
 
 
+@functools.cache  # asked hundreds of times a step, and a dtype's name takes a while
 def is_half(dtype: np.dtype) -> bool:
     """float16 or bfloat16?"""
     return dtype.itemsize == 2 and dtype.name in HALF_DTYPES
 
 
+@functools.cache
 def wide(dtype: np.dtype) -> np.dtype:
     """The dtype to compute in: float32 for what is stored in two bytes, else the same."""
     return FLOAT_DTYPES[0] if is_half(dtype) else dtype

@@ -51,6 +51,9 @@ def _library() -> Any:
 
     library = ctypes.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
     library.cublasLtGetVersion.restype = ctypes.c_size_t
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    library.cublasLtMatmul.argtypes = [*[address] * 14, size, address]
+    library.cublasLtMatmulDescSetAttribute.argtypes = [address, ctypes.c_int, address, size]
     return library
 
 
@@ -91,17 +94,18 @@ _context = _Context()
 class _Plan:
     """How cuBLAS is to compute one kind of product: all but the addresses."""
 
-    def __init__(self, device, m, k, n, a, b, dtype, out_dtype, compute, epilogue, alignment):
-        (op_a, lead_a), (op_b, lead_b) = a, b
+    def __init__(
+        self, device, m, k, n, op_a, lead_a, op_b, lead_b, dtype, out_dtype, tf32, epilogue,
+        alignment,
+    ):  # fmt: skip
         self.handle = _context.handle(device)
-        double = dtype == "float64"
-        self.scalar = ctypes.c_double if double else ctypes.c_float
-        self.one, self.zero = self.scalar(1), self.scalar(0)
+        double = dtype == np.float64
+        scalar = ctypes.c_double if double else ctypes.c_float
+        self.one, self.zero = ctypes.byref(scalar(1)), ctypes.byref(scalar(0))
         self.description = ctypes.c_void_p()
-        _call(
-            "cublasLtMatmulDescCreate", ctypes.byref(self.description), compute,
-            _TYPES["float64" if double else "float32"],
-        )  # fmt: skip
+        compute = _COMPUTE_TF32 if tf32 else _COMPUTE_FLOAT64 if double else _COMPUTE_FLOAT32
+        scalar_type = _TYPES["float64" if double else "float32"]
+        _call("cublasLtMatmulDescCreate", ctypes.byref(self.description), compute, scalar_type)
         self.set(_TRANSPOSE_A, ctypes.c_int32(op_b))
         self.set(_TRANSPOSE_B, ctypes.c_int32(op_a))
         self.set(_EPILOGUE, ctypes.c_uint32(epilogue))
@@ -126,31 +130,30 @@ class _Plan:
         )  # fmt: skip
         _call("cublasLtMatmulPreferenceDestroy", preference)
         self.found = 0 if status else found.value
+        self.algorithms = [(ctypes.byref(c.algorithm), c.workspace) for c in self.candidates]
         self.chosen = 0
 
     def set(self, attribute: int, value: Any) -> None:
         _call(
             "cublasLtMatmulDescSetAttribute", self.description, attribute, ctypes.byref(value),
-            ctypes.c_size_t(ctypes.sizeof(value)),
+            ctypes.sizeof(value),
         )  # fmt: skip
 
-    def _layout(self, dtype: str, rows: int, columns: int, lead: int) -> Any:
+    def _layout(self, dtype: np.dtype, rows: int, columns: int, lead: int) -> Any:
         layout = ctypes.c_void_p()
         _call(
-            "cublasLtMatrixLayoutCreate", ctypes.byref(layout), _TYPES[dtype],
+            "cublasLtMatrixLayoutCreate", ctypes.byref(layout), _TYPES[dtype.name],
             ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(lead),
         )  # fmt: skip
         return layout
 
     def run(self, a: Array, b: Array, out: Array, accumulate: bool, stream: int, space: int) -> int:
-        candidate = self.candidates[self.chosen]
-        pointer = ctypes.c_void_p
+        algorithm, workspace = self.algorithms[self.chosen]
+        to = out.data.ptr
         return _library().cublasLtMatmul(
-            self.handle, self.description, ctypes.byref(self.one), pointer(b.data.ptr), self.b,
-            pointer(a.data.ptr), self.a, ctypes.byref(self.one if accumulate else self.zero),
-            pointer(out.data.ptr), self.out, pointer(out.data.ptr), self.out,
-            ctypes.byref(candidate.algorithm), pointer(space),
-            ctypes.c_size_t(candidate.workspace), pointer(stream),
+            self.handle, self.description, self.one, b.data.ptr, self.b, a.data.ptr, self.a,
+            self.one if accumulate else self.zero, to, self.out, to, self.out, algorithm, space,
+            workspace, stream,
         )  # fmt: skip
 
     def choose(self, a: Array, b: Array, out: Array, stream: int, space: int) -> None:
@@ -261,51 +264,42 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     import cupy
 
     (m, k), n = a.shape, b.shape[1]
-    dtype, out_dtype = a.dtype.name, out.dtype.name
-    if not m * n * k or b.dtype != a.dtype or not out.flags.c_contiguous:
+    dtype, out_dtype = a.dtype, out.dtype
+    if not m * n * k or b.dtype != dtype or not out.flags.c_contiguous:
         return False
-    if out_dtype != dtype and not (a.dtype.itemsize == 2 and out_dtype == "float32"):
+    if out_dtype != dtype and not (dtype.itemsize == 2 and out_dtype == np.float32):
         return False
     a, *layout_a = _layout(a)
     b, *layout_b = _layout(b)
-    compute = _COMPUTE_FLOAT64 if dtype == "float64" else _COMPUTE_FLOAT32
-    if precision == "tf32" and dtype == "float32":
-        compute = _COMPUTE_TF32
+    tf32 = precision == "tf32" and dtype == np.float32
     addresses = a.data.ptr | b.data.ptr | out.data.ptr | 256
     alignment = addresses & -addresses  # the largest power of two that divides them all, up to 256
+    kind = (m, k, n, *layout_a, *layout_b, dtype, out_dtype, tf32, epilogue, alignment)
     device = out.device.id
-    kind = (m, k, n, *layout_a, *layout_b, dtype, out_dtype, compute, epilogue, alignment)
-    plan = _context.plans.get((device, *kind))
     stream = cupy.cuda.get_current_stream().ptr
     space = _context.workspace(device, stream)
+    plan = _context.plans.get((device, kind))
+    new = plan is None
     if plan is None:
-        plan = _Plan(
-            device, m, k, n, layout_a, layout_b, dtype, out_dtype, compute, epilogue, alignment
-        )
-        _context.plans[(device, *kind)] = plan
-        _point(plan, bias, aux)
-        if plan.found > 1 and m * k * n >= WORTH_TIMING:
-            key = " ".join(map(str, kind))
-            choice = _choices(device)[1].get(key)
-            if choice is None:
-                plan.choose(a, b, out if not accumulate else out.copy(), stream, space)
-                _remember(device, key, plan.chosen)
-            elif choice < plan.found:
-                plan.chosen = choice
+        plan = _context.plans[device, kind] = _Plan(device, *kind)
     if not plan.found:
         return False
-    _point(plan, bias, aux)
-    status = plan.run(a, b, out, accumulate, stream, space)
-    if status != 0:
-        raise RuntimeError(f"cublasLtMatmul ({m}, {k}) @ ({k}, {n}) in {dtype}: status {status}")
-    return True
-
-
-def _point(plan: _Plan, bias: Array | None, aux: Array | None) -> None:
     if bias is not None:
         plan.set(_BIAS, ctypes.c_uint64(bias.data.ptr))
     if aux is not None:
         plan.set(_AUX, ctypes.c_uint64(aux.data.ptr))
+    if new and plan.found > 1 and m * k * n >= WORTH_TIMING:
+        key = " ".join(map(str, kind))
+        choice = _choices(device)[1].get(key)
+        if choice is None:
+            plan.choose(a, b, out.copy() if accumulate else out, stream, space)
+            _remember(device, key, plan.chosen)
+        else:
+            plan.chosen = min(choice, plan.found - 1)
+    status = plan.run(a, b, out, accumulate, stream, space)
+    if status != 0:
+        raise RuntimeError(f"cublasLtMatmul ({m}, {k}) @ ({k}, {n}) in {dtype}: status {status}")
+    return True
 
 
 def _layout(matrix: Array) -> tuple[Array, int, int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, wide
+from ..backend import Array
 
 DIRECTORY = Path(__file__).parent
 C_NAMES = {"float64": "double", "float32": "float", "float16": "__half",
@@ -123,14 +123,15 @@ def pointer(array: Array | None) -> Any:
     return 0 if array is None else array
 
 
+@functools.cache
+def c_name(dtype: np.dtype) -> str:
+    """The C++ name of numbers of this dtype."""
+    return C_NAMES[dtype.name]
+
+
 def type_of(array: Array) -> str:
-    """The C++ name of its numbers' type."""
-    return C_NAMES[array.dtype.name]
-
-
-def wide_type(dtype: np.dtype) -> str:
-    """The C++ name of the type that such numbers are computed in."""
-    return C_NAMES[wide(dtype).name]
+    """The C++ name of the type of the array's numbers."""
+    return c_name(array.dtype)
 
 
 def as_bool(value: bool) -> str:

@@ -15,8 +15,8 @@ from ..functional import GELU, MLP
 from ..layer_norm import AddLayerNorm, as_rows, bias_gradient
 from .cublas import linear_gelu
 from .cuda import (
-    C_NAMES,
     as_bool,
+    c_name,
     ceil_div,
     get,
     multiprocessors,
@@ -40,7 +40,7 @@ class _Gelu:
         self.axis, self.bias, self.dtype = axis, bias, u.dtype
         self.rows, self.columns = u.shape
         self.width = pack(self.columns, u)
-        self.options = f"{C_NAMES[u.dtype.name]},{self.width},{as_bool(approximate == 'tanh')}"
+        self.options = f"{type_of(u)},{self.width},{as_bool(approximate == 'tanh')}"
         packs = ceil_div(self.columns, self.width)
         if axis == 0:  # kernels in rows: 4 packs a thread, and each block within a row
             self.threads = min(256, max(32, 32 * ceil_div(packs, 32)))
@@ -184,11 +184,10 @@ IN_REGISTERS = 40  # numbers of a row that a thread can keep; longer rows are re
 def _row_template(channels: int, *arrays: Array | None) -> str | None:
     """ "T,W,C" for the kernels that keep a row in registers, or None if they can't."""
     width = pack(channels, *arrays)
-    itemsize = next(a.dtype for a in arrays if a is not None).itemsize
-    if width * itemsize != 16 or channels > 32 * IN_REGISTERS:
+    dtype = next(a.dtype for a in arrays if a is not None)
+    if width * dtype.itemsize != 16 or channels > 32 * IN_REGISTERS:
         return None
-    name = next(a.dtype.name for a in arrays if a is not None)
-    return f"{C_NAMES[name]},{width},{channels}"
+    return f"{c_name(dtype)},{width},{channels}"
 
 
 class FastAddLayerNorm(AddLayerNorm):

@@ -7,7 +7,7 @@ import numpy as np
 from ..backend import Array, is_half, namespace, to_device, wide
 from ..loss import CrossEntropy
 from ..mixer import check_finite
-from .cuda import C_NAMES, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
+from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 from .sums import can_sum, sum_columns
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
     buffer = optimizer.buffer
     low_dtype = (buffer.values if buffer.low is None else buffer.low).dtype
     width = pack(64, buffer.values)  # ranges start and stop at multiples of 64 elements
-    name = f"adamw<{type_of(buffer.values)},{C_NAMES[low_dtype.name]},{width}>"
+    name = f"adamw<{type_of(buffer.values)},{c_name(low_dtype)},{width}>"
     if not usable("adamw.cu", name):
         return False
     kernel = get("adamw.cu", name)
@@ -70,7 +70,7 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
 def patches(model: Any, images: Array, dtype: np.dtype) -> Array | None:
     """Mixer.patches of plain images, whose values are checked if they come from the CPU. None if
     there is no kernel."""
-    if not usable("patches.cu", f"cut_patches<unsigned char,{C_NAMES[dtype.name]},1>"):
+    if not usable("patches.cu", f"cut_patches<unsigned char,{c_name(dtype)},1>"):
         return None
     values = model.stem.weight.data
     xp = namespace(values)

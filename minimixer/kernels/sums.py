@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..backend import Array, matmul, namespace
-from .cuda import ceil_div, get, multiprocessors, pack, pointer, type_of, usable, wide_type
+from ..backend import Array, matmul, namespace, wide
+from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 
 
 def sum_rows(matrix: Array, *outs: Array | None) -> None:
@@ -25,7 +25,8 @@ def sum_columns(matrix: Array, scale: float = 1.0, out: Array | None = None) -> 
 
 def can_sum(dtype: np.dtype) -> bool:
     """Are there kernels for the sums that backward begins, over such numbers?"""
-    return usable("reduce.cu", f"sum_rows<{wide_type(dtype)}>", f"sum_columns<{wide_type(dtype)}>")
+    name = c_name(wide(dtype))
+    return usable("reduce.cu", f"sum_rows<{name}>", f"sum_columns<{name}>")
 
 
 def sum_squares(values: Array) -> Array:
