@@ -43,9 +43,7 @@ def main() -> None:
         print(json.dumps(run_minimixer(problem, result, json.loads(settings))))
         return
     sides = ["minimixer", *(peer for peer in options.peers.split(",") if peer)]
-    unknown = set(sides) - {"minimixer", "torch", "jax"}
-    if unknown:
-        raise SystemExit(f"benchmark: no peer {', '.join(unknown)}; there are torch and jax")
+    check_options(options, sides)
     config = config_of(options.variant)
     settings = {
         "config": config, "precision": options.precision, "device": options.device,
@@ -89,6 +87,35 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_options(options, sides: list[str]) -> None:
+    """ValueError, before anything is timed."""
+    from minimixer import backend
+
+    if set(sides) - {"minimixer", "torch", "jax"} or len(set(sides)) < len(sides):
+        raise ValueError(f"--peers {options.peers}: choose from torch and jax")
+    work = options.work.split(",")
+    if not work or set(work) - {"train", "inference"} or len(set(work)) < len(work):
+        raise ValueError(f"--work {options.work}: train, inference or train,inference")
+    if options.mode not in ("eager", "compile", "max-autotune"):
+        raise ValueError(f"--mode {options.mode}: eager, compile or max-autotune")
+    for name in ("batch_size", "runs", "seconds"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive")
+    if options.warm_up < 0 or (options.steps is not None and options.steps < 1):
+        raise ValueError("--warm-up must not be negative, --steps must be positive")
+    device = backend.check_device(options.device)
+    backend.check_precision(options.precision, device)
+    if len(sides) > 1 and (options.precision == "float16" or device not in ("cpu", "cuda:0")):
+        raise ValueError("the peers are timed on cpu or cuda, in float32, tf32 or bfloat16")
+    for side in sides[1:]:
+        packages = {"torch": ["torch", "timm"], "jax": ["jax", "flax", "optax"]}[side]
+        missing = f"any(u.find_spec(name) is None for name in {packages})"
+        find = [options.peer_python, "-c", f"import importlib.util as u; exit({missing})"]
+        if subprocess.run(find).returncode:
+            needs = " and ".join(packages)
+            raise ValueError(f"{side} needs {needs}, which {options.peer_python} has not")
+
+
 def config_of(variant_name: str) -> dict:
     from minimixer.variants import check_config, variant
 
@@ -123,10 +150,12 @@ def start(side: str, options, problem: Path, result: Path, settings: dict) -> di
         command = [sys.executable, __file__, "--worker", *files]
     else:
         peers = str(Path(__file__).with_name("benchmark_peers.py"))
+        files[2] = json.dumps(settings | {"device": settings["device"].partition(":")[0]})
         command = [options.peer_python, peers, side, *files]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"benchmark: {side} failed, see above")
+        print(f"benchmark: {side} failed, see above", file=sys.stderr)
+        raise SystemExit(2)
     report = json.loads(done.stdout.strip().splitlines()[-1])
     shown = "; ".join(f"{work} {report[work]['ms']:.2f} ms" for work in settings["work"])
     print(f"  {side:10} {shown}", flush=True)
@@ -140,26 +169,29 @@ def compare(directory: Path, sides: list[str]) -> None:
         theirs = np.load(directory / f"{side}.npz")
         distance = np.linalg.norm(own["logits"] - theirs["logits"])
         distance /= np.linalg.norm(theirs["logits"])
-        worst, where = 1.0, ""
+        worst, where, least, most = 1.0, "", 1.0, 1.0
         for name in own.files:
             # A bias that shifts whole rows before a LayerNorm has no gradient but noise.
             if name.startswith("grad.") and not name.endswith("token_mixing.b2"):
                 a, b = own[name].ravel().astype(np.float64), theirs[name].ravel()
-                cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
-                worst, where = min((worst, where), (cosine, name))
+                norms = np.linalg.norm(a), np.linalg.norm(b)
+                worst, where = min((worst, where), (a @ b / (norms[0] * norms[1]), name))
+                least, most = min(least, norms[0] / norms[1]), max(most, norms[0] / norms[1])
         print(
             f"  {side}: logits differ by {distance:.1e} of their norm, loss {own['loss']:.4f} and "
-            f"{theirs['loss']:.4f}; smallest cosine of gradients {worst:.6f} ({where})"
+            f"{theirs['loss']:.4f}; smallest cosine of gradients {worst:.6f} ({where}), "
+            f"their norms {least:.4f} to {most:.4f} of {side}'s"
         )
-        if not (worst > 0.999 and distance < 0.05):
+        if not (worst > 0.999 and distance < 0.05 and 0.97 < least <= most < 1.03):
             raise SystemExit(f"benchmark: minimixer and {side} do not compute the same")
 
 
 def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
-    from minimixer import Mixer
+    from minimixer.report import Summary
+    from minimixer.variants import check_config
 
     last = reports["minimixer"][-1]
-    macs = Mixer.summary_of("mixer_b16", **config).macs * options.batch_size
+    macs = Summary(check_config(**config)).macs * options.batch_size
     print(f"{options.variant}, batch {options.batch_size}, {options.precision}, {last['machine']}")
     for work in options.work.split(","):
         flops = 2 * macs * (3 if work == "train" else 1)
@@ -295,4 +327,5 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, TypeError, OSError, MemoryError) as problem:
-        raise SystemExit(f"benchmark: {problem}") from None
+        print(f"benchmark: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None

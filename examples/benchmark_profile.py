@@ -9,7 +9,7 @@ import numpy as np
 def record_products(step) -> Counter:
     """How often the step multiplies which kinds of matrices."""
     import minimixer
-    from minimixer import functional, ops, optim
+    from minimixer import functional, layer_norm, ops, optim
 
     seen: Counter = Counter()
 
@@ -17,7 +17,8 @@ def record_products(step) -> Counter:
         stored = [x.strides[-1] == x.itemsize or x.shape[-1] == 1 for x in (a, b)]
         seen[a.shape, b.shape, *stored, a.dtype, out_dtype, precision] += 1
 
-    places = [(functional, "matmul"), (ops, "matrix_product"), (optim, "matmul")]
+    places = [(functional, "matmul"), (layer_norm, "matmul"), (ops, "matrix_product")]
+    places.append((optim, "matmul"))
     fused = None
     if hasattr(minimixer, "kernels"):
         from minimixer.kernels import gpu
@@ -189,7 +190,7 @@ def profile_gpu(step) -> dict:
         label += " + gelu" if rest[2] != cublas._PLAIN else ""
         return measured(label, size, 2 * m * k * n, product, a, b, out, *rest)
 
-    # A second of work queued first, so that launches never wait for Python.
+    # A tenth of a second of work queued first, so that launches never wait for Python.
     idle = cupy.zeros(1 << 28, dtype="float32")
     try:
         cublas._product = noted_product

@@ -18,7 +18,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     nn.py           Module, layers, initial weights
     variants.py     the sizes of the paper's models
     mixer.py        the model
-    optim.py        SGD, Adam, AdamW, clipping, schedules
+    schedules.py    how the learning rate changes
+    optim.py        SGD, Adam, AdamW, clipping
     idx.py          IDX files: how to read what somebody else wrote
     data.py         data sets, the embedded MNIST, batches, shifts
     report.py       what a model costs, layer by layer; pictures
@@ -36,9 +37,10 @@ from .gradcheck import GradientError, gradcheck
 from .mixer import Mixer
 from .nn import Dropout, LayerNorm, Linear, Module
 from .ops import clip, maximum, where
-from .optim import SGD, Adam, AdamW, schedule
+from .optim import SGD, Adam, AdamW
 from .parameters import Parameter
 from .rearrange import concatenate, stack
+from .schedules import schedule
 from .tensor import Tensor
 
 if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed

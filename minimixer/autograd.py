@@ -283,9 +283,9 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
         assert parents is not None
         if any(g is not None for g in gradients):
             scaled = any(kind and kind[1] == np.float16 for kind in node.input_kinds)
-            said: Any = "ignore" if scaled else None
-            with np.errstate(over=said, invalid=said):
-                results = _fire(node, gradients)  # the optimizer notices what overflows in float16
+            on_overflow: Any = "ignore" if scaled else None  # which the optimizer notices
+            with np.errstate(over=on_overflow, invalid=on_overflow):
+                results = _fire(node, gradients)
         else:  # nothing reached this node, but those behind it wait for its word
             results = [None] * len(parents)
         del gradients

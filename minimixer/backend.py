@@ -132,6 +132,15 @@ def to_numpy(array: Array) -> np.ndarray:
     return to_device(array, "cpu")
 
 
+def check_finite(images: Array, dtype: np.dtype) -> Array:
+    """The images in `dtype`; ValueError if one of their numbers is not finite there."""
+    with np.errstate(over="ignore"):  # the next line says it better
+        images = images.astype(dtype, copy=False)
+    if not bool(namespace(images).isfinite(widen(images)).all()):
+        raise ValueError(f"Mixer: the images, as {dtype}, contain NaN or infinity")
+    return images
+
+
 def use_device_of(array: Array) -> None:
     """Let what comes next run on the GPU that holds `array`, where there are several."""
     if namespace(array) is not np and _count_gpus() > 1:

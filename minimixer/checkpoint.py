@@ -30,7 +30,7 @@ import numpy as np
 from .backend import to_numpy
 from .idx import replace_file
 from .mixer import Mixer
-from .optim import Optimizer
+from .optim import SCALE_HOLDS, SMALLEST_SCALE, Optimizer
 from .report import Summary
 from .variants import check_config
 
@@ -56,10 +56,11 @@ def save_checkpoint(
         "version": VERSION,
         **_describe(model),
         "random": [random.seed, *to_numpy(random.counters).tolist()],
-        "loss_scale": to_numpy(model.buffer.loss_scale).tolist(),
         "optimizer": None,
         "progress": progress,
     }
+    if model.buffer.scaled:
+        meta["loss_scale"] = to_numpy(model.buffer.loss_scale).tolist()
     if optimizer is not None:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         if any(id(parameter) not in names for parameter in optimizer.parameters):
@@ -127,7 +128,7 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
         raise ValueError(f"{where}: {error}") from None
     model.random.seed, *counters = meta["random"]
     model.random.set(*counters)
-    if model.precision == "float16" and "loss_scale" in meta:
+    if model.buffer.scaled and "loss_scale" in meta:
         model.buffer.loss_scale[0], model.buffer.loss_scale[1] = meta["loss_scale"]
     return meta["progress"]
 
@@ -228,7 +229,7 @@ def _parse_array(data: bytes) -> np.ndarray:
 def _check_meta(meta: dict[str, Any]) -> None:
     """Are all entries there, each of its type?"""
     optimizer, random = meta["optimizer"], meta["random"]
-    scale = meta.get("loss_scale", [1.0, 0.0])  # older checkpoints have none
+    scale = meta.get("loss_scale", [1.0, 0.0])  # float16's
     names = meta["class_names"]
     numbers = [*meta["mean"], *meta["std"]]
     right = {
@@ -237,9 +238,10 @@ def _check_meta(meta: dict[str, Any]) -> None:
         "mean, std": all(isinstance(x, float) for x in numbers),
         "class_names": names is None or all(isinstance(name, str) for name in names),
         "random": len(random) == 3 and all(type(n) is int and 0 <= n < 1 << 64 for n in random),
-        "loss_scale": len(scale) == 2
-        and all(isinstance(n, float) and 0 <= n < math.inf for n in scale)
-        and scale[0] > 0,
+        "loss_scale": isinstance(scale, list)
+        and [type(n) for n in scale] == [float, float]
+        and SMALLEST_SCALE <= scale[0] <= 2.0**48
+        and 0 <= scale[1] <= SCALE_HOLDS,
         "optimizer": optimizer is None
         or (type(optimizer["step"]) is int and 0 <= optimizer["step"] < 1 << 53),
         "progress": "progress" in meta,

@@ -22,7 +22,7 @@ import math
 from typing import Any
 
 from .autograd import Function
-from .backend import Array, blocks, is_half, matmul, namespace, sum_rows, wide, widen
+from .backend import Array, blocks, is_array, is_half, matmul, namespace, sum_rows, wide, widen
 from .erf import erf
 from .layer_norm import AddBias as AddBias
 from .layer_norm import AddLayerNorm as AddLayerNorm
@@ -302,5 +302,7 @@ class ScaleGradient(Function):
 
 
 def scale_gradient(x: Any, scale: Array) -> Tensor:
-    """x, whose gradient will be multiplied by `scale`, an array (1,) on x's device."""
+    """x, whose gradient will be multiplied by `scale`, an array (1,) on x's device (TypeError)."""
+    if not is_array(scale):
+        raise TypeError(f"scale_gradient: scale must be an array of one number, got {scale!r:.60}")
     return ScaleGradient.apply(x, scale=scale)

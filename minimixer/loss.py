@@ -36,6 +36,7 @@ from .backend import (
     same_device,
     to_device,
     twin,
+    widen,
 )
 from .tensor import Tensor
 
@@ -148,6 +149,6 @@ def _check_target(z: Array, target: Any) -> Array:
 
 
 def softmax(logits: Any) -> Array:
-    """(..., K) scores, float32 or float64 -> probabilities, an array without gradient (for reading
+    """(..., K) scores -> probabilities, float32 or float64, an array without gradient (for reading
     predictions)."""
-    return softmax_of_array(logits.data if isinstance(logits, Variable) else logits)[0]
+    return softmax_of_array(widen(logits.data if isinstance(logits, Variable) else logits))[0]

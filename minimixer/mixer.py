@@ -36,7 +36,7 @@ x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the pap
 >>> model(np.zeros((5, 28, 28, 1), dtype="uint8")).shape
 (5, 10)
 
-Next: `optim.py`, which trains it.
+Next: `schedules.py`, the first of two files about training it.
 """
 
 from pathlib import Path
@@ -48,6 +48,7 @@ from . import functional as F
 from .backend import (
     FLOAT_DTYPES,
     Array,
+    check_finite,
     check_precision,
     device_of,
     is_array,
@@ -56,6 +57,7 @@ from .backend import (
     to_device,
     to_numpy,
     twin,
+    use_device_of,
 )
 from .grad_mode import no_grad
 from .loss import softmax
@@ -236,7 +238,7 @@ class Mixer(Module):
 
     @property
     def buffer(self) -> ParameterBuffer:
-        """Where all Parameters lie."""
+        """Where the Parameters lie, once `parameters()` has gathered them."""
         assert self.stem.weight.buffer is not None
         return self.stem.weight.buffer
 
@@ -250,15 +252,25 @@ class Mixer(Module):
 
         "float32" (of a float64 model: float64); "tf32": products with short mantissas; "bfloat16",
         "float16": activations in two bytes. Weights, their gradients, LayerNorm's statistics, the
-        head and the loss stay float32 in all. ValueError if this machine lacks it; what depends on
-        the device is checked again when the model is used, since it may move.
+        head and the loss stay float32 in all; float16's loss scale starts anew. ValueError if this
+        machine lacks it or the model is float64; what depends on the device is checked again when
+        the model is used, since it may move. A checkpoint does not record the precision.
         """
         if precision != "tf32" or self.device != "cpu":
             check_precision(precision, self.device)
-        self.precision, self.buffer.low = precision, None
-        self.buffer.precision = "tf32" if precision == "tf32" else None
-        self.buffer.loss_scale[0] = FIRST_SCALE if precision == "float16" else 1.0
-        self.buffer.loss_scale[1] = 0.0
+        if precision != "float32" and self.dtype != np.float32:
+            raise ValueError(
+                f"precision {precision} is for float32 models, this one is {self.dtype}: "
+                "first .to('float32')"
+            )
+        self.parameters()  # gathers them, as after a deep copy
+        buffer = self.buffer
+        use_device_of(buffer.values)
+        self.precision, buffer.low = precision, None
+        buffer.precision = "tf32" if precision == "tf32" else None
+        buffer.scaled = precision == "float16"
+        buffer.loss_scale[0] = FIRST_SCALE if buffer.scaled else 1.0
+        buffer.loss_scale[1] = 0.0
         return self
 
     @property
@@ -278,7 +290,8 @@ class Mixer(Module):
         """images (B, H, W, in_channels) -> scores (B, num_classes).
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
-        and checked; a Tensor is taken as it is. ValueError: shapes, NaN or infinity; TypeError:
+        and checked (not those on a GPU already: it would have to wait); a Tensor is taken as it is.
+        ValueError: shapes, NaN or infinity; TypeError:
         other dtypes; MemoryError, with what to lower, if there is not enough memory.
         """
         try:
@@ -297,7 +310,7 @@ class Mixer(Module):
             x, y, bias = block(x, y, bias)
         _, h = _add_norm(x, y, bias, self.norm)  # (S, B, C)
         pooled = h.mean(axis=0)  # (B, C), float32 or float64 again
-        if self.precision == "float16":
+        if self.buffer.scaled:
             pooled = F.scale_gradient(pooled, self.buffer.loss_scale[:1])
         return self.head(pooled)  # (B, K)
 
@@ -311,6 +324,8 @@ class Mixer(Module):
             if tokens is not None:
                 return Tensor(tokens)
         x = self.convert(images)
+        if self.buffer.scaled and x.requires_grad:  # the way out of float16, as at the Parameters
+            x = F.scale_gradient(x, 1 / self.buffer.loss_scale[:1])
         x = x.to(dtype) if is_half(dtype) else x
         batch, p = x.shape[0], self.patch_size
         rows, columns = self.height // p, self.width // p
@@ -332,7 +347,8 @@ class Mixer(Module):
             array *= xp.asarray(scale, dtype=values.dtype)
             array += xp.asarray(offset, dtype=values.dtype)
         elif array.dtype in FLOAT_DTYPES or is_half(array.dtype):
-            array = check_finite(array, values.dtype)
+            half = self.activation_dtype == np.float16  # which ends at 65504
+            array = check_finite(array, np.dtype(np.float16) if half else values.dtype)
         else:
             raise TypeError(f"Mixer: images must be uint8 or floating-point, got {array.dtype}")
         return Tensor(array)
@@ -384,12 +400,3 @@ class Mixer(Module):
 
         check_sizes(batch_size=batch_size)
         return Summary(self.config, batch_size, self.dtype.itemsize)
-
-
-def check_finite(images: Array, dtype: np.dtype) -> Array:
-    """The images in `dtype`; ValueError if one of their numbers is not finite there."""
-    with np.errstate(over="ignore"):  # the next line says it better
-        images = images.astype(dtype, copy=False)
-    if not bool(namespace(images).isfinite(images).all()):
-        raise ValueError(f"Mixer: the images, as {dtype}, contain NaN or infinity")
-    return images

@@ -18,6 +18,7 @@ Next: `rearrange.py`, the operations that move numbers about or collect them.
 """
 
 import math
+import operator
 from typing import Any
 
 from .autograd import Function, Variable
@@ -57,6 +58,15 @@ class _Binary(Function):
         return da, None if db is None else sum_to_shape(db, self.shapes[1])
 
 
+def _in_float32(function: Any, a: Any, b: Any) -> Any:
+    """function(a, b), of two-byte arrays in float32 and rounded: a Python number among them would
+    promote some of them for good."""
+    dtype = next((x.dtype for x in (a, b) if is_array(x) and is_half(x.dtype)), None)
+    if dtype is None:
+        return function(a, b)
+    return function(*(widen(x) if is_array(x) else x for x in (a, b))).astype(dtype)
+
+
 # ---- arithmetic ---------------------------------------------------------------------------------
 
 
@@ -67,7 +77,7 @@ class Add(_Binary):
 
     def forward(self, a, b):
         self.keep_shapes(a, b)
-        return a + b
+        return _in_float32(operator.add, a, b)
 
     def backward(self, dy):
         return self.undo(dy if self.needs[0] else None, dy if self.needs[1] else None)
@@ -93,11 +103,11 @@ class Multiply(_Binary):
         self.keep_shapes(a, b)
         self.a = a if self.needs[1] else None
         self.b = b if self.needs[0] else None
-        return a * b
+        return _in_float32(operator.mul, a, b)
 
     def backward(self, dy):
-        da = dy * self.b if self.needs[0] else None
-        db = dy * self.a if self.needs[1] else None
+        da = _in_float32(operator.mul, dy, self.b) if self.needs[0] else None
+        db = _in_float32(operator.mul, dy, self.a) if self.needs[1] else None
         return self.undo(da, db)
 
 

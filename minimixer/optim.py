@@ -46,6 +46,7 @@ from .parameters import Parameter, ParameterBuffer
 
 LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
 SCALE_HOLDS = 1000  # good steps after which float16's loss scale is doubled
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-16, 2.0**24
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
 
@@ -108,6 +109,7 @@ class Optimizer:
         assert buffer is not None
         self.buffer: ParameterBuffer = buffer
         self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])
+        self._judged = False  # was FINITE found out in the last step?
         self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
         self._ranges: tuple[list[bool], list[Range]] | None = None
         self._follow()
@@ -121,6 +123,9 @@ class Optimizer:
         if self.scaled:
             norm = self._gradient_norm()
             self.control[FINITE] = namespace(norm).isfinite(norm)
+        elif self._judged:  # by an earlier step, in float16
+            self.control[FINITE] = 1
+        self._judged = self.scaled
         self.control[STEP] += self.control[FINITE]
         fast = twin(type(self), self.buffer.values)  # which looks at FINITE itself, on the device
         if fast is None or not fast(self, ranges):
@@ -134,6 +139,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients, and how they were to be clipped."""
+        use_device_of(self.control)
         self.control[CLIP] = 1
         for parameter in self.parameters:
             parameter.grad = None
@@ -153,7 +159,7 @@ class Optimizer:
     @property
     def scaled(self) -> bool:
         """Do gradients come from float16, and may overflow?"""
-        return self.buffer.low is not None and self.buffer.low.dtype == np.float16
+        return self.buffer.scaled
 
     @property
     def lr(self) -> float:
@@ -172,6 +178,7 @@ class Optimizer:
 
     @lr_factor.setter
     def lr_factor(self, factor: float) -> None:
+        use_device_of(self.control)
         self.control[LR_FACTOR] = factor
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +221,7 @@ class Optimizer:
     # ---- how it is done -------------------------------------------------------------------------
 
     def _update_ranges(self, ranges: list[Range]) -> None:
-        if not self.control[FINITE]:
+        if self.scaled and not self.control[FINITE]:
             return
         buffer, gradients, scalars = self.buffer, self.buffer.make_gradients(), self._scalars()
         for start, stop, lr, decay in ranges:
@@ -242,7 +249,9 @@ class Optimizer:
         finite = self.control[FINITE : FINITE + 1]
         held = (scale[1:] + 1) * finite
         doubled = held >= SCALE_HOLDS
+        doubled &= scale[:1] < LARGEST_SCALE
         scale[:1] *= xp.where(finite > 0, xp.where(doubled, 2.0, 1.0), 0.5)
+        scale[:1] = xp.maximum(scale[:1], SMALLEST_SCALE)
         scale[1:] = xp.where(doubled, 0.0, held)
 
     def update(
@@ -252,7 +261,7 @@ class Optimizer:
         raise TypeError(f"{type(self).__name__} has no update")
 
     def _scalars(self) -> Array:
-        """(3,) in the parameters' dtype, on their device: learning-rate factor, step, clip."""
+        """`control` in the parameters' dtype."""
         return self.control.astype(self.buffer.dtype)
 
     def _follow(self) -> None:
@@ -377,24 +386,3 @@ class Adam(AdamW):
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
     ):  # fmt: skip
         super().__init__(parameters, lr, betas, eps, weight_decay)
-
-
-def schedule(step: int, total_steps: int, warmup_steps: int = 0, decay: str = "cosine") -> float:
-    """The factor on the learning rate at `step`, counted from 0.
-
-    Linear from 1 / warmup_steps to 1 during the warm-up; then down to 0 at `total_steps` along half
-    a "cosine" or a straight line ("linear"), or not at all ("constant").
-
-    The warm-up keeps the first steps small, while Adam's averages still rest on few gradients.
-    ValueError for numbers that do not fit together.
-    """
-    if decay not in ("cosine", "linear", "constant"):
-        raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', got {decay!r}")
-    if not (0 <= warmup_steps <= total_steps and step >= 0 and total_steps > 0):
-        raise ValueError(f"step {step}, {warmup_steps} steps of warm-up out of {total_steps}")
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    if decay == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    return 1 - progress if decay == "linear" else 1.0

@@ -38,6 +38,7 @@ from .backend import (
     is_half,
     namespace,
     to_device,
+    use_device_of,
     wide,
 )
 from .tensor import Tensor
@@ -79,7 +80,8 @@ class ParameterBuffer:
     gradients  the same, made at the first backward; only the engine writes there
     low        the values again in the two-byte dtype that activations have, made when first read
     precision  of matrix products with these Parameters: "tf32", or None
-    loss_scale (2,) float64 on the device: see ops.ScaleGradient; and how many steps it has held
+    scaled     do gradients from float16 come multiplied by the loss scale?
+    loss_scale (2,) float64 on the device: the scale (functional.ScaleGradient), steps it has held
     random     the model's RandomCounter
     """
 
@@ -97,6 +99,7 @@ class ParameterBuffer:
         self.gradients: Array | None = None
         self.low: Array | None = None
         self.precision: str | None = None if home is None else home.precision
+        self.scaled: bool = home is not None and home.scaled
         self.loss_scale: Array = xp.array([1.0, 0.0]) if home is None else home.loss_scale
         self.random: RandomCounter = RandomCounter() if home is None else home.random
         start = 0
@@ -115,7 +118,7 @@ class ParameterBuffer:
         return sum(window() is not None for window in self._windows)
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
-        return {**vars(self), "_windows": None, "_count": self.count}
+        return {**vars(self), "_windows": None, "_count": self.count, "low": None}
 
     @property
     def device(self) -> str:
@@ -128,6 +131,7 @@ class ParameterBuffer:
     def write(self, start: int, values: Array) -> None:
         """The one way in which values enter from outside: cast, moved and copied to `start`."""
         values = to_device(values, self.device).reshape(-1)
+        use_device_of(self.values)
         self.values[start : start + values.size] = values
         self.refresh(start, start + values.size)
 
@@ -152,13 +156,17 @@ class ParameterBuffer:
         dtype = self.dtype if dtype is None else dtype
         device = self.device if device is None else check_device(device)
         if dtype not in FLOAT_DTYPES:
-            raise TypeError(f"parameters are float32 or float64, not {dtype}")
-        self.values = to_device(self.values, device).astype(dtype, copy=False)
-        if self.gradients is not None:
-            self.gradients = to_device(self.gradients, device).astype(dtype, copy=False)
-        self.low = None
-        self.loss_scale = to_device(self.loss_scale, device)
-        self.random.counters = to_device(self.random.counters, device)
+            raise TypeError(
+                f"parameters are float32 or float64, not {dtype}; for two-byte activations use "
+                "Mixer.set_precision"
+            )
+        values = to_device(self.values, device).astype(dtype, copy=False)
+        gradients = self.gradients
+        if gradients is not None:
+            gradients = to_device(gradients, device).astype(dtype, copy=False)
+        scale, counters = to_device(self.loss_scale, device), self.random.counters
+        self.random.counters = to_device(counters, device)  # from here on nothing can fail
+        self.values, self.gradients, self.loss_scale, self.low = values, gradients, scale, None
 
 
 def _aligned(size: int) -> int:
@@ -169,7 +177,8 @@ class Parameter(Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
     Assigning to `data` copies into the view (ValueError if the shape differs), and is noticed if it
-    comes between forward and backward; writing into the view itself is not. `grad` is None until
+    comes between forward and backward; writing into the view itself is not, neither then nor by the
+    copy that two-byte activations meet: assign `p.data = p.data` after it. `grad` is None until
     backward, and again after `zero_grad()`, which only forgets: the next gradient overwrites.
     """
 
@@ -199,9 +208,19 @@ class Parameter(Tensor):
         memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
         assert copy.buffer is not None and self.buffer is not None
         copy.buffer.random = deepcopy(self.buffer.random, memo)
-        copy.buffer.precision = self.buffer.precision
+        copy.buffer.precision, copy.buffer.scaled = self.buffer.precision, self.buffer.scaled
         copy.buffer.loss_scale = self.buffer.loss_scale.copy()
         return copy
+
+    def __getstate__(self) -> dict[str, Any]:  # for pickle: without the cached windows
+        names = ("node", "output_index", "requires_grad", "buffer", "start", "version", "has_grad")
+        return {**{name: getattr(self, name) for name in names}, "_shape": self._shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._data_of = self._data_view = self._lent = None
+        self._low_of = self._low_view = self._grad_of = self._grad_view = None
 
     def move_to(self, buffer: ParameterBuffer, start: int) -> None:
         """Be a window of `buffer` from now on. Only ParameterBuffer calls this."""
@@ -252,14 +271,14 @@ class Parameter(Tensor):
 
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """The first gradient after `zero_grad` overwrites what is there, later ones add. Gradients
-        from float16 activations come scaled (ops.ScaleGradient), and are scaled back here."""
+        from float16 activations come scaled (functional.ScaleGradient), and are scaled back."""
         lent, self._lent = self._lent, None
         if gradient is lent:  # backward wrote it there
             self.has_grad = True
             return
         assert self.buffer is not None
         window = self._grad_window()
-        if read_as == np.float16:
+        if read_as == np.float16 and self.buffer.scaled:
             gradient = gradient / self.buffer.loss_scale[:1].astype(window.dtype)
         if self.has_grad:
             window += gradient.astype(window.dtype, copy=False)
@@ -268,10 +287,8 @@ class Parameter(Tensor):
             self.has_grad = True
 
     def lend_grad(self, read_as: np.dtype) -> Array | None:
-        if self.has_grad or read_as == np.float16:  # there is something to add to, or to scale
-            return None
-        if wide(read_as) != self.dtype:
-            return None
+        if self.has_grad or read_as == np.float16 or wide(read_as) != self.dtype:
+            return None  # there is something to add to, to scale or to convert
         self._lent = self._grad_window()
         return self._lent
 

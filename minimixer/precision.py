@@ -6,13 +6,13 @@ between range and digits:
                 exponent  mantissa   largest   smallest   rounding error, at most
     float64        11        52      1.8e308    5e-324        1.1e-16
     float32         8        23      3.4e38     1e-45         6.0e-8
-    tf32            8        10      3.4e38     1e-45         4.9e-4      of a product's inputs
+    tf32            8        10      3.4e38     1e-41         4.9e-4      of a product's inputs
     bfloat16        8         7      3.4e38     9e-41         3.9e-3
     float16         5        10      65504      6e-8          4.9e-4
 
 A GPU multiplies matrices of two-byte numbers ten times as fast as float32, and moves them in half
 the time. Sums of many need more digits than that: so weights and their gradients stay float32, and
-an operation on two-byte numbers widens them, computes, and rounds once, when it stores the result.
+each step of an operation on two-byte numbers widens them, computes, and rounds what it stores.
 
 >>> as_dtype("float16").itemsize, is_half(as_dtype("float16")), wide(as_dtype("float16"))
 (2, True, dtype('float32'))
@@ -21,7 +21,6 @@ Next: `backend.py`, where arrays live.
 """
 
 import functools
-import sys
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,9 @@ def check_precision(precision: str, device: str) -> np.dtype:
 
 @functools.cache
 def _compute_capability(device: str) -> int:
-    return int(sys.modules["cupy"].cuda.Device(int(device[5:])).compute_capability)
+    import cupy
+
+    return int(cupy.cuda.Device(int(device[5:])).compute_capability)
 
 
 @functools.cache  # asked hundreds of times a step, and a dtype's name takes a while
@@ -75,7 +76,8 @@ def wide(dtype: np.dtype) -> np.dtype:
 
 
 def as_dtype(dtype: Any) -> np.dtype:
-    """np.dtype(dtype), where "bfloat16" is known too; TypeError if there is no such dtype."""
+    """np.dtype(dtype), where "bfloat16" is known too; TypeError if there is no such dtype,
+    ValueError if it is bfloat16 and ml_dtypes is missing."""
     return check_precision(dtype, "cpu") if dtype == "bfloat16" else np.dtype(dtype)
 
 

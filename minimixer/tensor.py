@@ -197,7 +197,7 @@ class Tensor(Variable):
         return ops.absolute(self)
 
     def __getitem__(self, key):
-        if self.dtype in FLOAT_DTYPES:
+        if _is_float(self.dtype):
             return rearrange.index(self, key)
         return Tensor(self.data[key.data if isinstance(key, Variable) else key])
 

@@ -1,6 +1,8 @@
 """Models in bfloat16, float16 and tf32, and float16's loss scale."""
 
 import copy
+import json
+import pickle
 import sys
 from typing import Any
 
@@ -10,7 +12,7 @@ from conftest import _cuda
 from strategies import each_half
 from test_oracles import Case, has_no_gradient, redraw
 
-from minimixer import AdamW, Dropout, Function, Mixer, Tensor, optim
+from minimixer import AdamW, Dropout, Function, Linear, Mixer, Tensor, checkpoint, optim
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
 from minimixer.mixer import FIRST_SCALE, MixerBlock
@@ -369,10 +371,73 @@ def test_bfloat16_without_ml_dtypes(device, monkeypatch):
 
 @each_half
 def test_float64_models_stay_float64(device, dtype):
-    model = CASE.model(device, "float64", precision=dtype)
+    with pytest.raises(ValueError, match=rf"{dtype} is for float32.*float64"):
+        CASE.model(device, "float64", precision=dtype)
+    model = CASE.model(device, "float32", precision=dtype).to("float64")
     with pytest.raises(ValueError, match=rf"{dtype} is for float32.*float64.*set_precision"):
         model(CASE.images())
     assert model.set_precision("float32")(CASE.images()).dtype == np.float64
+
+
+def test_an_optimizer_that_met_an_overflow_goes_on_in_float32(device):
+    model, optimizer = scaled_model(device, 2.0**40)
+    backward(model)
+    optimizer.step()
+    optimizer.zero_grad()
+    before = to_numpy(model.buffer.values).copy()
+    backward(model.set_precision("float32"))
+    optimizer.step()
+    assert (to_numpy(model.buffer.values) != before).any()
+
+
+@each_half
+def test_the_gradient_of_the_images_is_not_scaled(device, dtype):
+    found = []
+    for precision in ("float32", dtype):
+        images = Tensor(CASE.images().astype("float32"), device=device, requires_grad=True)
+        model = CASE.model(device, "float32", precision=precision)
+        F.cross_entropy(model(images), CASE.labels()).backward()
+        found.append(to_numpy(images.grad))
+    assert 0.9 < np.linalg.norm(found[1]) / np.linalg.norm(found[0]) < 1.1
+
+
+def test_only_a_model_that_scales_is_scaled_back(device):
+    """A float16 Linear outside a Mixer has its true gradient."""
+    layer = Linear(4, 3)
+    layer.to(device)
+    x = Tensor(np.ones((2, 4), "float32"), device=device).to("float16")
+    layer(x).mean().backward()
+    assert abs(to_numpy(layer.weight.grad) - 1 / 3).max() < 1e-3
+
+
+def test_a_deep_copy_can_change_its_precision(device, precision):
+    model = copy.deepcopy(CASE.model(device, "float32")).set_precision(precision)
+    assert all(p.buffer is model.buffer for p in model.parameters())
+    assert {p.precision for p in model.parameters()} == {"tf32" if precision == "tf32" else None}
+
+
+def test_a_pickled_model_that_has_run_still_learns(precision):
+    model = model_in(precision, "cpu")
+    backward(model)
+    again = pickle.loads(pickle.dumps(model))
+    losses = train(again, 10)
+    assert losses[-1] < 0.9 * losses[0]
+    again.stem.weight.data = np.zeros(again.stem.weight.shape, "float32")
+    assert not again.stem.weight.data.any() and (again.buffer.values[:4] == 0).all()
+    assert not widen(again.stem.weight.read(again.activation_dtype)).any()
+
+
+@pytest.mark.parametrize("scale", [[0.0, 0.0], [1e300, 0.0], [1.0], None, [1, 2], [65536.0, -1.0]])
+def test_hostile_loss_scales_in_checkpoints(scale, tmp_path):
+    model = model_in("float16", "cpu")
+    checkpoint.save_checkpoint(tmp_path / "c.npz", model)
+    with np.load(tmp_path / "c.npz") as file:
+        arrays = dict(file)
+    meta = json.loads(arrays["meta"].tobytes()) | {"loss_scale": scale}
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(tmp_path / "c.npz", **arrays)
+    with pytest.raises(ValueError, match="loss_scale"):
+        Mixer.load(tmp_path / "c.npz")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32"])

@@ -200,17 +200,20 @@ def _choices(device: int) -> tuple[Path, dict[str, int]]:
     what = f"{name} cuBLAS {_library().cublasLtGetVersion()} {WORKSPACE} {CANDIDATES}"
     cache = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
     path = cache / f"minimixer-products-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+    return path, _read_choices(path)
+
+
+def _read_choices(path: Path) -> dict[str, int]:
     try:
         stored = json.loads(path.read_text())
-        choices = {str(k): int(v) for k, v in stored.items() if 0 <= int(v) < CANDIDATES}
+        return {str(k): int(v) for k, v in stored.items() if 0 <= int(v) < CANDIDATES}
     except (OSError, ValueError, TypeError, AttributeError):
-        choices = {}
-    return path, choices
+        return {}
 
 
 def _remember(device: int, key: str, choice: int) -> None:
     path, choices = _choices(device)
-    choices[key] = choice
+    choices |= {**_read_choices(path), key: choice}  # other processes may have added some
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,8 +284,9 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     plan = _context.plans.get((device, kind))
     new = plan is None
     if plan is None:
-        plan = _context.plans[device, kind] = _Plan(device, *kind)
+        plan = _Plan(device, *kind)
     if not plan.found:
+        _context.plans[device, kind] = plan
         return False
     if bias is not None:
         plan.set(_BIAS, ctypes.c_uint64(bias.data.ptr))
@@ -296,6 +300,7 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
             _remember(device, key, plan.chosen)
         else:
             plan.chosen = min(choice, plan.found - 1)
+    _context.plans[device, kind] = plan
     status = plan.run(a, b, out, accumulate, stream, space)
     if status != 0:
         raise RuntimeError(f"cublasLtMatmul ({m}, {k}) @ ({k}, {n}) in {dtype}: status {status}")

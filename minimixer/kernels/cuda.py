@@ -78,6 +78,8 @@ def usable(file: str, *expressions: str) -> bool:
     try:
         for expression in expressions:
             get(file, expression)
+    except MemoryError:
+        raise  # which says nothing about the kernel
     except Exception as error:  # whatever a compiler, a driver or a missing header may lead to
         _failed.add(file)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

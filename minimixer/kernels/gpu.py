@@ -125,7 +125,7 @@ class FastMLP(MLP):
 
     def forward(self, x, w1, b1, w2, axis, approximate):
         self.check(x, w1, b1, w2, axis, approximate)
-        if not x.size:
+        if not x.size or not w1.size:
             return super().forward(x, w1, b1, w2, axis, approximate)
         self.axis, self.first, self.shape, self.approximate = axis, axis == 0, x.shape, approximate
         xp = namespace(x)

@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, is_half, namespace, to_device, wide
+from ..backend import Array, check_finite, is_half, namespace, to_device, wide
 from ..loss import CrossEntropy
-from ..mixer import check_finite
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 from .sums import can_sum, sum_columns
 
@@ -78,7 +77,7 @@ def patches(model: Any, images: Array, dtype: np.dtype) -> Array | None:
         raise TypeError(f"Mixer: images must be uint8 or floating-point, got {images.dtype}")
     if images.dtype != np.uint8 and not (is_half(images.dtype) and namespace(images) is not np):
         if namespace(images) is np:
-            images = check_finite(images, values.dtype)
+            images = check_finite(images, dtype if dtype == np.float16 else values.dtype)
         else:
             images = images.astype(values.dtype, copy=False)
     images = xp.ascontiguousarray(to_device(images, model.device))
