@@ -256,13 +256,8 @@ class Mixer(Module):
         machine lacks it or the model is float64; what depends on the device is checked again when
         the model is used, since it may move. A checkpoint does not record the precision.
         """
-        if precision != "tf32" or self.device != "cpu":
-            check_precision(precision, self.device)
-        if precision != "float32" and self.dtype != np.float32:
-            raise ValueError(
-                f"precision {precision} is for float32 models, this one is {self.dtype}: "
-                "first .to('float32')"
-            )
+        if precision != "tf32" or self.device != "cpu":  # from where it may yet move to a GPU
+            self._dtype_in(precision)
         self.parameters()  # gathers them, as after a deep copy
         buffer = self.buffer
         use_device_of(buffer.values)
@@ -276,11 +271,14 @@ class Mixer(Module):
     @property
     def activation_dtype(self) -> np.dtype:
         """What activations are stored in; ValueError if the precision can't be had here."""
-        dtype = check_precision(self.precision, self.device)
-        if self.precision != "float32" and self.dtype != np.float32:
+        return self._dtype_in(self.precision)
+
+    def _dtype_in(self, precision: str) -> np.dtype:
+        dtype = check_precision(precision, self.device)
+        if precision != "float32" and self.dtype != np.float32:
             raise ValueError(
-                f"precision {self.precision} is for float32 models, this one is {self.dtype}: "
-                "use set_precision('float32')"
+                f"precision {precision} is for float32 models, this one is {self.dtype}: "
+                "use set_precision('float32') or .to('float32')"
             )
         return dtype if is_half(dtype) else self.dtype
 

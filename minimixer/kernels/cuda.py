@@ -28,6 +28,7 @@ _failed: set[str] = set()  # files whose kernels can't be compiled here: the pla
 
 @functools.cache
 def source(file: str) -> str:
+    """The text to compile: what all kernels share, and the file's own."""
     # One text rather than an #include, which CuPy's cache would not notice to have changed.
     return (DIRECTORY / "common.cu").read_text() + (DIRECTORY / file).read_text()
 
@@ -95,6 +96,7 @@ def usable(file: str, *expressions: str) -> bool:
 
 @functools.cache
 def multiprocessors(device: int) -> int:
+    """How many multiprocessors the GPU has: blocks run on them side by side."""
     import cupy
 
     return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
@@ -118,10 +120,12 @@ def pack(length: int, *arrays: Array | None) -> int:
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)
 
 
 def pointer(array: Array | None) -> Any:
+    """The array as a kernel's argument, or the null pointer."""
     return 0 if array is None else array
 
 
@@ -137,4 +141,5 @@ def type_of(array: Array) -> str:
 
 
 def as_bool(value: bool) -> str:
+    """True or False as C++ writes it."""
     return "true" if value else "false"

@@ -91,6 +91,8 @@ class _Gelu:
 
 
 class FastGELU(GELU):
+    """Keeps x, and works out the slope again in backward's one pass."""
+
     def forward(self, x, approximate):
         if approximate not in ("tanh", "none") or not x.size:
             return super().forward(x, approximate)
