@@ -6,9 +6,8 @@ from collections import Counter
 import numpy as np
 
 
-def record_products(step) -> Counter:
+def record_products(step, device: str) -> Counter:
     """How often the step multiplies which kinds of matrices."""
-    import minimixer
     from minimixer import functional, layer_norm, ops, optim
 
     seen: Counter = Counter()
@@ -17,38 +16,29 @@ def record_products(step) -> Counter:
         stored = [x.strides[-1] == x.itemsize or x.shape[-1] == 1 for x in (a, b)]
         seen[a.shape, b.shape, *stored, a.dtype, out_dtype, precision] += 1
 
-    places = [(functional, "matmul"), (layer_norm, "matmul"), (ops, "matrix_product")]
-    places.append((optim, "matmul"))
-    fused = None
-    if hasattr(minimixer, "kernels"):
-        from minimixer.kernels import gpu
-
-        places.append((gpu, "matmul"))
-        fused = gpu.linear_gelu
-    plain = functional.matmul
-
     def noted(a, b, out=None, accumulate=False, precision=None):
         if a.ndim == b.ndim == 2:
             note(a, b, a.dtype if out is None else out.dtype, precision)
         return plain(a, b, out, accumulate, precision)
 
-    def noted_gelu(x, weight, bias, keep_u):
-        done = fused(x, weight, bias, keep_u)
-        if done is not None:
-            note(x, weight, x.dtype, None)
-        return done
+    def noted_on_gpu(a, b, out, accumulate, precision, *epilogue):
+        note(a, b, out.dtype, precision)
+        return plain(a, b, out, accumulate, precision, *epilogue)
 
+    places = [(functional, "matmul"), (layer_norm, "matmul"), (ops, "matrix_product")]
+    places.append((optim, "matmul"))
+    if device != "cpu":  # where all of these, and those with an epilogue, end
+        from minimixer.kernels import cublas
+
+        places, noted = [(cublas, "_product")], noted_on_gpu
+    plain = getattr(*places[0])
     try:
         for module, name in places:
             setattr(module, name, noted)
-        if fused:
-            gpu.linear_gelu = noted_gelu
         step()
     finally:
         for module, name in places:
             setattr(module, name, plain)
-        if fused:
-            gpu.linear_gelu = fused
     return seen
 
 
@@ -57,7 +47,7 @@ def time_products(step, device: str) -> float:
     from minimixer import backend
 
     total = 0.0
-    for kind, count in record_products(step).items():
+    for kind, count in record_products(step, device).items():
         shape_a, shape_b, right_a, right_b, dtype, out_dtype, precision = kind
         a, b = (
             random_matrix(shape_a, right_a, dtype, device),
@@ -187,7 +177,9 @@ def profile_gpu(step) -> dict:
         (m, k), n = a.shape, b.shape[1]
         size = a.nbytes + b.nbytes + out.nbytes
         label = f"product ({m}, {k}) @ ({k}, {n}) {a.dtype} -> {out.dtype}"
-        label += " + gelu" if rest[2] != cublas._PLAIN else ""
+        if rest[2] & (cublas._WITH_GELU | cublas._WITH_SLOPE):
+            label += " gelu" if rest[2] & cublas._WITH_GELU else " slope"
+            size += out.nbytes if rest[2] & cublas._WITH_AUX else 0
         return measured(label, size, 2 * m * k * n, product, a, b, out, *rest)
 
     # A tenth of a second of work queued first, so that launches never wait for Python.

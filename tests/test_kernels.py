@@ -21,7 +21,7 @@ from test_oracles import SMALL, Case, examples
 from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, backend, kernels
 from minimixer import functional as F
 from minimixer.backend import matmul, namespace, to_device, to_numpy
-from minimixer.kernels import cublas
+from minimixer.kernels import cublas, spare_row
 from minimixer.kernels import cuda as compiling
 from minimixer.precision import as_dtype, is_half, wide, widen
 
@@ -73,6 +73,10 @@ def fill_free_memory_with_nan(device: str) -> None:
 
 
 def laid_out(array: Any, layout: str | None) -> Any:
+    if layout == "roomy":
+        roomy = spare_row.empty(array.shape, array.dtype)
+        roomy[...] = array
+        return roomy
     if layout != "shifted":
         return array if layout is None else with_layout(array, layout)
     flat = namespace(array).empty(array.size + 1, dtype=array.dtype)
@@ -211,6 +215,39 @@ def test_mlp_with_exact_gelu(device, dtype, axis, shape, hidden):
 @pytest.mark.parametrize("axis", [0, -1])
 def test_mlp_of_any_layout(device, axis, layout):
     check_mlp(device, "float32", axis, (6, 4, 8), 12, "tanh", layout)
+
+
+@each_half
+@pytest.mark.parametrize("slope", [True, False])
+@pytest.mark.parametrize(
+    "shape, hidden", [((1, 1, 8), 3), ((5, 3, 8), 16), ((49, 2, 100), 64), ((196, 7, 8), 384)]
+)
+def test_token_mixing_with_its_bias_in_the_product(gpu, dtype, shape, hidden, slope, monkeypatch):
+    """As large models run it: GELU and its slope are cuBLAS's, b1 is a row of w1."""
+    monkeypatch.setattr(cublas, "WORTH_FUSING", 0)
+    fused: dict[str, int] = {"matmul_gelu": 0, "matmul_slope": 0}
+    for name, original in [(name, getattr(cublas, name)) for name in fused]:
+
+        def noted(*arguments, name=name, original=original):
+            result = original(*arguments) if slope or name == "matmul_gelu" else None
+            fused[name] += result is not None
+            return result
+
+        monkeypatch.setattr(cublas, name, noted)
+    check_mlp(gpu, dtype, 0, shape, hidden, "tanh", layout="roomy")
+    assert fused == {"matmul_gelu": 2, "matmul_slope": 4 * slope}
+
+
+def test_arrays_with_a_spare_row(gpu):
+    like = to_device(np.arange(12.0, dtype="float16").reshape(3, 4), gpu)
+    roomy = laid_out(like, "roomy")
+    ones = spare_row.with_ones(roomy)
+    assert (float64(ones) == [*float64(like), [1, 1, 1, 1]]).all() and same_memory(ones[:3], roomy)
+    assert same_memory(spare_row.with_ones(roomy.reshape(3, 2, 2))[:3], roomy)
+    for other in (like, roomy[:2], roomy[1:], roomy.T, roomy + 1, roomy.view("int16"), like[None]):
+        assert spare_row.with_ones(other) is None
+    assert type(roomy) is type(like) and type(ones) is type(like)
+    assert type(roomy[1]) is type(roomy * 2) is type(like)
 
 
 @each_dtype

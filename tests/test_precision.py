@@ -416,8 +416,8 @@ def test_a_deep_copy_can_change_its_precision(device, precision):
     assert {p.precision for p in model.parameters()} == {"tf32" if precision == "tf32" else None}
 
 
-def test_a_pickled_model_that_has_run_still_learns(precision):
-    model = model_in(precision, "cpu")
+def test_a_pickled_model_that_has_run_still_learns(device, precision):
+    model = model_in(precision, device)
     backward(model)
     again = pickle.loads(pickle.dumps(model))
     losses = train(again, 10)

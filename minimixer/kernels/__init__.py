@@ -3,6 +3,7 @@
     cuda.py           compiling and starting CUDA kernels
     *.cu              the kernels, each with what it computes and how much memory it moves
     cublas.py         matrix products
+    spare_row.py      a bias as one more row of a product
     sums.py           sums in a fixed order
     gpu.py            GELU, the MLP and LayerNorm on these
     gpu_training.py   the loss, AdamW, patches

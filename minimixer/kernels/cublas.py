@@ -30,10 +30,13 @@ _COMPUTE_FLOAT32, _COMPUTE_FLOAT64, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeT
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS, _AUX, _AUX_LEAD = 3, 4, 7, 8, 11, 12  # of the product
 _WORKSPACE_LIMIT, _REDUCTIONS, _ALIGNMENT = 1, 3, (5, 6, 7, 8)  # of the search for a kernel
 _IN_COMPUTE_TYPE = 2  # partial sums are added in float32, never in the two bytes of the result
-_PLAIN, _GELU_BIAS, _GELU_AUX_BIAS = 1, 36, 164  # epilogues
+# What is done to a product before it is stored, as bits: a bias is added, GELU is taken, or it is
+# multiplied by GELU's slope; "aux" is where GELU leaves what it was given, and its slope finds it.
+_PLAIN, _WITH_BIAS, _WITH_GELU, _WITH_SLOPE, _WITH_AUX = 1, 4, 32, 64, 128
 WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper
 CANDIDATES = 8
 WORTH_TIMING = 1 << 33  # multiplications and additions: a product of about 20 us
+WORTH_FUSING = 1 << 22  # numbers in a result: below, a kernel more costs less than preparing for it
 
 
 class _Candidate(ctypes.Structure):
@@ -109,7 +112,7 @@ class _Plan:
         self.set(_TRANSPOSE_A, ctypes.c_int32(op_b))
         self.set(_TRANSPOSE_B, ctypes.c_int32(op_a))
         self.set(_EPILOGUE, ctypes.c_uint32(epilogue))
-        if epilogue == _GELU_AUX_BIAS:
+        if epilogue & _WITH_AUX:
             self.set(_AUX_LEAD, ctypes.c_int64(n))
         # As cuBLAS sees them: rows and columns of what is stored, by columns.
         self.b = self._layout(dtype, *((k, n) if op_b else (n, k)), lead_b)
@@ -240,20 +243,32 @@ def matmul(a: Array, b: Array, out: Array | None, accumulate: bool, precision: s
     return out
 
 
-def linear_gelu(
-    x: Array, weight: Array, bias: Array, keep_u: bool
+def matmul_gelu(
+    a: Array, b: Array, bias: Array | None, keep_u: bool
 ) -> tuple[Array, Array | None] | None:
-    """(gelu(u), u) for u = x weight + bias in one pass, GELU in the tanh form; u only if wanted.
+    """(gelu(u), u) for u = a b + bias (columns,), GELU in the tanh form; u only if wanted.
 
     None if cuBLAS can't, or would be slower: it pays for two-byte numbers.
     """
-    rows, columns = x.shape[0], weight.shape[1]
-    if x.dtype.itemsize != 2 or columns % 8 or bias.data.ptr % 16:
+    shape = (a.shape[0], b.shape[1])
+    if not _can_fuse(a.dtype, shape) or (bias is not None and bias.data.ptr % 16):
         return None
-    g = _empty((rows, columns), x.dtype)
-    u = _empty((rows, columns), x.dtype) if keep_u else None
-    epilogue = _GELU_AUX_BIAS if keep_u else _GELU_BIAS
-    return (g, u) if _product(x, weight, g, False, None, epilogue, bias, u) else None
+    g = _empty(shape, a.dtype)
+    u = _empty(shape, a.dtype) if keep_u else None
+    epilogue = _WITH_GELU | (_WITH_BIAS if bias is not None else 0) | (_WITH_AUX if keep_u else 0)
+    return (g, u) if _product(a, b, g, False, None, epilogue, bias, u) else None
+
+
+def matmul_slope(a: Array, b: Array, u: Array) -> Array | None:
+    """a b times gelu'(u), GELU in the tanh form. None if cuBLAS can't."""
+    if not _can_fuse(a.dtype, u.shape) or u.data.ptr % 16:
+        return None
+    out = _empty(u.shape, a.dtype)
+    return out if _product(a, b, out, False, None, _WITH_SLOPE | _WITH_AUX, None, u) else None
+
+
+def _can_fuse(dtype: np.dtype, shape: tuple[int, int]) -> bool:
+    return dtype.itemsize == 2 and shape[1] % 8 == 0
 
 
 def _empty(shape: tuple[int, int], dtype: np.dtype) -> Array:

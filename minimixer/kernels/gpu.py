@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, matmul, namespace, wide
-from ..functional import GELU, MLP
+from ..functional import GELU, MLP, weight_gradient
 from ..layer_norm import AddLayerNorm, as_rows, bias_gradient
-from .cublas import linear_gelu
+from . import cublas, spare_row
 from .cuda import (
     as_bool,
     c_name,
@@ -120,9 +120,8 @@ class FastMLP(MLP):
 
     The channel-mixing MLP's g is the largest array of a block: backward makes it again from u, over
     u, in the pass that turns dg into du. For Mixer-B/16 at 256 images that saves 3.4 of 15.5 GiB
-    for 3% of the step. In two bytes cuBLAS applies its bias and GELU as it stores the product; for
-    token mixing it can't, since the bias runs along the other axis. cuBLAS could multiply dg by the
-    slope as well: measured, it takes as long as the separate pass.
+    for 3% of the step. In two bytes cuBLAS applies bias and GELU as it stores the product, and for
+    token mixing (see spare_row.py) the slope as well.
     """
 
     def forward(self, x, w1, b1, w2, axis, approximate):
@@ -133,9 +132,8 @@ class FastMLP(MLP):
         xp = namespace(x)
         x, b1 = xp.ascontiguousarray(x), xp.ascontiguousarray(b1)
         x = x.reshape(len(x), math.prod(x.shape[1:])) if self.first else as_rows(x)
-        keep, both = any(self.needs), None
-        if not self.first and approximate == "tanh":
-            both = linear_gelu(x, w1, b1, keep)
+        self.x1, keep = None, any(self.needs)
+        both = self.fused(x, w1, b1, keep) if approximate == "tanh" else None
         g, u = both or (None, self.make_u(x, w1))
         self.biased = both is not None  # u has the bias in it
         gelu = self.gelu(g if u is None else u, b1)
@@ -148,6 +146,19 @@ class FastMLP(MLP):
             self.x, self.w1, self.b1, self.w2, self.u = x, w1, b1, w2, u
             self.g = g if self.first else None
         return y.reshape(self.shape)
+
+    def fused(self, x, w1, b1, keep):
+        """(g, u) from one product with GELU, or None."""
+        if not self.first:
+            return cublas.matmul_gelu(x, w1, b1, keep)
+        if w1.shape[1] * x.shape[1] < cublas.WORTH_FUSING or x.dtype.itemsize != 2:
+            return None
+        x1 = spare_row.with_ones(x)
+        if x1 is None:
+            return None
+        both = cublas.matmul_gelu(spare_row.append(w1, b1).T, x1, None, keep)
+        self.x1 = x1 if both and keep else None
+        return both
 
     def product(self, a, b):
         return matmul(a, b, precision=self.precision)
@@ -166,16 +177,21 @@ class FastMLP(MLP):
         x, w1, u, g, dx = self.x, self.w1, self.u, self.g, None
         if u is None:  # a second backward (retain_graph): the first wrote over it
             u, self.biased = self.make_u(x, w1), False
-        du = self.product(self.w2.T, dy) if self.first else self.product(dy, self.w2.T)  # dg so far
-        db1 = self.gelu(u, self.b1).backward(u, du, g is None, self.destination(2))
-        if g is None:
-            g, self.u = u, None
+        du = None if self.x1 is None else cublas.matmul_slope(self.w2.T, dy, u)
+        if du is not None:
+            both = weight_gradient(self.x1, du.T, None, None)
+            dw1, db1 = both[:-1], both[-1]
+        else:
+            du = self.product(self.w2.T, dy) if self.first else self.product(dy, self.w2.T)  # dg
+            db1 = self.gelu(u, self.b1).backward(u, du, g is None, self.destination(2))
+            if g is None:
+                g, self.u = u, None
+            dw1 = self.weight_gradient(1, *((x, du.T) if self.first else (x.T, du)))
         dw2 = self.weight_gradient(3, *((dy, g.T) if self.first else (g.T, dy)))
-        dw1 = self.weight_gradient(1, *((x, du.T) if self.first else (x.T, du)))
         if self.needs[0]:
             dx = self.product(w1, du) if self.first else self.product(du, w1.T)
             dx = dx.reshape(self.shape)
-        return dx, dw1, db1 if self.needs[2] else None, dw2
+        return dx, dw1 if self.needs[1] else None, db1 if self.needs[2] else None, dw2
 
 
 # ---- LayerNorm ----------------------------------------------------------------------------------
@@ -206,7 +222,7 @@ class FastAddLayerNorm(AddLayerNorm):
         y = None if y is None else xp.ascontiguousarray(y)
         bias = None if bias is None else xp.ascontiguousarray(bias)
         s = x if y is None and bias is None else xp.empty_like(x)
-        h = xp.empty_like(x)
+        h = spare_row.empty(x.shape, x.dtype)
         mean, inverse_sigma = xp.empty((2, rows), dtype=wide(x.dtype))
         columns_bias = bias if bias_axis == -1 else None  # which is read in packs
         template = _row_template(channels, x, y, columns_bias, gamma, beta)
