@@ -33,6 +33,9 @@ SMALL = {"image_size": 28, "patch_size": 4, "in_channels": 1, "num_classes": 10,
          "hidden_dim": 128, "tokens_mlp_dim": 64, "channels_mlp_dim": 512}  # fmt: skip
 SIZES = set(SMALL)
 LR, DECAY = 1e-3, 0.05
+# PyTorch's: as it is; torch.compile; that with its kernels tuned; that with its CUDA graphs; one
+# CUDA graph of the whole step as it is.
+MODES = ("eager", "compile", "max-autotune", "reduce-overhead", "graph")
 GIB = 2**30
 
 
@@ -47,8 +50,8 @@ def main() -> None:
     config = config_of(options.variant)
     settings = {
         "config": config, "precision": options.precision, "device": options.device,
-        "mode": options.mode, "work": options.work.split(","), "lr": LR, "weight_decay": DECAY,
-        "warm_up": options.warm_up, "seconds": options.seconds, "steps": options.steps,
+        "mode": options.mode, "graph": options.graph, "work": options.work.split(","),
+        "lr": LR, "weight_decay": DECAY, "warm_up": options.warm_up, "seconds": options.seconds, "steps": options.steps,
     }  # fmt: skip
     reports: dict[str, list[dict]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as directory:
@@ -77,7 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--work", default="train,inference", help="what to time (default: train,inference)")
     add("--peers", default="", help="torch, jax or torch,jax (default: none)")
     add("--peer-python", default=sys.executable, help="a Python with the peers' packages")
-    add("--mode", default="compile", help="PyTorch's: eager, compile (default) or max-autotune")
+    add("--mode", default="compile", help=f"PyTorch's: {', '.join(MODES)} (default: compile)")
+    add("--graph", default="auto", help="CUDA graphs on our side: auto (default), on or off")
     add("--runs", type=int, default=3, help="processes of each side (default: 3)")
     add("--warm-up", type=int, default=10, help="untimed steps (default: 10)")
     add("--seconds", type=float, default=2.0, help="of timed steps, at least (default: 2)")
@@ -96,8 +100,10 @@ def check_options(options, sides: list[str]) -> None:
     work = options.work.split(",")
     if not work or set(work) - {"train", "inference"} or len(set(work)) < len(work):
         raise ValueError(f"--work {options.work}: train, inference or train,inference")
-    if options.mode not in ("eager", "compile", "max-autotune"):
-        raise ValueError(f"--mode {options.mode}: eager, compile or max-autotune")
+    if options.mode not in MODES:
+        raise ValueError(f"--mode {options.mode}: {', '.join(MODES)}")
+    if options.graph not in ("auto", "on", "off"):
+        raise ValueError(f"--graph {options.graph}: auto, on or off")
     for name in ("batch_size", "runs", "seconds"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive")
@@ -229,7 +235,7 @@ def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
 
 
 def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
-    from minimixer import AdamW, Mixer, backend, no_grad
+    from minimixer import AdamW, Mixer, backend, no_grad, record
     from minimixer import functional as F
 
     problem = dict(np.load(problem_file))
@@ -241,17 +247,16 @@ def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
     model.load_state_dict(problem)
     optimizer = AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
 
-    def train():
+    def train(images, labels):
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        backend.synchronize(device)
+        return loss
 
-    def inference():
+    def inference(images, labels):
         with no_grad():
-            model(inputs)
-        backend.synchronize(device)
+            return model(images)
 
     report: dict = {"machine": memory.machine}
     if settings["check"]:
@@ -263,17 +268,32 @@ def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
         optimizer.zero_grad()
         del logits, loss, gradients
     for work in settings["work"]:
-        step = {"train": train, "inference": inference}[work]
-        inputs = images.astype(model.activation_dtype) if work == "inference" else None
+        function = {"train": train, "inference": inference}[work]
+        inputs = images.astype(model.activation_dtype) if work == "inference" else images
+        recorded = record(function, model, optimizer, graph=settings["graph"])
+        step, plainly = (finished(f, inputs, labels, device) for f in (recorded, function))
+        memory.forget()
         times = measure(step, settings)
-        peaks = memory.peaks(step)
+        peaks = memory.peaks(step, recorded)
         report[work] = {"ms": 1e3 * statistics.median(times), "steps": len(times), **peaks}
+        del step, recorded  # and their memory
         if settings["products"]:
-            report[work]["products_ms"] = time_products(step, device)
+            report[work]["products_ms"] = time_products(plainly, device)
             report["large_product"] = large_product(model, device)
         if settings["profile"]:
-            report[work]["profile"] = profile(step, device)
+            report[work]["profile"] = profile(plainly, device)
     return report
+
+
+def finished(function, images, labels, device: str):
+    """A step without arguments, which ends when the device is done."""
+    from minimixer import backend
+
+    def step():
+        function(images, labels)
+        backend.synchronize(device)
+
+    return step
 
 
 def measure(step, settings: dict) -> list[float]:
@@ -290,7 +310,8 @@ def measure(step, settings: dict) -> list[float]:
 
 
 class Memory:
-    """The peak of bytes in use: by CuPy's pool during a step, or by the process so far."""
+    """The peak of bytes in use: by CuPy's pool during a step, or by the process so far. A recorded
+    step needs all that its own pool holds."""
 
     def __init__(self, device: str):
         self.machine = f"{'CPU' if device == 'cpu' else device}, NumPy {np.__version__}"
@@ -304,10 +325,17 @@ class Memory:
             self.machine = f"{name}, CuPy {cupy.__version__}, NumPy {np.__version__}"
             self.pool = cupy.get_default_memory_pool()
 
-    def peaks(self, step) -> dict[str, int]:
+    def forget(self) -> None:
+        if self.pool is not None:
+            self.pool.free_all_blocks()
+
+    def peaks(self, step, recorded) -> dict[str, int]:
         pool = self.pool
         if pool is None:
             return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        if recorded.recordings:
+            own, others = recorded.reserved_bytes, pool.total_bytes()
+            return {"peak_bytes": own + pool.used_bytes(), "reserved_bytes": own + others}
         import cupy
 
         class Hook(cupy.cuda.MemoryHook):

@@ -9,7 +9,8 @@ and `labels` (B,). The settings, all but `config` optional, are
     precision   "float32", "tf32" or "bfloat16": training in mixed precision (weights and optimizer
                 in float32), inference in bfloat16 alone
     device      "cpu" or "cuda"
-    mode        "eager", "compile" or "max-autotune", for PyTorch
+    mode        "eager", "compile", "max-autotune", "reduce-overhead", or "graph" (all of a step of
+                the eager model in one CUDA graph), for PyTorch
     work        what to time, of "train" and "inference"
     seconds     for how long, after `warm_up` steps; or `steps`: exactly so many
     check       true: also compute logits, loss and gradients of the weights as loaded
@@ -171,8 +172,8 @@ def torch_peer(weights: dict, images: np.ndarray, labels: np.ndarray, settings: 
         )  # fmt: skip
         model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
         model.to(device, dtype)
-        kind = {"mode": "max-autotune"} if mode == "max-autotune" else {}
-        compiled = model if mode == "eager" else torch.compile(model, **kind)
+        kind = {"mode": mode} if mode in ("max-autotune", "reduce-overhead") else {}
+        compiled = model if mode in ("eager", "graph") else torch.compile(model, **kind)
         inputs = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device, dtype)
         return model, compiled, inputs
 
@@ -188,7 +189,7 @@ def torch_peer(weights: dict, images: np.ndarray, labels: np.ndarray, settings: 
         others = {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}
         optimizer = torch.optim.AdamW(
             [matrices, others], lr=settings["lr"], betas=BETAS, eps=ADAM_EPSILON,
-            weight_decay=settings["weight_decay"], fused=on_gpu or None,
+            weight_decay=settings["weight_decay"], fused=on_gpu or None, capturable=mode == "graph",
         )  # fmt: skip
 
         def step():
@@ -196,11 +197,31 @@ def torch_peer(weights: dict, images: np.ndarray, labels: np.ndarray, settings: 
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if on_gpu:
-                torch.cuda.synchronize()
             return loss.detach()
 
-        return step
+        return finish(step)
+
+    def finish(step):
+        """The step, to the end of the device's work; in mode "graph" recorded and replayed."""
+        if mode == "graph":
+            side = torch.cuda.Stream()
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    step()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = step()
+
+        def finished():
+            if mode == "graph":
+                graph.replay()
+            found = result if mode == "graph" else step()
+            if on_gpu:
+                torch.cuda.synchronize()
+            return found
+
+        return finished
 
     def inference():
         model, compiled, inputs = load(torch.bfloat16 if mixed else torch.float32)
@@ -209,12 +230,9 @@ def torch_peer(weights: dict, images: np.ndarray, labels: np.ndarray, settings: 
         @torch.inference_mode()
         def step():
             torch.compiler.cudagraph_mark_step_begin()
-            logits = compiled(inputs)
-            if on_gpu:
-                torch.cuda.synchronize()
-            return logits
+            return compiled(inputs)
 
-        return step
+        return finish(step)
 
     def check():
         model, compiled, inputs = load()

@@ -16,12 +16,16 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     functional.py   linear, gelu, mlp: likewise
     parameters.py   Parameter and the flat buffer
     nn.py           Module, layers, initial weights
+    recompute.py    layers that forget and compute again, to save memory
     variants.py     the sizes of the paper's models
+    images.py       from images to tokens
     mixer.py        the model
     schedules.py    how the learning rate changes
     optim.py        SGD, Adam, AdamW, clipping
     idx.py          IDX files: how to read what somebody else wrote
     data.py         data sets, the embedded MNIST, batches, shifts
+    staging.py      batches to a GPU and results back, while both sides work on
+    graph.py        a training step recorded and replayed: one launch instead of hundreds
     report.py       what a model costs, layer by layer; pictures
     checkpoint.py   saving and resuming
 
@@ -34,6 +38,7 @@ from . import backend, data, functional, nn, ops, optim, rearrange
 from .autograd import Function
 from .grad_mode import enable_grad, is_grad_enabled, no_grad
 from .gradcheck import GradientError, gradcheck
+from .graph import record
 from .mixer import Mixer
 from .nn import Dropout, LayerNorm, Linear, Module
 from .ops import clip, maximum, where
@@ -41,6 +46,7 @@ from .optim import SGD, Adam, AdamW
 from .parameters import Parameter
 from .rearrange import concatenate, stack
 from .schedules import schedule
+from .staging import fetch
 from .tensor import Tensor
 
 if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
@@ -51,6 +57,6 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD", "Adam", "AdamW", "Dropout", "Function", "GradientError", "LayerNorm", "Linear", "Mixer",
     "Module", "Parameter", "Tensor", "backend", "clip", "concatenate", "data", "enable_grad",
-    "functional", "gradcheck", "is_grad_enabled", "maximum", "nn", "no_grad", "ops", "optim",
-    "rearrange", "schedule", "stack", "where",
+    "fetch", "functional", "gradcheck", "is_grad_enabled", "maximum", "nn", "no_grad", "ops",
+    "optim", "rearrange", "record", "schedule", "stack", "where",
 ]  # fmt: skip

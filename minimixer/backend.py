@@ -115,6 +115,11 @@ def _count_gpus() -> int:
     return count
 
 
+def address(array: Array) -> int:
+    """Where its first element lies."""
+    return array.ctypes.data if namespace(array) is np else array.data.ptr
+
+
 def to_device(array: Array, device: str) -> Array:
     """`array` on `device`: itself if it is there already, else a copy."""
     device = check_device(device)
@@ -124,21 +129,20 @@ def to_device(array: Array, device: str) -> Array:
         return array.get()
     cupy = sys.modules["cupy"]
     cupy.cuda.Device(int(device[5:])).use()
+    check_not_recorded("copying from the CPU")
     return cupy.asarray(array)
+
+
+def check_not_recorded(what: str) -> None:
+    """RuntimeError if a CUDA graph (graph.py) is being recorded, which would keep an old value."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and cupy.cuda.get_current_stream().is_capturing():
+        raise RuntimeError(f"{what} inside of a recorded step would repeat the values of now")
 
 
 def to_numpy(array: Array) -> np.ndarray:
     """`array` as a NumPy array: itself on the CPU, a copy from a GPU."""
     return to_device(array, "cpu")
-
-
-def check_finite(images: Array, dtype: np.dtype) -> Array:
-    """The images in `dtype`; ValueError if one of their numbers is not finite there."""
-    with np.errstate(over="ignore"):  # the next line says it better
-        images = images.astype(dtype, copy=False)
-    if not bool(namespace(images).isfinite(widen(images)).all()):
-        raise ValueError(f"Mixer: the images, as {dtype}, contain NaN or infinity")
-    return images
 
 
 def use_device_of(array: Array) -> None:

@@ -45,24 +45,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import functional as F
-from .backend import (
-    FLOAT_DTYPES,
-    Array,
-    check_finite,
-    check_precision,
-    device_of,
-    is_array,
-    is_half,
-    namespace,
-    to_device,
-    to_numpy,
-    twin,
-    use_device_of,
-)
+from .backend import Array, check_precision, is_half, to_numpy, twin, use_device_of
 from .grad_mode import no_grad
+from .images import Normalization, check_shape, cut_patches, normalize
 from .loss import softmax
 from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, evaluating, lecun_normal
 from .parameters import Parameter, ParameterBuffer, RandomCounter
+from .recompute import recompute
 from .tensor import Tensor
 from .variants import check_config, variant
 
@@ -152,6 +141,8 @@ class Mixer(Module):
     class_names       optional, one for each class
     seed, dtype       initial weights (None: left at zero); "float32" or "float64"
     precision         "float32", "tf32", "bfloat16" or "float16": see set_precision
+    checkpoint_blocks keep only each block's input for backward, and compute the rest again: less
+                      memory, more time, the same bits. An attribute that may be changed
     ValueError for sizes that are not positive or do not fit together, TypeError for what is not a
     size or a name at all. Section 2 of the paper.
     """
@@ -174,6 +165,7 @@ class Mixer(Module):
         seed: int | None = 0,
         dtype: str = "float32",
         precision: str = "float32",
+        checkpoint_blocks: bool = False,
     ):
         self.config = check_config(
             image_size=image_size, patch_size=patch_size, in_channels=in_channels,
@@ -183,7 +175,7 @@ class Mixer(Module):
         )  # fmt: skip
         self.height, self.width = self.config["image_size"]
         self.patch_size, self.in_channels = patch_size, in_channels
-        self.num_classes = num_classes
+        self.num_classes, self.checkpoint_blocks = num_classes, bool(checkpoint_blocks)
         tokens = (self.height // patch_size) * (self.width // patch_size)
         self.stem = Linear(patch_size * patch_size * in_channels, hidden_dim, seed=None)
         self.blocks = [
@@ -305,7 +297,10 @@ class Mixer(Module):
         x = self.patches(images)  # (S, B, P*P*in)
         x, y, bias = F.linear(x, self.stem.weight), None, self.stem.bias  # (S, B, C)
         for block in self.blocks:
-            x, y, bias = block(x, y, bias)
+            if self.checkpoint_blocks:
+                x, y, bias = recompute(block, x, y, bias)
+            else:
+                x, y, bias = block(x, y, bias)
         _, h = _add_norm(x, y, bias, self.norm)  # (S, B, C)
         pooled = h.mean(axis=0)  # (B, C), float32 or float64 again
         if self.buffer.scaled:
@@ -324,56 +319,31 @@ class Mixer(Module):
         x = self.convert(images)
         if self.buffer.scaled and x.requires_grad:  # the way out of float16, as at the Parameters
             x = F.scale_gradient(x, 1 / self.buffer.loss_scale[:1])
-        x = x.to(dtype) if is_half(dtype) else x
-        batch, p = x.shape[0], self.patch_size
-        rows, columns = self.height // p, self.width // p
-        x = x.reshape(batch, rows, p, columns, p, self.in_channels)
-        x = x.transpose(1, 3, 0, 2, 4, 5)  # (rows, columns, B, P, P, in)
-        return x.reshape(rows * columns, batch, p * p * self.in_channels)
+        return cut_patches(x.to(dtype) if is_half(dtype) else x, self.patch_size)
 
     def convert(self, images: Any) -> Tensor:
         """A plain array as a Tensor of the model's dtype, on its device, checked and normalised."""
         array = self.check_shape(images)
         if isinstance(images, Tensor):
             return images
-        values = self.stem.weight.data
-        array = to_device(array, device_of(values))
-        xp = namespace(array)
-        if array.dtype == np.uint8:
-            scale, offset = 1 / (255 * self.std), -self.mean / self.std
-            array = array.astype(values.dtype)
-            array *= xp.asarray(scale, dtype=values.dtype)
-            array += xp.asarray(offset, dtype=values.dtype)
-        elif array.dtype in FLOAT_DTYPES or is_half(array.dtype):
-            half = self.activation_dtype == np.float16  # which ends at 65504
-            array = check_finite(array, np.dtype(np.float16) if half else values.dtype)
-        else:
-            raise TypeError(f"Mixer: images must be uint8 or floating-point, got {array.dtype}")
-        return Tensor(array)
+        half = self.activation_dtype == np.float16  # which ends at 65504
+        return Tensor(normalize(array, self.normalization, self.dtype, self.device, half))
 
     def check_shape(self, images: Any) -> Array:
         """The array of `images`; ValueError unless it is (B, H, W, in_channels) with B > 0."""
-        array = images.data if isinstance(images, Tensor) else images
-        expected = (self.height, self.width, self.in_channels)
-        if not is_array(array) or array.ndim != 4 or array.shape[1:] != expected:
-            raise ValueError(
-                f"Mixer: images must be an array (B, {', '.join(map(str, expected))}), got "
-                f"{array.shape if is_array(array) else type(array).__name__}"
-            )
-        if len(array) == 0:
-            raise ValueError(f"Mixer: the batch is empty: {array.shape}")
-        return array
+        return check_shape(images, (self.height, self.width, self.in_channels))
 
     def set_normalization(self, mean: Any, std: Any) -> None:
         """Record how uint8 images are scaled: a number, or one for each channel."""
-        shape = (self.in_channels,)
-        try:
-            self.mean = np.broadcast_to(np.asarray(mean, dtype=np.float64), shape).copy()
-            self.std = np.broadcast_to(np.asarray(std, dtype=np.float64), shape).copy()
-        except (ValueError, TypeError):
-            raise ValueError(f"mean and std must be numbers, or {shape[0]} of them") from None
-        if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):
-            raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
+        self.normalization = Normalization(mean, std, self.in_channels)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.normalization.mean
+
+    @property
+    def std(self) -> np.ndarray:
+        return self.normalization.std
 
     # ---- using a trained model ------------------------------------------------------------------
 

@@ -15,14 +15,14 @@ that are; found in the order in which they were assigned, and named by the path 
 >>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
 (1, 2)
 
-Next: `variants.py`, the sizes of the model.
+Next: `recompute.py`, layers that forget.
 """
 
 import contextlib
 import math
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Module:
     """Something with Parameters, sub-modules and a `forward`; calling it calls `forward`."""
 
     training = True
+    changes: ClassVar[int] = 0  # how often an attribute of any module was set: see graph.py
 
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -51,6 +52,7 @@ class Module:
         ):
             raise TypeError(f"{name} is a Parameter: assign the new values to {name}.data")
         super().__setattr__(name, value)
+        Module.changes += 1
 
     # ---- what is in it --------------------------------------------------------------------------
 
@@ -80,7 +82,7 @@ class Module:
             layers = [
                 (number, module)
                 for number, (_, module) in enumerate(self.named_modules())
-                if isinstance(module, _RandomLayer)
+                if isinstance(module, RandomLayer)
             ]
             if any(layer.random is not random for _, layer in layers):  # else: numbered already
                 for number, layer in layers:
@@ -303,7 +305,11 @@ def evaluating() -> Iterator[None]:
         _mode.evaluating = before
 
 
-class _RandomLayer(Module):
+def is_evaluating() -> bool:
+    return _mode.evaluating
+
+
+class RandomLayer(Module):
     """Multiplies by 0 with probability `p`, by 1 / (1 - p) otherwise, while training.
 
     The draw depends on the model's seed and step, the layer's number, the example and the element.
@@ -340,7 +346,7 @@ class _RandomLayer(Module):
         return factors.astype(x.dtype, copy=False)
 
 
-class Dropout(_RandomLayer):
+class Dropout(RandomLayer):
     """Every element of x (B, ...) on its own (Srivastava et al. 2014)."""
 
     purpose = Purpose.DROPOUT
@@ -351,7 +357,7 @@ class Dropout(_RandomLayer):
         return multiply(x, self.keep(x, len(x), math.prod(x.shape[1:])).reshape(x.shape))
 
 
-class StochasticDepth(_RandomLayer):
+class StochasticDepth(RandomLayer):
     """All of an example at once: what a block adds is skipped (Huang et al. 2016). x (S, B, C)."""
 
     purpose = Purpose.STOCHASTIC_DEPTH

@@ -33,7 +33,9 @@ import numpy as np
 
 from .backend import (
     Array,
+    address,
     blocks,
+    check_not_recorded,
     device_of,
     matmul,
     namespace,
@@ -69,6 +71,7 @@ class Optimizer:
     """
 
     moments: tuple[str, ...] = ()  # names of the running averages, one array each
+    constants: tuple[str, ...] = ()  # names of the attributes that an update depends on
 
     def __init__(self, parameters: Sequence[Any], lr: float, weight_decay: float):
         groups: list[Any] = list(parameters)
@@ -109,7 +112,6 @@ class Optimizer:
         assert buffer is not None
         self.buffer: ParameterBuffer = buffer
         self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])
-        self._judged = False  # was FINITE found out in the last step?
         self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
         self._ranges: tuple[list[bool], list[Range]] | None = None
         self._follow()
@@ -123,15 +125,13 @@ class Optimizer:
         if self.scaled:
             norm = self._gradient_norm()
             self.control[FINITE] = namespace(norm).isfinite(norm)
-        elif self._judged:  # by an earlier step, in float16
-            self.control[FINITE] = 1
-        self._judged = self.scaled
         self.control[STEP] += self.control[FINITE]
         fast = twin(type(self), self.buffer.values)  # which looks at FINITE itself, on the device
         if fast is None or not fast(self, ranges):
             self._update_ranges(ranges)
         if self.scaled:
             self._adjust_scale()
+            self.control[FINITE] = 1
         self.control[CLIP] = 1
         self.buffer.random.counters[0] += 1
         for parameter in self.parameters:
@@ -157,6 +157,12 @@ class Optimizer:
         return norm
 
     @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a recorded step (graph.py) depends on, besides what lies on the device."""
+        places = [address(array) for array in (self.control, *self.state.values())]
+        return (*places, *self._settings, *(getattr(self, n) for n in self.constants))
+
+    @property
     def scaled(self) -> bool:
         """Do gradients come from float16, and may overflow?"""
         return self.buffer.scaled
@@ -179,6 +185,8 @@ class Optimizer:
     @lr_factor.setter
     def lr_factor(self, factor: float) -> None:
         use_device_of(self.control)
+        if device_of(self.control) != "cpu":
+            check_not_recorded("setting lr_factor")
         self.control[LR_FACTOR] = factor
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,6 +313,8 @@ class SGD(Optimizer):
     g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013.
     """
 
+    constants = ("momentum", "nesterov")
+
     def __init__(
         self, parameters: Sequence[Any], lr: float, momentum: float = 0.0, nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -337,6 +347,7 @@ class AdamW(Optimizer):
     """
 
     moments = ("exp_avg", "exp_avg_sq")
+    constants = ("betas", "eps")
 
     def __init__(
         self, parameters: Sequence[Any], lr: float = 1e-3,

@@ -31,6 +31,7 @@ from .autograd import Variable
 from .backend import (
     FLOAT_DTYPES,
     Array,
+    address,
     check_device,
     describe,
     device_of,
@@ -67,6 +68,11 @@ class RandomCounter:
     def set(self, step: int, first_example: int = 0) -> None:
         self.counters[0] = step
         self.counters[1] = first_example
+
+    def start_at(self, example: int) -> None:
+        """What comes next is a part of the batch, from this example on."""
+        use_device_of(self.counters)
+        self.counters[1] = example
 
     def examples(self, count: int) -> Array:
         """The numbers of the examples of a batch, uint64 (count,), on the model's device."""
@@ -119,6 +125,13 @@ class ParameterBuffer:
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
         return {**vars(self), "_windows": None, "_count": self.count, "low": None}
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a recorded step (graph.py) depends on: what lies where, and how it is read."""
+        arrays = (self.values, self.gradients, self.low, self.loss_scale, self.random.counters)
+        kinds = [(address(a), a.dtype) for a in arrays if a is not None]
+        return (*kinds, self.precision, self.scaled, self.random.seed)
 
     @property
     def device(self) -> str:

@@ -3,7 +3,7 @@
 >>> variant("mixer_s32")["hidden_dim"]
 512
 
-Next: `mixer.py`, the model of the paper.
+Next: `images.py`, from images to tokens.
 """
 
 from typing import Any

@@ -87,8 +87,9 @@ class _Context(threading.local):
         if key not in self.workspaces:
             import cupy
 
-            self.workspaces[key] = cupy.empty(WORKSPACE, dtype="uint8")
-        return self.workspaces[key].data.ptr
+            # Not from the current pool, which may be one that is to go with a recorded step.
+            self.workspaces[key] = cupy.get_default_memory_pool().malloc(WORKSPACE)
+        return self.workspaces[key].ptr
 
 
 _context = _Context()

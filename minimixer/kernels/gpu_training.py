@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, check_finite, is_half, namespace, to_device, wide
+from ..backend import Array, is_half, namespace, to_device, wide
+from ..images import check_finite
 from ..loss import CrossEntropy
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 from .sums import can_sum, sum_columns
@@ -89,8 +90,7 @@ def patches(model: Any, images: Array, dtype: np.dtype) -> Array | None:
     out = xp.empty((tokens, batch, patch * patch * channels), dtype=dtype)
     scale = offset = None
     if images.dtype == np.uint8:
-        scale = xp.asarray(1 / (255 * model.std), dtype=wide(dtype))
-        offset = xp.asarray(-model.mean / model.std, dtype=wide(dtype))
+        scale, offset = model.normalization.factors(wide(dtype), model.device)
     at_once = 16 // max(images.itemsize, out.itemsize)
     if (patch * channels) % at_once or images.data.ptr % 16 or out.data.ptr % 16:
         at_once = 1

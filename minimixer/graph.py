@@ -1,0 +1,300 @@
+"""One launch a step: what a function asks of a GPU, recorded once and replayed.
+
+Each operation on a GPU costs Python some ten microseconds to ask for, and a small model's training
+step asks for two hundred that take one or two each: the GPU waits. A CUDA graph is such a list of
+requests, with the addresses they read and write, and starting it is one request.
+
+    def step(images, labels):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    step = record(step, model, optimizer)
+    loss = step(images, labels)              # as before; on a GPU recorded and replayed
+
+Replaying repeats the work on arrays, on whatever lies at the same addresses now, and none of the
+function's Python. So all that changes from step to step has to be an input or lie on the device:
+weights, gradients, the optimizer's `control`, the counters behind random numbers. That is why a
+buffer is never rebound, and why nothing random has a hidden state (rules 9, 12 and 13 of the
+engine). What a recording depends on beyond that is part of its key: shapes, the modes and settings
+of all layers, which gradients there are, the optimizer's settings, the addresses. When any of it
+changes, the function runs as it is once, and is recorded anew when the same comes again.
+
+All this happens in a memory pool of its own: what is freed while recording is used again by the
+rest of the recording, and by the next one, but by nobody else; replaying allocates nothing.
+
+Next: `report.py`, what a model costs.
+"""
+
+import contextlib
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backend
+from .autograd import Variable
+from .backend import Array, is_array
+from .grad_mode import is_grad_enabled
+from .nn import Module, is_evaluating
+from .optim import Optimizer
+from .parameters import Parameter
+from .staging import Inbox
+from .tensor import Tensor
+
+MOST_RECORDINGS = 16
+MOST_CHANGES = 8  # calls in a row of a kind never seen before
+
+
+def record(
+    function: Callable, model: Module, optimizer: Optimizer | None = None, graph: str = "auto"
+) -> "Recorded":
+    """`function` as a callable that, with the model on a GPU, records and replays what it does.
+
+    function   takes arrays (positional; on the CPU or the model's device) and settings (by name,
+               hashable), and gives Tensors or arrays, or a tuple, list or dict of them, or None
+    model      all Parameters and random layers that it uses;  optimizer  the one that it steps
+    graph      "auto": record on a GPU, run as it is on the CPU;  "on": the same, but a model on
+               the CPU is an error;  "off": never record
+
+    Results carry no gradient and are valid until the next call. Plain arrays reach the function on
+    the model's device, where the values of images and labels are not checked. A function that
+    waits for the GPU, as reading a number does, can't be recorded: one warning says so, and it
+    runs as it is. ValueError for another `graph`.
+    """
+    return Recorded(function, model, optimizer, graph)
+
+
+class Recorded:
+    """What `record` returns. `recordings` counts those it holds."""
+
+    def __init__(
+        self, function: Callable, model: Module, optimizer: Optimizer | None, graph: str
+    ):  # fmt: skip
+        if graph not in ("auto", "on", "off"):
+            raise ValueError(f"graph must be 'auto', 'on' or 'off', got {graph!r}")
+        self.function, self.model, self.optimizer, self.graph = function, model, optimizer, graph
+        self._recordings: dict[Any, _Recording | None] = {}  # None: it can't be recorded
+        self._seen: set[Any] = set()
+        self._inboxes: dict[Any, list[Inbox]] = {}
+        self._pools: dict[str, Any] = {}
+        self._structures: dict[Any, int] = {}
+        self._changes = -1
+        self._parameters: list[Parameter] = []
+        self._new_in_a_row, self._warned, self._structure = 0, False, 0
+
+    def __del__(self) -> None:
+        """Give the memory back, but for what a caller still holds."""
+        self._recordings.clear()
+        self._inboxes.clear()
+        for pool in self._pools.values():
+            pool.free_all_blocks()
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What its memory pools hold, in use or not."""
+        return sum(pool.total_bytes() for pool in self._pools.values())
+
+    @property
+    def recordings(self) -> int:
+        return sum(recording is not None for recording in self._recordings.values())
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        arrays = [v.data if isinstance(v, Variable) else v for v in inputs]
+        for position, array in enumerate(arrays):
+            if not is_array(array):
+                raise TypeError(
+                    f"a recorded function takes arrays; input {position} is {array!r:.60}: give "
+                    "settings by name"
+                )
+        self._look_at_model()
+        device = self._parameters[0].device if self._parameters else "cpu"
+        if device == "cpu":
+            if self.graph == "on":
+                raise ValueError("graph='on' records CUDA graphs, and the model is on the CPU")
+            return _detached(self.function(*arrays, **settings))
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(int(device[5:])):
+            if cupy.cuda.get_current_stream().is_capturing():  # into another's recording
+                return _detached(self.function(*arrays, **settings))
+            return self._on_gpu(arrays, settings, device)
+
+    def _on_gpu(self, arrays: list[Array], settings: dict[str, Any], device: str) -> Any:
+        shapes = (device, *((a.shape, a.dtype) for a in arrays))
+        if shapes not in self._inboxes:
+            with self._memory(device):
+                self._inboxes[shapes] = [Inbox(a.shape, a.dtype) for a in arrays]
+        for inbox, array in zip(self._inboxes[shapes], arrays, strict=True):
+            inbox.take(array)
+        inputs = [inbox.array for inbox in self._inboxes[shapes]]
+        if self.graph == "off":
+            return _detached(self.function(*inputs, **settings))
+        key = (shapes, tuple(sorted(settings.items())), *self._state())
+        recording = self._recordings.get(key)
+        if recording is None and key in self._seen and key not in self._recordings:
+            recording = self._recordings[key] = self._record(inputs, settings, device)
+            while self.recordings > MOST_RECORDINGS:
+                del self._recordings[next(iter(self._recordings))]
+        if recording is not None:
+            self._new_in_a_row = 0
+            return recording.replay()
+        self._note(key)
+        with self._memory(device), _own_stream():
+            return _detached(self.function(*inputs, **settings))
+
+    def _note(self, key: Any) -> None:
+        """That a call of this kind was run as it is."""
+        if key in self._seen:
+            return
+        self._new_in_a_row += 1
+        if self._new_in_a_row == MOST_CHANGES + 1:
+            warnings.warn(
+                "minimixer: shapes or settings change from step to step, so no step could be "
+                "replayed yet; batches of one size, or graph='off', avoid needless work",
+                RuntimeWarning, stacklevel=4,
+            )  # fmt: skip
+        if len(self._seen) > 1000:
+            self._seen.clear()
+        self._seen.add(key)
+
+    # ---- what a recording depends on ------------------------------------------------------------
+
+    def _look_at_model(self) -> None:
+        """Find Parameters and modes anew if any module was changed since."""
+        if self._changes == Module.changes:
+            return
+        self._parameters = self.model.parameters()
+        structure = tuple(
+            (path, name, value.tobytes() if isinstance(value, np.ndarray) else value)
+            for path, module in self.model.named_modules()
+            for name, value in vars(module).items()  # numbers by value, other objects by identity
+            if not isinstance(value, (Module, Variable, list, tuple, dict))
+        )
+        self._structure = self._structures.setdefault(structure, len(self._structures))
+        self._changes = Module.changes
+
+    def _state(self) -> tuple[Any, ...]:
+        parameters, optimizer = self._parameters, self.optimizer
+        buffer = parameters[0].buffer
+        assert buffer is not None
+        return (
+            self._structure, id(backend.twins), is_grad_enabled(), is_evaluating(),
+            buffer.signature, None if optimizer is None else optimizer.signature,
+            tuple([p.has_grad for p in parameters]), tuple([p.requires_grad for p in parameters]),
+        )  # fmt: skip
+
+    # ---- recording ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _memory(self, device: str) -> Iterator[None]:
+        """Within it, arrays are made in this object's pool."""
+        cupy = sys.modules["cupy"]
+        if device not in self._pools:
+            self._pools[device] = cupy.cuda.MemoryPool()
+        with cupy.cuda.using_allocator(self._pools[device].malloc):
+            yield
+
+    def _record(self, inputs: list[Array], settings: dict[str, Any], device: str) -> Any:
+        parameters = self._parameters
+        before = [(p.has_grad, p.version) for p in parameters]
+        result, failure, graph = None, None, None
+        with self._memory(device), _own_stream() as stream:
+            stream.begin_capture()
+            try:
+                result = _detached(self.function(*inputs, **settings))
+            except Exception as error:
+                failure = error
+            finally:
+                try:
+                    graph = stream.end_capture()
+                except Exception as error:
+                    failure = failure or error
+        after = [(p.has_grad, p.version) for p in parameters]
+        for parameter, (has_grad, version) in zip(parameters, before, strict=True):
+            parameter.has_grad, parameter.version = has_grad, version
+        if failure is None:
+            return _Recording(graph, result, parameters, before, after)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"minimixer: {_where(failure)} could not be recorded as a CUDA graph, so the "
+                f"function runs as it is: {_first_line(failure)}; what waits for the GPU (.item(), "
+                ".numpy(), print) or copies from the CPU belongs outside of it",
+                RuntimeWarning, stacklevel=4,
+            )  # fmt: skip
+        return None
+
+
+class _Recording:
+    """A graph, its results, and what the function did to Parameters besides arrays."""
+
+    def __init__(self, graph: Any, result: Any, parameters: list, before: list, after: list):
+        self.graph, self.result, self.twins = graph, result, backend.twins
+        changes = [(p, *b, *a) for p, b, a in zip(parameters, before, after, strict=True)]
+        self.flags = [(p, has) for p, had, _, has, _ in changes if had != has]
+        self.versions = [(p, new - old) for p, _, old, _, new in changes if new != old]
+
+    def replay(self) -> Any:
+        self.graph.launch(sys.modules["cupy"].cuda.get_current_stream())
+        for parameter, has_grad in self.flags:
+            parameter.has_grad = has_grad
+        for parameter, steps in self.versions:
+            parameter.version += steps
+        return self.result
+
+
+class _Streams(threading.local):
+    def __init__(self) -> None:
+        self.by_device: dict[int, Any] = {}
+
+
+_streams = _Streams()
+
+
+@contextlib.contextmanager
+def _own_stream() -> Iterator[Any]:
+    """A queue of this thread's own, since the default one can't be recorded; what is in the
+    current queue comes before it, and what enters that later comes after it."""
+    cupy = sys.modules["cupy"]
+    device, current = cupy.cuda.Device().id, cupy.cuda.get_current_stream()
+    if device not in _streams.by_device:
+        _streams.by_device[device] = cupy.cuda.Stream(non_blocking=True)
+    own = _streams.by_device[device]
+    own.wait_event(current.record())
+    try:
+        with own:
+            yield own
+    finally:
+        current.wait_event(own.record())
+
+
+def _detached(result: Any) -> Any:
+    """The same results, without the graph that they came from."""
+    if isinstance(result, Variable):
+        return Tensor(result.data)
+    if isinstance(result, dict):
+        return {name: _detached(value) for name, value in result.items()}
+    if isinstance(result, (tuple, list)):
+        return type(result)([_detached(value) for value in result])
+    return result
+
+
+def _where(error: Exception) -> str:
+    """The last line of the user's code on the way to an error."""
+    ours = str(Path(__file__).parent)
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(ours) and "cupy" not in frame.filename
+    ]  # fmt: skip
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a step"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

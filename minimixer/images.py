@@ -1,0 +1,100 @@
+"""From images to tokens: checked, normalised, cut into patches.
+
+An image of H x W pixels becomes S = (H / P) (W / P) patches of P x P pixels, each flattened in
+(row, column, channel) order. Images of whole numbers (uint8, 0 to 255) are brought to about
+-1 ... 1 first: (x / 255 - mean) / std for each channel.
+
+>>> import numpy as np
+>>> picture = Tensor(np.arange(16, dtype="float32").reshape(1, 4, 4, 1))
+>>> cut_patches(picture, 2).shape            # (S, B, P P channels)
+(4, 1, 4)
+>>> cut_patches(picture, 2).data[1, 0]       # the second patch: top right
+array([2., 3., 6., 7.], dtype=float32)
+
+Next: `mixer.py`, the model.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .backend import FLOAT_DTYPES, Array, is_array, is_half, namespace, to_device, widen
+from .tensor import Tensor
+
+
+def check_shape(images: Any, expected: tuple[int, int, int]) -> Array:
+    """The array of `images`; ValueError unless it is (B, *expected) with B > 0."""
+    array = images.data if isinstance(images, Tensor) else images
+    if not is_array(array) or array.ndim != 4 or array.shape[1:] != expected:
+        raise ValueError(
+            f"Mixer: images must be an array (B, {', '.join(map(str, expected))}), got "
+            f"{array.shape if is_array(array) else type(array).__name__}"
+        )
+    if len(array) == 0:
+        raise ValueError(f"Mixer: the batch is empty: {array.shape}")
+    return array
+
+
+def check_finite(images: Array, dtype: np.dtype) -> Array:
+    """The images in `dtype`; ValueError if one of their numbers is not finite there."""
+    with np.errstate(over="ignore"):  # the next line says it better
+        images = images.astype(dtype, copy=False)
+    if not bool(namespace(images).isfinite(widen(images)).all()):
+        raise ValueError(f"Mixer: the images, as {dtype}, contain NaN or infinity")
+    return images
+
+
+class Normalization:
+    """How uint8 images are scaled: mean and std, each a number or one for each channel.
+
+    ValueError unless they are, mean finite and std positive.
+    """
+
+    def __init__(self, mean: Any, std: Any, channels: int):
+        try:
+            self.mean = np.broadcast_to(np.asarray(mean, dtype=np.float64), (channels,)).copy()
+            self.std = np.broadcast_to(np.asarray(std, dtype=np.float64), (channels,)).copy()
+        except (ValueError, TypeError):
+            raise ValueError(f"mean and std must be numbers, or {channels} of them") from None
+        if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):
+            raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
+        self._factors: dict[tuple[str, str], tuple[Array, Array]] = {}
+
+    def factors(self, dtype: np.dtype, device: str) -> tuple[Array, Array]:
+        """(scale, offset), with which x scale + offset is the normalised x; made once for each
+        device, since a copy to a GPU takes longer than their use there."""
+        key = (dtype.name, device)
+        if key not in self._factors:
+            pair = 1 / (255 * self.std), -self.mean / self.std
+            scale, offset = (to_device(values.astype(dtype), device) for values in pair)
+            self._factors[key] = scale, offset
+        return self._factors[key]
+
+    def __getstate__(self) -> dict[str, Any]:  # for copies: they may go to another device
+        return {"mean": self.mean, "std": self.std, "_factors": {}}
+
+
+def normalize(
+    images: Array, normalization: Normalization, dtype: np.dtype, device: str, half: bool = False
+) -> Array:
+    """Images (B, H, W, channels) as an array of `dtype` on `device`. ValueError: NaN or infinity,
+    as float16 with `half`; TypeError: neither uint8 nor floating-point."""
+    images = to_device(images, device)
+    if images.dtype == np.uint8:
+        scale, offset = normalization.factors(dtype, device)
+        images = images.astype(dtype)
+        images *= scale
+        images += offset
+        return images
+    if images.dtype in FLOAT_DTYPES or is_half(images.dtype):
+        return check_finite(images, np.dtype(np.float16) if half else dtype)
+    raise TypeError(f"Mixer: images must be uint8 or floating-point, got {images.dtype}")
+
+
+def cut_patches(x: Tensor, patch: int) -> Tensor:
+    """x (B, H, W, channels) -> (S, B, patch * patch * channels): tokens in reading order."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // patch, width // patch
+    x = x.reshape(batch, rows, patch, columns, patch, channels)
+    x = x.transpose(1, 3, 0, 2, 4, 5)  # (rows, columns, B, P, P, channels)
+    return x.reshape(rows * columns, batch, patch * patch * channels)

@@ -1,0 +1,83 @@
+"""Batches on their way to a GPU, results on their way back, while both sides work on.
+
+A GPU runs behind Python: a call queues work and returns. Reading a result, or copying a batch from
+ordinary memory, makes Python wait for all that is queued, and then the GPU for Python. Neither has
+to: a GPU copies from and to "pinned" memory (which the system never moves) when its turn in the
+queue comes, and an event says when it has. On the CPU there is nothing to wait for.
+
+>>> loss = fetch(Tensor([0.5, 0.25]))
+>>> loss.result()                            # here the program waits, if it has to
+array([0.5 , 0.25], dtype=float32)
+
+Next: `graph.py`, steps of one launch.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from .autograd import Variable
+from .backend import Array, namespace
+
+SLOTS = 3  # batches on their way at once
+
+
+class Inbox:
+    """An array on the current GPU that takes one batch after another, of one shape and dtype."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
+        cupy = sys.modules["cupy"]
+        self.array = cupy.empty(shape, dtype=dtype)
+        self._slots: list[tuple[np.ndarray, Any]] = []  # pinned memory, when it may be written to
+        self._turn = 0
+
+    def take(self, values: Array) -> None:
+        """Queue the copy of `values`, on CPU or GPU, which may then be changed at once."""
+        if namespace(values) is not np:
+            if values.data.ptr != self.array.data.ptr:
+                self.array[...] = values
+            return
+        import cupyx
+
+        cupy = sys.modules["cupy"]
+        stream = cupy.cuda.get_current_stream()
+        if len(self._slots) < SLOTS:
+            pinned = cupyx.empty_pinned(self.array.shape, self.array.dtype)
+            self._slots.append((pinned, cupy.cuda.Event(block=False, disable_timing=True)))
+        pinned, copied = self._slots[self._turn % SLOTS]
+        self._turn += 1
+        copied.synchronize()  # at once, unless all slots are still waiting in the queue
+        pinned[...] = values
+        self.array.data.copy_from_host_async(pinned.ctypes.data, pinned.nbytes, stream)
+        copied.record(stream)
+
+
+class Fetched:
+    """A result that was asked for. `result()` is a NumPy array, and waits for it if need be."""
+
+    def __init__(self, values: np.ndarray, arrived: Any = None):
+        self._values, self._arrived = values, arrived
+
+    def result(self) -> np.ndarray:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values
+
+
+def fetch(array: Any) -> Fetched:
+    """Queue the copy of a Tensor or array to the CPU: its values as they are at this point of the
+    queue, whatever is written there later."""
+    array = array.data if isinstance(array, Variable) else array
+    if namespace(array) is np:
+        return Fetched(array.copy())
+    import cupyx
+
+    cupy = sys.modules["cupy"]
+    stream = cupy.cuda.get_current_stream()
+    source = array if array.flags.c_contiguous else array.copy()
+    pinned = cupyx.empty_pinned(source.shape, source.dtype)
+    source.data.copy_to_host_async(pinned.ctypes.data, pinned.nbytes, stream)
+    arrived = cupy.cuda.Event(block=False, disable_timing=True)
+    arrived.record(stream)
+    return Fetched(pinned, arrived)
