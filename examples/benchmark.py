@@ -51,7 +51,8 @@ def main() -> None:
     settings = {
         "config": config, "precision": options.precision, "device": options.device,
         "mode": options.mode, "graph": options.graph, "work": options.work.split(","),
-        "lr": LR, "weight_decay": DECAY, "warm_up": options.warm_up, "seconds": options.seconds, "steps": options.steps,
+        "lr": LR, "weight_decay": DECAY, "warm_up": options.warm_up,
+        "seconds": options.seconds, "steps": options.steps,
     }  # fmt: skip
     reports: dict[str, list[dict]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as directory:

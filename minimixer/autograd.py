@@ -40,6 +40,7 @@ from .backend import (
     describe,
     is_array,
     is_half,
+    join,
     namespace,
     same_device,
     twin,
@@ -100,8 +101,7 @@ class Function:
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
     Neither may write into an array that it did not make. `takes_numbers`: inputs may be Python
     numbers; `optional`: the positions of inputs that may be None; `half`: inputs may be stored in
-    two bytes, float16 or bfloat16, and are then computed with in float32. Gradients of such
-    inputs may be given in float32.
+    two bytes, and are then computed with in float32; their gradients may be given in float32.
     """
 
     __slots__ = (
@@ -128,10 +128,9 @@ class Function:
 
     @classmethod
     def apply(cls, *inputs: Any, **options: Any) -> Any:
-        """Run forward; record this use of it if any input needs a gradient.
-
-        Inputs are Variables, plain arrays (constants) or Python scalars. They must agree in dtype
-        and device (TypeError); Parameters are read in the dtype of the others.
+        """Run forward; record this use of it if any input needs a gradient. Inputs are Variables,
+        plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
+        Parameters are read in the dtype of the others.
         """
         arrays, first = _read_inputs(cls, inputs)
         if first is not None:
@@ -312,6 +311,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
             waiting[source] -= 1
             if waiting[source] == 0:
                 ready.append(source)
+    join(root.data)
 
 
 def _seed(root: Variable, gradient: Array | None) -> Array:

@@ -205,6 +205,14 @@ def twin(plain: Any, array: Array) -> Any:
     return twins.get((plain, namespace(array).__name__)) if twins else None
 
 
+def join(array: Array) -> None:
+    """Gradients of weights may be computed beside the main line of work (kernels/side.py): wait
+    for them."""
+    fast = twin("join", array)
+    if fast is not None:
+        fast()
+
+
 # ---- the one matrix product ---------------------------------------------------------------------
 
 

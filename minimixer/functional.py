@@ -49,11 +49,14 @@ class Linear(Function):
     optional = (2,)
     half = True
 
-    def forward(self, x, weight, bias=None):
+    def check(self, x, weight, bias):
         if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError("x must be (..., in) and weight (in, out), with the same `in`")
         if bias is not None and bias.shape != weight.shape[1:]:
             raise ValueError(f"bias must have shape {weight.shape[1:]}")
+
+    def forward(self, x, weight, bias=None):
+        self.check(x, weight, bias)
         rows = as_rows(x)
         self.shape = x.shape
         self.x = rows if self.needs[1] else None

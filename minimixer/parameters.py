@@ -37,6 +37,7 @@ from .backend import (
     device_of,
     is_array,
     is_half,
+    join,
     namespace,
     to_device,
     use_device_of,
@@ -291,6 +292,7 @@ class Parameter(Tensor):
             return
         assert self.buffer is not None
         window = self._grad_window()
+        join(window)
         if read_as == np.float16 and self.buffer.scaled:
             gradient = gradient / self.buffer.loss_scale[:1].astype(window.dtype)
         if self.has_grad:

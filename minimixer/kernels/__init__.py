@@ -5,7 +5,8 @@
     cublas.py         matrix products
     spare_row.py      a bias as one more row of a product
     sums.py           sums in a fixed order
-    gpu.py            GELU, the MLP and LayerNorm on these
+    side.py           work beside the main line of a recorded step
+    gpu.py            linear, GELU, the MLP and LayerNorm on these
     gpu_training.py   the loss, AdamW, patches
 
 Each fast form computes what a plain one in the package computes, and tests compare the two. They
@@ -35,13 +36,14 @@ def use(which: str) -> None:
 
 def _find() -> dict[tuple[Any, str], Any]:
     """What there is to replace what."""
-    from ..functional import GELU, MLP
+    from ..functional import GELU, MLP, Linear
     from ..layer_norm import AddLayerNorm
     from ..loss import CrossEntropy
     from ..optim import Adam, AdamW
-    from . import cublas, gpu, gpu_training, sums
+    from . import cublas, gpu, gpu_training, side, sums
 
     return {
+        (Linear, "cupy"): gpu.FastLinear,
         (MLP, "cupy"): gpu.FastMLP,
         (GELU, "cupy"): gpu.FastGELU,
         (AddLayerNorm, "cupy"): gpu.FastAddLayerNorm,
@@ -51,6 +53,7 @@ def _find() -> dict[tuple[Any, str], Any]:
         ("matmul", "cupy"): cublas.matmul,
         ("patches", "cupy"): gpu_training.patches,
         ("sum_squares", "cupy"): sums.sum_squares,
+        ("join", "cupy"): side.join,
     }
 
 

@@ -2,11 +2,11 @@
 //
 // The target is a class (labels) or, if labels is null, a distribution (targets); see loss.py. A
 // label outside 0..K-1 makes the loss NaN. Bytes moved: z read three times, twice from the cache,
-// dz = p - t written once; at the least one read and one write. A small matrix: 0.1% of a step.
+// dz = scale (p - t) written once; at the least one read and one write. A small matrix: 0.1% of a step.
 
 template <typename T>
 __global__ void cross_entropy(
-    const T* z, const Index* labels, const T* targets, double smoothing, int classes,
+    const T* z, const Index* labels, const T* targets, double smoothing, double scale, int classes,
     T* losses, T* dz
 ) {
     typedef typename Arithmetic<T>::type A;
@@ -39,6 +39,6 @@ __global__ void cross_entropy(
     for (int k = threadIdx.x; k < classes; k += blockDim.x) {
         A t = labels ? (k == label ? A(1) : A(0)) : A(targets[row * classes + k]);
         A p = exp(A(z[k]) - highest) / sum;
-        dz[row * classes + k] = T(outside ? nan : p - hit * t - even);
+        dz[row * classes + k] = T(outside ? nan : A(scale) * (p - hit * t - even));
     }
 }

@@ -244,6 +244,21 @@ def matmul(a: Array, b: Array, out: Array | None, accumulate: bool, precision: s
     return out
 
 
+def linear(x: Array, weight: Array, bias: Array | None, precision: str | None) -> Array:
+    """x weight + bias (columns,)"""
+    out = _empty((x.shape[0], weight.shape[1]), x.dtype)
+    if (
+        bias is not None
+        and bias.data.ptr % 16 == 0
+        and _product(x, weight, out, False, precision, _WITH_BIAS, bias, None)
+    ):
+        return out
+    out = matmul(x, weight, out, False, precision)
+    if bias is not None:
+        out += bias
+    return out
+
+
 def matmul_gelu(
     a: Array, b: Array, bias: Array | None, keep_u: bool
 ) -> tuple[Array, Array | None] | None:

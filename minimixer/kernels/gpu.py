@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, matmul, namespace, wide
-from ..functional import GELU, MLP, weight_gradient
+from ..functional import GELU, MLP, Linear, weight_gradient
 from ..layer_norm import AddLayerNorm, as_rows, bias_gradient
 from . import cublas, spare_row
 from .cuda import (
@@ -26,9 +26,38 @@ from .cuda import (
     type_of,
     usable,
 )
-from .sums import can_sum, sum_columns, sum_rows
+from .side import aside
+from .sums import can_sum, column_sums, sum_columns, sum_rows
 
 THREADS = 128  # in a block, for most kernels here
+
+# ---- linear -------------------------------------------------------------------------------------
+
+
+class FastLinear(Linear):
+    """The bias is added by cuBLAS as it stores the product; gradients of weights go aside."""
+
+    def forward(self, x, weight, bias=None):
+        self.check(x, weight, bias)
+        rows = as_rows(x)
+        self.shape = x.shape
+        self.x = rows if self.needs[1] else None
+        self.weight = weight if self.needs[0] else None
+        y = cublas.linear(rows, weight, bias, self.precision)
+        return y.reshape(*x.shape[:-1], weight.shape[1])
+
+    def backward(self, dy):
+        dy = as_rows(namespace(dy).ascontiguousarray(dy))
+        dx = dw = db = None
+        with aside(self, (1, 2), self.x, dy):
+            if self.needs[1]:
+                dw = weight_gradient(self.x.T, dy, self.precision, self.destination(1))
+            if self.needs[2]:
+                db = column_sums(dy, self.destination(2))
+        if self.needs[0]:
+            dx = matmul(dy, self.weight.T, precision=self.precision).reshape(self.shape)
+        return dx, dw, db
+
 
 # ---- GELU and the MLP ---------------------------------------------------------------------------
 
@@ -77,15 +106,19 @@ class _Gelu:
         kernel(self.grid, (self.threads,), self._arguments(u, pointer(self.bias), g))
         return g
 
-    def backward(self, u: Array, dg: Array, make_g: bool, out: Array | None = None) -> Array:
-        """The bias's gradient, in `out` if given. dg becomes du; with make_g, u becomes g."""
+    def backward(self, u: Array, dg: Array, make_g: bool) -> Array:
+        """dg becomes du; with make_g, u becomes g. Returns parts of the bias's gradient."""
         shape = (self.rows, self.grid[0]) if self.axis == 0 else (self.grid[1], self.columns)
         partial = namespace(u).empty(shape, dtype=wide(u.dtype))
         kernel = get("gelu.cu", self._name(True, make_g))
         kernel(self.grid, (self.threads,), self._arguments(u, pointer(self.bias), dg, partial))
+        return partial
+
+    def sum(self, partial: Array, out: Array | None) -> Array:
+        """The bias's gradient from its parts, in `out` if given."""
         if self.axis == 0:
             return sum_columns(partial, out=out)
-        out = namespace(u).empty(self.columns, dtype=partial.dtype) if out is None else out
+        out = namespace(partial).empty(self.columns, dtype=partial.dtype) if out is None else out
         sum_rows(partial[:, None], out)
         return out
 
@@ -178,16 +211,20 @@ class FastMLP(MLP):
         if u is None:  # a second backward (retain_graph): the first wrote over it
             u, self.biased = self.make_u(x, w1), False
         du = None if self.x1 is None else cublas.matmul_slope(self.w2.T, dy, u)
-        if du is not None:
-            both = weight_gradient(self.x1, du.T, None, None)
-            dw1, db1 = both[:-1], both[-1]
-        else:
+        partial = None
+        if du is None:
             du = self.product(self.w2.T, dy) if self.first else self.product(dy, self.w2.T)  # dg
-            db1 = self.gelu(u, self.b1).backward(u, du, g is None, self.destination(2))
+            partial = self.gelu(u, self.b1).backward(u, du, g is None)
             if g is None:
                 g, self.u = u, None
-            dw1 = self.weight_gradient(1, *((x, du.T) if self.first else (x.T, du)))
-        dw2 = self.weight_gradient(3, *((dy, g.T) if self.first else (g.T, dy)))
+        if partial is None:
+            both = weight_gradient(self.x1, du.T, None, None)
+            dw1, db1 = both[:-1], both[-1]
+        with aside(self, (1, 2, 3), partial, x, du, dy, g):
+            if partial is not None:
+                db1 = self.gelu(u, self.b1).sum(partial, self.destination(2))
+                dw1 = self.weight_gradient(1, *((x, du.T) if self.first else (x.T, du)))
+            dw2 = self.weight_gradient(3, *((dy, g.T) if self.first else (g.T, dy)))
         if self.needs[0]:
             dx = self.product(w1, du) if self.first else self.product(du, w1.T)
             dx = dx.reshape(self.shape)
@@ -286,13 +323,14 @@ class FastAddLayerNorm(AddLayerNorm):
                 np.int32(per_block), partial,
             ))  # fmt: skip
         results = [dx if self.needs[0] else None, dx if self.needs[1] else None, None, None, None]
-        if row_bias:
-            row_sums = row_sums.reshape(s.shape[0], -1)
-            results[2] = sum_columns(row_sums, out=self.destination(2))
-        for position in (3, 4, 2) if column_bias else (3, 4):
-            if self.needs[position]:
-                place = self.destination(position)
-                empty = xp.empty(channels, dtype=mean.dtype) if place is None else place
-                results[position] = empty
-        sum_rows(partial, results[3], results[4], results[2] if column_bias else None)
+        with aside(self, (2, 3, 4), partial, row_sums):
+            if row_bias:
+                row_sums = row_sums.reshape(s.shape[0], -1)
+                results[2] = sum_columns(row_sums, out=self.destination(2))
+            for position in (3, 4, 2) if column_bias else (3, 4):
+                if self.needs[position]:
+                    place = self.destination(position)
+                    empty = xp.empty(channels, dtype=mean.dtype) if place is None else place
+                    results[position] = empty
+            sum_rows(partial, results[3], results[4], results[2] if column_bias else None)
         return tuple(results)

@@ -27,17 +27,22 @@ class FastCrossEntropy(CrossEntropy):
             labels = xp.ascontiguousarray(labels, dtype=np.int64)
         if not (usable("cross_entropy.cu", f"cross_entropy<{type_of(z)}>") and can_sum(z.dtype)):
             return super().forward(z, target, smoothing, reduction)
+        scale = 1 / batch if reduction == "mean" else 1.0
         losses = xp.empty(batch, dtype=z.dtype)
         self.dz = xp.empty_like(z) if self.needs[0] else None
         kernel = get("cross_entropy.cu", f"cross_entropy<{type_of(z)}>")
         kernel((batch,), (min(1024, 32 * ceil_div(classes, 32)),), (
-            z, pointer(labels), pointer(targets), float(smoothing), np.int32(classes), losses,
-            pointer(self.dz),
+            z, pointer(labels), pointer(targets), float(smoothing), scale, np.int32(classes),
+            losses, pointer(self.dz),
         ))  # fmt: skip
-        self.scale = 1 / batch if reduction == "mean" else 1.0
         if reduction == "none":
             return losses
-        return sum_columns(losses.reshape(1, -1), self.scale).reshape(())
+        return sum_columns(losses.reshape(1, -1), scale).reshape(())
+
+    def backward(self, dloss):
+        if "scale" in self.__dict__:  # the plain forward was run
+            return super().backward(dloss)
+        return self.dz * dloss[..., None]
 
 
 # ---- the optimizer ------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..backend import Array, matmul, namespace, wide
+from ..backend import Array, is_half, matmul, namespace, wide
+from ..backend import sum_rows as plain_sum_rows
 from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 
 
@@ -21,6 +22,19 @@ def sum_columns(matrix: Array, scale: float = 1.0, out: Array | None = None) -> 
     kernel = get("reduce.cu", f"sum_columns<{type_of(matrix)}>")
     kernel((rows,), (256,), (matrix, sums, columns, float(scale)))
     return sums
+
+
+def column_sums(matrix: Array, out: Array | None) -> Array:
+    """(rows, columns) -> (columns,), in `out` if given; of two-byte numbers in float32."""
+    if is_half(matrix.dtype) or not can_sum(matrix.dtype):
+        sums = plain_sum_rows(matrix)
+        if out is None:
+            return sums
+        out[...] = sums
+        return out
+    out = namespace(matrix).empty(matrix.shape[1], dtype=matrix.dtype) if out is None else out
+    sum_rows(matrix[:, None], out)
+    return out
 
 
 def can_sum(dtype: np.dtype) -> bool:
