@@ -10,18 +10,21 @@ Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit fo
 import argparse
 import csv
 import io
+import itertools
 import shlex
 import signal
 import sys
 import tempfile
 import time
 import zlib
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from minimixer import AdamW, Mixer, backend, data, schedule
+from minimixer import AdamW, Mixer, backend, data, fetch, record, schedule
 from minimixer import functional as F
 from minimixer.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from minimixer.idx import replace_file
@@ -40,7 +43,9 @@ SETTINGS = {
     "weight_decay": (0.05, "AdamW's decay, on matrices only"),
     "schedule": ("cosine", "learning rate after the warm-up: cosine, linear or constant"),
     "warmup": (0.1, "share of the steps in which the learning rate rises"),
+    "stochastic_depth": (0.0, "probability of skipping the last block, less for those before it"),
     "max_shift": (1, "each image moves by up to so many pixels, anew in each epoch"),
+    "accumulate": (1, "cut each batch into so many parts, for their gradients' sum: less memory"),
     "clip": (0.0, "largest gradient norm; 0: no clipping"),
     "precision": ("float32", "float32, tf32 (a GPU's), bfloat16 or float16"),
     "seed": (0, "initial weights, order of the images, shifts"),
@@ -52,6 +57,11 @@ SETTINGS = {
         "embedded MNIST",
     ),
 }
+# On a GPU, where a step takes half a millisecond: chosen in the same way.
+GPU_SETTINGS = {
+    "patch_size": 4, "hidden_dim": 96, "tokens_mlp_dim": 64, "channels_mlp_dim": 256, "epochs": 40,
+    "stochastic_depth": 0.1, "max_shift": 2, "precision": "bfloat16",
+}  # fmt: skip
 
 
 def main() -> int:
@@ -62,9 +72,17 @@ def main() -> int:
     checkpoint = out / "checkpoint.npz"
     if options.resume:
         recall_settings(options, given, checkpoint)
+    elif options.device != "cpu":
+        for name in GPU_SETTINGS.keys() - given:
+            setattr(options, name, GPU_SETTINGS[name])
     check_settings(options)
     device = backend.check_device(options.device)
-    backend.check_precision(options.precision, device)
+    try:
+        backend.check_precision(options.precision, device)
+    except ValueError:
+        if "precision" in given or options.resume:
+            raise
+        options.precision = "float32"  # an older GPU
 
     # ---- data, model, optimizer
     source = options.data_dir or "the embedded MNIST"
@@ -88,8 +106,10 @@ def main() -> int:
             hidden_dim=options.hidden_dim,
             tokens_mlp_dim=options.tokens_mlp_dim,
             channels_mlp_dim=options.channels_mlp_dim,
+            stochastic_depth=options.stochastic_depth,
             class_names=[str(label) for label in range(classes)],
             seed=options.seed,
+            checkpoint_blocks=options.checkpoint_blocks,
         )
         .to(device)
         .set_precision(options.precision)
@@ -119,6 +139,24 @@ def main() -> int:
     )
 
     # ---- training
+    def train_step(images, labels):
+        """One step on a batch, in --accumulate parts: (mean loss, how many were right)."""
+        total, right = 0.0, 0
+        for part in parts(len(images), options.accumulate):
+            model.random.start_at(part.start)
+            logits = model(images[part])
+            loss = F.cross_entropy(logits, labels[part], reduction="sum") / len(images)
+            loss.backward()
+            total += loss.detach()
+            right += (logits.data.argmax(axis=1) == labels[part]).sum()
+        if options.clip:
+            optimizer.clip_grad_norm(options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total, right
+
+    train_step = record(train_step, model, optimizer, graph=options.graph)
+    lag = 0 if device == "cpu" else 8
     stop = StopSignal()
     saved = options.resume  # is the checkpoint in `out` one of this run?
     images_done = progress["epoch"] * len(train_images) + seen_so_far(progress, batches)
@@ -130,32 +168,29 @@ def main() -> int:
             bar.set_description(f"epoch {epoch + 1}/{options.epochs}")
             started = time.perf_counter() - progress["seconds"]
             model.train()
+            coming: deque = deque()  # steps whose results were not read yet
             for images, labels in batches.epoch(epoch, start=progress["batch"]):
-                step = epoch * len(batches) + progress["batch"]
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
-                loss.backward()
-                if options.clip:
-                    optimizer.clip_grad_norm(options.clip)
+                step = epoch * len(batches) + progress["batch"] + len(coming)
                 optimizer.lr_factor = schedule(step, total_steps, warmup_steps, options.schedule)
-                optimizer.step()
-                optimizer.zero_grad()
-
-                value = loss.item()
-                if not np.isfinite(value):
-                    raise ValueError(diverged(f"the loss became {value}", step, saved, checkpoint))
-                progress["batch"] += 1
-                progress["loss_sum"] += value * len(labels)
-                progress["correct"] += int((logits.argmax(axis=1).numpy() == labels).sum())
-                progress["seconds"] = time.perf_counter() - started
-                seen = seen_so_far(progress, batches)
-                bar.update(len(labels))
-                bar.set_postfix(
-                    loss=f"{progress['loss_sum'] / seen:.4f}",
-                    accuracy=f"{progress['correct'] / seen:.2%}",
-                    refresh=False,
-                )
-                if stop.requested:
+                coming.append((step, len(labels), fetch(*train_step(images, labels))))
+                # A GPU works on while Python prepares the next steps: results are read later.
+                last = step + 1 == (epoch + 1) * len(batches)
+                for step, size, loss, right in ready(coming, 0 if last or stop.requested else lag):
+                    if not np.isfinite(loss):
+                        what = f"the loss became {loss}"
+                        raise ValueError(diverged(what, step, saved, checkpoint))
+                    progress["batch"] += 1
+                    progress["loss_sum"] += loss * size
+                    progress["correct"] += int(right)
+                    progress["seconds"] = time.perf_counter() - started
+                    seen = seen_so_far(progress, batches)
+                    bar.update(size)
+                    bar.set_postfix(
+                        loss=f"{progress['loss_sum'] / seen:.4f}",
+                        accuracy=f"{progress['correct'] / seen:.2%}",
+                        refresh=False,
+                    )
+                if stop.requested and not coming:
                     bar.close()
                     save_checkpoint(checkpoint, model, optimizer, progress)
                     again = [sys.argv[0], "--resume", "--out", str(out), "--device", options.device]
@@ -203,6 +238,21 @@ def main() -> int:
     return 0
 
 
+def parts(size: int, count: int) -> list[slice]:
+    """`size` examples in `count` parts, as even as it goes; none is empty."""
+    borders = [size * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(borders) if a < b]
+
+
+def ready(coming: deque, most: int) -> Iterator[tuple[int, int, float, float]]:
+    """Take steps out of `coming`, oldest first, until at most so many are left: number, size and
+    results of each."""
+    while len(coming) > most:
+        step, size, fetched = coming.popleft()
+        loss, right = (float(value) for value in fetched.results())
+        yield step, size, loss, right
+
+
 def seen_so_far(progress: dict, batches: data.Batches) -> int:
     """Images of the current epoch that were trained on; its last batch may be smaller."""
     return min(progress["batch"] * batches.batch_size, len(batches.images))
@@ -215,7 +265,8 @@ def diverged(what: str, step: int, saved: bool, checkpoint: Path) -> str:
 
 def evaluate(model: Mixer, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """(mean loss, accuracy)"""
-    probabilities = model.predict_proba(images)
+    # A GPU wants large pieces, the CPU's cache small ones.
+    probabilities = model.predict_proba(images, 256 if model.device == "cpu" else 2000)
     true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(true_class.clip(1e-30)).mean()), float(
         (probabilities.argmax(axis=1) == labels).mean()
@@ -260,10 +311,20 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", default="runs/mnist", help="directory for results (default: runs/mnist)"
     )
     parser.add_argument(
+        "--graph", default="auto", choices=["auto", "on", "off"],
+        help="CUDA graphs: record a training step and replay it (default: auto, on a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint-blocks", action="store_true",
+        help="keep only each block's input for backward: less memory, more time, same results",
+    )  # fmt: skip
+    parser.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, with its settings"
     )
     for name, (default, text) in SETTINGS.items():
         shown = "" if default == "" else f" (default: {default})"
+        if name in GPU_SETTINGS:
+            shown += f" (on a GPU: {GPU_SETTINGS[name]})"
         parser.add_argument(
             "--" + name.replace("_", "-"), type=type(default), default=default, help=text + shown
         )
@@ -280,10 +341,10 @@ def parse_arguments() -> tuple[argparse.Namespace, set[str]]:
 
 def check_settings(options: argparse.Namespace) -> None:
     for name in ("epochs", "batch_size", "lr", "patch_size", "num_blocks", "hidden_dim",
-                 "tokens_mlp_dim", "channels_mlp_dim"):  # fmt: skip
+                 "tokens_mlp_dim", "channels_mlp_dim", "accumulate"):  # fmt: skip
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive")
-    for name in ("weight_decay", "max_shift", "clip", "seed", "limit_train"):
+    for name in ("weight_decay", "max_shift", "clip", "seed", "limit_train", "stochastic_depth"):
         if not getattr(options, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative")
     if options.schedule not in ("cosine", "linear", "constant"):
@@ -326,7 +387,9 @@ def recall_settings(options: argparse.Namespace, given: set[str], checkpoint: Pa
         not isinstance(progress.get(key), kind) for key, kind in wanted.items()
     ):
         raise ValueError(f"{checkpoint} was not written by this script")
-    stored = {"precision": "float32", **progress["settings"]}  # which older runs lack
+    # What runs of older versions lack.
+    older = {"precision": "float32", "accumulate": 1, "stochastic_depth": 0.0}
+    stored = older | progress["settings"]
     for name in SETTINGS:
         if name not in stored:
             raise ValueError(f"{checkpoint} was not written by this script: it has no {name}")

@@ -69,6 +69,8 @@ def record(
     waits for the GPU, as reading a number does, can't be recorded: one warning says so, and it
     runs as it is. ValueError for another `graph`.
     """
+    if graph not in ("auto", "on", "off"):
+        raise ValueError(f"graph must be 'auto', 'on' or 'off', got {graph!r}")
     return Recorded(function, model, optimizer, graph)
 
 
@@ -78,8 +80,6 @@ class Recorded:
     def __init__(
         self, function: Callable, model: Module, optimizer: Optimizer | None, graph: str
     ):  # fmt: skip
-        if graph not in ("auto", "on", "off"):
-            raise ValueError(f"graph must be 'auto', 'on' or 'off', got {graph!r}")
         self.function, self.model, self.optimizer, self.graph = function, model, optimizer, graph
         self._recordings: dict[Any, _Recording | None] = {}  # None: it can't be recorded
         self._seen: set[Any] = set()

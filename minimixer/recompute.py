@@ -47,7 +47,7 @@ def recompute(module: Module, *inputs: Any) -> Any:
     parameters += [v for v in others if isinstance(v, Variable)]
     layers = [m for _, m in module.named_modules() if isinstance(m, RandomLayer)]
     results: list[Any] = []
-    outputs = Recompute.apply(
+    outputs = _Recompute.apply(
         *[inputs[i] for i in places], *parameters, run=run, count=len(places), layers=layers,
         results=results,
     )  # fmt: skip
@@ -61,7 +61,7 @@ def _is_activation(value: Any) -> bool:
     return is_array(value) or (isinstance(value, Variable) and not value.is_parameter)
 
 
-class Recompute(Function):
+class _Recompute(Function):
     """What `run` makes of the first `count` inputs. After them come the Parameters that it reads;
     their gradients go to them directly, from the backward inside of backward."""
 
@@ -84,7 +84,7 @@ class Recompute(Function):
             )
         found: list[Any] = [None] * len(self.needs)
         inputs = [
-            Catch.apply(Tensor(array, requires_grad=True), found=found, place=i)
+            _Catch.apply(Tensor(array, requires_grad=True), found=found, place=i)
             if self.needs[i] else Tensor(array) for i, array in enumerate(self.inputs)
         ]  # fmt: skip
         now = [random.counters.copy() for random, _ in self.counters]
@@ -93,7 +93,7 @@ class Recompute(Function):
         with enable_grad():
             outputs = _activations(self.run(inputs))
             arrived = [i for i, gradient in enumerate(gradients) if gradient is not None]
-            end = End.apply(
+            end = _End.apply(
                 *[outputs[i] for i in arrived], gradients=[gradients[i] for i in arrived]
             )
         for (random, _), counters in zip(self.counters, now, strict=True):
@@ -107,7 +107,7 @@ def _activations(result: Any) -> list[Any]:
     return [v for v in (result if isinstance(result, tuple) else (result,)) if _is_activation(v)]
 
 
-class Catch(Function):
+class _Catch(Function):
     """y = x; its gradient is put into `found`, and goes nowhere else."""
 
     takes_numbers = False
@@ -121,7 +121,7 @@ class Catch(Function):
         self.found[self.place] = dy
 
 
-class End(Function):
+class _End(Function):
     """A zero in which several outputs meet, to start from with a gradient for each."""
 
     takes_numbers = False

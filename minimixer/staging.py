@@ -5,9 +5,10 @@ ordinary memory, makes Python wait for all that is queued, and then the GPU for 
 to: a GPU copies from and to "pinned" memory (which the system never moves) when its turn in the
 queue comes, and an event says when it has. On the CPU there is nothing to wait for.
 
->>> loss = fetch(Tensor([0.5, 0.25]))
->>> loss.result()                            # here the program waits, if it has to
-array([0.5 , 0.25], dtype=float32)
+>>> from minimixer import Tensor
+>>> asked = fetch(Tensor([0.5, 0.25]))
+>>> asked.results()                          # here the program waits, if it has to
+[array([0.5 , 0.25], dtype=float32)]
 
 Next: `graph.py`, steps of one launch.
 """
@@ -36,7 +37,7 @@ class Inbox:
         """Queue the copy of `values`, on CPU or GPU, which may then be changed at once."""
         if namespace(values) is not np:
             if values.data.ptr != self.array.data.ptr:
-                self.array[...] = values
+                self._copy(values)
             return
         import cupyx
 
@@ -52,32 +53,43 @@ class Inbox:
         self.array.data.copy_from_host_async(pinned.ctypes.data, pinned.nbytes, stream)
         copied.record(stream)
 
+    def _copy(self, values: Array) -> None:
+        if values.flags.c_contiguous and values.device == self.array.device:
+            stream = sys.modules["cupy"].cuda.get_current_stream()
+            self.array.data.copy_from_device_async(values.data, values.nbytes, stream)
+        else:
+            self.array[...] = values
+
 
 class Fetched:
-    """A result that was asked for. `result()` is a NumPy array, and waits for it if need be."""
+    """Results that were asked for. `results()` are NumPy arrays, and waits for them if need be."""
 
-    def __init__(self, values: np.ndarray, arrived: Any = None):
+    def __init__(self, values: list[np.ndarray], arrived: Any):
         self._values, self._arrived = values, arrived
 
-    def result(self) -> np.ndarray:
+    def results(self) -> list[np.ndarray]:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values
 
 
-def fetch(array: Any) -> Fetched:
-    """Queue the copy of a Tensor or array to the CPU: its values as they are at this point of the
+def fetch(*arrays: Any) -> Fetched:
+    """Queue the copy of Tensors or arrays to the CPU: their values as they are at this point of the
     queue, whatever is written there later."""
-    array = array.data if isinstance(array, Variable) else array
-    if namespace(array) is np:
-        return Fetched(array.copy())
-    import cupyx
+    values, arrived = [], None
+    for array in arrays:
+        array = array.data if isinstance(array, Variable) else array
+        if namespace(array) is np:
+            values.append(array.copy())
+            continue
+        import cupyx
 
-    cupy = sys.modules["cupy"]
-    stream = cupy.cuda.get_current_stream()
-    source = array if array.flags.c_contiguous else array.copy()
-    pinned = cupyx.empty_pinned(source.shape, source.dtype)
-    source.data.copy_to_host_async(pinned.ctypes.data, pinned.nbytes, stream)
-    arrived = cupy.cuda.Event(block=False, disable_timing=True)
-    arrived.record(stream)
-    return Fetched(pinned, arrived)
+        cupy = sys.modules["cupy"]
+        stream = cupy.cuda.get_current_stream()
+        source = array if array.flags.c_contiguous else array.copy()
+        pinned = cupyx.empty_pinned(source.shape, source.dtype)
+        source.data.copy_to_host_async(pinned.ctypes.data, pinned.nbytes, stream)
+        arrived = cupy.cuda.Event(block=False, disable_timing=True)
+        arrived.record(stream)
+        values.append(pinned)
+    return Fetched(values, arrived)

@@ -1,0 +1,527 @@
+"""Recorded steps against the same steps run as they are: the same bits, whatever changes.
+
+The bodies run on both devices; on the CPU `record` runs the function, and must not disturb it.
+"""
+
+import gc
+import itertools
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import _cuda
+from hypothesis import given
+from strategies import reference_functions
+from test_oracles import SMALL, Case, cases, examples
+from test_precision import UNIT
+
+from minimixer import (
+    SGD,
+    AdamW,
+    Dropout,
+    Linear,
+    Mixer,
+    Module,
+    Tensor,
+    fetch,
+    kernels,
+    no_grad,
+    record,
+)
+from minimixer import functional as F
+from minimixer.backend import synchronize, to_device, to_numpy
+from minimixer.graph import MOST_CHANGES, MOST_RECORDINGS
+from minimixer.staging import Inbox
+
+CASE = Case(
+    {
+        "image_size": (16, 24), "patch_size": 4, "in_channels": 3, "num_classes": 7,
+        "num_blocks": 2, "hidden_dim": 32, "tokens_mlp_dim": 24, "channels_mlp_dim": 48,
+    },
+    batch=6, seed=1,
+)  # fmt: skip
+
+
+@pytest.fixture(params=[_cuda])
+def gpu(request) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_surprises():
+    """A step that could not be recorded would agree with itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def batches(case: Case, count: int = 12) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every fourth is smaller, as the last of an epoch may be."""
+    found = []
+    for i in range(count):
+        case_i = Case(case.config, case.batch, case.seed + i)
+        images = (40 * case_i.images() + 128).clip(0, 255).astype("uint8")
+        size = case.batch if i % 4 < 3 else max(1, case.batch // 2)
+        found.append((images[:size], case_i.labels()[:size]))
+    return found
+
+
+class Training:
+    """A model, its optimizer and a recorded step, and all that can be known about them."""
+
+    def __init__(self, device: str, graph: str, case: Case = CASE, clip=0.0, accumulate=1,
+                 optimizer=AdamW, **changes: Any):  # fmt: skip
+        self.model = case.model(device, "float32", **changes)
+        self.optimizer = optimizer(self.model.parameters(), lr=0.01)
+        self.clip, self.accumulate = clip, accumulate
+        self.run = record(self.step, self.model, self.optimizer, graph=graph)
+        self.said: list[Any] = []
+
+    def step(self, images, labels):
+        total = 0.0
+        for i in range(self.accumulate):
+            part = slice(
+                i * len(images) // self.accumulate, (i + 1) * len(images) // self.accumulate
+            )
+            self.model.random.start_at(part.start)
+            scores = self.model(images[part])
+            loss = F.cross_entropy(scores, labels[part], reduction="sum") / len(images)
+            loss.backward()
+            total += loss.detach()
+        norm = self.optimizer.clip_grad_norm(self.clip) if self.clip else scores
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"loss": total, "norm": norm}
+
+    def train(self, data) -> "Training":
+        for number, (images, labels) in enumerate(data):
+            self.optimizer.lr_factor = 1 / (1 + number)
+            result = self.run(images, labels)
+            self.said.append(fetch(result["loss"], result["norm"]))
+        return self
+
+    def state(self) -> list[bytes]:
+        arrays = [self.model.buffer.values, *self.optimizer.state.values(), self.optimizer.control]
+        arrays += [self.model.random.counters, self.model.buffer.loss_scale]
+        said = [value for fetched in self.said for value in fetched.results()]
+        return [to_numpy(a).tobytes() for a in [*arrays, *said]]
+
+
+def compare(device: str, data: Any, **kind: Any) -> Training:
+    plain, recorded = (Training(device, graph, **kind).train(data) for graph in ("off", "auto"))
+    assert plain.state() == recorded.state()
+    assert not np.isnan(recorded.said[-1].results()[0])
+    assert plain.run.recordings == 0
+    assert (recorded.run.recordings > 0) == (device != "cpu")
+    return recorded
+
+
+# ---- the same bits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", list(UNIT))
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"stochastic_depth": 0.4, "clip": 0.5}, {"accumulate": 3, "stochastic_depth": 0.4},
+     {"checkpoint_blocks": True, "stochastic_depth": 0.4}, {"optimizer": SGD, "clip": 0.1}],
+    ids=["plain", "clip", "accumulate", "checkpoint", "sgd"],
+)  # fmt: skip
+def test_recorded_training_has_the_bits_of_eager(device, precision, kind):
+    if precision == "tf32" and device == "cpu":
+        pytest.skip("tf32 is a GPU's")
+    if precision == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    recorded = compare(device, batches(CASE), precision=precision, **kind)
+    assert device == "cpu" or recorded.run.recordings == 2  # the whole batch and the smaller one
+
+
+def test_of_any_size(device):
+    @examples(device, cpu=5, cuda=12)
+    @given(cases())
+    def run(case):
+        compare(device, batches(case, 9), case=case, stochastic_depth=0.3)
+
+    run()
+
+
+def test_with_the_plain_functions(device):
+    with reference_functions():
+        plain = Training(device, "off").train(batches(CASE))
+    assert np.isfinite(plain.said[-1].results()[0])
+
+
+def test_float16_skips_the_same_steps(device):
+    """The scale starts too high: the first steps overflow, and change nothing."""
+    found = []
+    for graph in ("off", "auto"):
+        training = Training(device, graph, precision="float16")
+        training.model.buffer.loss_scale[0] = 2.0**30
+        found.append(training.train(batches(CASE, 40)[::2]))
+    assert found[0].state() == found[1].state()
+    scale, steps = (float(to_numpy(a)[i]) for a, i in (
+        (found[1].model.buffer.loss_scale, 0), (found[1].optimizer.control, 1)))  # fmt: skip
+    assert scale < 2.0**30 and 0 < steps < 20
+
+
+def test_nan_shows_in_the_same_step(device):
+    data = batches(CASE)
+    images = [x.astype("float32") for x, _ in data]
+    found = []
+    for graph in ("off", "auto"):
+        training = Training(device, graph).train(
+            [(x, y) for x, (_, y) in zip(images[:5], data, strict=False)]
+        )
+        training.model.stem.bias.data = np.full(32, np.nan)
+        training.train([(images[5], data[5][1])])
+        found.append([float(f.results()[0]) for f in training.said])
+    assert np.array_equal(*found, equal_nan=True)
+    assert np.isfinite(found[0][:5]).all() and np.isnan(found[0][5])
+
+
+CHANGES = {
+    "mode": lambda t: t.model.eval(),
+    "learning rate": lambda t: setattr(t.optimizer, "lr", 0.3),
+    "momentum": lambda t: setattr(t.optimizer, "betas", (0.5, 0.5)),
+    "precision": lambda t: t.model.set_precision("float16"),
+    "weights": lambda t: t.model.load_state_dict(
+        {k: v + 0.1 for k, v in t.model.state_dict().items()}),
+    "one weight": lambda t: setattr(t.model.stem.bias, "data", np.ones(32)),
+    "frozen": lambda t: setattr(t.model.blocks[1].norm1.weight, "requires_grad", False),
+    "kernels": lambda t: kernels.use("reference"),
+    "dropout": lambda t: setattr(t.model.blocks[1].drop1, "p", 0.9),
+    "normalization": lambda t: t.model.set_normalization(0.1, 0.2),
+    "epsilon": lambda t: setattr(t.model.norm, "epsilon", 0.5),
+    "seed": lambda t: setattr(t.model.random, "seed", 9),
+    "step": lambda t: t.model.random.set(77),
+    "another block": lambda t: setattr(t.model, "blocks", t.model.blocks[::-1]),
+    "checkpointing": lambda t: setattr(t.model, "checkpoint_blocks", True),
+    "moved": lambda t: (t.model.to("cpu"), t.model.to(t.device)),
+    "gradients": lambda t: t.model(batches(CASE)[0][0]).sum().backward(),
+    "own step": lambda t: t.step(*(to_device(a, t.device) for a in batches(CASE)[0])),
+    "optimizer state": lambda t: t.optimizer.load_state_dict(
+        {**t.optimizer.state_dict(), "step": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_noticed(device, change):
+    """Steps recorded before it must not be replayed as if nothing had happened; back and forth."""
+    data, found = batches(CASE, 4), []
+    if change == "kernels":  # CuPy's own products can't be recorded
+        warnings.simplefilter("ignore")
+    try:
+        for graph in ("off", "auto"):
+            kernels.use("auto")
+            training = Training(device, graph, stochastic_depth=0.3)
+            training.device = device
+            training.train(data * 3)
+            before = training.state()
+            CHANGES[change](training)
+            if change == "mode":
+                training.train(data * 3)
+                training.model.train()
+            training.train(data * 3)
+            if change == "kernels":
+                kernels.use("auto")
+                training.train(data * 2)
+            found.append(training.state())
+            assert found[-1] != before
+    finally:
+        kernels.use("auto")
+    assert found[0] == found[1]
+
+
+class Tied(Module):
+    """One weight used by a product twice and by plain arithmetic as well."""
+
+    def __init__(self):
+        self.layer = Linear(8, 8, seed=1)
+        self.dropout = Dropout(0.2)
+        self.parameters()
+
+    def forward(self, x):
+        y = self.layer(F.gelu(self.layer(self.dropout(x))))
+        return (y * y).mean() + (self.layer.weight * self.layer.weight).sum() * 0.1
+
+
+def test_shared_weights(device):
+    """Gradients that are computed beside the main line, and added to from it."""
+    found = []
+    for graph in ("off", "auto"):
+        model = Tied().to(device)
+        optimizer = AdamW(model.parameters(), lr=0.01)
+
+        def step(x, model=model, optimizer=optimizer):
+            loss = model(x)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        run = record(step, model, optimizer, graph=graph)
+        losses = [
+            float(fetch(run(np.full((4, 8), i, dtype="float32"))).results()[0]) for i in range(9)
+        ]
+        found.append((losses, to_numpy(model.layer.weight.data).tobytes()))
+    assert found[0] == found[1]
+
+
+def test_gradients_add_up_over_calls(device):
+    found = []
+    for graph in ("off", "auto"):
+        model = CASE.model(device, "float32")
+
+        def add(images, labels, model=model):
+            F.cross_entropy(model(images), labels).backward()
+
+        run = record(add, model, graph=graph)
+        sums = []
+        for _ in range(5):
+            for images, labels in batches(CASE, 3):
+                run(images, labels)
+            sums.append(to_numpy(model.buffer.gradients).tobytes())
+            assert all(p.grad is not None for p in model.parameters())
+            model.zero_grad()
+        assert sums == sums[:1] * 5
+        found.append(sums)
+    assert found[0] == found[1]
+    # Overwritten first, added to after that: two recordings.
+    assert run.recordings == (0 if device == "cpu" else 2)
+
+
+def test_parts_of_a_batch_make_its_gradient(device):
+    """To rounding in float64, dropped blocks included: a draw belongs to its example."""
+    images, labels = CASE.images(), CASE.labels()
+    found = []
+    for count in (1, 2, 4, 6):
+        model = CASE.model(device, "float64", stochastic_depth=0.5)
+        borders = [len(images) * i // count for i in range(count + 1)]
+        for start, stop in itertools.pairwise(borders):
+            model.random.start_at(start)
+            scores = model(images[start:stop])
+            (F.cross_entropy(scores, labels[start:stop], reduction="sum") / len(images)).backward()
+        found.append(to_numpy(model.buffer.gradients))
+    assert abs(found[0]).max() > 1e-2
+    for other in found[1:]:
+        assert abs(other - found[0]).max() <= 1e-12
+
+
+# ---- inference, settings, results ---------------------------------------------------------------
+
+
+def test_inference_and_settings(device):
+    model = CASE.model(device, "float32").eval()
+
+    @no_grad()
+    def scores(images, factor=1.0):
+        return model(images) * factor
+
+    run = record(scores, model)
+    for images, _ in batches(CASE, 3) * 3:
+        for factor in (1.0, 2.0):
+            expected = to_numpy(scores(to_device(images, device), factor=factor).data)
+            found = run(images, factor=factor)
+            assert type(found) is Tensor and not found.requires_grad
+            assert (found.numpy() == expected).all()
+    assert run.recordings == (0 if device == "cpu" else 2)
+    run(Tensor(images.astype("float32"), device=device))  # Tensors, too
+
+
+def test_results_of_any_form(device):
+    model = CASE.model(device, "float32")
+
+    def step(images):
+        y = model(images)
+        return {"a": (y, [y.data, y * 2]), "b": None}
+
+    run = record(step, model)
+    for images, _ in batches(CASE, 3) * 2:
+        result = run(images)
+        a, (b, c) = result["a"]
+        assert result["b"] is None and (to_numpy(b) == a.numpy()).all()
+        assert (c.numpy() == 2 * a.numpy()).all()
+        assert (a.numpy() == model(images).numpy()).all()
+
+
+def test_one_recording_inside_another(device):
+    model = CASE.model(device, "float32").eval()
+    inner = record(lambda x: model(x) * 2, model)
+    outer = record(lambda x: inner(x) + 1, model)
+    for images, _ in batches(CASE, 3) * 3:
+        expected = model(images).numpy() * 2 + 1
+        assert (outer(images).numpy() == expected).all()
+
+
+def test_inputs_may_change_at_once(device):
+    """Copies are queued; what was given may be written over as soon as the call is back."""
+    model = CASE.model(device, "float32").eval()
+    run = record(lambda x: model(x).sum(axis=1), model)
+    images = np.empty((6, 16, 24, 3), dtype="float32")
+    asked, expected = [], []
+    for i in range(30):
+        images[...] = np.random.default_rng(i).standard_normal(images.shape)
+        expected.append(model(images).sum(axis=1).numpy().copy())
+        asked.append(fetch(run(images)))
+    for a, b in zip(asked, expected, strict=True):
+        assert (a.results()[0] == b).all()
+
+
+def test_fetched_results_are_of_their_moment(device):
+    array = to_device(np.arange(6.0).reshape(2, 3), device)
+    asked = fetch(array, Tensor(array[:, 1]), array.sum())
+    array += 1
+    synchronize(device)
+    found = asked.results()
+    assert (found[0] == np.arange(6).reshape(2, 3)).all() and found[1].tolist() == [1, 4]
+    assert found[2].shape == () and found[2] == 15
+
+
+# ---- what it costs ------------------------------------------------------------------------------
+
+
+def test_a_replay_allocates_nothing(gpu):
+    import cupy
+
+    training = Training(gpu, "on", clip=1.0, stochastic_depth=0.2).train(batches(CASE))
+    images, labels = (to_device(a, gpu) for a in batches(CASE)[0])
+    training.run(images, labels)
+
+    class Count(cupy.cuda.MemoryHook):
+        name, calls = "count", 0
+
+        def alloc_preprocess(self, **_):
+            self.calls += 1
+
+        malloc_preprocess = alloc_preprocess
+
+    used = cupy.get_default_memory_pool().used_bytes()
+    with Count() as count:
+        for _ in range(3):
+            training.run(images, labels)
+    assert count.calls == 0 and cupy.get_default_memory_pool().used_bytes() == used
+
+
+def test_its_memory_goes_with_it(gpu):
+    import cupy
+
+    sizes = {"image_size": 64, "patch_size": 8, "num_blocks": 4, "hidden_dim": 256,
+             "tokens_mlp_dim": 128, "channels_mlp_dim": 1024, "num_classes": 7}  # fmt: skip
+    data = [(np.zeros((256, 64, 64, 3), "uint8"), np.zeros(256, "int64"))] * 4
+    free = []
+    for _ in range(4):
+        training = Training(gpu, "auto", Case(CASE.config, 1, 1))
+        training.model = Mixer(**sizes).to(gpu)
+        training.optimizer = AdamW(training.model.parameters())
+        training.run = record(training.step, training.model, training.optimizer)
+        training.train(data)
+        synchronize(gpu)
+        assert training.run.recordings == 1 and training.run.reserved_bytes > 200 << 20
+        gone = weakref.ref(training.run)
+        del training
+        gc.collect()  # the test's own step is a method of what holds it
+        assert gone() is None
+        cupy.get_default_memory_pool().free_all_blocks()
+        free.append(cupy.cuda.runtime.memGetInfo()[0])
+    assert free[-1] >= free[0] - (64 << 20)
+
+
+def test_inboxes_take_arrays_of_both_devices(gpu):
+    inbox = Inbox((2, 3), np.dtype("float32"))
+    for i in range(8):
+        values = np.full((2, 3), i, dtype="float32")
+        for array in (values, to_device(values, gpu), to_device(values.T.copy(), gpu).T):
+            inbox.array.fill(-1)
+            inbox.take(array)
+            assert (to_numpy(inbox.array) == i).all()
+
+
+# ---- what can go wrong --------------------------------------------------------------------------
+
+
+def test_what_is_refused(device):
+    model = CASE.model(device, "float32")
+    with pytest.raises(ValueError, match="'auto', 'on' or 'off', got 'maybe'"):
+        record(model, model, graph="maybe")
+    run = record(lambda x: model(x), model)
+    with pytest.raises(TypeError, match=r"input 1 is 3: give settings by name"):
+        run(batches(CASE)[0][0], 3)
+    if device == "cpu":
+        with pytest.raises(ValueError, match="the model is on the CPU"):
+            record(model, model, graph="on")(batches(CASE)[0][0])
+
+
+def waits(model, images):
+    return Tensor([model(images).sum().item()])
+
+
+def copies(model, images):
+    return model(images) + Tensor(np.ones(7, "float32"), device=model.device)
+
+
+def sets_the_rate(model, images):
+    AdamW(model.parameters()).lr_factor = 0.5
+    return model(images)
+
+
+@pytest.mark.parametrize("function", [waits, copies, sets_the_rate])
+def test_what_cannot_be_recorded_runs_as_it_is(gpu, function):
+    model = CASE.model(gpu, "float32").eval()
+    run = record(lambda images: function(model, images), model)
+    images = batches(CASE)[0][0]
+    expected = function(model, to_device(images, gpu)).numpy()
+    assert (run(images).numpy() == expected).all()
+    with pytest.warns(RuntimeWarning, match=r"test_graph\.py:\d+ could not be recorded") as said:
+        assert (run(images).numpy() == expected).all()
+    assert len(said) == 1
+    for images, _ in batches(CASE) * 2:  # a second warning would be an error
+        assert np.allclose(run(images).numpy(), function(model, to_device(images, gpu)).numpy())
+    assert run.recordings == 0
+    good = record(lambda x: model(x), model)
+    for _ in range(3):
+        assert (good(images).numpy() == model(images).numpy()).all()
+    assert good.recordings == 1
+
+
+def test_an_error_of_the_function_is_its_own(device):
+    training, calls = Training(device, "auto"), []
+
+    def step(images, labels):
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyError("mine")
+        return training.step(images, labels)
+
+    run = record(step, training.model, training.optimizer)
+    data = batches(CASE)
+    run(*data[0])
+    run(*data[3])  # of another shape
+    state = training.state()
+    calls.extend([1, 1])
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(KeyError, match="mine"):
+                run(*data[0])
+    assert training.state() == state
+    assert all(p.grad is None for p in training.model.parameters())
+
+
+def test_shapes_that_always_change(gpu):
+    model = CASE.model(gpu, "float32").eval()
+    run = record(lambda x: model(x), model)
+    images = np.zeros((64, 16, 24, 3), "uint8")
+    with pytest.warns(RuntimeWarning, match="change from step to step") as said:
+        for size in range(1, 30):
+            assert run(images[:size]).shape == (size, 7)
+    assert len(said) == 1 and run.recordings == 0
+    for size in range(1, 30):
+        assert (run(images[:size]).numpy() == model(images[:size]).numpy()).all()
+    assert 0 < run.recordings <= MOST_RECORDINGS
+    assert MOST_CHANGES < 29
+
+
+def test_small_models_of_every_kind_train(device):
+    """SMALL has sizes that vector loads can't take."""
+    compare(device, batches(Case(SMALL, 3, 2), 6), case=Case(SMALL, 3, 2))
