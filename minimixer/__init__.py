@@ -12,6 +12,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     tensor.py       Tensor: the usual signs for all that
     gradcheck.py    finite differences against backward
     loss.py         softmax cross-entropy
+    loss_scale.py   gradients in float16
     layer_norm.py   LayerNorm and the residual connection: gradients derived by hand
     functional.py   linear, gelu, mlp: likewise
     parameters.py   Parameter and the flat buffer

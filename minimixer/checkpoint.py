@@ -29,8 +29,9 @@ import numpy as np
 
 from .backend import to_numpy
 from .idx import replace_file
+from .loss_scale import SCALE_HOLDS, SMALLEST_SCALE
 from .mixer import Mixer
-from .optim import SCALE_HOLDS, SMALLEST_SCALE, Optimizer
+from .optim import Optimizer
 from .report import Summary
 from .variants import check_config
 

@@ -22,7 +22,7 @@ import math
 from typing import Any
 
 from .autograd import Function
-from .backend import Array, blocks, is_array, is_half, matmul, namespace, sum_rows, wide, widen
+from .backend import Array, blocks, is_half, matmul, namespace, sum_rows, wide, widen
 from .erf import erf
 from .layer_norm import AddBias as AddBias
 from .layer_norm import AddLayerNorm as AddLayerNorm
@@ -32,6 +32,8 @@ from .layer_norm import as_rows
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
 from .loss import softmax as softmax
+from .loss_scale import ScaleGradient as ScaleGradient
+from .loss_scale import scale_gradient as scale_gradient
 from .tensor import Tensor
 
 # ---- linear -------------------------------------------------------------------------------------
@@ -280,32 +282,3 @@ def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "t
     the authors' form unless told otherwise, where `gelu` itself follows PyTorch's default.
     """
     return MLP.apply(x, w1, b1, w2, axis=axis, approximate=approximate)
-
-
-# ---- float16's range ----------------------------------------------------------------------------
-
-
-class ScaleGradient(Function):
-    """y = x, dx = scale dy.
-
-    float16 holds nothing below 6e-8, and gradients of single activations are often smaller. So
-    the gradient is multiplied by a power of two where it enters the float16 part of a model, and
-    divided by it where it leaves, at the Parameters (Micikevicius et al. 2018, "loss scaling").
-    bfloat16 has float32's range and needs none of this. optim.py says how the scale is found.
-    """
-
-    takes_numbers = False
-
-    def forward(self, x, scale):
-        self.scale = scale
-        return x
-
-    def backward(self, dy):
-        return dy * self.scale.astype(dy.dtype).reshape(())
-
-
-def scale_gradient(x: Any, scale: Array) -> Tensor:
-    """x, whose gradient will be multiplied by `scale`, an array (1,) on x's device (TypeError)."""
-    if not is_array(scale):
-        raise TypeError(f"scale_gradient: scale must be an array of one number, got {scale!r:.60}")
-    return ScaleGradient.apply(x, scale=scale)

@@ -23,7 +23,8 @@ of all layers, which gradients there are, the optimizer's settings, the addresse
 changes, the function runs as it is once, and is recorded anew when the same comes again.
 
 All this happens in a memory pool of its own: what is freed while recording is used again by the
-rest of the recording, and by the next one, but by nobody else; replaying allocates nothing.
+rest of the recording, and by the next one, but by nobody else; replaying allocates nothing. Only
+inputs and results lie outside of it.
 
 Next: `report.py`, what a model costs.
 """
@@ -83,6 +84,7 @@ class Recorded:
         self.function, self.model, self.optimizer, self.graph = function, model, optimizer, graph
         self._recordings: dict[Any, _Recording | None] = {}  # None: it can't be recorded
         self._seen: set[Any] = set()
+        self._settled: set[Any] = set()  # states in which the function ran before
         self._inboxes: dict[Any, list[Inbox]] = {}
         self._pools: dict[str, Any] = {}
         self._structures: dict[Any, int] = {}
@@ -127,16 +129,17 @@ class Recorded:
             return self._on_gpu(arrays, settings, device)
 
     def _on_gpu(self, arrays: list[Array], settings: dict[str, Any], device: str) -> Any:
+        cupy = sys.modules["cupy"]
         shapes = (device, *((a.shape, a.dtype) for a in arrays))
         if shapes not in self._inboxes:
-            with self._memory(device):
-                self._inboxes[shapes] = [Inbox(a.shape, a.dtype) for a in arrays]
+            self._inboxes[shapes] = [Inbox(a.shape, a.dtype) for a in arrays]
         for inbox, array in zip(self._inboxes[shapes], arrays, strict=True):
             inbox.take(array)
         inputs = [inbox.array for inbox in self._inboxes[shapes]]
         if self.graph == "off":
             return _detached(self.function(*inputs, **settings))
-        key = (shapes, tuple(sorted(settings.items())), *self._state())
+        state = self._state()
+        key = (shapes, tuple(sorted(settings.items())), *state)
         recording = self._recordings.get(key)
         if recording is None and key in self._seen and key not in self._recordings:
             recording = self._recordings[key] = self._record(inputs, settings, device)
@@ -146,8 +149,13 @@ class Recorded:
             self._new_in_a_row = 0
             return recording.replay()
         self._note(key)
-        with self._memory(device), _own_stream():
-            return _detached(self.function(*inputs, **settings))
+        if state not in self._settled:  # a first call may make what is there to stay
+            result = _detached(self.function(*inputs, **settings))
+            self._settled.add(self._state())
+            cupy.get_default_memory_pool().free_all_blocks()
+            return result
+        with self._memory(device) as outside, _own_stream():
+            return outside(_detached(self.function(*inputs, **settings)))
 
     def _note(self, key: Any) -> None:
         """That a call of this kind was run as it is."""
@@ -193,22 +201,29 @@ class Recorded:
     # ---- recording ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _memory(self, device: str) -> Iterator[None]:
-        """Within it, arrays are made in this object's pool."""
+    def _memory(self, device: str) -> Iterator[Callable]:
+        """Within it, arrays are made in this object's pool. Gives a function that copies results
+        to where they may outlive it: one held array would hold back a whole stretch of the pool."""
         cupy = sys.modules["cupy"]
         if device not in self._pools:
             self._pools[device] = cupy.cuda.MemoryPool()
+        allocator = cupy.cuda.get_allocator()
+
+        def outside(results: Any) -> Any:
+            with cupy.cuda.using_allocator(allocator):
+                return _each(results, lambda array: array.copy())
+
         with cupy.cuda.using_allocator(self._pools[device].malloc):
-            yield
+            yield outside
 
     def _record(self, inputs: list[Array], settings: dict[str, Any], device: str) -> Any:
         parameters = self._parameters
         before = [(p.has_grad, p.version) for p in parameters]
         result, failure, graph = None, None, None
-        with self._memory(device), _own_stream() as stream:
+        with self._memory(device) as outside, _own_stream() as stream:
             stream.begin_capture()
             try:
-                result = _detached(self.function(*inputs, **settings))
+                result = outside(_detached(self.function(*inputs, **settings)))
             except Exception as error:
                 failure = error
             finally:
@@ -275,15 +290,20 @@ def _own_stream() -> Iterator[Any]:
         current.wait_event(own.record())
 
 
-def _detached(result: Any) -> Any:
+def _detached(results: Any) -> Any:
     """The same results, without the graph that they came from."""
-    if isinstance(result, Variable):
-        return Tensor(result.data)
-    if isinstance(result, dict):
-        return {name: _detached(value) for name, value in result.items()}
-    if isinstance(result, (tuple, list)):
-        return type(result)([_detached(value) for value in result])
-    return result
+    return _each(results, lambda array: array)
+
+
+def _each(results: Any, function: Callable) -> Any:
+    """The results with `function` applied to every array, Tensors staying Tensors."""
+    if isinstance(results, Variable):
+        return Tensor(function(results.data))
+    if isinstance(results, dict):
+        return {name: _each(value, function) for name, value in results.items()}
+    if isinstance(results, (tuple, list)):
+        return type(results)([_each(value, function) for value in results])
+    return function(results) if is_array(results) else results
 
 
 def _where(error: Exception) -> str:

@@ -19,7 +19,7 @@ replaces t by (1 - smoothing) t + smoothing / K for K classes (Szegedy et al. 20
 [[-0.06  0.06]
  [ 0.25 -0.25]]
 
-Next: `layer_norm.py`, the first layer.
+Next: `loss_scale.py`, gradients in float16.
 """
 
 from typing import Any

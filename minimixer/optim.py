@@ -7,9 +7,6 @@ to step (learning-rate factor, step count, clipping factor, whether the gradient
 in one small array, `control`, on the model's device: a GPU reads them there and never waits for
 Python.
 
-In float16 gradients are scaled (functional.ScaleGradient), by as much as they bear: when one of
-them overflows, the step is skipped and the scale halved; after 1000 good steps it is doubled.
-
 >>> import numpy as np
 >>> from minimixer.nn import Linear
 >>> layer = Linear(1, 1)
@@ -44,11 +41,10 @@ from .backend import (
     twin,
     use_device_of,
 )
+from .loss_scale import adjust_scale
 from .parameters import Parameter, ParameterBuffer
 
 LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
-SCALE_HOLDS = 1000  # good steps after which float16's loss scale is doubled
-SMALLEST_SCALE, LARGEST_SCALE = 2.0**-16, 2.0**24
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
 
@@ -70,8 +66,8 @@ class Optimizer:
     ValueError: no parameters, parameters of different models or twice, lr <= 0, weight_decay < 0.
     """
 
-    moments: tuple[str, ...] = ()  # names of the running averages, one array each
-    constants: tuple[str, ...] = ()  # names of the attributes that an update depends on
+    moments: tuple[str, ...] = ()  # the running averages' names, one array each
+    constants: tuple[str, ...] = ()  # other attributes that an update depends on
 
     def __init__(self, parameters: Sequence[Any], lr: float, weight_decay: float):
         groups: list[Any] = list(parameters)
@@ -130,7 +126,7 @@ class Optimizer:
         if fast is None or not fast(self, ranges):
             self._update_ranges(ranges)
         if self.scaled:
-            self._adjust_scale()
+            adjust_scale(self.buffer.loss_scale, self.control[FINITE : FINITE + 1])
             self.control[FINITE] = 1
         self.control[CLIP] = 1
         self.buffer.random.counters[0] += 1
@@ -229,13 +225,18 @@ class Optimizer:
     # ---- how it is done -------------------------------------------------------------------------
 
     def _update_ranges(self, ranges: list[Range]) -> None:
-        if self.scaled and not self.control[FINITE]:
+        buffer, gradients = self.buffer, self.buffer.make_gradients()
+        on_cpu = namespace(buffer.values) is np
+        if self.scaled and on_cpu and not self.control[FINITE]:
             return
-        buffer, gradients, scalars = self.buffer, self.buffer.make_gradients(), self._scalars()
+        scalars = self._scalars()
         for start, stop, lr, decay in ranges:
             for part in blocks(buffer.values, start, stop):
-                state = [array[part] for array in self.state.values()]
-                self.update(buffer.values[part], gradients[part], state, lr, decay, scalars)
+                arrays = [array[part] for array in (buffer.values, *self.state.values())]
+                before = [a.copy() for a in arrays] if self.scaled and not on_cpu else []
+                self.update(arrays[0], gradients[part], arrays[1:], lr, decay, scalars)
+                for array, old in zip(arrays, before, strict=False):  # an overflow: all as it was
+                    namespace(array).copyto(array, old, where=self.control[FINITE] == 0)
             buffer.refresh(start, stop)
 
     def _gradient_norm(self) -> Array:
@@ -250,17 +251,6 @@ class Optimizer:
             else:
                 squares += matmul(part[None, :], part[:, None])
         return xp.sqrt(squares).reshape(())
-
-    def _adjust_scale(self) -> None:
-        """Halve float16's loss scale after an overflow, double it after many good steps."""
-        scale, xp = self.buffer.loss_scale, namespace(self.buffer.loss_scale)
-        finite = self.control[FINITE : FINITE + 1]
-        held = (scale[1:] + 1) * finite
-        doubled = held >= SCALE_HOLDS
-        doubled &= scale[:1] < LARGEST_SCALE
-        scale[:1] *= xp.where(finite > 0, xp.where(doubled, 2.0, 1.0), 0.5)
-        scale[:1] = xp.maximum(scale[:1], SMALLEST_SCALE)
-        scale[1:] = xp.where(doubled, 0.0, held)
 
     def update(
         self, w: Array, g: Array, state: list[Array], lr: float, decay: float, scalars: Array

@@ -88,7 +88,7 @@ class ParameterBuffer:
     low        the values again in the two-byte dtype that activations have, made when first read
     precision  of matrix products with these Parameters: "tf32", or None
     scaled     do gradients from float16 come multiplied by the loss scale?
-    loss_scale (2,) float64 on the device: the scale (functional.ScaleGradient), steps it has held
+    loss_scale (2,) float64 on the device: the scale (loss_scale.py), steps it has held
     random     the model's RandomCounter
     """
 
@@ -285,7 +285,7 @@ class Parameter(Tensor):
 
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """The first gradient after `zero_grad` overwrites what is there, later ones add. Gradients
-        from float16 activations come scaled (functional.ScaleGradient), and are scaled back."""
+        from float16 activations come scaled (loss_scale.py), and are scaled back."""
         lent, self._lent = self._lent, None
         if gradient is lent:  # backward wrote it there
             self.has_grad = True

@@ -12,7 +12,7 @@ from conftest import _cuda
 from strategies import each_half
 from test_oracles import Case, has_no_gradient, redraw
 
-from minimixer import AdamW, Dropout, Function, Linear, Mixer, Tensor, checkpoint, optim
+from minimixer import AdamW, Dropout, Function, Linear, Mixer, Tensor, checkpoint, loss_scale
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
 from minimixer.mixer import FIRST_SCALE, MixerBlock
@@ -234,7 +234,7 @@ def test_an_overflow_is_no_cause_for_warnings(device):
 
 
 def test_good_steps_double_the_scale(device, monkeypatch):
-    monkeypatch.setattr(optim, "SCALE_HOLDS", 3)
+    monkeypatch.setattr(loss_scale, "SCALE_HOLDS", 3)
     model, optimizer = scaled_model(device, 16.0)
     scales = []
     for _ in range(7):

@@ -8,8 +8,8 @@ transpose, so from C^T = B^T A^T it is given B and A in that order and writes C 
 transposed views need no copy either.
 
 cuBLAS has many kernels for one product, and its guess which is the fastest can be off by a third.
-For large products the first few candidates are timed, once; the choice is kept in a file beside
-CuPy's compiled kernels, so that the next run makes the same one and gives the same bits.
+For all but tiny products the first few candidates are timed, once; the choice is kept in a file
+beside CuPy's compiled kernels, so that the next run makes the same one and gives the same bits.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ _IN_COMPUTE_TYPE = 2  # partial sums are added in float32, never in the two byte
 _PLAIN, _WITH_BIAS, _WITH_GELU, _WITH_SLOPE, _WITH_AUX = 1, 4, 32, 64, 128
 WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper
 CANDIDATES = 8
-WORTH_TIMING = 1 << 33  # multiplications and additions: a product of about 20 us
+WORTH_TIMING = 1 << 24  # multiplications and additions: a product of a few microseconds
 WORTH_FUSING = 1 << 22  # numbers in a result: below, a kernel more costs less than preparing for it
 
 
@@ -134,6 +134,7 @@ class _Plan:
         )  # fmt: skip
         _call("cublasLtMatmulPreferenceDestroy", preference)
         self.found = 0 if status else found.value
+        self.repeats = max(3, min(20, (1 << 33) // (m * k * n)))
         self.algorithms = [(ctypes.byref(c.algorithm), c.workspace) for c in self.candidates]
         self.chosen = 0
 
@@ -160,22 +161,27 @@ class _Plan:
             workspace, stream,
         )  # fmt: skip
 
-    def choose(self, a: Array, b: Array, out: Array, stream: int, space: int) -> None:
+    def choose(self, a: Array, b: Array, out: Array, space: int) -> None:
         """Time the candidates on these very arrays (out is overwritten)."""
         import cupy
 
+        cupy.cuda.get_current_stream().synchronize()
+        stream = cupy.cuda.Stream(non_blocking=True)
         times = []
         for index in range(self.found):
             self.chosen = index
-            if self.run(a, b, out, False, stream, space) != 0:
+            if self.run(a, b, out, False, stream.ptr, space) != 0:
                 continue
+            stream.begin_capture()  # Python could not start small products as fast as they end
+            for _ in range(self.repeats):
+                self.run(a, b, out, False, stream.ptr, space)
+            graph = stream.end_capture()
             rounds = []
             for _ in range(3):
                 start, end = cupy.cuda.Event(), cupy.cuda.Event()
-                start.record()
-                for _ in range(3):
-                    self.run(a, b, out, False, stream, space)
-                end.record()
+                start.record(stream)
+                graph.launch(stream)
+                end.record(stream)
                 end.synchronize()
                 rounds.append(cupy.cuda.get_elapsed_time(start, end))
             times.append((min(rounds), index))
@@ -326,11 +332,11 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     if new and plan.found > 1 and m * k * n >= WORTH_TIMING:
         key = " ".join(map(str, kind))
         choice = _choices(device)[1].get(key)
-        if choice is None:
-            plan.choose(a, b, out.copy() if accumulate else out, stream, space)
-            _remember(device, key, plan.chosen)
-        else:
+        if choice is not None:
             plan.chosen = min(choice, plan.found - 1)
+        elif not cupy.cuda.get_current_stream().is_capturing():  # else another time
+            plan.choose(a, b, out.copy() if accumulate else out, space)
+            _remember(device, key, plan.chosen)
     _context.plans[device, kind] = plan
     status = plan.run(a, b, out, accumulate, stream, space)
     if status != 0:

@@ -1,5 +1,6 @@
 """The loss, the optimizer's update and the cutting of images into patches, on CUDA kernels."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from ..backend import Array, is_half, namespace, to_device, wide
 from ..images import check_finite
 from ..loss import CrossEntropy
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
+from .side import fork, join
 from .sums import can_sum, sum_columns
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -59,15 +61,18 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
         return False
     kernel = get("adamw.cu", name)
     blocks = 16 * multiprocessors(buffer.values.device.id)
-    for start, stop, lr, decay in ranges:
+    beside = namespace(buffer.values).cuda.get_current_stream().is_capturing()
+    for number, (start, stop, lr, decay) in enumerate(ranges):
         w, g, m, v, low = (
             0 if array is None else array[start:stop]
             for array in (buffer.values, buffer.gradients, *optimizer.state.values(), buffer.low)
         )
-        kernel((min(ceil_div(stop - start, 256 * width), blocks),), (256,), (
-            w, g, m, v, low, stop - start, optimizer.control, lr, decay, *optimizer.betas,
-            optimizer.eps,
-        ))  # fmt: skip
+        with fork() if beside and number else contextlib.nullcontext():
+            kernel((min(ceil_div(stop - start, 256 * width), blocks),), (256,), (
+                w, g, m, v, low, stop - start, optimizer.control, lr, decay, *optimizer.betas,
+                optimizer.eps,
+            ))  # fmt: skip
+    join()
     return True
 
 

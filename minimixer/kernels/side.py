@@ -45,13 +45,21 @@ def aside(node: Function, positions: tuple[int, ...], *arrays: Array | None) -> 
     ):
         yield
         return
+    _side.kept.extend(arrays)
+    with fork():
+        yield
+
+
+@contextlib.contextmanager
+def fork() -> Iterator[None]:
+    """Within it, work goes to a side stream, and follows what the main line has begun so far."""
+    cupy = sys.modules["cupy"]
     streams = _side.streams.setdefault(cupy.cuda.Device().id, [])
     if len(streams) < STREAMS:
         streams.append(cupy.cuda.Stream(non_blocking=True))
     _side.turn = (_side.turn + 1) % STREAMS
     stream = streams[_side.turn % len(streams)]
-    stream.wait_event(_now(main))
-    _side.kept.extend(arrays)
+    stream.wait_event(_now(cupy.cuda.get_current_stream()))
     if stream not in _side.used:
         _side.used.append(stream)
     with stream:
