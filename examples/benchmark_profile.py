@@ -16,10 +16,10 @@ def record_products(step, device: str) -> Counter:
         stored = [x.strides[-1] == x.itemsize or x.shape[-1] == 1 for x in (a, b)]
         seen[a.shape, b.shape, *stored, a.dtype, out_dtype, precision] += 1
 
-    def noted(a, b, out=None, accumulate=False, precision=None):
+    def noted(a, b, out=None, accumulate=False, precision=None, bias=None):
         if a.ndim == b.ndim == 2:
             note(a, b, a.dtype if out is None else out.dtype, precision)
-        return plain(a, b, out, accumulate, precision)
+        return plain(a, b, out, accumulate, precision, bias)
 
     def noted_on_gpu(a, b, out, accumulate, precision, *epilogue):
         note(a, b, out.dtype, precision)

@@ -222,18 +222,27 @@ def matmul(
     out: Array | None = None,
     accumulate: bool = False,
     precision: str | None = None,
+    bias: Array | None = None,
 ) -> Array:
     """a (..., m, k) @ b (..., k, n) -> (..., m, n). Every matrix product here is this one.
 
     `out` receives the result; with `accumulate` the product is added to what `out` holds. Two-byte
     numbers are multiplied and summed in float32, and rounded to `out`'s dtype, or to a's.
-    `precision` "tf32" lets a GPU read float32 inputs with 10 bits of mantissa.
+    `precision` "tf32" lets a GPU read float32 inputs with 10 bits of mantissa. `bias` (n,) is added
+    to each row of the result.
     """
     if accumulate and out is None:
         raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
     fast = twin("matmul", a)
     if fast is not None and a.ndim == 2 and b.ndim == 2:
-        return fast(a, b, out, accumulate, precision)
+        return fast(a, b, out, accumulate, precision, bias)
+    product = _plain_matmul(a, b, out, accumulate)
+    if bias is not None:
+        product += bias
+    return product
+
+
+def _plain_matmul(a: Array, b: Array, out: Array | None, accumulate: bool) -> Array:
     xp = namespace(a)
     dtype = a.dtype if out is None else out.dtype
     if not accumulate and out is not None and out.dtype == a.dtype and not is_half(a.dtype):

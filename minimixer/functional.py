@@ -51,21 +51,16 @@ class Linear(Function):
     optional = (2,)
     half = True
 
-    def check(self, x, weight, bias):
+    def forward(self, x, weight, bias=None):
         if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError("x must be (..., in) and weight (in, out), with the same `in`")
         if bias is not None and bias.shape != weight.shape[1:]:
             raise ValueError(f"bias must have shape {weight.shape[1:]}")
-
-    def forward(self, x, weight, bias=None):
-        self.check(x, weight, bias)
         rows = as_rows(x)
         self.shape = x.shape
         self.x = rows if self.needs[1] else None
         self.weight = weight if self.needs[0] else None
-        y = matmul(rows, weight, precision=self.precision)
-        if bias is not None:
-            y += bias
+        y = matmul(rows, weight, precision=self.precision, bias=bias)
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dy):

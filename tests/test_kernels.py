@@ -614,20 +614,29 @@ def test_products_of_any_shape_and_layout(device, dtype):
                 values[1:] = values[:1]
         out_dtype = wide(as_dtype(dtype)).name if into_wide else dtype
         held = numbers(rng, (m, n), out_dtype)
+        bias = numbers(rng, n, out_dtype) if seed % 3 else None
         out = None
         if into_wide or accumulate:
             out = as_kind(held, ["plain", "rows"][seed % 2], device, out_dtype)
         arrays = as_kind(a, kind_a, device, dtype), as_kind(b, kind_b, device, dtype)
-        found = matmul(*arrays, out=out, accumulate=accumulate, precision=precision)
+        row = None if bias is None else laid_out(
+            to_device(bias.astype(wide(as_dtype(out_dtype))), device).astype(as_dtype(out_dtype)),
+            [None, "shifted"][seed % 2],
+        )  # fmt: skip
+        found = matmul(*arrays, out=out, accumulate=accumulate, precision=precision, bias=row)
         assert found is out if out is not None else found.dtype == as_dtype(dtype)
         exact, parts = a @ b, abs(a) @ abs(b)
         if accumulate:
             exact, parts = exact + held, parts + abs(held)
+        if bias is not None:
+            exact, parts = exact + bias, parts + abs(bias)
         # Every product and partial sum is rounded (by cutting off, on tensor cores: 2 units); TF32
         # cuts both factors to 11 digits; the product is stored, and once more after being added to.
         sums = 2.0**-53 if dtype == "float64" else 2.0**-24
         allowed = (2 * (k + 2) * sums + (2.0**-9 if precision else 0)) * parts
-        allowed += 2 * UNIT[out_dtype] * (abs(exact) + (abs(held) if accumulate else 0))
+        stored = abs(exact) + (abs(held) if accumulate else 0)
+        stored = stored + (abs(bias) if bias is not None else 0)
+        allowed += 3 * UNIT[out_dtype] * stored
         if out_dtype == "float16":  # whose numbers below 2^-14 are 2^-24 apart
             allowed += 2.0**-24
         assert (abs(float64(found) - exact) <= allowed).all()

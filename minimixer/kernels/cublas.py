@@ -236,7 +236,10 @@ def _remember(device: int, key: str, choice: int) -> None:
 # ---- the products -------------------------------------------------------------------------------
 
 
-def matmul(a: Array, b: Array, out: Array | None, accumulate: bool, precision: str | None) -> Array:
+def matmul(
+    a: Array, b: Array, out: Array | None, accumulate: bool, precision: str | None,
+    bias: Array | None = None,
+) -> Array:  # fmt: skip
     """backend.matmul for two matrices."""
     (m, k), (k_of_b, n) = a.shape, b.shape
     if k != k_of_b:
@@ -245,21 +248,13 @@ def matmul(a: Array, b: Array, out: Array | None, accumulate: bool, precision: s
         out = _empty((m, n), a.dtype)
     elif out.shape != (m, n):
         raise ValueError(f"matmul: `out` is {out.shape}, the product {(m, n)}")
+    if bias is not None:
+        inside = not accumulate and bias.dtype == out.dtype and bias.data.ptr % 16 == 0
+        inside = inside and bias.flags.c_contiguous
+        if inside and _product(a, b, out, False, precision, _WITH_BIAS, bias, None):
+            return out
     if not _product(a, b, out, accumulate, precision, _PLAIN, None, None):
         _plainly(a, b, out, accumulate)
-    return out
-
-
-def linear(x: Array, weight: Array, bias: Array | None, precision: str | None) -> Array:
-    """x weight + bias (columns,)"""
-    out = _empty((x.shape[0], weight.shape[1]), x.dtype)
-    if (
-        bias is not None
-        and bias.data.ptr % 16 == 0
-        and _product(x, weight, out, False, precision, _WITH_BIAS, bias, None)
-    ):
-        return out
-    out = matmul(x, weight, out, False, precision)
     if bias is not None:
         out += bias
     return out

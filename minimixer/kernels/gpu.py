@@ -35,16 +35,7 @@ THREADS = 128  # in a block, for most kernels here
 
 
 class FastLinear(Linear):
-    """The bias is added by cuBLAS as it stores the product; gradients of weights go aside."""
-
-    def forward(self, x, weight, bias=None):
-        self.check(x, weight, bias)
-        rows = as_rows(x)
-        self.shape = x.shape
-        self.x = rows if self.needs[1] else None
-        self.weight = weight if self.needs[0] else None
-        y = cublas.linear(rows, weight, bias, self.precision)
-        return y.reshape(*x.shape[:-1], weight.shape[1])
+    """Gradients of weights go aside."""
 
     def backward(self, dy):
         dy = as_rows(namespace(dy).ascontiguousarray(dy))
