@@ -195,7 +195,7 @@ class Recorded:
         return (
             self._structure, id(backend.twins), is_grad_enabled(), is_evaluating(),
             buffer.signature, None if optimizer is None else optimizer.signature,
-            tuple([p.has_grad for p in parameters]), tuple([p.requires_grad for p in parameters]),
+            bytes([p.has_grad + 2 * p.requires_grad for p in parameters]),
         )  # fmt: skip
 
     # ---- recording ------------------------------------------------------------------------------

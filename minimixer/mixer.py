@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import functional as F
-from .backend import Array, check_precision, is_half, to_numpy, twin, use_device_of
+from .backend import Array, as_dtype, check_precision, is_half, to_numpy, twin, use_device_of
 from .grad_mode import no_grad
 from .images import Normalization, check_shape, cut_patches, normalize
 from .loss import softmax
@@ -206,12 +206,16 @@ class Mixer(Module):
         return cls(**variant(name, **changes))
 
     @staticmethod
-    def summary_of(name: str, batch_size: int = 1, **changes: Any) -> "Summary":
-        """What `summary` says, from the sizes alone: no weights are made."""
+    def summary_of(
+        name: str, batch_size: int = 1, precision: str = "float32", on_gpu: bool = False,
+        **changes: Any,
+    ) -> "Summary":  # fmt: skip
+        """What `summary` says, from the sizes alone: no weights are made. `on_gpu`: of a GPU."""
         from .report import Summary
 
         check_sizes(batch_size=batch_size)
-        return Summary(check_config(**variant(name, **changes)), batch_size)
+        itemsize = as_dtype("float32" if precision == "tf32" else precision).itemsize
+        return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, on_gpu)
 
     @classmethod
     def load(cls, path: str | Path) -> "Mixer":
@@ -367,4 +371,5 @@ class Mixer(Module):
         from .report import Summary
 
         check_sizes(batch_size=batch_size)
-        return Summary(self.config, batch_size, self.dtype.itemsize)
+        fast = self.device != "cpu" and twin(F.MLP, self.stem.weight.data) is not None
+        return Summary(self.config, batch_size, self.activation_dtype.itemsize, fast)

@@ -75,6 +75,7 @@ class Optimizer:
             groups = [{"params": groups}]
         self.parameters: list[Parameter] = []
         self._settings: list[tuple[float, float]] = []
+        self._changes = 0  # of them
         for group in groups:
             if not isinstance(group, dict) or not {"params"} <= set(group) <= _GROUP_KEYS:
                 raise ValueError(
@@ -156,7 +157,7 @@ class Optimizer:
     def signature(self) -> tuple[Any, ...]:
         """What a recorded step (graph.py) depends on, besides what lies on the device."""
         places = [address(array) for array in (self.control, *self.state.values())]
-        return (*places, *self._settings, *(getattr(self, n) for n in self.constants))
+        return (*places, self._changes, *(getattr(self, n) for n in self.constants))
 
     @property
     def scaled(self) -> bool:
@@ -172,6 +173,7 @@ class Optimizer:
     def lr(self, lr: float) -> None:
         self._settings = [(_positive(lr), decay) for _, decay in self._settings]
         self._ranges = None
+        self._changes += 1
 
     @property
     def lr_factor(self) -> float:

@@ -2,7 +2,9 @@
 
 A product of an m x k with a k x n matrix takes m k n multiply-accumulates (MACs). Training keeps
 for backward what the functions of functional.py save: LayerNorm its x_hat and 1/sigma, a linear
-layer its input, an MLP its input, its hidden activation and the slope of GELU there.
+layer its input, an MLP its input, its hidden activation and the slope of GELU there. On a GPU
+kernels/gpu.py saves instead: LayerNorm its input, mean and 1/sigma, an MLP its input and what goes
+into GELU, token mixing also what comes out.
 
 >>> from minimixer import Mixer
 >>> table = Mixer.summary_of("mixer_b16")
@@ -12,6 +14,7 @@ layer its input, an MLP its input, its hidden activation and the slope of GELU t
 Next: `checkpoint.py`, the last.
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,15 +36,37 @@ class Row(NamedTuple):
 class Summary:
     """The table for `batch_size` images; `str` of it is text. `rows` holds the figures.
 
-    parameters, macs, activation_bytes: the sums. `itemsize`: bytes of one activation.
+    parameters, macs, activation_bytes: the sums. `itemsize`: bytes of one activation, 8, 4 or 2;
+    `on_gpu`: with the kernels' way of keeping them.
     """
 
-    def __init__(self, config: dict[str, Any], batch_size: int = 1, itemsize: int = 4):
-        self.batch_size, self.itemsize = batch_size, itemsize
-        self.rows = _rows(config, batch_size, itemsize)
+    def __init__(
+        self, config: dict[str, Any], batch_size: int = 1, itemsize: int = 4, on_gpu: bool = False
+    ):
+        self.batch_size, self.itemsize, self.config = batch_size, itemsize, config
+        self.rows = _rows(config, batch_size, itemsize, on_gpu)
         self.parameters = sum(row.parameters for row in self.rows)
         self.macs = sum(row.macs for row in self.rows)
         self.activation_bytes = sum(row.activation_bytes for row in self.rows)
+
+    def training_bytes(self, checkpoint_blocks: bool = False) -> int:
+        """About how much memory a training step with AdamW takes, at its peak.
+
+        The parameters five times (values, gradients, AdamW's two averages, two-byte copies), what
+        is kept for backward, and the arrays that backward of the last block's channel mixing
+        works on. With `checkpoint_blocks` two arrays of each block are kept, and all of one.
+        """
+        grid = self.rows[1].output_shape  # (S, B, C)
+        one = math.prod(grid) * self.itemsize
+        hidden = grid[0] * grid[1] * self.config["channels_mlp_dim"] * self.itemsize
+        kept = self.activation_bytes
+        if checkpoint_blocks:
+            blocks = sum(r.activation_bytes for r in self.rows if r.name.startswith("blocks"))
+            count = self.config["num_blocks"]
+            kept += blocks // count - blocks + (2 * count + 2) * one
+        wide = max(4, self.itemsize)
+        copies = 4 * wide + (self.itemsize if self.itemsize < wide else 0)
+        return self.parameters * copies + kept + hidden + 3 * one
 
     def __str__(self) -> str:
         cells = [["layer", "output shape", "parameters", "MACs", "activation bytes"]]
@@ -61,7 +86,7 @@ class Summary:
     __repr__ = __str__
 
 
-def _rows(config: dict[str, Any], batch: int, itemsize: int) -> list[Row]:
+def _rows(config: dict[str, Any], batch: int, itemsize: int, on_gpu: bool) -> list[Row]:
     height, width = config["image_size"]
     patch, channels = config["patch_size"], config["hidden_dim"]
     d_s, d_c = config["tokens_mlp_dim"], config["channels_mlp_dim"]
@@ -70,28 +95,35 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int) -> list[Row]:
     pixels = patch * patch * config["in_channels"]
     grid = (tokens, batch, channels)
     elements = tokens * batch * channels
+    wide = max(4, itemsize)  # what two-byte numbers are computed in
 
-    def linear(name: str, shape: tuple[int, ...], n_in: int, n_out: int, rows: int) -> Row:
-        kept = rows * n_in * itemsize
-        return Row(name, shape, n_in * n_out + n_out, rows * n_in * n_out, kept)
+    def linear(
+        name: str, shape: tuple[int, ...], n_in: int, n_out: int, rows: int, width: int
+    ) -> Row:
+        return Row(name, shape, n_in * n_out + n_out, rows * n_in * n_out, rows * n_in * width)
 
     def norm(name: str) -> Row:
-        return Row(name, grid, 2 * channels, 0, (elements + tokens * batch) * itemsize)
+        kept = (elements + tokens * batch + channels * (itemsize < wide)) * wide  # gamma, widened
+        if on_gpu:
+            kept = elements * itemsize + 2 * tokens * batch * wide
+        return Row(name, grid, 2 * channels, 0, kept)
 
-    def mlp(name: str, size: int, hidden: int, columns: int) -> Row:
+    def mlp(name: str, size: int, hidden: int, columns: int, twice: bool) -> Row:
         parameters = 2 * size * hidden + hidden + size
-        kept = (elements + 2 * hidden * columns) * itemsize
+        kept = elements * itemsize + hidden * columns * (itemsize + wide)
+        if on_gpu:
+            kept = (elements + hidden * columns * (1 + twice)) * itemsize
         return Row(name, grid, parameters, 2 * size * hidden * columns, kept)
 
-    rows = [linear("stem", grid, pixels, channels, tokens * batch)]
+    rows = [linear("stem", grid, pixels, channels, tokens * batch, itemsize)]
     for i in range(config["num_blocks"]):
         rows += [
             norm(f"blocks.{i}.norm1"),
-            mlp(f"blocks.{i}.token_mixing", tokens, d_s, batch * channels),
+            mlp(f"blocks.{i}.token_mixing", tokens, d_s, batch * channels, True),
             norm(f"blocks.{i}.norm2"),
-            mlp(f"blocks.{i}.channel_mixing", channels, d_c, tokens * batch),
+            mlp(f"blocks.{i}.channel_mixing", channels, d_c, tokens * batch, False),
         ]
-    return [*rows, norm("norm"), linear("head", (batch, classes), channels, classes, batch)]
+    return [*rows, norm("norm"), linear("head", (batch, classes), channels, classes, batch, wide)]
 
 
 def save_pictures(

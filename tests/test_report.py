@@ -1,5 +1,6 @@
 """What the report says of a model, against a real one: counted, measured, and read as text."""
 
+import contextlib
 import math
 import re
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import each_half, reference_functions
 from test_oracles import SMALL, Case, cases, examples
 
 from minimixer import Mixer, Tensor, backend, no_grad
@@ -181,13 +183,14 @@ def kept_by_the_graph(logits: Tensor, model: Mixer) -> dict[str, int]:
     input 3 of AddLayerNorm. What other nodes keep is listed under their class.
     """
     names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
-    counted = {id(owner_of_memory(model.stem.weight.data))}  # the Parameters' memory is not counted
+    own = [model.buffer.values, *([] if model.buffer.low is None else [model.buffer.low])]
+    counted = {id(owner_of_memory(array)) for array in own}  # the Parameters' memory
     alive = []  # so that no id is used again
     kept: dict[str, int] = {}
     stack, seen = [logits.node], {logits.node}
     while stack:
         node = stack.pop()
-        kind = type(node).__name__
+        kind = type(node).__name__.removeprefix("Fast")
         position = {"Linear": 1, "MLP": 1, "AddLayerNorm": 3}.get(kind)
         layer = kind if position is None else names[id(node.parents[position][0])]
         for array in arrays_in(vars(node)):
@@ -203,9 +206,14 @@ def kept_by_the_graph(logits: Tensor, model: Mixer) -> dict[str, int]:
     return kept
 
 
-def test_activation_bytes_are_those_that_the_graph_keeps(device, reference):
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+def test_activation_bytes_are_those_that_the_graph_keeps(device, kernels):
     @examples(device, cpu=25)
     @given(cases(), dtypes)
+    def run(case, dtype):
+        with reference_functions() if kernels == "reference" else contextlib.nullcontext():
+            check(case, dtype)
+
     def check(case, dtype):
         model = Mixer(**case.config, dtype=dtype).to(device)
         logits = model(input_for(case, model))
@@ -214,7 +222,18 @@ def test_activation_bytes_are_those_that_the_graph_keeps(device, reference):
         assert table.activation_bytes == sum(by_layer(table, "activation_bytes").values()) > 0
         assert table.itemsize == np.dtype(dtype).itemsize
 
-    check()
+    run()
+
+
+@each_half
+def test_activation_bytes_of_two_byte_models(device, dtype, reference):
+    case = Case(SMALL, batch=3, seed=1)
+    model = Mixer(**case.config, precision=dtype).to(device)
+    model(case.images())  # makes the copy of the weights
+    kept = kept_by_the_graph(model(case.images()), model)
+    expected = by_layer(model.summary(batch_size=3), "activation_bytes")
+    others = {name: size for name, size in kept.items() if name not in expected}
+    assert {name: kept[name] for name in expected} == expected and sum(others.values()) < 100
 
 
 def used_memory(device: str) -> int:
