@@ -42,6 +42,7 @@ from .backend import (
     is_half,
     join,
     namespace,
+    one,
     same_device,
     twin,
     use_device_of,
@@ -322,7 +323,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
                 f"backward: a result of shape {root.data.shape} has no single number to "
                 "differentiate; give `gradient`, or reduce it first with .sum() or .mean()"
             )
-        return xp.ones_like(root.data)
+        return one(root.data) if root.data.ndim == 0 else xp.ones_like(root.data)
     gradient = gradient.data if isinstance(gradient, Variable) else gradient
     if isinstance(gradient, (int, float)):
         gradient = xp.full(root.data.shape, gradient, dtype=root.data.dtype)

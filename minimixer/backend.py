@@ -193,6 +193,24 @@ def _keep_freed_memory() -> None:
 _keep_freed_memory()
 
 
+def one(like: Array) -> Array:
+    """1 as a 0-d array of the same dtype, where `like` is: always the same one, for reading."""
+    device = device_of(like)
+    found = _ones.get((device, like.dtype))
+    if found is None:
+        found = namespace(like).ones((), dtype=like.dtype)
+        if device == "cpu":
+            found.flags.writeable = False
+        elif sys.modules["cupy"].cuda.get_current_stream().is_capturing():
+            return found  # not written before the recording is replayed
+        synchronize(device)
+        _ones[device, like.dtype] = found
+    return found
+
+
+_ones: dict[tuple[str, np.dtype], Array] = {}
+
+
 # ---- fast twins ---------------------------------------------------------------------------------
 
 # What kernels/ offers in place of the plain code that this tutorial reads, by what it replaces and

@@ -24,7 +24,8 @@ changes, the function runs as it is once, and is recorded anew when the same com
 
 All this happens in a memory pool of its own: what is freed while recording is used again by the
 rest of the recording, and by the next one, but by nobody else; replaying allocates nothing. Only
-inputs and results lie outside of it.
+inputs and results lie outside of it. Inputs are copied to where the recording reads them, unless
+they lie on the GPU and always at the same place.
 
 Next: `report.py`, what a model costs.
 """
@@ -34,7 +35,9 @@ import sys
 import threading
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ from .tensor import Tensor
 
 MOST_RECORDINGS = 16
 MOST_CHANGES = 8  # calls in a row of a kind never seen before
+_has_grad, _requires_grad = attrgetter("has_grad"), attrgetter("requires_grad")  # at C's speed
 
 
 def record(
@@ -86,18 +90,15 @@ class Recorded:
         self._seen: set[Any] = set()
         self._settled: set[Any] = set()  # states in which the function ran before
         self._inboxes: dict[Any, list[Inbox]] = {}
+        self._places: dict[Any, tuple[int, ...]] = {}  # of the last inputs
         self._pools: dict[str, Any] = {}
         self._structures: dict[Any, int] = {}
         self._changes = -1
         self._parameters: list[Parameter] = []
         self._new_in_a_row, self._warned, self._structure = 0, False, 0
-
-    def __del__(self) -> None:
-        """Give the memory back, but for what a caller still holds."""
-        self._recordings.clear()
-        self._inboxes.clear()
-        for pool in self._pools.values():
-            pool.free_all_blocks()
+        # Not __del__: while Python collects a cycle, CuPy loses the blocks of a pool that is in it.
+        held = (self._recordings, self._inboxes, self._pools)
+        weakref.finalize(self, _give_back, *held).atexit = False
 
     @property
     def reserved_bytes(self) -> int:
@@ -123,23 +124,21 @@ class Recorded:
                 raise ValueError("graph='on' records CUDA graphs, and the model is on the CPU")
             return _detached(self.function(*arrays, **settings))
         cupy = sys.modules["cupy"]
+        if cupy.cuda.get_current_stream().is_capturing():  # into another's recording
+            return _detached(self.function(*arrays, **settings))
+        if cupy.cuda.Device().id == int(device[5:]):
+            return self._on_gpu(arrays, settings, device)
         with cupy.cuda.Device(int(device[5:])):
-            if cupy.cuda.get_current_stream().is_capturing():  # into another's recording
-                return _detached(self.function(*arrays, **settings))
             return self._on_gpu(arrays, settings, device)
 
     def _on_gpu(self, arrays: list[Array], settings: dict[str, Any], device: str) -> Any:
         cupy = sys.modules["cupy"]
         shapes = (device, *((a.shape, a.dtype) for a in arrays))
-        if shapes not in self._inboxes:
-            self._inboxes[shapes] = [Inbox(a.shape, a.dtype) for a in arrays]
-        for inbox, array in zip(self._inboxes[shapes], arrays, strict=True):
-            inbox.take(array)
-        inputs = [inbox.array for inbox in self._inboxes[shapes]]
+        inputs, places = self._inputs(shapes, arrays)
         if self.graph == "off":
             return _detached(self.function(*inputs, **settings))
         state = self._state()
-        key = (shapes, tuple(sorted(settings.items())), *state)
+        key = (shapes, places, tuple(sorted(settings.items())), *state)
         recording = self._recordings.get(key)
         if recording is None and key in self._seen and key not in self._recordings:
             recording = self._recordings[key] = self._record(inputs, settings, device)
@@ -156,6 +155,20 @@ class Recorded:
             return result
         with self._memory(device) as outside, _own_stream():
             return outside(_detached(self.function(*inputs, **settings)))
+
+    def _inputs(self, shapes: Any, arrays: list[Array]) -> tuple[list[Array], Any]:
+        """What the function is to read, and where that lies if it is not ours: arrays on the GPU
+        that come from the same place twice in a row are read there, others are copied."""
+        index = int(shapes[0][5:])
+        places = tuple([_place(array, index) for array in arrays])
+        last, self._places[shapes] = self._places.get(shapes, places), places
+        if 0 not in places and places == last:
+            return arrays, places
+        if shapes not in self._inboxes:
+            self._inboxes[shapes] = [Inbox(a.shape, a.dtype) for a in arrays]
+        for inbox, array in zip(self._inboxes[shapes], arrays, strict=True):
+            inbox.take(array)
+        return [inbox.array for inbox in self._inboxes[shapes]], None
 
     def _note(self, key: Any) -> None:
         """That a call of this kind was run as it is."""
@@ -195,7 +208,7 @@ class Recorded:
         return (
             self._structure, id(backend.twins), is_grad_enabled(), is_evaluating(),
             buffer.signature, None if optimizer is None else optimizer.signature,
-            bytes([p.has_grad + 2 * p.requires_grad for p in parameters]),
+            bytes(map(_has_grad, parameters)), bytes(map(_requires_grad, parameters)),
         )  # fmt: skip
 
     # ---- recording ------------------------------------------------------------------------------
@@ -219,11 +232,15 @@ class Recorded:
     def _record(self, inputs: list[Array], settings: dict[str, Any], device: str) -> Any:
         parameters = self._parameters
         before = [(p.has_grad, p.version) for p in parameters]
+        optimizer = self.optimizer
+        clipped = optimizer is not None and optimizer.clipped
         result, failure, graph = None, None, None
         with self._memory(device) as outside, _own_stream() as stream:
             stream.begin_capture()
             try:
-                result = outside(_detached(self.function(*inputs, **settings)))
+                result = _detached(self.function(*inputs, **settings))
+                backend.join(parameters[0].data)
+                result = outside(result)
             except Exception as error:
                 failure = error
             finally:
@@ -234,8 +251,11 @@ class Recorded:
         after = [(p.has_grad, p.version) for p in parameters]
         for parameter, (has_grad, version) in zip(parameters, before, strict=True):
             parameter.has_grad, parameter.version = has_grad, version
+        recording = _Recording(graph, result, parameters, before, after)
+        if optimizer is not None:
+            recording.clipped, optimizer.clipped = (optimizer, optimizer.clipped), clipped
         if failure is None:
-            return _Recording(graph, result, parameters, before, after)
+            return recording
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -255,6 +275,7 @@ class _Recording:
         changes = [(p, *b, *a) for p, b, a in zip(parameters, before, after, strict=True)]
         self.flags = [(p, has) for p, had, _, has, _ in changes if had != has]
         self.versions = [(p, new - old) for p, _, old, _, new in changes if new != old]
+        self.clipped: tuple[Optimizer, bool] | None = None
 
     def replay(self) -> Any:
         self.graph.launch(sys.modules["cupy"].cuda.get_current_stream())
@@ -262,6 +283,8 @@ class _Recording:
             parameter.has_grad = has_grad
         for parameter, steps in self.versions:
             parameter.version += steps
+        if self.clipped is not None:
+            self.clipped[0].clipped = self.clipped[1]
         return self.result
 
 
@@ -288,6 +311,21 @@ def _own_stream() -> Iterator[Any]:
             yield own
     finally:
         current.wait_event(own.record())
+
+
+def _give_back(recordings: dict, inboxes: dict, pools: dict) -> None:
+    """The memory of a Recorded that is gone, but for what a caller still holds."""
+    recordings.clear()
+    inboxes.clear()
+    for pool in pools.values():
+        pool.free_all_blocks()
+
+
+def _place(array: Array, device: int) -> int:
+    """The address of an array that a recording may read where it is, else 0."""
+    if isinstance(array, np.ndarray) or array.device.id != device:
+        return 0
+    return array.data.ptr if array.flags.c_contiguous else 0
 
 
 def _detached(results: Any) -> Any:

@@ -109,6 +109,7 @@ class Optimizer:
         assert buffer is not None
         self.buffer: ParameterBuffer = buffer
         self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])
+        self.clipped = False  # is `control` to clip the next step?
         self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
         self._ranges: tuple[list[bool], list[Range]] | None = None
         self._follow()
@@ -122,22 +123,20 @@ class Optimizer:
         if self.scaled:
             norm = self._gradient_norm()
             self.control[FINITE] = namespace(norm).isfinite(norm)
-        self.control[STEP] += self.control[FINITE]
         fast = twin(type(self), self.buffer.values)  # which looks at FINITE itself, on the device
         if fast is None or not fast(self, ranges):
             self._update_ranges(ranges)
         if self.scaled:
             adjust_scale(self.buffer.loss_scale, self.control[FINITE : FINITE + 1])
-            self.control[FINITE] = 1
-        self.control[CLIP] = 1
-        self.buffer.random.counters[0] += 1
+        self._count_step()
         for parameter in self.parameters:
             parameter.version += 1
 
     def zero_grad(self) -> None:
         """Forget the gradients, and how they were to be clipped."""
-        use_device_of(self.control)
-        self.control[CLIP] = 1
+        if self.clipped:
+            use_device_of(self.control)
+            self.control[CLIP], self.clipped = 1, False
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -151,13 +150,15 @@ class Optimizer:
         self._follow()
         norm = self._gradient_norm()
         self.control[CLIP] = namespace(norm).minimum(1, float(max_norm) / (norm + 1e-6))
+        self.clipped = True
         return norm
 
     @property
     def signature(self) -> tuple[Any, ...]:
         """What a recorded step (graph.py) depends on, besides what lies on the device."""
         places = [address(array) for array in (self.control, *self.state.values())]
-        return (*places, self._changes, *(getattr(self, n) for n in self.constants))
+        settings = [getattr(self, name) for name in self.constants]
+        return (*places, self._changes, self.clipped, *settings)
 
     @property
     def scaled(self) -> bool:
@@ -225,6 +226,16 @@ class Optimizer:
         )
 
     # ---- how it is done -------------------------------------------------------------------------
+
+    def _count_step(self) -> None:
+        """One step more, unless the gradients were not finite; the next is not clipped so far."""
+        control, counters = self.control, self.buffer.random.counters
+        fast = twin("count_step", control)
+        if fast is None or not fast(control, counters):
+            control[STEP : STEP + 1] += control[FINITE : FINITE + 1]
+            control[CLIP] = control[FINITE] = 1
+            counters[:1] += np.uint64(1)
+        self.clipped = False
 
     def _update_ranges(self, ranges: list[Range]) -> None:
         buffer, gradients = self.buffer, self.buffer.make_gradients()
@@ -355,8 +366,9 @@ class AdamW(Optimizer):
         factor) and 1 / sqrt(1 - b2^t) for sqrt v."""
         factor, step, clip = (self.control[i : i + 1] for i in (LR_FACTOR, STEP, CLIP))
         xp = namespace(self.control)
-        for_m = factor / (1 - self.betas[0] ** step)
-        for_v = 1 / xp.sqrt(1 - self.betas[1] ** step)
+        t = step + 1  # `step` are those done
+        for_m = factor / (1 - self.betas[0] ** t)
+        for_v = 1 / xp.sqrt(1 - self.betas[1] ** t)
         return xp.concatenate([factor, clip, for_m, for_v]).astype(self.buffer.dtype)
 
     def update(self, w, g, state, lr, decay, scalars):

@@ -109,6 +109,7 @@ class ParameterBuffer:
         self.scaled: bool = home is not None and home.scaled
         self.loss_scale: Array = xp.array([1.0, 0.0]) if home is None else home.loss_scale
         self.random: RandomCounter = RandomCounter() if home is None else home.random
+        self.random.counters = to_device(self.random.counters, self.device)
         start = 0
         for parameter in order:
             value, grad, size = parameter.data, parameter.grad, parameter.size

@@ -87,6 +87,8 @@ class Summary:
 
 
 def _rows(config: dict[str, Any], batch: int, itemsize: int, on_gpu: bool) -> list[Row]:
+    from .kernels.side import LARGEST  # comes later in the reading order
+
     height, width = config["image_size"]
     patch, channels = config["patch_size"], config["hidden_dim"]
     d_s, d_c = config["tokens_mlp_dim"], config["channels_mlp_dim"]
@@ -108,11 +110,12 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, on_gpu: bool) -> li
             kept = elements * itemsize + 2 * tokens * batch * wide
         return Row(name, grid, 2 * channels, 0, kept)
 
-    def mlp(name: str, size: int, hidden: int, columns: int, twice: bool) -> Row:
+    def mlp(name: str, size: int, hidden: int, columns: int, keeps_g: bool) -> Row:
         parameters = 2 * size * hidden + hidden + size
         kept = elements * itemsize + hidden * columns * (itemsize + wide)
         if on_gpu:
-            kept = (elements + hidden * columns * (1 + twice)) * itemsize
+            keeps_g = keeps_g or hidden * columns * itemsize <= LARGEST
+            kept = (elements + hidden * columns * (1 + keeps_g)) * itemsize
         return Row(name, grid, parameters, 2 * size * hidden * columns, kept)
 
     rows = [linear("stem", grid, pixels, channels, tokens * batch, itemsize)]

@@ -23,6 +23,7 @@ from minimixer import functional as F
 from minimixer.backend import matmul, namespace, to_device, to_numpy
 from minimixer.kernels import cublas, spare_row
 from minimixer.kernels import cuda as compiling
+from minimixer.kernels import gpu as gpu_functions
 from minimixer.precision import as_dtype, is_half, wide, widen
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
@@ -76,6 +77,7 @@ def laid_out(array: Any, layout: str | None) -> Any:
     if layout == "roomy":
         roomy = spare_row.empty(array.shape, array.dtype)
         roomy[...] = array
+        roomy.base[-1] = 1
         return roomy
     if layout != "shifted":
         return array if layout is None else with_layout(array, layout)
@@ -93,12 +95,12 @@ def differentiate(
     layout: str | None = None, passes: int = 1,
 ) -> list[Arrays]:  # fmt: skip
     """Outputs ("0", "1") and gradients, by name, from each of several backward passes. x and y are
-    activations, the others Parameters, or Tensors too with a `layout`."""
+    activations, the others Parameters, or Tensors too with most layouts."""
     stored = as_dtype(dtype)
     inputs: dict[str, Tensor] = {}
     for name, value in arrays.items():
         value = to_device(value.astype(wide(stored)), device)
-        if name in ("x", "y") or layout:
+        if name in ("x", "y") or layout not in (None, "roomy"):
             inputs[name] = Tensor(laid_out(value.astype(stored), layout), requires_grad=True)
         else:
             inputs[name] = Parameter(value)
@@ -166,6 +168,28 @@ def check(
             assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
 
 
+# ---- the mean over the tokens -------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (49, 2, 128), (196, 1, 1, 5), (1024, 3, 100)])
+def test_mean_of_the_first_axis(device, dtype, shape):
+    rng = np.random.default_rng(4)
+    x, dy = numbers(rng, shape, dtype), rng.standard_normal(shape[1:]).astype("float32")
+    tensor = Tensor(to_device(x, device)).to(dtype)
+    tensor.requires_grad = True
+    mean = tensor.mean(axis=0)
+    assert mean.dtype == wide(as_dtype(dtype)) and mean.shape == shape[1:]
+    mean.backward(to_device(dy, device).astype(mean.dtype))
+    sums = UNIT["float64" if dtype == "float64" else "float32"]
+    error = np.linalg.norm(float64(mean.data) - x.mean(axis=0))
+    assert error <= (2 + 2 * math.sqrt(len(x))) * sums * np.linalg.norm(np.abs(x).mean(axis=0))
+    exact = np.broadcast_to(dy.astype("float64") / len(x), shape)
+    assert tensor.grad.dtype == as_dtype(dtype)
+    error = np.linalg.norm(float64(tensor.grad) - exact)
+    assert error <= 2 * (UNIT[dtype] + sums) * np.linalg.norm(exact)
+
+
 # ---- the MLP and GELU ---------------------------------------------------------------------------
 
 # The longest path is dx's: u, u with its bias, dg, du and dx are stored, and cuBLAS's GELU takes
@@ -217,14 +241,17 @@ def test_mlp_of_any_layout(device, axis, layout):
     check_mlp(device, "float32", axis, (6, 4, 8), 12, "tanh", layout)
 
 
+FUSED_MLPS = [
+    (0, (1, 1, 8), 3), (0, (5, 3, 8), 16), (0, (49, 2, 100), 64), (0, (196, 7, 8), 384),
+    (-1, (1, 1, 8), 16), (-1, (49, 2, 100), 64), (-1, (7, 3, 768), 40), (-1, (1024, 1, 8), 8),
+]  # fmt: skip
+
+
 @each_half
-@pytest.mark.parametrize("slope", [True, False])
-@pytest.mark.parametrize(
-    "shape, hidden", [((1, 1, 8), 3), ((5, 3, 8), 16), ((49, 2, 100), 64), ((196, 7, 8), 384)]
-)
-def test_token_mixing_with_its_bias_in_the_product(gpu, dtype, shape, hidden, slope, monkeypatch):
-    """As large models run it: GELU and its slope are cuBLAS's, b1 is a row of w1."""
-    monkeypatch.setattr(cublas, "WORTH_FUSING", 0)
+@pytest.mark.parametrize("slope", [True, False], ids=["slope", "no slope"])
+@pytest.mark.parametrize("axis, shape, hidden", FUSED_MLPS)
+def test_mlp_with_gelu_in_the_product(gpu, dtype, axis, shape, hidden, slope, monkeypatch):
+    """GELU and its slope are cuBLAS's; in token mixing b1 is a row of w1."""
     fused: dict[str, int] = {"matmul_gelu": 0, "matmul_slope": 0}
     for name, original in [(name, getattr(cublas, name)) for name in fused]:
 
@@ -234,8 +261,35 @@ def test_token_mixing_with_its_bias_in_the_product(gpu, dtype, shape, hidden, sl
             return result
 
         monkeypatch.setattr(cublas, name, noted)
-    check_mlp(gpu, dtype, 0, shape, hidden, "tanh", layout="roomy")
+    check_mlp(gpu, dtype, axis, shape, hidden, "tanh", layout="roomy")
     assert fused == {"matmul_gelu": 2, "matmul_slope": 4 * slope}
+
+
+@each_half
+@pytest.mark.parametrize("axis, shape, hidden", FUSED_MLPS[4:])
+def test_large_channel_mixing_forgets_g(gpu, dtype, axis, shape, hidden, monkeypatch):
+    monkeypatch.setattr(gpu_functions, "LARGEST", 0)
+    check_mlp(gpu, dtype, axis, shape, hidden, "tanh", layout="roomy")
+
+
+def test_rows_of_ones_behind_layer_norm(gpu):
+    for channels, dtype in itertools.product((8, 40, 1288), ("float16", "float32")):
+        x = Tensor(to_device(np.zeros((3, 2, channels), dtype), gpu))
+        gamma, beta = ones_on(gpu, channels), ones_on(gpu, channels)
+        for bias_axis, fills in ((-1, dtype == "float16"), (0, False)):
+            bias = ones_on(gpu, channels if bias_axis else 3)
+            fill_free_memory_with_nan(gpu)
+            _, h = F.add_layer_norm(x, x, bias, gamma, beta, 1e-6, bias_axis=bias_axis)
+            whole = spare_row.with_ones(h.data)
+            assert (whole is not None) == fills
+            assert whole is None or (whole.shape, bool((whole[-1] == 1).all())) == (
+                (4, 2 * channels), True)  # fmt: skip
+
+
+def ones_on(device: str, size: int) -> Parameter:
+    parameter = Parameter(np.ones(size, dtype="float32"))
+    parameter.buffer.to(device=device)
+    return parameter
 
 
 def test_arrays_with_a_spare_row(gpu):
@@ -709,7 +763,8 @@ def expressions(file: str) -> list[str]:
     floats, all_types = {"float": 4, "double": 2}, {"__nv_bfloat16": 8, "__half": 8}
     all_types |= floats
     names = []
-    for t, pack in (floats if file in ("cross_entropy.cu", "reduce.cu") else all_types).items():
+    for t, pack in (floats if file == "cross_entropy.cu" else all_types).items():
+        a = "double" if t == "double" else "float"
         for w, tanh, flag in itertools.product((1, pack), ("true", "false"), ("true", "false")):
             names += {
                 "gelu.cu": [f"gelu_{way}{kind}>" for way in ("rows", "columns") for kind in
@@ -717,10 +772,13 @@ def expressions(file: str) -> list[str]:
                 "layer_norm.cu": [f"add_layer_norm<{t},{pack},768>",
                                   f"add_layer_norm_backward<{t},{pack},768,{flag}>"]
                 + [f"add_layer_norm{kind}_any<{t}>" for kind in ("", "_backward", "_sums")],
-                "adamw.cu": [f"adamw<{p},{t},{floats[p]}>" for p in floats],
+                "adamw.cu": [f"adamw<{p},{t},{floats[p]}>" for p in floats] + ["count_step"],
                 "patches.cu": [f"cut_patches<{i},{t},{w}>" for i in ("unsigned char", "float")],
                 "cross_entropy.cu": [f"cross_entropy<{t}>"],
-                "reduce.cu": [f"sum_rows<{t}>", f"sum_columns<{t}>", f"sum_squares<{t},{w}>"],
+                "reduce.cu": [f"{kind}<{a}>" for kind in ("sum_rows", "sum_columns")]
+                + [f"sum_squares<{a},{floats[a]}>"]
+                + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"],
+                "spare_row.cu": [f"append_row<{t}>", f"split_row<{t}>"],
             }[file]  # fmt: skip
     return list(dict.fromkeys(names))
 

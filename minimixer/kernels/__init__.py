@@ -6,7 +6,7 @@
     spare_row.py      a bias as one more row of a product
     sums.py           sums in a fixed order
     side.py           work beside the main line of a recorded step
-    gpu.py            linear, GELU, the MLP and LayerNorm on these
+    gpu.py            linear, the mean, GELU, the MLP and LayerNorm on these
     gpu_training.py   the loss, AdamW, patches
 
 Each fast form computes what a plain one in the package computes, and tests compare the two. They
@@ -40,6 +40,7 @@ def _find() -> dict[tuple[Any, str], Any]:
     from ..layer_norm import AddLayerNorm
     from ..loss import CrossEntropy
     from ..optim import Adam, AdamW
+    from ..rearrange import Mean
     from . import cublas, gpu, gpu_training, side, sums
 
     return {
@@ -47,12 +48,14 @@ def _find() -> dict[tuple[Any, str], Any]:
         (MLP, "cupy"): gpu.FastMLP,
         (GELU, "cupy"): gpu.FastGELU,
         (AddLayerNorm, "cupy"): gpu.FastAddLayerNorm,
+        (Mean, "cupy"): gpu.FastMean,
         (CrossEntropy, "cupy"): gpu_training.FastCrossEntropy,
         (AdamW, "cupy"): gpu_training.adamw,
         (Adam, "cupy"): gpu_training.adamw,
         ("matmul", "cupy"): cublas.matmul,
         ("patches", "cupy"): gpu_training.patches,
         ("sum_squares", "cupy"): sums.sum_squares,
+        ("count_step", "cupy"): gpu_training.count_step,
         ("join", "cupy"): side.join,
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..backend import Array, matmul, namespace, wide
 from ..functional import GELU, MLP, Linear, weight_gradient
 from ..layer_norm import AddLayerNorm, as_rows, bias_gradient
+from ..rearrange import Mean
 from . import cublas, spare_row
 from .cuda import (
     as_bool,
@@ -26,8 +27,8 @@ from .cuda import (
     type_of,
     usable,
 )
-from .side import aside
-from .sums import can_sum, column_sums, sum_columns, sum_rows
+from .side import LARGEST, aside
+from .sums import can_sum, column_sums, mean_rows, sum_columns, sum_rows
 
 THREADS = 128  # in a block, for most kernels here
 
@@ -50,6 +51,33 @@ class FastLinear(Linear):
         return dx, dw, db
 
 
+# ---- the mean over the tokens -------------------------------------------------------------------
+
+
+class FastMean(Mean):
+    """Along the first axis in one kernel, as is the way back."""
+
+    def forward(self, x, axis=None, keepdims=False):
+        means = None
+        if axis == 0 and not keepdims and x.ndim > 1 and x.size and x.flags.c_contiguous:
+            means = mean_rows(x.reshape(len(x), -1))
+        if means is None:
+            return super().forward(x, axis, keepdims)
+        self.keep_axis(x, axis)
+        self.count, self.dtype = len(x), x.dtype
+        return means.reshape(x.shape[1:])
+
+    def backward(self, dy):
+        name = f"divide<{c_name(self.dtype)},{type_of(dy)}>"
+        if not usable("reduce.cu", name):
+            return super().backward(dy)
+        dy = namespace(dy).ascontiguousarray(dy)
+        dx = namespace(dy).empty(dy.shape, dtype=self.dtype)
+        count = dy.dtype.type(self.count)
+        get("reduce.cu", name)((ceil_div(dy.size, 128),), (128,), (dy, dx, dy.size, count))
+        return self.spread(dx)
+
+
 # ---- GELU and the MLP ---------------------------------------------------------------------------
 
 
@@ -66,10 +94,10 @@ class _Gelu:
             self.threads = min(256, max(32, 32 * ceil_div(packs, 32)))
             self.grid = (ceil_div(packs, 4 * self.threads), min(self.rows, 65535))
         else:  # in columns: stretches of rows, as many as fill the GPU
-            self.threads = THREADS
+            self.threads = min(THREADS, 32 * ceil_div(packs, 32))
             across = ceil_div(packs, self.threads)
             stretches = max(1, 16 * multiprocessors(u.device.id) // across)
-            self.rows_per_block = 4 * ceil_div(self.rows, 4 * min(stretches, 65535))
+            self.rows_per_block = 4 * max(2, ceil_div(self.rows, 4 * min(stretches, 65535)))
             self.grid = (across, ceil_div(self.rows, self.rows_per_block))
 
     def _arguments(self, *arrays: Any) -> tuple[Any, ...]:
@@ -142,10 +170,10 @@ class FastGELU(GELU):
 class FastMLP(MLP):
     """Keeps x and u (not the slope), and g where it is small.
 
-    The channel-mixing MLP's g is the largest array of a block: backward makes it again from u, over
-    u, in the pass that turns dg into du. For Mixer-B/16 at 256 images that saves 3.4 of 15.5 GiB
-    for 3% of the step. In two bytes cuBLAS applies bias and GELU as it stores the product, and for
-    token mixing (see spare_row.py) the slope as well.
+    Where it can, cuBLAS applies bias and GELU as it stores the product, and in backward the slope
+    (token mixing: see spare_row.py). The channel-mixing MLP's g is the largest array of a block:
+    backward makes it again from u, over u, in a pass that turns dg into du. For Mixer-B/16 at 256
+    images that saves 3.4 of 15.5 GiB for 3% of the step; a small model's g is kept.
     """
 
     def forward(self, x, w1, b1, w2, axis, approximate):
@@ -157,7 +185,8 @@ class FastMLP(MLP):
         x, b1 = xp.ascontiguousarray(x), xp.ascontiguousarray(b1)
         x = x.reshape(len(x), math.prod(x.shape[1:])) if self.first else as_rows(x)
         self.x1, keep = None, any(self.needs)
-        both = self.fused(x, w1, b1, keep) if approximate == "tanh" else None
+        can_fuse = approximate == "tanh" and cublas.can_fuse(x.dtype)
+        both = self.fused(x, w1, b1, keep) if can_fuse else None
         g, u = both or (None, self.make_u(x, w1))
         self.biased = both is not None  # u has the bias in it
         gelu = self.gelu(g if u is None else u, b1)
@@ -168,15 +197,13 @@ class FastMLP(MLP):
         y = self.product(w2, g) if self.first else self.product(g, w2)
         if keep:
             self.x, self.w1, self.b1, self.w2, self.u = x, w1, b1, w2, u
-            self.g = g if self.first else None
+            self.g = g if self.first or g.nbytes <= LARGEST else None
         return y.reshape(self.shape)
 
     def fused(self, x, w1, b1, keep):
         """(g, u) from one product with GELU, or None."""
         if not self.first:
             return cublas.matmul_gelu(x, w1, b1, keep)
-        if w1.shape[1] * x.shape[1] < cublas.WORTH_FUSING or x.dtype.itemsize != 2:
-            return None
         x1 = spare_row.with_ones(x)
         if x1 is None:
             return None
@@ -201,19 +228,24 @@ class FastMLP(MLP):
         x, w1, u, g, dx = self.x, self.w1, self.u, self.g, None
         if u is None:  # a second backward (retain_graph): the first wrote over it
             u, self.biased = self.make_u(x, w1), False
-        du = None if self.x1 is None else cublas.matmul_slope(self.w2.T, dy, u)
-        partial = None
+        du = partial = None
+        if self.biased and g is not None:
+            product = (self.w2.T, dy) if self.first else (dy, self.w2.T)
+            du = cublas.matmul_slope(*product, u)
         if du is None:
             du = self.product(self.w2.T, dy) if self.first else self.product(dy, self.w2.T)  # dg
             partial = self.gelu(u, self.b1).backward(u, du, g is None)
             if g is None:
                 g, self.u = u, None
-        if partial is None:
-            both = weight_gradient(self.x1, du.T, None, None)
-            dw1, db1 = both[:-1], both[-1]
         with aside(self, (1, 2, 3), partial, x, du, dy, g):
-            if partial is not None:
-                db1 = self.gelu(u, self.b1).sum(partial, self.destination(2))
+            if partial is None and self.first:
+                both = weight_gradient(self.x1, du.T, None, None)
+                dw1, db1 = spare_row.split(both, self.destination(1), self.destination(2))
+            else:
+                if partial is not None:
+                    db1 = self.gelu(u, self.b1).sum(partial, self.destination(2))
+                else:
+                    db1 = column_sums(du, self.destination(2))
                 dw1 = self.weight_gradient(1, *((x, du.T) if self.first else (x.T, du)))
             dw2 = self.weight_gradient(3, *((dy, g.T) if self.first else (g.T, dy)))
         if self.needs[0]:
@@ -224,6 +256,7 @@ class FastMLP(MLP):
 
 # ---- LayerNorm ----------------------------------------------------------------------------------
 
+ROWS_A_WARP = 4  # at least, in backward: each block's sums are one row more to add up at the end
 IN_REGISTERS = 40  # numbers of a row that a thread can keep; longer rows are read again
 
 
@@ -233,6 +266,8 @@ def _row_template(channels: int, *arrays: Array | None) -> str | None:
     dtype = next(a.dtype for a in arrays if a is not None)
     if width * dtype.itemsize != 16 or channels > 32 * IN_REGISTERS:
         return None
+    while width > 1 and 16 * width >= channels:
+        width //= 2  # a short row keeps all threads of a warp busy with shorter packs
     return f"{c_name(dtype)},{width},{channels}"
 
 
@@ -250,7 +285,10 @@ class FastAddLayerNorm(AddLayerNorm):
         y = None if y is None else xp.ascontiguousarray(y)
         bias = None if bias is None else xp.ascontiguousarray(bias)
         s = x if y is None and bias is None else xp.empty_like(x)
-        h = spare_row.empty(x.shape, x.dtype)
+        # What follows is token mixing, unless the bias says that token mixing went before.
+        wanted = x.ndim > 2 and bias_axis != 0 and cublas.can_fuse(x.dtype)
+        ones = rows // x.shape[0] if wanted else 0
+        h = spare_row.empty(x.shape, x.dtype) if ones else xp.empty_like(x)
         mean, inverse_sigma = xp.empty((2, rows), dtype=wide(x.dtype))
         columns_bias = bias if bias_axis == -1 else None  # which is read in packs
         template = _row_template(channels, x, y, columns_bias, gamma, beta)
@@ -263,8 +301,8 @@ class FastAddLayerNorm(AddLayerNorm):
             return super().forward(x, y, bias, gamma, beta, epsilon, bias_axis)
         kernel = get("layer_norm.cu", name)
         bias_rows = rows // x.shape[0] if bias_axis == 0 else 0
-        kernel((ceil_div(rows, 4),), (THREADS,), (
-            x, pointer(y), pointer(bias), bias_rows, gamma, beta, epsilon, rows,
+        kernel((ceil_div(rows + ones, 4),), (THREADS,), (
+            x, pointer(y), pointer(bias), bias_rows, gamma, beta, epsilon, rows, ones,
             *([] if template else [np.int32(channels)]), s, h, mean, inverse_sigma,
         ))  # fmt: skip
         self.bias_axis = bias_axis
@@ -296,7 +334,8 @@ class FastAddLayerNorm(AddLayerNorm):
             sums = 3 if column_bias else 2
             name = f"add_layer_norm_backward<{template},{as_bool(column_bias)}>"
             kernel = get("layer_norm.cu", name)
-            blocks = min(ceil_div(rows, 4), resident_blocks(kernel, THREADS, s.device.id))
+            warps = ceil_div(rows, ROWS_A_WARP)
+            blocks = min(ceil_div(warps, 4), resident_blocks(kernel, THREADS, s.device.id))
             partial = xp.empty((blocks, sums, channels), dtype=mean.dtype)
             kernel((blocks,), (THREADS,), (*common, dx, partial, pointer(row_sums)),
                    shared_mem=sums * channels * mean.itemsize)  # fmt: skip

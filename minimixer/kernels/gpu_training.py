@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, is_half, namespace, to_device, wide
+from ..backend import Array, is_half, namespace, one, to_device, wide
 from ..images import check_finite
 from ..loss import CrossEntropy
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
@@ -44,7 +44,7 @@ class FastCrossEntropy(CrossEntropy):
     def backward(self, dloss):
         if "scale" in self.__dict__:  # the plain forward was run
             return super().backward(dloss)
-        return self.dz * dloss[..., None]
+        return self.dz if dloss is one(dloss) else self.dz * dloss[..., None]
 
 
 # ---- the optimizer ------------------------------------------------------------------------------
@@ -73,6 +73,14 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
                 optimizer.eps,
             ))  # fmt: skip
     join()
+    return True
+
+
+def count_step(control: Array, counters: Array) -> bool:
+    """Optimizer._count_step in one kernel."""
+    if not usable("adamw.cu", "count_step"):
+        return False
+    get("adamw.cu", "count_step")((1,), (1,), (control, counters))
     return True
 
 

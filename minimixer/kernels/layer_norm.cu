@@ -4,7 +4,8 @@
 // thread, 32 W K >= C. C is known when this is compiled, so that nothing is asked that need not be
 // (FULL: every thread has K whole packs), and loads follow one another. The bias, which may be
 // absent, has C elements (bias_rows = 0), or one for every bias_rows rows (token mixing's: one for
-// each token, that is for B rows). h is computed from s as it is stored, so that backward, which
+// each token, that is for B rows). Behind h there may be room for some rows of ones (spare_row.py).
+// h is computed from s as it is stored, so that backward, which
 // reads s again, sees the same x_hat.
 //
 // Bytes moved = bytes at the least: forward reads x and y and writes s and h, backward reads dh, ds
@@ -15,15 +16,19 @@
 template <typename T, int W, int C>
 __global__ void __launch_bounds__(128) add_layer_norm(
     const T* x, const T* y, const T* bias, Index bias_rows, const T* gamma, const T* beta,
-    double epsilon, Index rows,
+    double epsilon, Index rows, Index ones,
     T* s, T* h, typename Arithmetic<T>::type* mean, typename Arithmetic<T>::type* inverse_sigma
 ) {
     typedef typename Arithmetic<T>::type A;
     const int K = (C + 32 * W - 1) / (32 * W);
     const bool FULL = C == 32 * W * K;
     Index row = Index(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row >= rows) return;
     int lane = threadIdx.x % 32;
+    if (row >= rows) {
+        if (row < rows + ones)
+            for (int c = lane; c < C; c += 32) h[row * C + c] = T(1);
+        return;
+    }
     Pack<T, W> kept[K], added[K];
     #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -180,14 +185,18 @@ __global__ void __launch_bounds__(128) add_layer_norm_backward(
 template <typename T>
 __global__ void add_layer_norm_any(
     const T* x, const T* y, const T* bias, Index bias_rows, const T* gamma, const T* beta,
-    double epsilon, Index rows, int channels,
+    double epsilon, Index rows, Index ones, int channels,
     T* s, T* h, typename Arithmetic<T>::type* mean, typename Arithmetic<T>::type* inverse_sigma
 ) {
     typedef typename Arithmetic<T>::type A;
     Index row = Index(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row >= rows) return;
     int lane = threadIdx.x % 32;
     Index start = row * channels;
+    if (row >= rows) {
+        if (row < rows + ones)
+            for (int c = lane; c < channels; c += 32) h[start + c] = T(1);
+        return;
+    }
     A sum = 0, squares = 0;
     for (int c = lane; c < channels; c += 32) {
         A value = A(x[start + c]);

@@ -26,6 +26,27 @@ __global__ void sum_rows(
     if (threadIdx.x == 0 && column < columns) sums[column] = sum;
 }
 
+// (rows, columns) in T -> (columns,) in A: the mean of each column, a thread for each W of them.
+template <typename T, typename A, int W>
+__global__ void mean_rows(const T* matrix, A* means, Index rows, Index columns) {
+    Index column = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+    if (column >= columns) return;
+    A sums[W] = {};
+    #pragma unroll 8
+    for (Index row = 0; row < rows; ++row) {
+        Pack<T, W> pack = load<W>(matrix + row * columns + column);
+        for (int i = 0; i < W; ++i) sums[i] += A(pack.value[i]);
+    }
+    for (int i = 0; i < W; ++i) means[column + i] = sums[i] / A(rows);
+}
+
+// values / divisor, in T.
+template <typename T, typename A>
+__global__ void divide(const A* values, T* quotients, Index size, A divisor) {
+    Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < size) quotients[i] = T(values[i] / divisor);
+}
+
 // (rows, columns) -> (rows,), times `scale`. One block a row.
 template <typename A>
 __global__ void sum_columns(const A* matrix, A* sums, Index columns, double scale) {

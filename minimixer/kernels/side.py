@@ -16,8 +16,8 @@ from typing import Any
 from ..autograd import Function
 from ..backend import Array
 
-STREAMS = 2
-LARGEST = 8 << 20  # bytes of an array: a layer above keeps the whole GPU busy
+STREAMS = 4  # one H100, small model, bfloat16: 0.52 ms a step with none, 0.46 with 2, 0.42 with 4
+LARGEST = 16 << 20  # bytes of an array: a layer above keeps the whole GPU busy
 
 
 class _Side(threading.local):

@@ -37,6 +37,20 @@ def column_sums(matrix: Array, out: Array | None) -> Array:
     return out
 
 
+def mean_rows(matrix: Array) -> Array | None:
+    """(rows, columns) -> (columns,), two-byte numbers in float32; None if there is no kernel."""
+    rows, columns = matrix.shape
+    dtype = wide(matrix.dtype)
+    width = min(2, pack(columns, matrix))  # few numbers a thread: a short loop wants many threads
+    name = f"mean_rows<{type_of(matrix)},{c_name(dtype)},{width}>"
+    if not usable("reduce.cu", name):
+        return None
+    means = namespace(matrix).empty(columns, dtype=dtype)
+    grid = (ceil_div(columns, 128 * width),)
+    get("reduce.cu", name)(grid, (128,), (matrix, means, rows, columns))
+    return means
+
+
 def can_sum(dtype: np.dtype) -> bool:
     """Are there kernels for the sums that backward begins, over such numbers?"""
     name = c_name(wide(dtype))
