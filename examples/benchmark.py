@@ -51,6 +51,7 @@ def main() -> None:
     settings = {
         "config": config, "precision": options.precision, "device": options.device,
         "mode": options.mode, "graph": options.graph, "work": options.work.split(","),
+        "checkpoint_blocks": options.checkpoint_blocks,
         "lr": LR, "weight_decay": DECAY, "warm_up": options.warm_up,
         "seconds": options.seconds, "steps": options.steps,
     }  # fmt: skip
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--peer-python", default=sys.executable, help="a Python with the peers' packages")
     add("--mode", default="compile", help=f"PyTorch's: {', '.join(MODES)} (default: compile)")
     add("--graph", default="auto", help="CUDA graphs on our side: auto (default), on or off")
+    add("--checkpoint-blocks", action="store_true", help="on our side: less memory, more time")
     add("--runs", type=int, default=3, help="processes of each side (default: 3)")
     add("--warm-up", type=int, default=10, help="untimed steps (default: 10)")
     add("--seconds", type=float, default=2.0, help="of timed steps, at least (default: 2)")
@@ -246,6 +248,7 @@ def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
     labels = backend.to_device(problem.pop("labels"), device)
     model = Mixer(**settings["config"], seed=None).to(device).set_precision(settings["precision"])
     model.load_state_dict(problem)
+    model.checkpoint_blocks = settings["checkpoint_blocks"]
     optimizer = AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
 
     def train(images, labels):

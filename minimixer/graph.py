@@ -256,12 +256,14 @@ class Recorded:
             recording.clipped, optimizer.clipped = (optimizer, optimizer.clipped), clipped
         if failure is None:
             return recording
+        where, what = _where(failure), _first_line(failure)
+        failure = None  # whose traceback holds all arrays of the attempt
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"minimixer: {_where(failure)} could not be recorded as a CUDA graph, so the "
-                f"function runs as it is: {_first_line(failure)}; what waits for the GPU (.item(), "
-                ".numpy(), print) or copies from the CPU belongs outside of it",
+                f"minimixer: {where} could not be recorded as a CUDA graph, so the function runs "
+                f"as it is: {what}; what waits for the GPU (.item(), .numpy(), print) or copies "
+                "from the CPU belongs outside of it",
                 RuntimeWarning, stacklevel=4,
             )  # fmt: skip
         return None
