@@ -4,7 +4,7 @@ A product of an m x k with a k x n matrix takes m k n multiply-accumulates (MACs
 for backward what the functions of functional.py save: LayerNorm its x_hat and 1/sigma, a linear
 layer its input, an MLP its input, its hidden activation and the slope of GELU there. On a GPU
 kernels/gpu.py saves instead: LayerNorm its input, mean and 1/sigma, an MLP its input and what goes
-into GELU, token mixing also what comes out.
+into GELU, token mixing and small models also what comes out.
 
 >>> from minimixer import Mixer
 >>> table = Mixer.summary_of("mixer_b16")
@@ -87,8 +87,6 @@ class Summary:
 
 
 def _rows(config: dict[str, Any], batch: int, itemsize: int, on_gpu: bool) -> list[Row]:
-    from .kernels.side import LARGEST  # comes later in the reading order
-
     height, width = config["image_size"]
     patch, channels = config["patch_size"], config["hidden_dim"]
     d_s, d_c = config["tokens_mlp_dim"], config["channels_mlp_dim"]
@@ -114,6 +112,8 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, on_gpu: bool) -> li
         parameters = 2 * size * hidden + hidden + size
         kept = elements * itemsize + hidden * columns * (itemsize + wide)
         if on_gpu:
+            from .kernels.side import LARGEST  # comes later in the reading order
+
             keeps_g = keeps_g or hidden * columns * itemsize <= LARGEST
             kept = (elements + hidden * columns * (1 + keeps_g)) * itemsize
         return Row(name, grid, parameters, 2 * size * hidden * columns, kept)
