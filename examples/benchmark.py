@@ -184,6 +184,11 @@ def compare(directory: Path, sides: list[str]) -> None:
             if name.startswith("grad.") and not name.endswith("token_mixing.b2"):
                 a, b = own[name].ravel().astype(np.float64), theirs[name].ravel()
                 norms = np.linalg.norm(a), np.linalg.norm(b)
+                if not (np.isfinite(norms).all() and all(norms)):
+                    raise SystemExit(
+                        f"benchmark: {name} has the norm {norms[0]:g}, {side}'s {norms[1]:g}; "
+                        "nothing can be compared"
+                    )
                 worst, where = min((worst, where), (a @ b / (norms[0] * norms[1]), name))
                 least, most = min(least, norms[0] / norms[1]), max(most, norms[0] / norms[1])
         print(

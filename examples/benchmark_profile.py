@@ -12,9 +12,9 @@ def record_products(step, device: str) -> Counter:
 
     seen: Counter = Counter()
 
-    def note(a, b, out_dtype, precision):
+    def note(a, b, out_dtype, precision, done=True):
         stored = [x.strides[-1] == x.itemsize or x.shape[-1] == 1 for x in (a, b)]
-        seen[a.shape, b.shape, *stored, a.dtype, out_dtype, precision] += 1
+        seen[a.shape, b.shape, *stored, a.dtype, out_dtype, precision] += bool(done)
 
     def noted(a, b, out=None, accumulate=False, precision=None, bias=None):
         if a.ndim == b.ndim == 2:
@@ -22,8 +22,9 @@ def record_products(step, device: str) -> Counter:
         return plain(a, b, out, accumulate, precision, bias)
 
     def noted_on_gpu(a, b, out, accumulate, precision, *epilogue):
-        note(a, b, out.dtype, precision)
-        return plain(a, b, out, accumulate, precision, *epilogue)
+        done = plain(a, b, out, accumulate, precision, *epilogue)
+        note(a, b, out.dtype, precision, done)  # else there is no such epilogue
+        return done
 
     places = [(functional, "matmul"), (layer_norm, "matmul"), (ops, "matrix_product")]
     places.append((optim, "matmul"))
@@ -118,7 +119,8 @@ def large_product(model, device: str) -> float:
 
 def profile(step, device: str) -> list[str]:
     """One line for each kind of operation: calls, time, bytes or FLOPs a second. On a GPU an
-    operation is a kernel or a product; on the CPU a Function's forward or backward, whole."""
+    operation is one of our kernels or a product (CuPy's own, for a few small arrays, are left
+    out); on the CPU a Function's forward or backward, whole."""
     rows = profile_gpu(step) if device != "cpu" else profile_cpu(step)
     whole = sum(ms for _, ms, _, _ in rows.values())
     lines = [f"{'operation':64} calls       ms share    GB/s TFLOP/s"]
@@ -167,10 +169,10 @@ def profile_cpu(step) -> dict:
 def profile_gpu(step) -> dict:
     import cupy
 
-    from minimixer.kernels import cublas, gpu, gpu_training, sums
+    from minimixer.kernels import cublas, gpu, gpu_training, spare_row, sums
 
     notes = []
-    modules, get, product = (gpu, gpu_training, sums), gpu.get, cublas._product
+    modules, get, product = (gpu, gpu_training, spare_row, sums), gpu.get, cublas._product
 
     def measured(label, size, flops, function, *arguments, **options):
         start_event, end_event = cupy.cuda.Event(), cupy.cuda.Event()
@@ -200,7 +202,7 @@ def profile_gpu(step) -> dict:
     def noted_product(a, b, out, *rest):
         (m, k), n = a.shape, b.shape[1]
         size = a.nbytes + b.nbytes + out.nbytes
-        label = f"product ({m}, {k}) @ ({k}, {n}) {a.dtype} -> {out.dtype}"
+        label = f"product ({m}, {k}) @ ({k}, {n}) {a.dtype} -> {out.dtype}"  # or nothing
         if rest[2] & (cublas._WITH_GELU | cublas._WITH_SLOPE):
             label += " gelu" if rest[2] & cublas._WITH_GELU else " slope"
             size += out.nbytes if rest[2] & cublas._WITH_AUX else 0

@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16", help="default: bfloat16")
     parser.add_argument("--step", type=int, default=16, help="batches tried (default: each 16th)")
     options = parser.parse_args()
+    if options.step < 1:
+        raise ValueError(f"--step must be at least 1, got {options.step}")
     device = backend.check_device(options.device)
     if device == "cpu":
         raise ValueError("largest_batch measures a GPU's memory; use --device cuda")

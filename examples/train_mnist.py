@@ -194,6 +194,8 @@ def main() -> int:
                     bar.close()
                     save_checkpoint(checkpoint, model, optimizer, progress)
                     again = [sys.argv[0], "--resume", "--out", str(out), "--device", options.device]
+                    again += ["--graph", options.graph] * (options.graph != "auto")
+                    again += ["--checkpoint-blocks"] * options.checkpoint_blocks
                     print(
                         f"stopped in epoch {epoch + 1} after step {step + 1} of {total_steps}, "
                         f"saved in {checkpoint}; to go on: python {shlex.join(again)}"
@@ -408,7 +410,10 @@ if __name__ == "__main__":
     except (ValueError, TypeError, OSError, MemoryError) as problem:
         text = "; ".join(line.strip() for line in str(problem).splitlines())
         if isinstance(problem, MemoryError):
-            text = f"out of memory, lower --batch-size or --hidden-dim: {text}"
+            text = (
+                "out of memory; --accumulate and --checkpoint-blocks need less for the same "
+                f"result, a lower --batch-size or --hidden-dim as well: {text}"
+            )
         print(f"train_mnist: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

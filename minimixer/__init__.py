@@ -26,6 +26,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     idx.py          IDX files: how to read what somebody else wrote
     data.py         data sets, the embedded MNIST, batches, shifts
     staging.py      batches to a GPU and results back, while both sides work on
+    fingerprint.py  whether a model is still the same
+    recording.py    a list of requests to a GPU, and the memory that they use
     graph.py        a training step recorded and replayed: one launch instead of hundreds
     report.py       what a model costs, layer by layer; pictures
     checkpoint.py   saving and resuming

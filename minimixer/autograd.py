@@ -62,7 +62,6 @@ class Variable:
     version = 0  # Parameters count their changes
     precision: str | None = None  # of products with a Parameter: "tf32", or None
     result_class: ClassVar[type["Variable"]]  # what Functions return: Tensor, once that is known
-
     data: Array
     grad: Array | None
 

@@ -17,22 +17,23 @@ requests, with the addresses they read and write, and starting it is one request
 Replaying repeats the work on arrays, on whatever lies at the same addresses now, and none of the
 function's Python. So all that changes from step to step has to be an input or lie on the device:
 weights, gradients, the optimizer's `control`, the counters behind random numbers. That is why a
-buffer is never rebound, and why nothing random has a hidden state (rules 9, 12 and 13 of the
-engine). What a recording depends on beyond that is part of its key: shapes, the modes and settings
-of all layers, which gradients there are, the optimizer's settings, the addresses. When any of it
-changes, the function runs as it is once, and is recorded anew when the same comes again.
+buffer is never rebound, and why nothing random has a hidden state. What a recording depends on
+beyond that is part of its key: shapes, the modules and their settings, which gradients there are,
+the optimizer's settings, the addresses. When any of it changes, the function runs as it is once,
+and is recorded anew when the same comes again.
 
 All this happens in a memory pool of its own: what is freed while recording is used again by the
-rest of the recording, and by the next one, but by nobody else; replaying allocates nothing. Only
-inputs and results lie outside of it. Inputs are copied to where the recording reads them, unless
-they lie on the GPU and always at the same place.
+rest of the recording, and by the next one, but by nobody else; replaying allocates nothing. When
+memory runs out, recordings are dropped to make room. Only inputs and results lie outside of it.
+Inputs are copied to where the recording reads them, unless they lie on the GPU and always at the
+same place.
 
 Next: `report.py`, what a model costs.
 """
 
 import contextlib
+import itertools
 import sys
-import threading
 import traceback
 import warnings
 import weakref
@@ -46,14 +47,17 @@ import numpy as np
 from . import backend
 from .autograd import Variable
 from .backend import Array, is_array
+from .fingerprint import Fingerprint, Same, token
 from .grad_mode import is_grad_enabled
 from .nn import Module, is_evaluating
 from .optim import Optimizer
 from .parameters import Parameter
+from .recording import Pool, Recording, own_stream
 from .staging import Inbox
 from .tensor import Tensor
 
 MOST_RECORDINGS = 16
+PATIENCE = 100  # calls: a recording not used for so many makes room for another
 MOST_CHANGES = 8  # calls in a row of a kind never seen before
 _has_grad, _requires_grad = attrgetter("has_grad"), attrgetter("requires_grad")  # at C's speed
 
@@ -63,8 +67,9 @@ def record(
 ) -> "Recorded":
     """`function` as a callable that, with the model on a GPU, records and replays what it does.
 
-    function   takes arrays (positional; on the CPU or the model's device) and settings (by name,
-               hashable), and gives Tensors or arrays, or a tuple, list or dict of them, or None
+    function   takes arrays (positional; on the CPU or the model's device) and settings (by name:
+               numbers, text, objects that stay as they are), and gives Tensors or arrays, or
+               a tuple, list or dict of them, or None
     model      all Parameters and random layers that it uses;  optimizer  the one that it steps
     graph      "auto": record on a GPU, run as it is on the CPU;  "on": the same, but a model on
                the CPU is an error;  "off": never record
@@ -86,16 +91,19 @@ class Recorded:
         self, function: Callable, model: Module, optimizer: Optimizer | None, graph: str
     ):  # fmt: skip
         self.function, self.model, self.optimizer, self.graph = function, model, optimizer, graph
-        self._recordings: dict[Any, _Recording | None] = {}  # None: it can't be recorded
-        self._seen: set[Any] = set()
+        self._recordings: dict[Any, Recording] = {}
+        self._seen: set[Any] = set()  # keys, as those of all but the last dict
+        self._refused: dict[Any, float] = {}  # can't be recorded before that call
         self._settled: set[Any] = set()  # states in which the function ran before
-        self._inboxes: dict[Any, list[Inbox]] = {}
-        self._places: dict[Any, tuple[int, ...]] = {}  # of the last inputs
-        self._pools: dict[str, Any] = {}
-        self._structures: dict[Any, int] = {}
-        self._changes = -1
+        self._inboxes: dict[Any, list[Inbox]] = {}  # by shapes
+        self._places: dict[Any, tuple[int, ...]] = {}  # of the last inputs, by shapes
+        self._pools: dict[str, Pool] = {}
+        self._numbers: dict[Fingerprint, int] = {}
+        self._fingerprint: Fingerprint | None = None
+        self._model = 0  # the number of that
         self._parameters: list[Parameter] = []
-        self._new_in_a_row, self._warned, self._structure = 0, False, 0
+        self._count, self._calls, self._new_in_a_row = itertools.count(), 0, 0
+        self._said: set[str] = set()
         # Not __del__: while Python collects a cycle, CuPy loses the blocks of a pool that is in it.
         held = (self._recordings, self._inboxes, self._pools)
         weakref.finalize(self, _give_back, *held).atexit = False
@@ -107,7 +115,7 @@ class Recorded:
 
     @property
     def recordings(self) -> int:
-        return sum(recording is not None for recording in self._recordings.values())
+        return len(self._recordings)
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:
         arrays = [v.data if isinstance(v, Variable) else v for v in inputs]
@@ -133,19 +141,18 @@ class Recorded:
 
     def _on_gpu(self, arrays: list[Array], settings: dict[str, Any], device: str) -> Any:
         cupy = sys.modules["cupy"]
+        self._calls += 1
         shapes = (device, *((a.shape, a.dtype) for a in arrays))
         inputs, places = self._inputs(shapes, arrays)
         if self.graph == "off":
             return _detached(self.function(*inputs, **settings))
         state = self._state()
-        key = (shapes, places, tuple(sorted(settings.items())), *state)
+        key = (shapes, places, token(sorted(settings.items())) if settings else None, *state)
         recording = self._recordings.get(key)
-        if recording is None and key in self._seen and key not in self._recordings:
-            recording = self._recordings[key] = self._record(inputs, settings, device)
-            while self.recordings > MOST_RECORDINGS:
-                del self._recordings[next(iter(self._recordings))]
+        if recording is None and key in self._seen and self._may_record(key):
+            recording = self._record(key, inputs, settings, device)
         if recording is not None:
-            self._new_in_a_row = 0
+            self._new_in_a_row, recording.last_call = 0, self._calls
             return recording.replay()
         self._note(key)
         if state not in self._settled:  # a first call may make what is there to stay
@@ -153,7 +160,7 @@ class Recorded:
             self._settled.add(self._state())
             cupy.get_default_memory_pool().free_all_blocks()
             return result
-        with self._memory(device) as outside, _own_stream():
+        with self._memory(device) as outside, own_stream():
             return outside(_detached(self.function(*inputs, **settings)))
 
     def _inputs(self, shapes: Any, arrays: list[Array]) -> tuple[list[Array], Any]:
@@ -165,48 +172,73 @@ class Recorded:
         if 0 not in places and places == last:
             return arrays, places
         if shapes not in self._inboxes:
+            if len(self._inboxes) > 2 * MOST_RECORDINGS:  # of which at least half are not recorded
+                recorded = {key[0] for key in self._recordings}
+                oldest = next(shapes for shapes in self._inboxes if shapes not in recorded)
+                del self._inboxes[oldest]
+                self._places = {shapes: places}
             self._inboxes[shapes] = [Inbox(a.shape, a.dtype) for a in arrays]
         for inbox, array in zip(self._inboxes[shapes], arrays, strict=True):
             inbox.take(array)
         return [inbox.array for inbox in self._inboxes[shapes]], None
+
+    def _may_record(self, key: Any) -> bool:
+        """Not if it failed before. If there are many already, the one that was not used for
+        longest goes, but never one in use: that would be recorded again and again."""
+        if self._calls < self._refused.get(key, 0):
+            return False
+        if len(self._recordings) < MOST_RECORDINGS:
+            return True
+        oldest = min(self._recordings, key=lambda key: self._recordings[key].last_call)
+        if self._recordings[oldest].last_call + PATIENCE < self._calls:
+            del self._recordings[oldest]
+            return True
+        self._warn(
+            f"shapes and settings come in more than {MOST_RECORDINGS} kinds, and only so many "
+            "steps are replayed; batches of one size avoid that"
+        )
+        return False
 
     def _note(self, key: Any) -> None:
         """That a call of this kind was run as it is."""
         if key in self._seen:
             return
         self._new_in_a_row += 1
-        if self._new_in_a_row == MOST_CHANGES + 1:
-            warnings.warn(
-                "minimixer: shapes or settings change from step to step, so no step could be "
-                "replayed yet; batches of one size, or graph='off', avoid needless work",
-                RuntimeWarning, stacklevel=4,
-            )  # fmt: skip
-        if len(self._seen) > 1000:
-            self._seen.clear()
+        if self._new_in_a_row > MOST_CHANGES:
+            self._warn(
+                "shapes, settings or attributes of modules change from step to step, so no step "
+                "could be replayed yet; batches of one size, or graph='off', avoid needless work"
+            )
+        for known in (self._seen, self._refused, self._settled):
+            if len(known) > 1000:
+                known.clear()
         self._seen.add(key)
+
+    def _warn(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            warnings.warn(f"minimixer: {text}", RuntimeWarning, stacklevel=5)
 
     # ---- what a recording depends on ------------------------------------------------------------
 
     def _look_at_model(self) -> None:
-        """Find Parameters and modes anew if any module was changed since."""
-        if self._changes == Module.changes:
+        """Find Parameters, modes and settings anew if any module was changed since."""
+        if self._fingerprint is not None and self._fingerprint.is_current():
             return
         self._parameters = self.model.parameters()
-        structure = tuple(
-            (path, name, value.tobytes() if isinstance(value, np.ndarray) else value)
-            for path, module in self.model.named_modules()
-            for name, value in vars(module).items()  # numbers by value, other objects by identity
-            if not isinstance(value, (Module, Variable, list, tuple, dict))
-        )
-        self._structure = self._structures.setdefault(structure, len(self._structures))
-        self._changes = Module.changes
+        self._fingerprint = Fingerprint(self.model)
+        if len(self._numbers) > 100:
+            self._numbers.clear()
+        if self._fingerprint not in self._numbers:
+            self._numbers[self._fingerprint] = next(self._count)
+        self._model = self._numbers[self._fingerprint]
 
     def _state(self) -> tuple[Any, ...]:
         parameters, optimizer = self._parameters, self.optimizer
         buffer = parameters[0].buffer
         assert buffer is not None
         return (
-            self._structure, id(backend.twins), is_grad_enabled(), is_evaluating(),
+            self._model, Same(backend.twins), is_grad_enabled(), is_evaluating(),
             buffer.signature, None if optimizer is None else optimizer.signature,
             bytes(map(_has_grad, parameters)), bytes(map(_requires_grad, parameters)),
         )  # fmt: skip
@@ -219,23 +251,23 @@ class Recorded:
         to where they may outlive it: one held array would hold back a whole stretch of the pool."""
         cupy = sys.modules["cupy"]
         if device not in self._pools:
-            self._pools[device] = cupy.cuda.MemoryPool()
+            self._pools[device] = Pool(int(device[5:]), self._recordings)
         allocator = cupy.cuda.get_allocator()
 
         def outside(results: Any) -> Any:
             with cupy.cuda.using_allocator(allocator):
                 return _each(results, lambda array: array.copy())
 
-        with cupy.cuda.using_allocator(self._pools[device].malloc):
+        with cupy.cuda.using_allocator(self._pools[device].pool.malloc):
             yield outside
 
-    def _record(self, inputs: list[Array], settings: dict[str, Any], device: str) -> Any:
+    def _record(self, key: Any, inputs: list[Array], settings: dict[str, Any], device: str) -> Any:
         parameters = self._parameters
         before = [(p.has_grad, p.version) for p in parameters]
         optimizer = self.optimizer
         clipped = optimizer is not None and optimizer.clipped
         result, failure, graph = None, None, None
-        with self._memory(device) as outside, _own_stream() as stream:
+        with self._memory(device) as outside, own_stream() as stream:
             stream.begin_capture()
             try:
                 result = _detached(self.function(*inputs, **settings))
@@ -248,71 +280,35 @@ class Recorded:
                     graph = stream.end_capture()
                 except Exception as error:
                     failure = failure or error
+            if failure is not None:
+                with contextlib.suppress(Exception):  # what the attempt put aside
+                    backend.join(parameters[0].data)
         after = [(p.has_grad, p.version) for p in parameters]
         for parameter, (has_grad, version) in zip(parameters, before, strict=True):
             parameter.has_grad, parameter.version = has_grad, version
-        recording = _Recording(graph, result, parameters, before, after)
+        recording = Recording(graph, result, parameters, before, after)
         if optimizer is not None:
             recording.clipped, optimizer.clipped = (optimizer, optimizer.clipped), clipped
         if failure is None:
+            self._recordings[key] = recording
             return recording
-        where, what = _where(failure), _first_line(failure)
+        where, what, short = _where(failure), _first_line(failure), isinstance(failure, MemoryError)
         failure = None  # whose traceback holds all arrays of the attempt
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"minimixer: {where} could not be recorded as a CUDA graph, so the function runs "
-                f"as it is: {what}; what waits for the GPU (.item(), .numpy(), print) or copies "
-                "from the CPU belongs outside of it",
-                RuntimeWarning, stacklevel=4,
-            )  # fmt: skip
+        self._refused[key] = self._calls + PATIENCE if short else float("inf")
+        if short:
+            del recording, result, graph
+            self._pools[device].drop()
+            reason = "there is not memory enough to keep what the recording needs"
+        else:
+            reason = (
+                "what waits for the GPU (.item(), .numpy(), print) or copies from the CPU belongs "
+                "outside of it"
+            )
+        self._warn(
+            f"{where} could not be recorded as a CUDA graph, so the function runs as it is: "
+            f"{what}; {reason}"
+        )
         return None
-
-
-class _Recording:
-    """A graph, its results, and what the function did to Parameters besides arrays."""
-
-    def __init__(self, graph: Any, result: Any, parameters: list, before: list, after: list):
-        self.graph, self.result, self.twins = graph, result, backend.twins
-        changes = [(p, *b, *a) for p, b, a in zip(parameters, before, after, strict=True)]
-        self.flags = [(p, has) for p, had, _, has, _ in changes if had != has]
-        self.versions = [(p, new - old) for p, _, old, _, new in changes if new != old]
-        self.clipped: tuple[Optimizer, bool] | None = None
-
-    def replay(self) -> Any:
-        self.graph.launch(sys.modules["cupy"].cuda.get_current_stream())
-        for parameter, has_grad in self.flags:
-            parameter.has_grad = has_grad
-        for parameter, steps in self.versions:
-            parameter.version += steps
-        if self.clipped is not None:
-            self.clipped[0].clipped = self.clipped[1]
-        return self.result
-
-
-class _Streams(threading.local):
-    def __init__(self) -> None:
-        self.by_device: dict[int, Any] = {}
-
-
-_streams = _Streams()
-
-
-@contextlib.contextmanager
-def _own_stream() -> Iterator[Any]:
-    """A queue of this thread's own, since the default one can't be recorded; what is in the
-    current queue comes before it, and what enters that later comes after it."""
-    cupy = sys.modules["cupy"]
-    device, current = cupy.cuda.Device().id, cupy.cuda.get_current_stream()
-    if device not in _streams.by_device:
-        _streams.by_device[device] = cupy.cuda.Stream(non_blocking=True)
-    own = _streams.by_device[device]
-    own.wait_event(current.record())
-    try:
-        with own:
-            yield own
-    finally:
-        current.wait_event(own.record())
 
 
 def _give_back(recordings: dict, inboxes: dict, pools: dict) -> None:
@@ -320,7 +316,7 @@ def _give_back(recordings: dict, inboxes: dict, pools: dict) -> None:
     recordings.clear()
     inboxes.clear()
     for pool in pools.values():
-        pool.free_all_blocks()
+        pool.drop()
 
 
 def _place(array: Array, device: int) -> int:
@@ -342,7 +338,8 @@ def _each(results: Any, function: Callable) -> Any:
     if isinstance(results, dict):
         return {name: _each(value, function) for name, value in results.items()}
     if isinstance(results, (tuple, list)):
-        return type(results)([_each(value, function) for value in results])
+        found = [_each(value, function) for value in results]
+        return type(results)(*found) if hasattr(results, "_fields") else type(results)(found)
     return function(results) if is_array(results) else results
 
 

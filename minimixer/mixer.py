@@ -293,8 +293,8 @@ class Mixer(Module):
         except MemoryError as error:
             raise MemoryError(
                 f"Mixer: {images.shape} images in {self.precision} need more memory than "
-                f"{self.device} has; take fewer at a time, a smaller model or two-byte precision "
-                f"({error})"
+                f"{self.device} has; take fewer at a time, a smaller model, two-byte precision or, "
+                f"in training, checkpoint_blocks=True ({error})"
             ) from None
 
     def _scores(self, images: Any) -> Tensor:

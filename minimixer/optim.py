@@ -190,13 +190,11 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """{"step": int, and for each moment a list of NumPy arrays, one for each parameter}."""
-        return {
-            "step": int(self.control[STEP]),
-            **{
-                name: [to_numpy(p.window(array)).copy() for p in self.parameters]
-                for name, array in self.state.items()
-            },
+        moments = {
+            name: [to_numpy(p.window(array)).copy() for p in self.parameters]
+            for name, array in self.state.items()
         }
+        return {"step": int(self.control[STEP]), **moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another optimizer of this kind, for the same parameters, stopped."""
@@ -259,10 +257,7 @@ class Optimizer:
         squares = xp.zeros((1, 1), dtype=gradients.dtype)
         for start, stop, _, _ in self._active_ranges():
             part = gradients[start:stop]
-            if fast is not None:
-                squares += fast(part)
-            else:
-                squares += matmul(part[None, :], part[:, None])
+            squares += fast(part) if fast else matmul(part[None, :], part[:, None])
         return xp.sqrt(squares).reshape(())
 
     def update(

@@ -29,8 +29,8 @@ def recompute(module: Module, *inputs: Any) -> Any:
     """module(*inputs), which keeps nothing but its inputs for backward.
 
     The module may return a tuple; whatever in it is no Tensor of its own making, such as a
-    Parameter, is handed on as it is. ValueError in backward if dropout was switched on or off
-    since.
+    Parameter, is handed on as it is. ValueError in backward if a random layer within it draws
+    otherwise by then: another mode, probability or seed.
     """
     if not is_grad_enabled():
         return module(*inputs)
@@ -72,15 +72,16 @@ class _Recompute(Function):
         with no_grad():
             results.append(run([Tensor(array) for array in arrays[:count]]))
         self.run, self.inputs, self.layers = run, arrays[:count], layers
-        self.active = [layer.active for layer in layers]
+        self.drawn = _draws(layers)
         randoms = {id(m.random): m.random for m in layers if m.active}.values()
         self.counters = [(random, random.counters.copy()) for random in randoms]
         return tuple([v.data for v in _activations(results[0])])
 
     def backward(self, *gradients):
-        if [layer.active for layer in self.layers] != self.active:
+        if _draws(self.layers) != self.drawn:
             raise ValueError(
-                "recompute: dropout was switched on or off between forward and backward"
+                "recompute: the mode, probability or seed of a random layer (dropout) was changed "
+                "between forward and backward, which would now draw other numbers"
             )
         found: list[Any] = [None] * len(self.needs)
         inputs = [
@@ -101,6 +102,10 @@ class _Recompute(Function):
         del inputs, outputs, gradients  # which backward may free on its way
         end.backward()
         return tuple(found)
+
+
+def _draws(layers: list[RandomLayer]) -> list[tuple[Any, ...]]:
+    return [(m.active, m.p, m.random.seed) for m in layers]
 
 
 def _activations(result: Any) -> list[Any]:

@@ -10,10 +10,12 @@ queue comes, and an event says when it has. On the CPU there is nothing to wait 
 >>> asked.results()                          # here the program waits, if it has to
 [array([0.5 , 0.25], dtype=float32)]
 
-Next: `graph.py`, steps of one launch.
+Next: `fingerprint.py`.
 """
 
 import sys
+import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,7 @@ class Inbox:
         pinned[...] = values
         self.array.data.copy_from_host_async(pinned.ctypes.data, pinned.nbytes, stream)
         copied.record(stream)
+        _keep(pinned, copied)
 
     def _copy(self, values: Array) -> None:
         if values.flags.c_contiguous and values.device == self.array.device:
@@ -61,22 +64,35 @@ class Inbox:
             self.array[...] = values
 
 
+_under_way: deque[tuple[np.ndarray, Any]] = deque()
+_lock = threading.Lock()
+
+
+def _keep(pinned: np.ndarray, done: Any) -> None:
+    """Pinned memory that nobody holds is given to the next who asks, even while the GPU copies:
+    hold it until then."""
+    with _lock:
+        while _under_way and _under_way[0][1].done:
+            _under_way.popleft()
+        _under_way.append((pinned, done))
+
+
 class Fetched:
     """Results that were asked for. `results()` are NumPy arrays, and waits for them if need be."""
 
-    def __init__(self, values: list[np.ndarray], arrived: Any):
-        self._values, self._arrived = values, arrived
+    def __init__(self, values: list[np.ndarray], events: list[Any]):
+        self._values, self._events = values, events
 
     def results(self) -> list[np.ndarray]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        for arrived in self._events:
+            arrived.synchronize()
         return self._values
 
 
 def fetch(*arrays: Any) -> Fetched:
     """Queue the copy of Tensors or arrays to the CPU: their values as they are at this point of the
     queue, whatever is written there later."""
-    values, arrived = [], None
+    values, events = [], []
     for array in arrays:
         array = array.data if isinstance(array, Variable) else array
         if namespace(array) is np:
@@ -85,11 +101,14 @@ def fetch(*arrays: Any) -> Fetched:
         import cupyx
 
         cupy = sys.modules["cupy"]
-        stream = cupy.cuda.get_current_stream()
-        source = array if array.flags.c_contiguous else array.copy()
-        pinned = cupyx.empty_pinned(source.shape, source.dtype)
-        source.data.copy_to_host_async(pinned.ctypes.data, pinned.nbytes, stream)
-        arrived = cupy.cuda.Event(block=False, disable_timing=True)
-        arrived.record(stream)
+        with array.device:
+            stream = cupy.cuda.get_current_stream()
+            source = array if array.flags.c_contiguous else array.copy()
+            pinned = cupyx.empty_pinned(source.shape, source.dtype)
+            source.data.copy_to_host_async(pinned.ctypes.data, pinned.nbytes, stream)
+            arrived = cupy.cuda.Event(block=False, disable_timing=True)
+            arrived.record(stream)
+        _keep(pinned, arrived)
         values.append(pinned)
-    return Fetched(values, arrived)
+        events.append(arrived)
+    return Fetched(values, events)

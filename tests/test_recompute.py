@@ -115,9 +115,15 @@ def test_what_it_is_not_for(device):
         assert not recompute(layer, x, x, None)[0].requires_grad
     outputs = recompute(layer, x, x, None)
     layer.eval()
-    with pytest.raises(ValueError, match="switched on or off"):
+    with pytest.raises(ValueError, match="was changed between forward"):
         outputs[0].sum().backward()
     layer.train()
+    dropout = next(m for _, m in layer.named_modules() if isinstance(m, Dropout))
+    for change in (lambda: setattr(dropout, "p", 0.9), lambda: setattr(dropout.random, "seed", 9)):
+        outputs = recompute(layer, x, x, None)
+        change()
+        with pytest.raises(ValueError, match="probability or seed of a random layer"):
+            outputs[0].sum().backward()
     outputs = recompute(layer, x, x, None)
     layer.first.weight.data = np.zeros((3, 4))
     with pytest.raises(ValueError, match="changed after forward"):

@@ -315,7 +315,7 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     stream = cupy.cuda.get_current_stream().ptr
     space = _context.workspace(device, stream)
     plan = _context.plans.get((device, kind))
-    new = plan is None
+    new = final = plan is None
     if plan is None:
         plan = _Plan(device, *kind)
     if not plan.found:
@@ -330,10 +330,13 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
         choice = _choices(device)[1].get(key)
         if choice is not None:
             plan.chosen = min(choice, plan.found - 1)
-        elif not cupy.cuda.get_current_stream().is_capturing():  # else another time
+        elif not cupy.cuda.get_current_stream().is_capturing():
             plan.choose(a, b, out.copy() if accumulate else out, space)
             _remember(device, key, plan.chosen)
-    _context.plans[device, kind] = plan
+        else:  # nothing can be timed now: take cuBLAS's first, and choose when it comes again
+            final = False
+    if final:
+        _context.plans[device, kind] = plan
     status = plan.run(a, b, out, accumulate, stream, space)
     if status != 0:
         raise RuntimeError(f"cublasLtMatmul ({m}, {k}) @ ({k}, {n}) in {dtype}: status {status}")
