@@ -550,7 +550,7 @@ def test_memory_that_runs_out(gpu, monkeypatch):
         pool.pool.free_all_blocks()
     with pytest.warns(RuntimeWarning, match="there is not memory enough"):
         check(64)
-    assert run.recordings == 0 and pool.total_bytes() == 0
+    assert run.recordings == 0
     Memory.full = "never"
     for _ in range(5):
         check(64)
