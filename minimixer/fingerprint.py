@@ -22,6 +22,7 @@ True
 Next: `recording.py`, what is replayed.
 """
 
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ class Fingerprint:
 
     def __init__(self, module: Module):
         self._changes = Module.changes
-        self._containers: list[tuple[Any, tuple[int, ...]]] = []
+        self._seen: list[Any] = []  # containers
+        self._members: list[tuple[Any, tuple]] = []  # what may change with no attribute being set
         self._value = tuple(
             [
                 (path, Same(module), name, self._look(value))
@@ -56,22 +58,24 @@ class Fingerprint:
         """Has no attribute of any module been set since, and no list or dict been changed?"""
         if self._changes != Module.changes:
             return False
-        return all([_members(container) == members for container, members in self._containers])
+        for container, members in self._members:
+            if len(container) != len(members) or not all(map(is_, container, members)):
+                return False
+        return True
 
     def _look(self, value: Any) -> Any:
         if isinstance(value, (list, tuple, dict)):
-            if any(value is container for container, _ in self._containers):
+            if any(value is container for container in self._seen):
                 return Same(value)  # looked at before, or holds itself
-            self._containers.append((value, _members(value)))
+            self._seen.append(value)
+            if isinstance(value, list):
+                self._members.append((value, tuple(value)))
+            elif isinstance(value, dict):
+                views = value.keys(), value.values()
+                self._members.extend([(view, tuple(view)) for view in views])
             items = value.items() if isinstance(value, dict) else enumerate(value)
             return (type(value), *[(key, self._look(item)) for key, item in items])
         return token(value)
-
-
-def _members(container: Any) -> tuple[int, ...]:
-    if isinstance(container, dict):
-        return (*map(id, container), *map(id, container.values()))
-    return tuple(map(id, container))
 
 
 class Same:
