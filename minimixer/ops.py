@@ -6,7 +6,8 @@ gradients are products with the other factor transposed. Where broadcasting repe
 its gradient is the sum over the repetitions; that is undone in one place, `sum_to_shape`.
 
 >>> import numpy as np
->>> from minimixer.autograd import Variable, backward
+>>> from minimixer.autograd import Variable
+>>> from minimixer.backward import backward
 >>> x = Variable(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
 >>> row = Variable(np.array([10.0, 20.0]), requires_grad=True)
 >>> backward(multiply(x, row), np.ones((2, 2)))
@@ -54,16 +55,21 @@ class _Binary(Function):
         self.shapes = [getattr(a, "shape", ()), getattr(b, "shape", ())]
 
     def undo(self, da: Array | None, db: Array | None) -> tuple[Array | None, Array | None]:
-        da = None if da is None else sum_to_shape(da, self.shapes[0])
-        return da, None if db is None else sum_to_shape(db, self.shapes[1])
+        if da is not None and da.shape != self.shapes[0]:
+            da = sum_to_shape(da, self.shapes[0])
+        if db is not None and db.shape != self.shapes[1]:
+            db = sum_to_shape(db, self.shapes[1])
+        return da, db
 
 
 def _in_float32(function: Any, a: Any, b: Any) -> Any:
     """function(a, b), of two-byte arrays in float32 and rounded: a Python number among them would
     promote some of them for good."""
-    dtype = next((x.dtype for x in (a, b) if is_array(x) and is_half(x.dtype)), None)
-    if dtype is None:
-        return function(a, b)
+    dtype = getattr(a, "dtype", None)
+    if dtype is None or not is_half(dtype):
+        dtype = getattr(b, "dtype", None)
+        if dtype is None or not is_half(dtype):
+            return function(a, b)
     return function(*(widen(x) if is_array(x) else x for x in (a, b))).astype(dtype)
 
 
@@ -106,9 +112,9 @@ class Multiply(_Binary):
         return _in_float32(operator.mul, a, b)
 
     def backward(self, dy):
-        da = _in_float32(operator.mul, dy, self.b) if self.needs[0] else None
-        db = _in_float32(operator.mul, dy, self.a) if self.needs[1] else None
-        return self.undo(da, db)
+        need_a, need_b = self.needs
+        da = _in_float32(operator.mul, dy, self.b) if need_a else None
+        return self.undo(da, _in_float32(operator.mul, dy, self.a) if need_b else None)
 
 
 class Divide(_Binary):

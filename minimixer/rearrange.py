@@ -5,7 +5,8 @@ map to dy: what a sum collected is spread out again, what was cut out is put bac
 what was joined is taken apart.
 
 >>> import numpy as np
->>> from minimixer.autograd import Variable, backward
+>>> from minimixer.autograd import Variable
+>>> from minimixer.backward import backward
 >>> x = Variable(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
 >>> backward(sum(index(x, [0, 1, 1])))
 >>> print(x.grad)

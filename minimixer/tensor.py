@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import ops, rearrange
-from .autograd import Variable, backward
+from .autograd import Variable
 from .backend import (
     FLOAT_DTYPES,
     as_dtype,
@@ -31,6 +31,7 @@ from .backend import (
     to_device,
     to_numpy,
 )
+from .backward import backward
 
 
 class Tensor(Variable):
@@ -149,7 +150,7 @@ class Tensor(Variable):
         return Tensor(self.data, dtype=dtype, device=device)  # integers have no gradient
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
-        """Add d(this)/d(leaf) * gradient into every leaf's `grad`; see autograd.backward."""
+        """Add d(this)/d(leaf) * gradient into every leaf's `grad`; see backward.py."""
         backward(self, gradient, retain_graph)
 
     # ---- operators ------------------------------------------------------------------------------

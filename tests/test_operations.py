@@ -31,8 +31,8 @@ from strategies import LAYOUTS, same_memory, with_layout
 
 from minimixer import Function, GradientError, Tensor, backend, gradcheck, no_grad, ops, rearrange
 from minimixer import functional as F
-from minimixer.autograd import backward
 from minimixer.backend import device_of, is_array, to_device, to_numpy
+from minimixer.backward import backward
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 FIXED = [
