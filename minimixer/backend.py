@@ -25,6 +25,7 @@ import ctypes
 import functools
 import re
 import sys
+from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType
 from typing import Any
@@ -254,18 +255,20 @@ def matmul(
     fast = twin("matmul", a)
     if fast is not None and a.ndim == 2 and b.ndim == 2:
         return fast(a, b, out, accumulate, precision, bias)
-    product = _plain_matmul(a, b, out, accumulate)
+    product = plain_matmul(a, b, out, accumulate, namespace(a).matmul)
     if bias is not None:
         product += bias
     return product
 
 
-def _plain_matmul(a: Array, b: Array, out: Array | None, accumulate: bool) -> Array:
-    xp = namespace(a)
+def plain_matmul(
+    a: Array, b: Array, out: Array | None, accumulate: bool, multiply: Callable[..., Array]
+) -> Array:
+    """matmul by `multiply(a, b)` or `multiply(a, b, out=out)`, which know float32 and float64."""
     dtype = a.dtype if out is None else out.dtype
     if not accumulate and out is not None and out.dtype == a.dtype and not is_half(a.dtype):
-        return xp.matmul(a, b, out=out)
-    product = xp.matmul(widen(a), widen(b)).astype(dtype, copy=False)
+        return multiply(a, b, out=out)
+    product = multiply(widen(a), widen(b)).astype(dtype, copy=False)
     if out is None:
         return product
     if out.shape != product.shape:

@@ -22,7 +22,7 @@ import math
 from typing import Any
 
 from .autograd import Function
-from .backend import Array, blocks, is_half, matmul, namespace, sum_rows, wide, widen
+from .backend import Array, matmul, namespace, sum_rows, wide, widen
 from .erf import erf
 from .layer_norm import AddBias as AddBias
 from .layer_norm import AddLayerNorm as AddLayerNorm
@@ -134,30 +134,17 @@ def _phi_exact(x: Array, want_slope: bool) -> tuple[Array, Array | None]:
 _PHI = {"tanh": _phi_tanh, "none": _phi_exact}
 
 
-def gelu_and_slope(
-    x: Array, approximate: str, want_slope: bool, overwrite: bool = False
-) -> tuple[Array, Array | None]:
-    """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi.
-
-    With `overwrite` the slope takes x's place, so x must be ours. A CPU goes through x in blocks
-    that stay in its cache: a third of the time of the same formulas on whole arrays.
-    """
+def gelu_and_slope(x: Array, approximate: str, want_slope: bool) -> tuple[Array, Array | None]:
+    """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi. The slope of
+    two-byte numbers is not rounded."""
     if approximate not in _PHI:
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    xp = namespace(x)
-    flat = x.reshape(-1)
-    y = xp.empty_like(flat)
-    overwrite = overwrite and not is_half(x.dtype)  # the slope is not rounded to two bytes
-    slope = None
-    if want_slope:
-        slope = flat if overwrite else xp.empty_like(flat, dtype=wide(x.dtype))
-    for part in blocks(x):
-        block = widen(flat[part])
-        phi, x_phi_slope = _PHI[approximate](block, want_slope)
-        xp.multiply(phi, block, out=y[part], casting="unsafe")
-        if slope is not None:
-            xp.add(phi, x_phi_slope, out=slope[part])
-    return y.reshape(x.shape), None if slope is None else slope.reshape(x.shape)
+    wide_x = widen(x)
+    phi, slope = _PHI[approximate](wide_x, want_slope)
+    if slope is not None:
+        slope += phi
+    phi *= wide_x
+    return phi.astype(x.dtype, copy=False), slope
 
 
 class GELU(Function):
@@ -188,7 +175,7 @@ class MLP(Function):
 
     With u = x W1 + b1 and g = gelu(u), the chain rule through two linear maps and GELU is
         dg = dy W2^T,  dW2 = g^T dy,  du = dg gelu'(u),  db1 = sum du,  dW1 = x^T du,  dx = du W1^T.
-    Kept for backward: x, g and gelu'(u), which takes the place of u. du is written over dg.
+    Kept for backward: x, g and gelu'(u); u itself is not needed again. du is written over dg.
 
     S and C here are just the lengths of x's first and last axis; mixer.py says what they stand for.
     Along the first axis x is (S, ...): every column x[:, c] goes through the same MLP, which is the
@@ -226,7 +213,7 @@ class MLP(Function):
         else:
             u = matmul(x, w1, precision=precision)  # (n, D_C)
             u += b1
-        g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs), overwrite=True)
+        g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs))
         y = matmul(w2, g, precision=precision) if first else matmul(g, w2, precision=precision)
         if any(self.needs):
             self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope

@@ -58,27 +58,30 @@ class CrossEntropy(Function):
     """loss = log sum_j e^z[j] - sum_k t[k] z[k] for each row: dz = p - t."""
 
     def forward(self, z, target, smoothing, reduction):
-        xp = namespace(z)
-        batch, classes = z.shape
+        loss, self.dz = self.rows(z, target, smoothing)
+        self.scale = 1 / len(z) if reduction == "mean" else 1.0
+        return loss if reduction == "none" else namespace(z).asarray(loss.sum() * self.scale)
+
+    def rows(self, z, target, smoothing):
+        """The loss of each row and, if needed, p - t."""
         p, log_total = softmax_of_array(z)
         if target.ndim == 1:  # class labels: t is one-hot, and need not be written out
-            rows = xp.arange(batch)
+            rows = namespace(z).arange(len(z))
             picked = z[rows, target]
         else:
             picked = (target * z).sum(axis=-1)
         if smoothing:
             picked = (1 - smoothing) * picked + smoothing * z.mean(axis=-1)
         loss = log_total - picked
-        if self.needs[0]:  # p - t, in p's place
-            if target.ndim == 1:
-                p[rows, target] -= 1 - smoothing
-            else:
-                p -= (1 - smoothing) * target
-            if smoothing:
-                p -= smoothing / classes
-            self.dz = p
-        self.scale = 1 / batch if reduction == "mean" else 1.0
-        return loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
+        if not self.needs[0]:
+            return loss, None
+        if target.ndim == 1:  # p - t, in p's place
+            p[rows, target] -= 1 - smoothing
+        else:
+            p -= (1 - smoothing) * target
+        if smoothing:
+            p -= smoothing / z.shape[1]
+        return loss, p
 
     def backward(self, dloss):
         return self.dz * (dloss * self.scale)[..., None]
@@ -121,7 +124,8 @@ def _check_target(z: Array, target: Any) -> Array:
             f"or {z.shape} distributions, got {target.shape}"
         )
     # A look at what lies on a GPU would make the GPU wait: its kernel answers with NaN instead.
-    unchecked = same_device(target, z) and twin(CrossEntropy, target) is not None
+    on_gpu = namespace(target) is not np and same_device(target, z)
+    unchecked = on_gpu and twin(CrossEntropy, target) is not None
     if target.ndim == 1:
         if target.dtype.kind not in "iu":
             raise TypeError(f"cross_entropy: class indices must be integers, got {target.dtype}")

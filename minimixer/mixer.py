@@ -215,7 +215,8 @@ class Mixer(Module):
 
         check_sizes(batch_size=batch_size)
         itemsize = as_dtype("float32" if precision == "tf32" else precision).itemsize
-        return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, on_gpu)
+        kernels = "gpu" if on_gpu else "cpu" if twin(F.MLP, np.empty(0)) else "reference"
+        return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, kernels)
 
     @classmethod
     def load(cls, path: str | Path) -> "Mixer":
@@ -371,5 +372,7 @@ class Mixer(Module):
         from .report import Summary
 
         check_sizes(batch_size=batch_size)
-        fast = self.device != "cpu" and twin(F.MLP, self.stem.weight.data) is not None
-        return Summary(self.config, batch_size, self.activation_dtype.itemsize, fast)
+        kernels = "cpu" if self.device == "cpu" else "gpu"
+        if twin(F.MLP, self.stem.weight.data) is None:
+            kernels = "reference"
+        return Summary(self.config, batch_size, self.activation_dtype.itemsize, kernels)

@@ -2,9 +2,9 @@
 
 A product of an m x k with a k x n matrix takes m k n multiply-accumulates (MACs). Training keeps
 for backward what the functions of functional.py save: LayerNorm its x_hat and 1/sigma, a linear
-layer its input, an MLP its input, its hidden activation and the slope of GELU there. On a GPU
-kernels/gpu.py saves instead: LayerNorm its input, mean and 1/sigma, an MLP its input and what goes
-into GELU, token mixing and small models also what comes out.
+layer its input, an MLP its input, its hidden activation and the slope of GELU there. The kernels
+save instead: LayerNorm its input, mean and 1/sigma; on a GPU an MLP its input and what goes into
+GELU, token mixing and small models also what comes out.
 
 >>> from minimixer import Mixer
 >>> table = Mixer.summary_of("mixer_b16")
@@ -37,14 +37,14 @@ class Summary:
     """The table for `batch_size` images; `str` of it is text. `rows` holds the figures.
 
     parameters, macs, activation_bytes: the sums. `itemsize`: bytes of one activation, 8, 4 or 2;
-    `on_gpu`: with the kernels' way of keeping them.
+    `kernels`: whose way of keeping them, "cpu", "gpu" or "reference".
     """
 
     def __init__(
-        self, config: dict[str, Any], batch_size: int = 1, itemsize: int = 4, on_gpu: bool = False
+        self, config: dict[str, Any], batch_size: int = 1, itemsize: int = 4, kernels: str = "cpu"
     ):
         self.batch_size, self.itemsize, self.config = batch_size, itemsize, config
-        self.rows = _rows(config, batch_size, itemsize, on_gpu)
+        self.rows = _rows(config, batch_size, itemsize, kernels)
         self.parameters = sum(row.parameters for row in self.rows)
         self.macs = sum(row.macs for row in self.rows)
         self.activation_bytes = sum(row.activation_bytes for row in self.rows)
@@ -86,7 +86,7 @@ class Summary:
     __repr__ = __str__
 
 
-def _rows(config: dict[str, Any], batch: int, itemsize: int, on_gpu: bool) -> list[Row]:
+def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> list[Row]:
     height, width = config["image_size"]
     patch, channels = config["patch_size"], config["hidden_dim"]
     d_s, d_c = config["tokens_mlp_dim"], config["channels_mlp_dim"]
@@ -104,14 +104,14 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, on_gpu: bool) -> li
 
     def norm(name: str) -> Row:
         kept = (elements + tokens * batch + channels * (itemsize < wide)) * wide  # gamma, widened
-        if on_gpu:
+        if kernels == "gpu" or (kernels == "cpu" and itemsize == wide and channels > 1):
             kept = elements * itemsize + 2 * tokens * batch * wide
         return Row(name, grid, 2 * channels, 0, kept)
 
     def mlp(name: str, size: int, hidden: int, columns: int, keeps_g: bool) -> Row:
         parameters = 2 * size * hidden + hidden + size
         kept = elements * itemsize + hidden * columns * (itemsize + wide)
-        if on_gpu:
+        if kernels == "gpu":
             from .kernels.side import LARGEST  # comes later in the reading order
 
             keeps_g = keeps_g or hidden * columns * itemsize <= LARGEST

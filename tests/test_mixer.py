@@ -1031,7 +1031,7 @@ def test_the_figure_shows_what_happens(device, monkeypatch, reference):
     check_figure(mixer_module.__doc__, shapes_in_reality(device, monkeypatch))
 
 
-def test_a_wrong_figure_is_noticed(monkeypatch):
+def test_a_wrong_figure_is_noticed(monkeypatch, reference):
     events, figure = shapes_in_reality("cpu", monkeypatch), mixer_module.__doc__
     check_figure(figure, events)
     arrows = list(re.finditer(r"--> \(([^()]*)\)", figure))

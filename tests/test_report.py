@@ -124,7 +124,7 @@ def macs(a: Array, b: Array) -> int:
     return math.prod(np.broadcast_shapes(a.shape[:-2], b.shape[:-2])) * m * k * n
 
 
-def test_multiplications_are_those_that_a_real_model_does(device, products):
+def test_multiplications_are_those_that_a_real_model_does(device, products, reference):
     @examples(device, cpu=25)
     @given(cases(), dtypes, st.booleans())
     def check(case, dtype, for_backward):

@@ -1476,7 +1476,7 @@ def replace_matmul(monkeypatch, replacement):
     return original
 
 
-def test_rule_11_every_product_goes_through_backend_matmul(device, monkeypatch):
+def test_rule_11_every_product_goes_through_backend_matmul(device, monkeypatch, reference):
     """Counted in a training step: forward and backward of every layer, the norm of clipping."""
     model = redraw(small_mixer(device))
     calls = []

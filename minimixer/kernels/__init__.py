@@ -1,5 +1,15 @@
 """The same functions again, for speed. The tutorial ends before this; nothing here is needed.
 
+On the CPU, still NumPy:
+
+    threads.py        threads of our own, and BLAS's
+    blocks.py         how arrays are cut, and the measurements behind it
+    cpu.py            products, GELU, the MLP
+    cpu_layer_norm.py LayerNorm
+    cpu_training.py   the loss, AdamW
+
+On a GPU:
+
     cuda.py           compiling and starting CUDA kernels
     *.cu              the kernels, each with what it computes and how much memory it moves
     cublas.py         matrix products
@@ -41,9 +51,18 @@ def _find() -> dict[tuple[Any, str], Any]:
     from ..loss import CrossEntropy
     from ..optim import Adam, AdamW
     from ..rearrange import Mean
-    from . import cublas, gpu, gpu_training, side, sums
+    from . import cpu, cpu_layer_norm, cpu_training, cublas, gpu, gpu_training, side, sums, threads
 
     return {
+        (MLP, "numpy"): cpu.FastMLP,
+        (GELU, "numpy"): cpu.FastGELU,
+        (AddLayerNorm, "numpy"): cpu_layer_norm.FastAddLayerNorm,
+        (CrossEntropy, "numpy"): cpu_training.FastCrossEntropy,
+        (AdamW, "numpy"): cpu_training.adamw,
+        (Adam, "numpy"): cpu_training.adamw,
+        ("matmul", "numpy"): cpu.matmul,
+        ("sum_squares", "numpy"): cpu_training.sum_squares,
+        ("join", "numpy"): threads.join,
         (Linear, "cupy"): gpu.FastLinear,
         (MLP, "cupy"): gpu.FastMLP,
         (GELU, "cupy"): gpu.FastGELU,
