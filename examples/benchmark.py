@@ -1,37 +1,39 @@
-"""Time, memory and throughput of a Mixer, alone or beside PyTorch and JAX.
+"""Time, memory and throughput of a Mixer, alone or beside PyTorch, JAX, HIPS autograd and MyGrad.
 
     python examples/benchmark.py                                        the small model, on the CPU
+    python examples/benchmark.py --peers torch --mode eager --runs 5    beside PyTorch
     python examples/benchmark.py --variant mixer_b16 --batch-size 256 --device cuda \\
         --precision bfloat16 --peers torch,jax                          ratios, on a GPU
     ... --profile                                                       where the time goes
 
 Each side runs in a fresh process, in turn, `--runs` times, from the same weights (all drawn at
-random, the head's too), with its batch on the device already. No ratio is printed unless the
-sides' logits agree and every gradient points the same way (cosine above 0.999). A training step is
-forward, loss, backward, AdamW and zero_grad, and ends when the device is done. What means
-something is a ratio within one run: machines are noisy.
+random, the head's too), with its batch on the device already. Nothing is timed unless the sides'
+logits agree and every gradient points the same way (cosine above 0.999). A training step is
+forward, loss, backward, AdamW and zero_grad, and ends when the device is done; `gradients` is
+forward, loss and backward. Ratios are those of the turns, in the median: machines are noisy.
 
-The peers need their packages: PyTorch and timm, or JAX, Flax and optax (`--peer-python` names a
-Python that has them). benchmark_peers.py holds their models.
+Peers whose packages are missing are left out (`--peer-python` names a Python that has them).
+benchmark_peers.py tells how they are run.
 """
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from benchmark_peers import PACKAGES, Growth, time_steps
 from benchmark_profile import large_product, profile, time_products
 
 # The small model: 28 x 28 images, P 4, C 128, D_S 64, D_C 512, N 4.
 SMALL = {"image_size": 28, "patch_size": 4, "in_channels": 1, "num_classes": 10, "num_blocks": 4,
          "hidden_dim": 128, "tokens_mlp_dim": 64, "channels_mlp_dim": 512}  # fmt: skip
 SIZES = set(SMALL)
+WORK = ("train", "gradients", "inference")
 LR, DECAY = 1e-3, 0.05
 # PyTorch's: as it is; torch.compile; that with its kernels tuned; that with its CUDA graphs; one
 # CUDA graph of the whole step as it is.
@@ -45,8 +47,7 @@ def main() -> None:
         problem, result, settings = options.worker
         print(json.dumps(run_minimixer(problem, result, json.loads(settings))))
         return
-    sides = ["minimixer", *(peer for peer in options.peers.split(",") if peer)]
-    check_options(options, sides)
+    sides = ["minimixer", *check_options(options)]
     config = config_of(options.variant)
     settings = {
         "config": config, "precision": options.precision, "device": options.device,
@@ -56,17 +57,23 @@ def main() -> None:
         "seconds": options.seconds, "steps": options.steps,
     }  # fmt: skip
     reports: dict[str, list[dict]] = {side: [] for side in sides}
+    check = {"check": True, "products": False, "profile": False, "work": []}
     with tempfile.TemporaryDirectory() as directory:
         problem = Path(directory) / "problem.npz"
         write_problem(problem, config, options.batch_size)
+        results = {side: Path(directory) / f"{side}.npz" for side in sides}
+        if len(sides) > 1:
+            for side in sides:
+                start(side, options, problem, results[side], settings | check)
+            compare(dict(results))
         for turn in range(options.runs):
             for side in sides:
                 last = turn == options.runs - 1
-                own = {"check": turn == 0, "products": last, "profile": last and options.profile}
-                result = Path(directory) / f"{side}.npz"
-                reports[side].append(start(side, options, problem, result, settings | own))
-            if turn == 0:
-                compare(Path(directory), sides)
+                own = {"check": False, "products": last, "profile": last and options.profile}
+                report = start(side, options, problem, results[side], settings | own)
+                reports[side].append(report)
+                shown = [f"{work} {report[work]['ms']:.2f} ms" for work in settings["work"]]
+                print(f"  {side:10}", "; ".join(shown), flush=True)
     summarise(options, config, reports)
 
 
@@ -79,8 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=128, help="images a step (default: 128)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--precision", default="float32", help="float32, tf32, bfloat16 or float16")
-    add("--work", default="train,inference", help="what to time (default: train,inference)")
-    add("--peers", default="", help="torch, jax or torch,jax (default: none)")
+    add("--work", default="train,inference",
+        help=f"what to time, of {', '.join(WORK)} (default: train,inference)")  # fmt: skip
+    add("--peers", default="", help=f"of {', '.join(PACKAGES)} (default: none)")
     add("--peer-python", default=sys.executable, help="a Python with the peers' packages")
     add("--mode", default="compile", help=f"PyTorch's: {', '.join(MODES)} (default: compile)")
     add("--graph", default="auto", help="CUDA graphs on our side: auto (default), on or off")
@@ -94,15 +102,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_options(options, sides: list[str]) -> None:
-    """ValueError, before anything is timed."""
+def check_options(options) -> list[str]:
+    """The peers that can be run. ValueError, before anything is timed."""
     from minimixer import backend
 
-    if set(sides) - {"minimixer", "torch", "jax"} or len(set(sides)) < len(sides):
-        raise ValueError(f"--peers {options.peers}: choose from torch and jax")
+    peers = [peer for peer in options.peers.split(",") if peer]
+    if set(peers) - set(PACKAGES) or len(set(peers)) < len(peers):
+        raise ValueError(f"--peers {options.peers}: choose from {', '.join(PACKAGES)}")
     work = options.work.split(",")
-    if not work or set(work) - {"train", "inference"} or len(set(work)) < len(work):
-        raise ValueError(f"--work {options.work}: train, inference or train,inference")
+    if set(work) - set(WORK) or len(set(work)) < len(work):
+        raise ValueError(f"--work {options.work}: choose from {', '.join(WORK)}")
+    primitive = {"autograd", "mygrad"} & set(peers)
+    if primitive and "train" in work:
+        raise ValueError("autograd and mygrad have no optimizer: use --work gradients,inference")
     if options.mode not in MODES:
         raise ValueError(f"--mode {options.mode}: {', '.join(MODES)}")
     if options.graph not in ("auto", "on", "off"):
@@ -114,15 +126,20 @@ def check_options(options, sides: list[str]) -> None:
         raise ValueError("--warm-up must not be negative, --steps must be positive")
     device = backend.check_device(options.device)
     backend.check_precision(options.precision, device)
-    if len(sides) > 1 and (options.precision == "float16" or device not in ("cpu", "cuda:0")):
+    if peers and (options.precision == "float16" or device not in ("cpu", "cuda:0")):
         raise ValueError("the peers are timed on cpu or cuda, in float32, tf32 or bfloat16")
-    for side in sides[1:]:
-        packages = {"torch": ["torch", "timm"], "jax": ["jax", "flax", "optax"]}[side]
-        missing = f"any(u.find_spec(name) is None for name in {packages})"
-        find = [options.peer_python, "-c", f"import importlib.util as u; exit({missing})"]
-        if subprocess.run(find).returncode:
-            needs = " and ".join(packages)
-            raise ValueError(f"{side} needs {needs}, which {options.peer_python} has not")
+    if primitive and (device, options.precision) != ("cpu", "float32"):
+        raise ValueError("autograd and mygrad are timed on the cpu, in float32")
+    return [peer for peer in peers if is_there(peer, options.peer_python)]
+
+
+def is_there(peer: str, python: str) -> bool:
+    missing = f"any(u.find_spec(name) is None for name in {PACKAGES[peer]})"
+    if subprocess.run([python, "-c", f"import importlib.util as u; exit({missing})"]).returncode:
+        needs = " and ".join(PACKAGES[peer])
+        print(f"  {peer:10} left out: it needs {needs}, which {python} has not")
+        return False
+    return True
 
 
 def config_of(variant_name: str) -> dict:
@@ -165,17 +182,14 @@ def start(side: str, options, problem: Path, result: Path, settings: dict) -> di
     if done.returncode:
         print(f"benchmark: {side} failed, see above", file=sys.stderr)
         raise SystemExit(2)
-    report = json.loads(done.stdout.strip().splitlines()[-1])
-    shown = "; ".join(f"{work} {report[work]['ms']:.2f} ms" for work in settings["work"])
-    print(f"  {side:10} {shown}", flush=True)
-    return report
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compare(directory: Path, sides: list[str]) -> None:
+def compare(results: dict[str, Path]) -> None:
     """SystemExit unless all sides computed the same logits and gradients."""
-    own = np.load(directory / "minimixer.npz")
-    for side in sides[1:]:
-        theirs = np.load(directory / f"{side}.npz")
+    own = np.load(results.pop("minimixer"))
+    for side, file in results.items():
+        theirs = np.load(file)
         distance = np.linalg.norm(own["logits"] - theirs["logits"])
         distance /= np.linalg.norm(theirs["logits"])
         worst, where, least, most = 1.0, "", 1.0, 1.0
@@ -208,32 +222,40 @@ def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
     macs = Summary(check_config(**config)).macs * options.batch_size
     print(f"{options.variant}, batch {options.batch_size}, {options.precision}, {last['machine']}")
     for work in options.work.split(","):
-        flops = 2 * macs * (3 if work == "train" else 1)
-        own = statistics.median(report[work]["ms"] for report in reports["minimixer"])
+        flops = 2 * macs * (1 if work == "inference" else 3)
+        own = [report[work]["ms"] for report in reports["minimixer"]]
         for side, runs in reports.items():
             times = [report[work]["ms"] for report in runs]
             ms = statistics.median(times)
             line = f"  {work:9} {side:9} {ms:9.2f} ms ({min(times):.2f} to {max(times):.2f})"
             line += (
-                f" {options.batch_size / ms * 1e3:9,.0f} images/s {flops / ms / 1e9:7.2f} TFLOP/s"
+                f" {options.batch_size / ms * 1e3:9,.0f} images/s {flops / ms / 1e6:9,.1f} GFLOP/s"
             )
             peak, reserved = (runs[-1][work].get(f"{k}_bytes") for k in ("peak", "reserved"))
             if peak:
                 line += f" {peak / GIB:6.2f} GiB" + (
                     f" of {reserved / GIB:.2f}" if reserved else ""
                 )
+            growth = [run[work]["growth_bytes"] for run in runs if "growth_bytes" in run[work]]
+            if growth:
+                line += f", grows by {statistics.median(growth) / 2**20:.0f} MiB"
             if side != "minimixer":
-                line += f"  ratio {own / ms:.3f}"
-                other = runs[-1][work].get("peak_bytes")
-                mine = last[work].get("peak_bytes")
-                line += f", memory {mine / other:.3f}" if mine and other and work == "train" else ""
+                ratios = [mine / theirs for mine, theirs in zip(own, times, strict=True)]
+                line += f"  ratio {statistics.median(ratios):.3f}"
+                line += f" ({min(ratios):.3f} to {max(ratios):.3f})"
+                kind = "growth_bytes" if growth else "peak_bytes"
+                both = [[run[work].get(kind) for run in r] for r in (reports["minimixer"], runs)]
+                if work != "inference" and all(both[0]) and all(both[1]):
+                    shares = [mine / theirs for mine, theirs in zip(*both, strict=True)]
+                    line += f", memory {statistics.median(shares):.3f}"
             print(line)
         products = last[work].get("products_ms")
         if products:
+            ms = statistics.median(own)
             print(
-                f"  {work:9} products alone {products:.2f} ms ({own / products:.2f} times that in "
-                f"all); one large product reaches {last['large_product']:.1f} TFLOP/s, the step "
-                f"{flops / own / 1e9 / last['large_product']:.0%} of it"
+                f"  {work:9} products alone {products:.2f} ms ({ms / products:.2f} times that in "
+                f"all); one large product reaches {last['large_product'] * 1e3:,.0f} GFLOP/s, the "
+                f"step {flops / ms / 1e9 / last['large_product']:.0%} of it"
             )
         for row in last[work].get("profile", []):
             print("    " + row)
@@ -263,6 +285,12 @@ def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
         optimizer.zero_grad()
         return loss
 
+    def gradients(images, labels):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.zero_grad()
+        return loss
+
     def inference(images, labels):
         with no_grad():
             return model(images)
@@ -272,12 +300,12 @@ def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
-        gradients = {f"grad.{k}": backend.to_numpy(p.grad) for k, p in model.named_parameters()}
-        np.savez(result_file, logits=logits.numpy(), loss=loss.item(), **gradients)
+        found = {f"grad.{k}": backend.to_numpy(p.grad) for k, p in model.named_parameters()}
+        np.savez(result_file, logits=logits.numpy(), loss=loss.item(), **found)
         optimizer.zero_grad()
-        del logits, loss, gradients
+        del logits, loss, found
     for work in settings["work"]:
-        function = {"train": train, "inference": inference}[work]
+        function = {"train": train, "gradients": gradients, "inference": inference}[work]
         inputs = images.astype(model.activation_dtype) if work == "inference" else images
         recorded = record(function, model, optimizer, graph=settings["graph"])
         step, plainly = (finished(f, inputs, labels, device) for f in (recorded, function))
@@ -308,22 +336,15 @@ def finished(function, images, labels, device: str):
 def measure(step, settings: dict) -> list[float]:
     for _ in range(settings["warm_up"]):
         step()
-    times: list[float] = []
-    while len(times) < (settings["steps"] or 5) or (
-        not settings["steps"] and sum(times) < settings["seconds"]
-    ):
-        start_time = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start_time)
-    return times
+    return time_steps(step, settings)
 
 
 class Memory:
-    """The peak of bytes in use: by CuPy's pool during a step, or by the process so far. A recorded
-    step needs all that its own pool holds."""
+    """The peak of bytes in use by CuPy's pool during a step; on the CPU, by how much the process
+    grew since `forget`. A recorded step needs all that its own pool holds."""
 
     def __init__(self, device: str):
-        self.machine = f"{'CPU' if device == 'cpu' else device}, NumPy {np.__version__}"
+        self.machine = f"{os.cpu_count()} cores, NumPy {np.__version__}"
         self.pool = None
         if device != "cpu":
             import cupy
@@ -337,11 +358,12 @@ class Memory:
     def forget(self) -> None:
         if self.pool is not None:
             self.pool.free_all_blocks()
+        self.growth = Growth()
 
     def peaks(self, step, recorded) -> dict[str, int]:
         pool = self.pool
         if pool is None:
-            return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            return {"growth_bytes": self.growth.bytes()}
         if recorded.recordings:
             own, others = recorded.reserved_bytes, pool.total_bytes()
             return {"peak_bytes": own + pool.used_bytes(), "reserved_bytes": own + others}

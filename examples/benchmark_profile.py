@@ -7,8 +7,10 @@ import numpy as np
 
 
 def record_products(step, device: str) -> Counter:
-    """How often the step multiplies which kinds of matrices."""
+    """How often the step multiplies which kinds of matrices; on the CPU as the plain code does,
+    and not with vectors."""
     from minimixer import functional, layer_norm, ops, optim
+    from minimixer import kernels as fast
 
     seen: Counter = Counter()
 
@@ -17,7 +19,7 @@ def record_products(step, device: str) -> Counter:
         seen[a.shape, b.shape, *stored, a.dtype, out_dtype, precision] += bool(done)
 
     def noted(a, b, out=None, accumulate=False, precision=None, bias=None):
-        if a.ndim == b.ndim == 2:
+        if a.ndim == b.ndim == 2 and 1 not in a.shape and 1 not in b.shape:
             note(a, b, a.dtype if out is None else out.dtype, precision)
         return plain(a, b, out, accumulate, precision, bias)
 
@@ -36,16 +38,20 @@ def record_products(step, device: str) -> Counter:
     try:
         for module, name in places:
             setattr(module, name, noted)
+        if device == "cpu":
+            fast.use("reference")
         step()
     finally:
+        fast.use("auto")
         for module, name in places:
             setattr(module, name, plain)
     return seen
 
 
 def time_products(step, device: str) -> float:
-    """Milliseconds of the step's matrix products, each timed alone, ten in a row."""
-    from minimixer import backend
+    """Milliseconds of the step's matrix products, each timed alone, ten in a row; on the CPU by
+    BLAS's threads or ours, whichever are faster with it."""
+    from minimixer import backend, kernels
 
     total = 0.0
     for kind, count in record_products(step, device).items():
@@ -55,7 +61,13 @@ def time_products(step, device: str) -> float:
             random_matrix(shape_b, right_b, dtype, device),
         )
         out = backend.namespace(a).empty((shape_a[0], shape_b[1]), dtype=out_dtype)
-        total += count * time_one(lambda: backend.matmul(a, b, out, False, precision), device)  # noqa: B023
+        ways = []
+        for which in ("reference", "auto") if device == "cpu" else ("auto",):
+            kernels.use(which)
+            ways.append(
+                time_one(lambda: backend.matmul(a, b, out, False, precision), device)  # noqa: B023
+            )
+        total += count * min(ways)
     return 1e3 * total
 
 
@@ -131,24 +143,34 @@ def profile(step, device: str) -> list[str]:
 
 
 def profile_cpu(step) -> dict:
-    from minimixer import Function
+    from minimixer import Function, backend
 
     rows: dict = {}
     originals = {}
 
+    def note(label, ms, size=0, flops=0):
+        calls, total, sizes, all_flops = rows.get(label, (0, 0.0, 0, 0))
+        rows[label] = (calls + 1, total + ms, sizes + size, all_flops + flops)
+
     def timed(kind, name, method):
         def run(self, *arrays, **options):
+            if name == "forward":
+                self.flops = flops_of(kind, arrays, options)
+            flops = self.flops * (1 if name == "forward" else 2)  # of dx and dW
             start_time = time.perf_counter()
             result = method(self, *arrays, **options)
             ms = 1e3 * (time.perf_counter() - start_time)
             results = result if isinstance(result, (tuple, list)) else [result]
             size = sum(getattr(a, "nbytes", 0) for a in [*arrays, *results] if a is not None)
-            label = f"{kind.__name__} {name}"
-            calls, total, sizes, _ = rows.get(label, (0, 0.0, 0, 0))
-            rows[label] = (calls + 1, total + ms, sizes + size, 0)
+            note(f"{kind.__name__} {name}", ms, size, flops)
             return result
 
         return run
+
+    def joined():
+        start_time = time.perf_counter()
+        join()
+        note("what was put aside: the rest", 1e3 * (time.perf_counter() - start_time))
 
     kinds = [Function]
     for kind in kinds:
@@ -158,12 +180,31 @@ def profile_cpu(step) -> dict:
             if name in vars(kind):
                 originals[kind, name] = vars(kind)[name]
                 setattr(kind, name, timed(kind, name, originals[kind, name]))
+    join = backend.twins.get(("join", "numpy"))
+    if join is not None:
+        backend.twins["join", "numpy"] = joined
     try:
+        start_time = time.perf_counter()
         step()
+        whole = 1e3 * (time.perf_counter() - start_time)
     finally:
         for (kind, name), method in originals.items():
             setattr(kind, name, method)
+        if join is not None:
+            backend.twins["join", "numpy"] = join
+    note("all else: the optimizer, the engine", whole - sum(row[1] for row in rows.values()))
     return rows
+
+
+def flops_of(kind, arrays, options) -> int:
+    """Two for each multiplication in forward's products."""
+    from minimixer import functional, ops
+
+    if issubclass(kind, functional.MLP):
+        return 4 * arrays[0].size * arrays[1].shape[1]
+    if issubclass(kind, (functional.Linear, ops.MatMul)):
+        return 2 * arrays[0].size * arrays[1].shape[-1]
+    return 0
 
 
 def profile_gpu(step) -> dict:

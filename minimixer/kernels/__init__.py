@@ -4,6 +4,7 @@ On the CPU, still NumPy:
 
     threads.py        threads of our own, and BLAS's
     blocks.py         how arrays are cut, and the measurements behind it
+    reuse.py          memory of large arrays, used again
     cpu.py            products, GELU, the MLP
     cpu_layer_norm.py LayerNorm
     cpu_training.py   the loss, AdamW

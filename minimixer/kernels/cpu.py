@@ -13,6 +13,7 @@ from ..backend import Array, is_half, plain_matmul
 from ..functional import _A, _K, _PHI, GELU, MLP
 from ..layer_norm import as_rows
 from .blocks import BLOCK, COLUMNS, PRODUCTS, ROWS, TINY, parts, staggered
+from .reuse import empty
 from .threads import aside, blas_on_one_thread, run, turn
 
 # ---- products -----------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def _gelu_block(u: Array, g: Array, slope: Array | None, approximate: str, scrat
     if approximate != "tanh":
         phi, u_phi_slope = _PHI[approximate](u, slope is not None)
         np.multiply(phi, u, out=g)
-        if slope is not None:
+        if slope is not None and u_phi_slope is not None:
             np.add(phi, u_phi_slope, out=slope)
         return
     square, phi = scratch
@@ -173,23 +174,23 @@ class FastMLP(MLP):
     def like(self, rows: int, columns: int) -> Array:
         """A new matrix (rows, columns), transposed in memory for the first axis."""
         dtype = self.rows.dtype
-        if self.first:
-            return np.empty((columns, rows), dtype=dtype).T
-        return np.empty((rows, columns), dtype=dtype)
+        return empty((columns, rows), dtype).T if self.first else empty((rows, columns), dtype)
 
-    def hidden(self) -> list[Array]:
-        """New matrices for the hidden units of each part: together one matrix, but for the first
-        axis, in which their rows would lie far apart."""
+    def hidden(self) -> tuple[list[Array], list[Array]]:
+        """New matrices for the hidden units of each part, and what to multiply as one: they are
+        parts of one matrix, but for the first axis, for which its rows would lie far apart."""
         columns = self.w1.shape[1]
         if self.first:
-            return [self.like(part.stop - part.start, columns) for part in self.parts]
+            pieces = [self.like(part.stop - part.start, columns) for part in self.parts]
+            return pieces, pieces
         whole = self.like(len(self.rows), columns)
-        return [whole[part] for part in self.parts]
+        return [whole[part] for part in self.parts], [whole]
 
     def compute(self, keep: bool) -> Array:
-        """y; with `keep` also self.g and self.slope, lists by part."""
+        """y; with `keep` also self.slope, by part, and what `hidden` says for g and the slope."""
         y = self.like(*self.rows.shape)
-        g, slope = (self.hidden(), self.hidden()) if keep else (None, None)
+        g, all_g = self.hidden() if keep else ([], [])
+        slope, all_slope = self.hidden() if keep else ([], [])
         bias = self.b1[:, None] if self.first else self.b1[None, :]
 
         def task(i: int) -> None:
@@ -204,7 +205,7 @@ class FastMLP(MLP):
             self.product(g_i, self.w2, out=y[self.parts[i]])
 
         self.for_each_part(task)
-        self.g, self.slope = g, slope
+        self.slope, self.all_g, self.all_slope = slope, all_g, all_slope
         return self.as_given(y)
 
     def for_each_part(self, task) -> None:
@@ -224,10 +225,9 @@ class FastMLP(MLP):
         dy = np.ascontiguousarray(dy)
         dy = dy.reshape(len(dy), math.prod(dy.shape[1:])).T if self.first else as_rows(dy)
         du, self.slope = self.slope, None
-        x, g, product = self.rows, self.g, self.product  # `self` is cleared soon
-        # What is one matrix is multiplied as one.
-        all_g, all_du, parts = (g, du, self.parts) if self.first else (
-            [g[0].base], [du[0].base], [slice(0, len(x))])  # fmt: skip
+        # What is put aside finds `self` empty.
+        x, product, all_g, all_du = self.rows, self.product, self.all_g, self.all_slope
+        parts = self.parts if self.first else [slice(0, len(x))]
         places = {i: self.destination(i) for i in (1, 2, 3) if self.needs[i]}
         later = _at_once if any(place is None for place in places.values()) else aside
         dw1 = db1 = dw2 = dx = None

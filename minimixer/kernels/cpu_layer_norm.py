@@ -11,6 +11,7 @@ import numpy as np
 from ..backend import Array, is_half
 from ..layer_norm import AddLayerNorm, bias_gradient
 from .blocks import BLOCK, parts
+from .reuse import empty
 from .threads import blas_on_one_thread
 
 
@@ -40,8 +41,9 @@ class FastAddLayerNorm(AddLayerNorm):
         x = np.ascontiguousarray(x).reshape(-1, channels)
         y = None if y is None else np.ascontiguousarray(y).reshape(-1, channels)
         rows = len(x)
-        s = x if y is None and bias is None else np.empty_like(x)
-        h, mean, inverse_sigma = np.empty_like(x), np.empty(rows, dtype), np.empty(rows, dtype)
+        s = x if y is None and bias is None else empty(x.shape, dtype)
+        h = empty(x.shape, dtype)
+        mean, inverse_sigma = np.empty((2, rows), dtype=dtype)
         places = parts(rows, max(1, BLOCK // channels))
         height = max(place.stop - place.start for place in places)
         spread, scale = _Outer(np.ones(channels, dtype), height), _Outer(gamma, height)
@@ -91,7 +93,7 @@ class FastAddLayerNorm(AddLayerNorm):
         s = self.s.reshape(rows, channels)
         dh = np.ascontiguousarray(dh).reshape(rows, channels)
         ds = None if ds is None else np.ascontiguousarray(ds).reshape(rows, channels)
-        dx = np.empty_like(s)
+        dx = empty(s.shape, dtype)
         places = parts(rows, max(1, BLOCK // channels))
         height = max(place.stop - place.start for place in places)
         spread, scale = _Outer(np.ones(channels, dtype), height), _Outer(gamma, height)
