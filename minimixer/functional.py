@@ -139,12 +139,13 @@ def gelu_and_slope(x: Array, approximate: str, want_slope: bool) -> tuple[Array,
     two-byte numbers is not rounded."""
     if approximate not in _PHI:
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    wide_x = widen(x)
+    wide_x = widen(x.reshape(-1))  # NumPy makes numbers of 0-d arrays
     phi, slope = _PHI[approximate](wide_x, want_slope)
     if slope is not None:
         slope += phi
+        slope = slope.reshape(x.shape)
     phi *= wide_x
-    return phi.astype(x.dtype, copy=False), slope
+    return phi.astype(x.dtype, copy=False).reshape(x.shape), slope
 
 
 class GELU(Function):

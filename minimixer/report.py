@@ -96,6 +96,9 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
     grid = (tokens, batch, channels)
     elements = tokens * batch * channels
     wide = max(4, itemsize)  # what two-byte numbers are computed in
+    small = 0
+    if kernels == "cpu":
+        from .kernels.blocks import SMALL as small  # comes later in the reading order
 
     def linear(
         name: str, shape: tuple[int, ...], n_in: int, n_out: int, rows: int, width: int
@@ -104,7 +107,8 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
 
     def norm(name: str) -> Row:
         kept = (elements + tokens * batch + channels * (itemsize < wide)) * wide  # gamma, widened
-        if kernels == "gpu" or (kernels == "cpu" and itemsize == wide and channels > 1):
+        on_cpu = kernels == "cpu" and itemsize == wide and channels > 1 and elements >= small
+        if kernels == "gpu" or on_cpu:
             kept = elements * itemsize + 2 * tokens * batch * wide
         return Row(name, grid, 2 * channels, 0, kept)
 

@@ -1,8 +1,8 @@
 """The fast forms of kernels/ against the plain ones, and what can go wrong on a GPU only.
 
 Most bodies run on both devices. What they compare with is the plain code in float64 on the CPU,
-given the very same (rounded) numbers; on the GPU that tests the kernels, on the CPU the plain code
-in two bytes.
+given the very same (rounded) numbers: on the GPU and the CPU that tests the kernels, and the plain
+code in two bytes, for which the CPU has none.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from test_oracles import SMALL, Case, examples
 from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, backend, kernels
 from minimixer import functional as F
 from minimixer.backend import matmul, namespace, to_device, to_numpy
-from minimixer.kernels import cublas, spare_row
+from minimixer.kernels import cpu, cpu_layer_norm, cublas, spare_row
 from minimixer.kernels import cuda as compiling
 from minimixer.kernels import gpu as gpu_functions
 from minimixer.precision import as_dtype, is_half, wide, widen
@@ -35,6 +35,12 @@ UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16
 @pytest.fixture(params=[_cuda])
 def gpu(request) -> str:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def kernels_for_small_arrays_too(monkeypatch):
+    for module in (cpu, cpu_layer_norm):
+        monkeypatch.setattr(module, "SMALL", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -153,8 +159,9 @@ def check(
     layout: str | None = None,
 ) -> None:  # fmt: skip
     """Twice the same bits; a second backward is as good as the first; all within the bound."""
-    expected = differentiate(function, arrays, seeds, "cpu", "float64")[0]
-    effects = effects_of_roundings(function, arrays, seeds, expected)
+    with reference_functions():
+        expected = differentiate(function, arrays, seeds, "cpu", "float64")[0]
+        effects = effects_of_roundings(function, arrays, seeds, expected)
     runs = [
         differentiate(function, arrays, seeds, device, dtype, layout, passes=2) for _ in range(2)
     ]

@@ -4,6 +4,7 @@ functional.py has the derivations. The MLP's parts go side by side (threads.py),
 product with W1 to its product with W2; what lies between is done in blocks (blocks.py), in place.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ..backend import Array, is_half, plain_matmul
 from ..functional import _A, _K, _PHI, GELU, MLP
 from ..layer_norm import as_rows
-from .blocks import BLOCK, COLUMNS, PRODUCTS, ROWS, TINY, parts, staggered
+from .blocks import BLOCK, COLUMNS, PRODUCTS, ROWS, SMALL, TINY, parts, staggered
 from .reuse import empty
 from .threads import aside, blas_on_one_thread, run, turn
 
@@ -126,7 +127,7 @@ class FastGELU(GELU):
     """In blocks."""
 
     def forward(self, x, approximate):
-        if approximate not in _PHI or not x.size or is_half(x.dtype):
+        if approximate not in _PHI or x.size < SMALL or is_half(x.dtype):
             return super().forward(x, approximate)
         u = np.ascontiguousarray(x).reshape(-1)
         g, slope = np.empty_like(u), np.empty_like(u) if self.needs[0] else None
@@ -156,7 +157,7 @@ class FastMLP(MLP):
 
     def forward(self, x, w1, b1, w2, axis, approximate):
         self.check(x, w1, b1, w2, axis, approximate)
-        if not x.size or not w1.size or is_half(x.dtype):
+        if not w1.size or x.size // len(w1) * len(b1) < SMALL or is_half(x.dtype):
             return super().forward(x, w1, b1, w2, axis, approximate)
         self.first, self.shape, self.approximate = axis == 0, x.shape, approximate
         x = np.ascontiguousarray(x)
@@ -199,7 +200,7 @@ class FastMLP(MLP):
             g_i = g[i] if keep else u
             self.product(x, self.w1, out=u)
             in_memory = (u.T, g_i.T) if self.first else (u, g_i)
-            with turn:
+            with turn if len(self.parts) > 1 else contextlib.nullcontext():
                 _gelu(in_memory[0], bias, in_memory[1], in_memory[0] if keep else None,
                       self.approximate)  # fmt: skip
             self.product(g_i, self.w2, out=y[self.parts[i]])
@@ -229,7 +230,9 @@ class FastMLP(MLP):
         x, product, all_g, all_du = self.rows, self.product, self.all_g, self.all_slope
         parts = self.parts if self.first else [slice(0, len(x))]
         places = {i: self.destination(i) for i in (1, 2, 3) if self.needs[i]}
-        later = _at_once if any(place is None for place in places.values()) else aside
+        later = aside
+        if any(place is None for place in places.values()):  # the engine waits for it
+            later, product = _at_once, multiply
         dw1 = db1 = dw2 = dx = None
         if self.needs[3]:
             dw2 = np.empty_like(self.w2.T if self.first else self.w2) if places[3] is None \

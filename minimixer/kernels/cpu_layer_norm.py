@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import Array, is_half
 from ..layer_norm import AddLayerNorm, bias_gradient
-from .blocks import BLOCK, parts
+from .blocks import BLOCK, SMALL, parts
 from .reuse import empty
 from .threads import blas_on_one_thread
 
@@ -34,7 +34,7 @@ class FastAddLayerNorm(AddLayerNorm):
 
     def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
         self.check(x, y, bias, gamma, beta, bias_axis)
-        if not x.size or x.shape[-1] == 1 or is_half(x.dtype):
+        if x.size < SMALL or x.shape[-1] == 1 or is_half(x.dtype):
             return super().forward(x, y, bias, gamma, beta, epsilon, bias_axis)
         self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
         channels, shape, dtype = x.shape[-1], x.shape, x.dtype

@@ -39,8 +39,8 @@ def empty(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> Array:
     except (KeyError, IndexError):
         _idle.clear()  # other sizes than before: what was kept is not needed now
         memory = np.empty(size, dtype=np.uint8)
-    # All views of `array` refer to it, not to `memory`: NumPy does not look behind a memoryview.
-    array = np.frombuffer(memoryview(memory), dtype=dtype)
+    # All views of `array` refer to it, not to `memory`: NumPy does not look behind `.data`.
+    array = np.frombuffer(memory.data, dtype=dtype)
     weakref.finalize(array, _keep, memory).atexit = False
     return array.reshape(shape)
 

@@ -58,7 +58,8 @@ _NAMES = [
 def _blas() -> tuple[Callable, Callable] | None:
     """Those of the library that NumPy was linked to; None if it is one that can't be told."""
     try:  # a name is looked for in this module, and in all that it is linked to
-        library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
+        # PyDLL: without letting go of Python's lock, which a busy thread would keep for 5 ms
+        library = ctypes.PyDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
     except (AttributeError, OSError):
         return None
     for get, set_count in _NAMES:
