@@ -25,6 +25,7 @@ import ctypes
 import functools
 import re
 import sys
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType
@@ -224,12 +225,25 @@ def twin(plain: Any, array: Array) -> Any:
     return twins.get((plain, namespace(array).__name__)) if twins else None
 
 
-def join(array: Array) -> None:
-    """Gradients of weights may be computed beside the main line of work (kernels/side.py): wait
-    for them."""
-    fast = twin("join", array)
-    if fast is not None:
-        fast()
+class _Aside(threading.local):  # each thread has its own
+    def __init__(self) -> None:
+        self.joins: list[Callable[[], None]] = []
+
+
+_aside = _Aside()
+
+
+def join_later(function: Callable[[], None]) -> None:
+    """Gradients of weights may be computed beside the main line of work (kernels/threads.py and
+    kernels/side.py): `function` waits for them, and `join` will call it, once."""
+    if function not in _aside.joins:
+        _aside.joins.append(function)
+
+
+def join() -> None:
+    """Wait for all that is computed beside: before gradients are looked at."""
+    while _aside.joins:
+        _aside.joins.pop()()
 
 
 # ---- the one matrix product ---------------------------------------------------------------------

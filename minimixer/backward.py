@@ -45,9 +45,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
     waiting = _count_uses(root.node)
     arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.num_outputs}
     arrived[root.node][root.output_index] = gradient
-    sums: set[tuple[Function, int]] = (
-        set()
-    )  # where what arrived is a sum, which is ours to add into
+    sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
     ready = [root.node]
     del gradient
     try:
@@ -86,7 +84,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
                 if not left:
                     ready.append(source)
     finally:
-        join(root.data)
+        join()
 
 
 def _seed(root: Variable, gradient: Array | None) -> Array:
@@ -108,7 +106,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
             f"backward: the gradient is {describe(gradient)}, the result {describe(root.data)}; "
             "they must agree"
         )
-    return gradient if gradient.base is None else gradient.copy()  # perhaps of what is written to
+    return gradient if gradient.base is None else gradient.copy()  # a view of what may change
 
 
 def _count_uses(root: Function) -> dict[Function, int]:

@@ -271,7 +271,7 @@ class Recorded:
             stream.begin_capture()
             try:
                 result = _detached(self.function(*inputs, **settings))
-                backend.join(parameters[0].data)
+                backend.join()
                 result = outside(result)
             except Exception as error:
                 failure = error
@@ -282,7 +282,7 @@ class Recorded:
                     failure = failure or error
             if failure is not None:
                 with contextlib.suppress(Exception):  # what the attempt put aside
-                    backend.join(parameters[0].data)
+                    backend.join()
         after = [(p.has_grad, p.version) for p in parameters]
         for parameter, (has_grad, version) in zip(parameters, before, strict=True):
             parameter.has_grad, parameter.version = has_grad, version

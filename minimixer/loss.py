@@ -58,30 +58,27 @@ class CrossEntropy(Function):
     """loss = log sum_j e^z[j] - sum_k t[k] z[k] for each row: dz = p - t."""
 
     def forward(self, z, target, smoothing, reduction):
-        loss, self.dz = self.rows(z, target, smoothing)
-        self.scale = 1 / len(z) if reduction == "mean" else 1.0
-        return loss if reduction == "none" else namespace(z).asarray(loss.sum() * self.scale)
-
-    def rows(self, z, target, smoothing):
-        """The loss of each row and, if needed, p - t."""
+        xp = namespace(z)
+        batch, classes = z.shape
         p, log_total = softmax_of_array(z)
         if target.ndim == 1:  # class labels: t is one-hot, and need not be written out
-            rows = namespace(z).arange(len(z))
+            rows = xp.arange(batch)
             picked = z[rows, target]
         else:
             picked = (target * z).sum(axis=-1)
         if smoothing:
             picked = (1 - smoothing) * picked + smoothing * z.mean(axis=-1)
         loss = log_total - picked
-        if not self.needs[0]:
-            return loss, None
-        if target.ndim == 1:  # p - t, in p's place
-            p[rows, target] -= 1 - smoothing
-        else:
-            p -= (1 - smoothing) * target
-        if smoothing:
-            p -= smoothing / z.shape[1]
-        return loss, p
+        if self.needs[0]:  # p - t, in p's place
+            if target.ndim == 1:
+                p[rows, target] -= 1 - smoothing
+            else:
+                p -= (1 - smoothing) * target
+            if smoothing:
+                p -= smoothing / classes
+            self.dz = p
+        self.scale = 1 / batch if reduction == "mean" else 1.0
+        return loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
 
     def backward(self, dloss):
         return self.dz * (dloss * self.scale)[..., None]

@@ -273,7 +273,10 @@ class Parameter(Tensor):
 
     @property
     def grad(self) -> Array | None:  # type: ignore[override]
-        return self._grad_window() if self.has_grad else None
+        if not self.has_grad:
+            return None
+        join()  # in the middle of a backward
+        return self._grad_window()
 
     @grad.setter
     def grad(self, value: Any) -> None:
@@ -293,7 +296,7 @@ class Parameter(Tensor):
             return
         assert self.buffer is not None
         window = self._grad_window()
-        join(window)
+        join()
         if read_as == np.float16 and self.buffer.scaled:
             gradient = gradient / self.buffer.loss_scale[:1].astype(window.dtype)
         if self.has_grad:

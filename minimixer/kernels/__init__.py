@@ -7,7 +7,7 @@ On the CPU, still NumPy:
     reuse.py          memory of large arrays, used again
     cpu.py            products, GELU, the MLP
     cpu_layer_norm.py LayerNorm
-    cpu_training.py   the loss, AdamW
+    cpu_training.py   AdamW, the norm of all gradients
 
 On a GPU:
 
@@ -36,8 +36,8 @@ _fast: dict[tuple[Any, str], Any] = {}
 
 def use(which: str) -> None:
     """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere and
-    from now on. A graph that was recorded before goes back the way it came. ValueError for another
-    name."""
+    from now on. What a function did is undone by the same function's backward, whatever was chosen
+    in between. ValueError for another name."""
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
     if which == "auto" and not _fast:
@@ -52,18 +52,16 @@ def _find() -> dict[tuple[Any, str], Any]:
     from ..loss import CrossEntropy
     from ..optim import Adam, AdamW
     from ..rearrange import Mean
-    from . import cpu, cpu_layer_norm, cpu_training, cublas, gpu, gpu_training, side, sums, threads
+    from . import cpu, cpu_layer_norm, cpu_training, cublas, gpu, gpu_training, sums
 
     return {
         (MLP, "numpy"): cpu.FastMLP,
         (GELU, "numpy"): cpu.FastGELU,
         (AddLayerNorm, "numpy"): cpu_layer_norm.FastAddLayerNorm,
-        (CrossEntropy, "numpy"): cpu_training.FastCrossEntropy,
         (AdamW, "numpy"): cpu_training.adamw,
         (Adam, "numpy"): cpu_training.adamw,
         ("matmul", "numpy"): cpu.matmul,
         ("sum_squares", "numpy"): cpu_training.sum_squares,
-        ("join", "numpy"): threads.join,
         (Linear, "cupy"): gpu.FastLinear,
         (MLP, "cupy"): gpu.FastMLP,
         (GELU, "cupy"): gpu.FastGELU,
@@ -76,7 +74,6 @@ def _find() -> dict[tuple[Any, str], Any]:
         ("patches", "cupy"): gpu_training.patches,
         ("sum_squares", "cupy"): sums.sum_squares,
         ("count_step", "cupy"): gpu_training.count_step,
-        ("join", "cupy"): side.join,
     }
 
 

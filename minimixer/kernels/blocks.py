@@ -5,15 +5,27 @@ each operation on it costs a call. A part is what a thread works on between two 
 tasks; products lose time at its borders. Both follow from shapes alone, never from the number of
 threads, so that sums have the same bits on any.
 
-Measured on two cores with 1 MiB of second-level cache each (NumPy 2.4, OpenBLAS, float32), in ms:
+Milliseconds on two cores with 1 MiB of second-level cache each (NumPy 2.4, OpenBLAS, float32):
 
-    BLOCK     elements     2^13  2^14  2^15  2^16  2^17  2^18
-              LayerNorm    1.47  1.06  0.89  0.76  0.76  0.77    of (6272, 128)
-    ROWS      rows           98   196   392   784  1568
-              product      2.18  1.83  1.78  1.80  1.79          (6272, 128) @ (128, 512)
-                           20.5  16.7  15.0  14.4  13.8          (3136, 512) @ (512, 2048)
-    COLUMNS   columns      1024  2048  4096                      a fourth of these where parts of
-              product      2.13  1.90  1.84                      (256, 196) @ (196, 8192)
+    BLOCK      elements               2^13  2^14  2^15  2^16  2^17  2^18
+               LayerNorm, (6272, 128) 1.47  1.06  0.89  0.76  0.76  0.77
+
+    ROWS       rows of a part           98   196   392   784  1568
+               (6272, 128) @ (128, 512)       2.18  1.83  1.78  1.80  1.79
+               (3136, 512) @ (512, 2048)      20.5  16.7  15.0  14.4  13.8
+               784 is four parts of the second: of two, the last thread would be waited for longer
+
+    COLUMNS    columns of a part      1024  2048  4096
+               (256, 196) @ (196, 8192)       2.13  1.90  1.84
+
+    PRODUCT    side of square matrices       256   320   512  1024  2048
+               BLAS's threads               0.09  0.16  0.64   4.7  37.3
+               ours, in 1 part              0.15  0.28  1.19
+               2 parts                      0.16  0.32  1.19   5.1  38.4
+               4 parts                      0.16  0.25  0.75   5.5  40.6
+               8 parts                      0.19  0.27  0.82   6.4  44.2
+               BLAS's are faster at a product alone, and in the way of all that follows: with them a
+               training step of the small model takes 136 ms instead of 95 (threads.py)
 
 >>> parts(10, 3)
 [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
@@ -26,9 +38,8 @@ from itertools import pairwise
 BLOCK = 1 << 16  # elements
 ROWS = 784  # of a part of a product, where the result has long rows
 COLUMNS = 2048, 1 << 18  # at least, or so many elements, of a product that is cut between columns
-# A product of so many multiplications is cut into so many parts; and a smaller one not at all,
-# since another thread takes 50 us to begin.
-PRODUCTS = (1 << 29, 8), (1 << 27, 4), (1 << 24, 2)
+PRODUCT, PARTS = 1 << 25, 4  # a product of so many multiplications is cut into so many parts
+HALVED = 1 << 27  # multiplications: a weight's gradient from here on is two tasks
 TINY = 1 << 12  # multiplications: nothing that BLAS would start a thread for
 SMALL = 1 << 15  # elements: for fewer the plain code, which has less to prepare, is as fast
 

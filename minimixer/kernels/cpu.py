@@ -5,6 +5,7 @@ product with W1 to its product with W2; what lies between is done in blocks (blo
 """
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from ..backend import Array, is_half, plain_matmul
 from ..functional import _A, _K, _PHI, GELU, MLP
 from ..layer_norm import as_rows
-from .blocks import BLOCK, COLUMNS, PRODUCTS, ROWS, SMALL, TINY, parts, staggered
+from .blocks import BLOCK, COLUMNS, HALVED, PARTS, PRODUCT, ROWS, SMALL, TINY, parts, staggered
 from .reuse import empty
 from .threads import aside, blas_on_one_thread, run, turn
 
@@ -34,8 +35,8 @@ def matmul(
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     """a @ b in parts: of the longest of a's rows, b's columns, and what is summed over."""
     (rows, inner), columns = a.shape, b.shape[1]
-    count = next((n for least, n in PRODUCTS if a.size * columns >= least), 1)
-    if count == 1:
+    fits = inner == len(b) and (out is None or out.shape == (rows, columns))
+    if a.size * columns < PRODUCT or not fits:  # NumPy knows how to say it
         with blas_on_one_thread:
             return np.matmul(a, b, out=out)
     if out is None or np.may_share_memory(out, a) or np.may_share_memory(out, b):
@@ -43,7 +44,7 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     else:
         result = out
     if inner > 4 * max(rows, columns):
-        pieces = parts(inner, -(-inner // count))
+        pieces = parts(inner, -(-inner // PARTS))
         sums = [np.empty_like(result) for _ in pieces[1:]]
 
         def task(i: int) -> None:
@@ -51,7 +52,7 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     else:
         sums = []
         by_rows = rows >= columns
-        pieces = parts(max(rows, columns), -(-max(rows, columns) // count))
+        pieces = parts(max(rows, columns), -(-max(rows, columns) // PARTS))
 
         def task(i: int) -> None:
             if by_rows:
@@ -151,8 +152,9 @@ class FastMLP(MLP):
     memory order all the same: "transposed" is but a flag to it.
 
     Kept for backward: x, and for each part g and gelu'(u). Backward writes du over the latter; a
-    second backward makes both again. Gradients of the weights go aside, where nothing waits for
-    them: one thread multiplies them while another does the next LayerNorm.
+    second backward makes both again (du *= dg is one long operation: it takes no turn). Gradients
+    of the weights go aside, where nothing waits for them: one thread multiplies them while another
+    does the next LayerNorm.
     """
 
     def forward(self, x, w1, b1, w2, axis, approximate):
@@ -178,8 +180,9 @@ class FastMLP(MLP):
         return empty((columns, rows), dtype).T if self.first else empty((rows, columns), dtype)
 
     def hidden(self) -> tuple[list[Array], list[Array]]:
-        """New matrices for the hidden units of each part, and what to multiply as one: they are
-        parts of one matrix, but for the first axis, for which its rows would lie far apart."""
+        """New matrices for the hidden units of each part; and the same for products over all parts,
+        a single one, of which they are rows. For the first axis there is none: its columns are
+        contiguous in memory, and a part would be strewn all over it."""
         columns = self.w1.shape[1]
         if self.first:
             pieces = [self.like(part.stop - part.start, columns) for part in self.parts]
@@ -196,6 +199,7 @@ class FastMLP(MLP):
 
         def task(i: int) -> None:
             x = self.rows[self.parts[i]]
+            # u is replaced by the slope where that is kept, and by g where nothing is.
             u = slope[i] if keep else self.like(len(x), self.w1.shape[1])
             g_i = g[i] if keep else u
             self.product(x, self.w1, out=u)
@@ -226,51 +230,60 @@ class FastMLP(MLP):
         dy = np.ascontiguousarray(dy)
         dy = dy.reshape(len(dy), math.prod(dy.shape[1:])).T if self.first else as_rows(dy)
         du, self.slope = self.slope, None
-        # What is put aside finds `self` empty.
-        x, product, all_g, all_du = self.rows, self.product, self.all_g, self.all_slope
-        parts = self.parts if self.first else [slice(0, len(x))]
-        places = {i: self.destination(i) for i in (1, 2, 3) if self.needs[i]}
-        later = aside
-        if any(place is None for place in places.values()):  # the engine waits for it
-            later, product = _at_once, multiply
-        dw1 = db1 = dw2 = dx = None
-        if self.needs[3]:
-            dw2 = np.empty_like(self.w2.T if self.first else self.w2) if places[3] is None \
-                else places[3]  # fmt: skip
-            out = dw2.T if self.first else dw2
-            later(lambda: _sum_products(product, all_g, dy, parts, out))
+        # Tasks that are put aside may run when the node has been released, and `self` is empty.
+        x, first, product, all_g, all_du = (
+            self.rows, self.first, self.product, self.all_g, self.all_slope)  # fmt: skip
+        pieces = self.parts if first else [slice(0, len(x))]
+
+        def add_up_dw2(out, product, hidden):
+            _sum_products(product, all_g, dy, pieces, out.T if first else out, hidden)
+
+        def add_up_dw1(out, product, hidden):
+            _sum_products(product, all_du, x, pieces, out.T, hidden)
+
+        dw2 = self.gradient(3, add_up_dw2, product)
+        dx = self.like(*x.shape) if self.needs[0] else None
+
+        def task(i: int) -> None:
+            dg = self.like(*du[i].shape)
+            product(dy[self.parts[i]], self.w2.T, out=dg)
+            du[i] *= dg
+            if dx is not None:
+                product(du[i], self.w1.T, out=dx[self.parts[i]])
+
         if any(self.needs[:3]):
-            dx = self.like(*self.rows.shape) if self.needs[0] else None
-
-            def task(i: int) -> None:
-                dg = self.like(*du[i].shape)
-                self.product(dy[self.parts[i]], self.w2.T, out=dg)
-                du[i] *= dg
-                if dx is not None:
-                    self.product(du[i], self.w1.T, out=dx[self.parts[i]])
-
             self.for_each_part(task)
-        if self.needs[1]:
-            dw1 = np.empty_like(self.w1) if places[1] is None else places[1]
-            later(lambda: _sum_products(product, all_du, x, parts, dw1.T))
-        if self.needs[2]:
-            db1 = np.empty_like(self.b1) if places[2] is None else places[2]
-            later(lambda: _sum_rows(all_du, db1))
+        dw1 = self.gradient(1, add_up_dw1, product)
+        db1 = self.gradient(2, lambda out, *_: _sum_rows(all_du, out), product)
         return None if dx is None else self.as_given(dx), dw1, db1, dw2
 
+    def gradient(self, position: int, add_up, product) -> Array | None:
+        """A weight's gradient: put aside if it has a place to go to, else computed at once, for
+        the engine takes it from here. Large ones are cut in two, between hidden units, so that two
+        threads can share the last."""
+        if not self.needs[position]:
+            return None
+        out = self.destination(position)
+        if out is None:
+            out = np.empty(*self.input_kinds[position])
+            with blas_on_one_thread:
+                add_up(out, multiply, slice(None))
+            return out
+        large = len(self.parts) > 1 and self.rows.size * len(self.b1) >= HALVED
+        units = len(self.b1)
+        for hidden in parts(units, units // 2) if large and position != 2 else [slice(None)]:
+            aside(functools.partial(add_up, out, product, hidden))
+        return out
 
-def _sum_products(product, left, right, parts, out) -> None:
-    """out = sum of left[i]^T @ right[part i], in the order of the parts."""
-    product(left[0].T, right[parts[0]], out=out)
-    more = np.empty_like(out) if len(parts) > 1 else None  # in memory in the same order
-    for i in range(1, len(parts)):
-        product(left[i].T, right[parts[i]], out=more)
+
+def _sum_products(product, left, right, pieces, out, hidden) -> None:
+    """out[hidden] = sum of left[i][:, hidden]^T @ right[pieces[i]], in the order of the pieces."""
+    out = out[hidden]
+    product(left[0][:, hidden].T, right[pieces[0]], out=out)
+    more = np.empty_like(out) if len(pieces) > 1 else None  # in memory in the same order
+    for i in range(1, len(pieces)):
+        product(left[i][:, hidden].T, right[pieces[i]], out=more)
         out += more
-
-
-def _at_once(task) -> None:
-    with blas_on_one_thread:
-        task()
 
 
 def _sum_rows(matrices: list[Array], out: Array) -> None:

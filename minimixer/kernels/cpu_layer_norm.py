@@ -47,7 +47,7 @@ class FastAddLayerNorm(AddLayerNorm):
         places = parts(rows, max(1, BLOCK // channels))
         height = max(place.stop - place.start for place in places)
         spread, scale = _Outer(np.ones(channels, dtype), height), _Outer(gamma, height)
-        average = np.full(channels, 1 / channels, dtype=dtype)
+        ones = np.ones(channels, dtype=dtype)
         if bias is not None and bias_axis == 0:
             bias = np.repeat(bias, rows // len(bias))
         every_beta = np.broadcast_to(beta, (height, channels)).copy()
@@ -55,7 +55,7 @@ class FastAddLayerNorm(AddLayerNorm):
         if bias is not None and bias_axis:
             every_bias = np.broadcast_to(bias, (height, channels)).copy()
         scratch = np.empty((height, channels), dtype=dtype)
-        with blas_on_one_thread:
+        with blas_on_one_thread, np.errstate(over="ignore"):  # as einsum is, in the plain code
             for place in places:
                 s_block, h_block = s[place], h[place]
                 centred = scratch[: len(s_block)]
@@ -66,7 +66,8 @@ class FastAddLayerNorm(AddLayerNorm):
                         every_bias[: len(s_block)] if bias_axis else spread(bias[place], centred)
                     )
                     np.add(x[place] if y is None else s_block, added, out=s_block)
-                mean[place] = s_block @ average
+                np.matmul(s_block, ones, out=mean[place])
+                mean[place] /= channels
                 np.subtract(s_block, spread(mean[place], centred), out=centred)
                 variance = np.vecdot(centred, centred)
                 variance /= channels

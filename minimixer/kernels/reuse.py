@@ -2,7 +2,8 @@
 
 The C library keeps what is freed, up to 32 MiB a piece (backend.py). Larger pieces go back to the
 system, which hands out others page by page, cleared: 80 to 250 ms of the 2.0 s of a training step
-of Mixer-S/16 at 32 images, whose hidden arrays have 49 MiB. Those are kept here.
+of Mixer-S/16 at 32 images, whose hidden arrays have 49 MiB. Those are kept here, until a size is
+asked for that is not among them, or `free()` is called.
 
 >>> a = empty((3, 1 << 23), "float32")
 >>> place = a.ctypes.data
@@ -37,12 +38,17 @@ def empty(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> Array:
     try:
         memory = _idle[size].pop()
     except (KeyError, IndexError):
-        _idle.clear()  # other sizes than before: what was kept is not needed now
+        free()  # a new size: another model or batch, which may need the room
         memory = np.empty(size, dtype=np.uint8)
     # All views of `array` refer to it, not to `memory`: NumPy does not look behind `.data`.
     array = np.frombuffer(memory.data, dtype=dtype)
     weakref.finalize(array, _keep, memory).atexit = False
     return array.reshape(shape)
+
+
+def free() -> None:
+    """Give idle memory back to the system."""
+    _idle.clear()
 
 
 def _keep(memory: np.ndarray) -> None:

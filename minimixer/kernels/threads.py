@@ -16,8 +16,8 @@ are done in turns (`with turn`), by one thread, while the others multiply.
     run(task, count)    task(0) ... task(count - 1), side by side
     aside(task)         task(), at some time before `join()`: for work that nothing waits for
 
-What a task computes depends on its number alone, not on who runs it nor when: results have the same
-bits with one thread or eight, and with BLAS's threads or without.
+What a task computes depends on its number alone, not on who runs it nor when: it has the same bits
+with one thread or eight, and however many BLAS may use.
 
 >>> squares = np.zeros(4)
 >>> def task(number):
@@ -37,6 +37,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
+
+from ..backend import join_later
 
 MOST_THREADS = 8  # beyond, they would wait for their turns
 MOST_ASIDE = 4  # tasks put off at most, since each keeps arrays alive
@@ -82,20 +84,22 @@ class _BlasOnOneThread:
         functions = _blas()
         if functions is None:  # its threads go on as they are, and ours stay away
             return 1
+        get_count, set_count = functions
         with self.lock:
             if self.entered == 0:
-                self.allowed = functions[0]()
-                functions[1](1)
+                self.allowed = get_count()
+                set_count(1)
             self.entered += 1
             return min(self.allowed if self.limit is None else self.limit, MOST_THREADS)
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *exception: Any) -> None:
         functions = _blas()
         if functions is not None:
+            _, set_count = functions
             with self.lock:
                 self.entered -= 1
                 if self.entered == 0:
-                    functions[1](self.allowed)
+                    set_count(self.allowed)
 
 
 blas_on_one_thread = _BlasOnOneThread()
@@ -103,9 +107,10 @@ blas_on_one_thread = _BlasOnOneThread()
 
 def use_threads(count: int | None) -> None:
     """Use at most so many threads; None: as many as BLAS may, up to 8. No result changes by a bit.
-    ValueError if it is not positive."""
-    if count is not None and not count > 0:
-        raise ValueError(f"use_threads: the count must be positive, got {count}")
+    With a BLAS that can't be told (Apple's Accelerate) there is one, and BLAS has its own.
+    ValueError if it is not a positive whole number."""
+    if count is not None and not (isinstance(count, int) and count > 0):
+        raise ValueError(f"use_threads: the count must be a positive whole number, got {count!r}")
     blas_on_one_thread.limit = count
 
 
@@ -117,30 +122,39 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="minimixer")
 
 
-def _submit(threads: int, function: Callable[[], None]) -> Future:
-    """To another of `threads` threads; np.errstate, a context variable, is there as it is here."""
-    return _pool(threads - 1).submit(contextvars.copy_context().run, function)
+def _submit(threads: int, function: Callable[[], None]) -> Future | None:
+    """To another of `threads` threads; np.errstate, a context variable, is there as it is here.
+    None when Python is ending and starts no more."""
+    try:
+        return _pool(threads - 1).submit(contextvars.copy_context().run, function)
+    except RuntimeError:
+        return None
 
 
 def run(task: Callable[[int], None], count: int) -> None:
-    """task(number) for all numbers below `count`, each once, on this thread and others. The first
-    error is raised again, when all have stopped."""
+    """task(number) for all numbers below `count`, each once, on this thread and others. After an
+    error no more are begun, and it is raised when all threads have stopped."""
     numbers, lock = iter(range(count)), threading.Lock()
 
     def work() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            task(number)
+        nonlocal numbers
+        try:
+            while True:
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                task(number)
+        except BaseException:
+            numbers = iter(())
+            raise
 
     with blas_on_one_thread as threads:
-        helpers = [_submit(threads, work) for _ in range(min(threads, count) - 1)]
+        submitted = [_submit(threads, work) for _ in range(min(threads, count) - 1)]
         try:
             work()
-        finally:
-            helpers = [helper for helper in helpers if not helper.cancel()]  # began too late
+        finally:  # one that has not begun yet is not needed any more
+            helpers = [helper for helper in submitted if helper and not helper.cancel()]
             wait(helpers)
         for helper in helpers:
             helper.result()
@@ -161,17 +175,19 @@ def aside(task: Callable[[], None]) -> None:
     no other thread. It must write where nobody reads before that."""
     if not _aside.threads:
         _aside.threads = blas_on_one_thread.__enter__()
-    if _aside.threads == 1:
-        task()
-        return
+        join_later(join)
     _aside.waiting = [pair for pair in _aside.waiting if not _is_finished(pair[0])]
     if len(_aside.waiting) == MOST_ASIDE:
         _finish(*_aside.waiting.pop())  # the latest: the first is being done
-    _aside.waiting.append((_submit(_aside.threads, task), task))
+    future = None if _aside.threads == 1 else _submit(_aside.threads, task)
+    if future is None:
+        task()
+    else:
+        _aside.waiting.append((future, task))
 
 
 def join() -> None:
-    """Come back when all that this thread put aside is done."""
+    """Come back when all that this thread put aside is done. backend.join calls it."""
     try:
         while _aside.waiting:
             _finish(*_aside.waiting.pop())  # the latest first: another thread begins at the front
@@ -199,7 +215,8 @@ def _after_fork() -> None:
     _pool.cache_clear()
     functions = _blas()
     if blas_on_one_thread.entered and functions is not None:
-        functions[1](blas_on_one_thread.allowed)
+        _, set_count = functions
+        set_count(blas_on_one_thread.allowed)
     blas_on_one_thread.entered = 0
     blas_on_one_thread.lock = threading.Lock()
     _aside.waiting.clear()
