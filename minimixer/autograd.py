@@ -102,8 +102,8 @@ class Function:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "in_float16", "input_kinds", "needs", "num_outputs", "parents",
-        "precision", "versions",
+        "__dict__", "__weakref__", "input_kinds", "needs", "num_outputs", "parents", "precision",
+        "special", "versions",
     )  # fmt: skip
 
     takes_numbers: ClassVar[bool] = True
@@ -112,9 +112,9 @@ class Function:
 
     needs: tuple[bool, ...]
     input_kinds: tuple[Any, ...]  # per input: shape and dtype
-    in_float16: bool
     num_outputs: int
     parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, None) or None
+    special: bool  # on a GPU, or in float16: backward has to prepare something
     versions: Sequence[tuple[Variable, int]]  # the Parameters read, and how often they had changed
     precision: str | None  # of matrix products, as the Parameters' model wants it: "tf32" or None
 
@@ -131,7 +131,8 @@ class Function:
         Parameters are read in the dtype of the others.
         """
         arrays, first, parameters = _read_inputs(cls, inputs)
-        if first is not None:
+        on_gpu = first is not None and namespace(first) is not np
+        if on_gpu:
             use_device_of(first)
         fast = None if first is None else twin(cls, first)
         node = (fast or cls)()
@@ -147,22 +148,23 @@ class Function:
         except ValueError as error:
             met = ", ".join(describe(a) if is_array(a) else repr(a) for a in arrays)
             raise ValueError(f"{cls.__name__} of {met}: {error}") from None
-        several, result_class = isinstance(result, tuple), Variable.result_class
+        several = isinstance(result, tuple)
         outputs = result if several else (result,)
         if True not in node.needs:
-            variables = [result_class(output) for output in outputs]
+            variables = [_variable(output) for output in outputs]
             return tuple(variables) if several else variables[0]
 
         node.num_outputs = len(outputs)
-        node.in_float16 = first is not None and first.dtype.char == "e"
+        on_gpu = on_gpu or namespace(outputs[0]) is not np
+        node.special = on_gpu or (first is not None and first.dtype.char == "e")
         node.input_kinds = tuple([(a.shape, a.dtype) if is_array(a) else None for a in arrays])
         node.parents = tuple(
             [_parent(v) if need else None for v, need in zip(inputs, node.needs, strict=True)]
         )
         node.versions = [(parameter, parameter.version) for parameter in parameters]
-        variables = [result_class(output, requires_grad=True) for output in outputs]
+        variables = [_variable(output) for output in outputs]
         for index, variable in enumerate(variables):
-            variable.node, variable.output_index = node, index
+            variable.requires_grad, variable.node, variable.output_index = True, node, index
         return tuple(variables) if several else variables[0]
 
     def destination(self, position: int) -> Array | None:
@@ -179,6 +181,17 @@ class Function:
         """Forget what forward kept, and the way to the inputs."""
         self.__dict__.clear()
         self.parents, self.versions = None, ()
+
+
+def _variable(output: Any) -> Variable:
+    """What Functions return. Tensor's own look at what it is given takes a tenth of a small
+    operation's time, and is not needed for arrays and for the numbers that NumPy makes of them."""
+    kind = Variable.result_class
+    if not isinstance(output, (np.ndarray, np.generic)):
+        return kind(output)
+    variable = kind.__new__(kind)
+    Variable.__init__(variable, np.asarray(output))
+    return variable
 
 
 def _parent(variable: Variable) -> Any:

@@ -54,16 +54,15 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
             parents, kinds, gradients = node.parents, node.input_kinds, arrived.pop(node, None)
             assert parents is not None
             if gradients is None:  # nothing reached it, but those behind it wait for its word
-                results = [None] * len(parents)
+                results: Any = (None,) * len(parents)
             else:
                 results = _fire(node, gradients)
-                gradients = None
             if not retain_graph:
                 node.release()
             for position, parent in enumerate(parents):
                 if parent is None:
                     continue
-                result, results[position] = results[position], None
+                result = results[position]
                 source, index = parent
                 if index is None:
                     if result is not None:
@@ -83,6 +82,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
                 left = waiting[source] = waiting[source] - 1
                 if not left:
                     ready.append(source)
+            gradients = results = result = None  # else they would outlive the next node
     finally:
         join()
 
@@ -133,7 +133,7 @@ def _count_uses(root: Function) -> dict[Function, int]:
     return uses
 
 
-def _fire(node: Function, gradients: list[Array | None]) -> list[Array | None]:
+def _fire(node: Function, gradients: list[Array | None]) -> tuple[Array | None, ...]:
     """Run one node's backward on what has arrived at its outputs, and check what it returns."""
     assert node.parents is not None
     for parameter, version in node.versions:
@@ -142,31 +142,36 @@ def _fire(node: Function, gradients: list[Array | None]) -> list[Array | None]:
                 f"backward: a Parameter that {type(node).__name__} used was changed after forward; "
                 "call backward before the optimizer's step or an assignment to .data"
             )
-    for gradient in gradients:
-        if gradient is not None and not isinstance(gradient, (np.ndarray, np.generic)):
-            use_device_of(gradient)
-    if node.in_float16:  # an overflow is no accident there: the optimizer looks for it
-        with np.errstate(over="ignore", invalid="ignore"):
-            results = node.backward(*gradients)
-    else:
-        results = node.backward(*gradients)
-    results = [*results] if isinstance(results, (tuple, list)) else [results]
-    if len(results) != len(node.parents):
+    results = _prepared(node, gradients) if node.special else node.backward(*gradients)
+    if not isinstance(results, tuple):
+        results = tuple(results) if isinstance(results, list) else (results,)
+    parents = node.parents
+    if len(results) != len(parents):
         raise ValueError(
             f"{type(node).__name__}.backward returned {len(results)} gradients for "
-            f"{len(node.parents)} inputs"
+            f"{len(parents)} inputs"
         )
     for index, result in enumerate(results):
-        if result is None or node.parents[index] is None:
+        if result is None or parents[index] is None:
             continue
         shape, dtype = node.input_kinds[index]
         try:
-            fits = result.shape == shape and result.dtype == dtype
+            fits = result.shape == shape and (result.dtype is dtype or result.dtype == dtype)
         except AttributeError:  # no array
             fits = False
         if not fits:
-            results[index] = _converted(node, index, result)
+            result = _converted(node, index, result)
+            results = (*results[:index], result, *results[index + 1 :])
     return results
+
+
+def _prepared(node: Function, gradients: list[Array | None]) -> Any:
+    """node.backward on its GPU; in float16 an overflow is no accident, and the optimizer looks."""
+    use_device_of(next(gradient for gradient in gradients if gradient is not None))
+    in_float16 = any(kind and kind[1] == np.float16 for kind in node.input_kinds)
+    on_overflow: Any = "ignore" if in_float16 else None
+    with np.errstate(over=on_overflow, invalid=on_overflow):
+        return node.backward(*gradients)
 
 
 def _converted(node: Function, index: int, result: Any) -> Array:

@@ -16,7 +16,7 @@ from .threads import blas_on_one_thread
 
 
 class _Outer:
-    """Products column x row of a block's column with a row that stays."""
+    """column (n,), row (C,), which stays -> their outer product (n, C): column[i] row[j]."""
 
     def __init__(self, row: Array, height: int):
         self.rows = np.zeros((2, len(row)), dtype=row.dtype)
@@ -30,7 +30,12 @@ class _Outer:
 
 
 class FastAddLayerNorm(AddLayerNorm):
-    """Keeps s, which is alive as an output anyway, with the mean and 1 / sigma of each row."""
+    """Keeps s, which is alive as an output anyway (without y and bias it is x itself), with the
+    mean and 1 / sigma of each row. Below, n is the number of rows in a block.
+
+    Backward, with d = s - mean = sigma x_hat, from layer_norm.py:
+        ds = (gamma dh - mean(gamma dh)) / sigma - d mean(gamma dh d) / sigma^3  +  ds from s itself
+    """
 
     def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
         self.check(x, y, bias, gamma, beta, bias_axis)
@@ -57,7 +62,7 @@ class FastAddLayerNorm(AddLayerNorm):
         scratch = np.empty((height, channels), dtype=dtype)
         with blas_on_one_thread, np.errstate(over="ignore"):  # as einsum is, in the plain code
             for place in places:
-                s_block, h_block = s[place], h[place]
+                s_block, h_block = s[place], h[place]  # (n, C)
                 centred = scratch[: len(s_block)]
                 if y is not None:
                     np.add(x[place], y[place], out=s_block)
@@ -66,7 +71,7 @@ class FastAddLayerNorm(AddLayerNorm):
                         every_bias[: len(s_block)] if bias_axis else spread(bias[place], centred)
                     )
                     np.add(x[place] if y is None else s_block, added, out=s_block)
-                np.matmul(s_block, ones, out=mean[place])
+                np.matmul(s_block, ones, out=mean[place])  # sums, exact where a row is constant
                 mean[place] /= channels
                 np.subtract(s_block, spread(mean[place], centred), out=centred)
                 variance = np.vecdot(centred, centred)
@@ -74,7 +79,7 @@ class FastAddLayerNorm(AddLayerNorm):
                 variance += epsilon
                 np.sqrt(variance, out=variance)
                 np.divide(1, variance, out=inverse_sigma[place])
-                scale(inverse_sigma[place], h_block)
+                scale(inverse_sigma[place], h_block)  # gamma / sigma
                 h_block *= centred
                 h_block += every_beta[: len(h_block)]
         s = s.reshape(shape)
@@ -107,18 +112,18 @@ class FastAddLayerNorm(AddLayerNorm):
                 dh_block, dx_block, inverse = dh[place], dx[place], inverse_sigma[place]
                 centred, product = scratch[:, : len(dh_block)]
                 np.subtract(s[place], spread(self.mean[place], centred), out=centred)
-                np.multiply(dh_block, centred, out=product)  # dh x_hat sigma
-                np.matmul(inverse, product, out=sums[0, i])
+                np.multiply(dh_block, centred, out=product)  # dh d
+                np.matmul(inverse, product, out=sums[0, i])  # over rows: dh x_hat
                 np.matmul(ones[: len(dh_block)], dh_block, out=sums[1, i])
-                along = product @ average  # sigma mean(dx_hat x_hat)
+                along = product @ average  # (n,): mean(gamma dh d)
                 along *= inverse
                 along *= inverse
                 along *= inverse
-                constant = dh_block @ average
+                constant = dh_block @ average  # (n,): mean(gamma dh)
                 constant *= inverse
-                scale(inverse, dx_block)
+                scale(inverse, dx_block)  # gamma / sigma
                 dx_block *= dh_block
-                centred *= spread(along, product)
+                centred *= spread(along, product)  # which is not needed any more
                 dx_block -= centred
                 dx_block -= spread(constant, product)
                 if ds is not None:
