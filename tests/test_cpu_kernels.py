@@ -155,6 +155,19 @@ def test_gradients_accumulate(small_parts, axis):
         np.testing.assert_allclose(twice.grad, 2 * single.grad, rtol=1e-12)
 
 
+def test_arrays_may_be_read_only(small_parts):
+    rng = np.random.default_rng(4)
+    values = [rng.standard_normal(s) for s in ((6, 9, 6), (6, 5), (5,), (5, 6), (6,), (6,))]
+    for value in values:
+        value.flags.writeable = False
+    x, w1, b1, w2, gamma, beta = (Tensor(v, requires_grad=True) for v in values)
+    s, h = F.add_layer_norm(x, x, beta, gamma, beta)
+    y = F.mlp(h, w1, b1, w2) + F.gelu(s, "tanh") + F.mlp(x, w1, b1, Tensor(values[1]), axis=0)
+    y.backward(np.broadcast_to(np.float64(1), y.shape))
+    for v in (x, w1, b1, w2, gamma, beta):
+        assert v.grad.shape == v.shape and np.isfinite(v.grad).all()
+
+
 def test_a_planted_mistake_is_noticed(small_parts, monkeypatch):
     def forgets_the_last_part(product, left, right, pieces, out, hidden):
         original(product, left[:-1], right, pieces[:-1], out, hidden)
