@@ -225,6 +225,13 @@ class Mixer(Module):
 
         return load_model(path)
 
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **changes: Any) -> "Mixer":
+        """The model in a file of the authors', of timm's or of our own: transfer/pretrained.py."""
+        from .transfer.pretrained import load_pretrained
+
+        return load_pretrained(path, **changes)
+
     @property
     def dtype(self) -> np.dtype:
         return self.stem.weight.dtype
@@ -366,6 +373,18 @@ class Mixer(Module):
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
         """images (N, H, W, in) -> the most probable class of each, int64 (N,)."""
         return self.predict_proba(images, batch_size).argmax(axis=1)
+
+    def export(self, path: str | Path, format: str) -> None:
+        """Write the weights as the authors' "npz" or as "timm"'s: transfer/pretrained.py."""
+        from .transfer.pretrained import export
+
+        export(self, path, format)
+
+    def resize(self, image_size: int | tuple[int, int]) -> "Mixer":
+        """A new model for larger images: transfer/higher_resolution.py."""
+        from .transfer.higher_resolution import resize
+
+        return resize(self, image_size)
 
     def summary(self, batch_size: int = 1) -> "Summary":
         """A table of every layer's output shape, parameters, multiplications and memory."""

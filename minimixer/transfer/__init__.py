@@ -1,0 +1,13 @@
+"""From outside weights and pictures to a fine-tuned model. The tutorial ends before this; the core
+comes here only for `Mixer.from_pretrained`, `export` and `resize`.
+
+    arrays.py             arrays by name from files that somebody else made
+    layouts.py            what others call a Mixer's weights
+    pretrained.py         models from such files, and such files from models
+    higher_resolution.py  a model for larger images
+    folders.py            labelled pictures on disk: finding and decoding them
+    augment.py            crops, flips, RandAugment, mixup: pictures changed at random
+    loader.py             batches of pictures, decoded by several processes
+
+timm's weights need safetensors (pip install -e '.[weights]'), pictures Pillow ('.[images]').
+"""

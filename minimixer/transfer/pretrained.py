@@ -1,0 +1,226 @@
+"""Models from files of the authors', of timm's or of our own; and files for them.
+
+The sizes follow from the shapes of the arrays. What a file of theirs does not say is taken from who
+wrote it: GELU in the tanh form for the authors', exact for timm's; images from -1 to 1 for both.
+
+>>> import tempfile
+>>> from minimixer import Mixer
+>>> model = Mixer(image_size=4, patch_size=2, num_classes=2, num_blocks=1, hidden_dim=8,
+...               tokens_mlp_dim=3, channels_mlp_dim=16)
+>>> path = tempfile.mkdtemp() + "/model.npz"
+>>> export(model, path, format="npz")
+>>> load_pretrained(path, num_classes=5).head.weight.shape      # a fresh head, of zeros
+(8, 5)
+
+Next: `higher_resolution.py`.
+"""
+
+import json
+import math
+import os
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import load_model
+from ..idx import replace_file
+from ..mixer import Mixer
+from ..variants import check_config
+from .arrays import read_arrays, write_npz
+from .layouts import LAYOUTS, Entry, current_names, entries, to_ours, to_theirs
+
+GELU_FORM = {"npz": "tanh", "timm": "none"}  # what a layout's own loader takes
+
+
+def load_pretrained(
+    path: str | os.PathLike, num_classes: int | None = None, in_channels: int | None = None,
+    approximate: str | None = None, mean: Any = None, std: Any = None,
+) -> Mixer:  # fmt: skip
+    """The model in a file, in eval mode, on the CPU: a checkpoint of minimixer's, an .npz of the
+    authors' (current or older layout) or timm's weights as .safetensors.
+
+    num_classes   a fresh head of zeros, for so many; None: the file's
+    in_channels   another number of colours than the file's: its filters are adapted so that grey
+                  images answer as before
+    approximate, mean, std   instead of those that the file or its layout says
+    ValueError names the file, the entry and the shapes if it does not fit; OSError.
+    """
+    where = os.fspath(path)
+    own = load_model(path) if _is_own(where) else None
+    arrays, metadata = ({}, {}) if own else read_arrays(path)
+    try:
+        if own:
+            weights, config = own.state_dict(), dict(own.config)
+            described: dict[str, Any] = {"mean": own.mean, "std": own.std}
+            described["class_names"] = own.class_names
+        else:
+            weights, config, described = _understand(arrays, metadata)
+        if approximate is not None:
+            config["approximate"] = approximate
+        if num_classes is not None:
+            config["num_classes"], described["class_names"] = num_classes, None
+            config = check_config(**config)
+            weights["head.weight"] = np.zeros((config["hidden_dim"], num_classes), "float32")
+            weights["head.bias"] = np.zeros(num_classes, "float32")
+        elif "head.weight" not in weights:
+            raise ValueError("it has no head; say for how many classes to make one: num_classes=")
+        if in_channels is not None and in_channels != config["in_channels"]:
+            weights["stem.weight"] = _other_channels(weights["stem.weight"], config, in_channels)
+            config["in_channels"] = in_channels
+            described["mean"] = float(np.mean(described["mean"]))
+            described["std"] = float(np.mean(described["std"]))
+        described["mean"] = described["mean"] if mean is None else mean
+        described["std"] = described["std"] if std is None else std
+        dtype = str(weights["stem.weight"].dtype)
+        model = Mixer(**check_config(**config), **described, dtype=dtype, seed=None)
+        model.load_state_dict(weights)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{where}: can't be loaded as a Mixer: {error}") from None
+    model.eval()
+    return model
+
+
+def _is_own(where: str) -> bool:
+    """Does it look like a checkpoint of minimixer's?"""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(where) as archive:
+            return "meta.npy" in archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False
+
+
+def _understand(arrays: dict, metadata: dict) -> tuple[dict, dict, dict]:
+    """(weights under our names, configuration, normalisation and class names)."""
+    layout, arrays = current_names(arrays)
+    numbers = [re.match(r"(?:MixerBlock_|blocks\.)(\d+)[./]", name) for name in arrays]
+    blocks = 1 + max((int(n[1]) for n in numbers if n and len(n[1]) < 5), default=-1)
+    wanted = entries(layout, blocks)
+    headless = [e for e in wanted if not e.ours.startswith("head.")]
+    if not any(e.theirs in arrays for e in wanted[-2:]):
+        wanted = headless
+    missing = [e.theirs for e in wanted if e.theirs not in arrays]
+    unknown = sorted(set(arrays) - {e.theirs for e in wanted})
+    if missing or unknown:
+        said = [f"missing: {name}" for name in missing[:5]]
+        said += [f"unexpected: {name:.80}" for name in unknown[:5]]
+        raise ValueError(f"{len(missing)} entries are missing, {len(unknown)} not known; "
+                         + "; ".join(said))  # fmt: skip
+    found = {e.ours: to_ours(e, arrays[e.theirs], layout) for e in wanted}
+    own = json.loads(metadata.get("minimixer", "{}")) if layout == "timm" else {}
+    if not isinstance(own, dict):
+        raise ValueError("its metadata are not what minimixer writes")
+    config = _sizes(found, own.get("image_size"))
+    config["approximate"] = own.get("approximate", GELU_FORM[layout])
+    expected = expected_shapes(config)
+    for entry in wanted:
+        array, shape = found[entry.ours], expected[entry.ours]
+        if array.shape != shape or array.dtype not in (np.float32, np.float64):
+            raise ValueError(
+                f"{entry.theirs} is {array.dtype} {arrays[entry.theirs].shape}; with the other "
+                f"entries {_their_shape(entry, shape, layout)}, of float32 or float64, would fit"
+            )
+    if len({array.dtype for array in found.values()}) > 1:
+        raise ValueError("its entries are of different dtypes")
+    found["stem.weight"] = found["stem.weight"].reshape(-1, config["hidden_dim"])
+    names = own.get("class_names")
+    if not (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
+        raise ValueError(f"its class names are {names!r:.60}, not a list of names")
+    described = {"mean": own.get("mean", 0.5), "std": own.get("std", 0.5), "class_names": names}
+    return found, check_config(**config), described
+
+
+def _sizes(found: dict[str, np.ndarray], image_size: Any) -> dict[str, Any]:
+    """The configuration that the shapes of a few arrays say."""
+    stem = found["stem.weight"]
+    if stem.ndim != 4 or stem.shape[0] != stem.shape[1] or 0 in stem.shape:
+        raise ValueError(f"the stem's filters must be square and in 4 axes, got {stem.shape}")
+    if "blocks.0.token_mixing.w1" not in found:
+        raise ValueError("it has no blocks")
+    tokens, channels = found["blocks.0.token_mixing.w1"], found["blocks.0.channel_mixing.w1"]
+    if tokens.ndim != 2 or channels.ndim != 2 or 0 in (*tokens.shape, *channels.shape):
+        raise ValueError(f"the MLPs' weights are {tokens.shape} and {channels.shape}, not matrices")
+    patch, side = stem.shape[0], math.isqrt(tokens.shape[0])
+    if image_size is None and side * side != tokens.shape[0]:
+        raise ValueError(f"{tokens.shape[0]} tokens are no square image of patches")
+    return {
+        "image_size": tuple(image_size) if image_size else (side * patch, side * patch),
+        "patch_size": patch, "in_channels": stem.shape[2], "hidden_dim": stem.shape[3],
+        "num_blocks": sum(name.endswith("norm1.weight") for name in found),
+        "tokens_mlp_dim": tokens.shape[1], "channels_mlp_dim": channels.shape[1],
+        "num_classes": found["head.weight"].shape[-1] if "head.weight" in found else 1,
+    }  # fmt: skip
+
+
+def expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of every weight of ours; the stem's in four axes, (P, P, in, C)."""
+    config = check_config(**config)
+    (height, width), patch, c = config["image_size"], config["patch_size"], config["hidden_dim"]
+    s, d_s = (height // patch) * (width // patch), config["tokens_mlp_dim"]
+    d_c, k = config["channels_mlp_dim"], config["num_classes"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "stem.weight": (patch, patch, config["in_channels"], c), "stem.bias": (c,),
+        "norm.weight": (c,), "norm.bias": (c,), "head.weight": (c, k), "head.bias": (k,),
+    }  # fmt: skip
+    for i in range(config["num_blocks"]):
+        block = {"token_mixing.w1": (s, d_s), "token_mixing.b1": (d_s,),
+                 "token_mixing.w2": (s, d_s), "token_mixing.b2": (s,),
+                 "channel_mixing.w1": (c, d_c), "channel_mixing.b1": (d_c,),
+                 "channel_mixing.w2": (d_c, c), "channel_mixing.b2": (c,)}  # fmt: skip
+        block |= {f"norm{n}.{part}": (c,) for n in (1, 2) for part in ("weight", "bias")}
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def _their_shape(entry: Entry, shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    if entry.stem and layout == "timm":
+        return (shape[3], shape[2], *shape[:2])
+    return shape[::-1] if entry.flip else shape
+
+
+def _other_channels(stem: np.ndarray, config: dict, in_channels: int) -> np.ndarray:
+    """(P P in, C) -> (P P in_channels, C): every new channel gets the mean filter, scaled so that
+    an image whose channels are all alike has the same tokens."""
+    if not isinstance(in_channels, int) or in_channels < 1:
+        raise ValueError(f"in_channels must be a whole number of at least 1, got {in_channels!r}")
+    filters = stem.reshape(-1, config["in_channels"], stem.shape[-1])
+    mean = filters.sum(axis=1, keepdims=True) / in_channels
+    return np.repeat(mean, in_channels, axis=1).reshape(-1, stem.shape[-1]).astype(stem.dtype)
+
+
+def export(model: Mixer, path: str | os.PathLike, format: str) -> None:
+    """Write the weights for others: format "npz", the authors', or "timm", as .safetensors.
+
+    ValueError for another format, or weights that are not finite; a warning if the format's own
+    loader would compute another GELU than the model does.
+    """
+    if format not in LAYOUTS:
+        raise ValueError(f"export: format must be one of {', '.join(LAYOUTS)}, got {format!r}")
+    state, config = model.state_dict(), model.config
+    broken = [name for name, value in state.items() if not np.isfinite(value).all()]
+    if broken:
+        raise ValueError(f"export: {broken[0]} holds NaN or infinity")
+    arrays = {
+        entry.theirs: to_theirs(entry, state[entry.ours], format, config["patch_size"])
+        for entry in entries(format, config["num_blocks"])
+    }
+    if config["approximate"] != GELU_FORM[format]:
+        warnings.warn(
+            f"this model's GELU is {config['approximate']!r}, but loaders of this format take "
+            f"{GELU_FORM[format]!r}: there its logits will be slightly different",
+            stacklevel=2,
+        )
+    if format == "npz":
+        data = write_npz(arrays)
+    else:
+        from safetensors.numpy import save
+
+        own = {"approximate": config["approximate"], "image_size": config["image_size"],
+               "mean": model.mean.tolist(), "std": model.std.tolist(),
+               "class_names": model.class_names}  # fmt: skip
+        data = save(arrays, metadata={"format": "pt", "minimixer": json.dumps(own)})
+    with replace_file(path) as file:
+        file.write(data)

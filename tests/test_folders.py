@@ -1,0 +1,621 @@
+"""Image folders: pictures of every kind, hostile files, crops and mixup, and worker processes."""
+
+import dataclasses
+import io
+import itertools
+import multiprocessing
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minimixer.backend import to_device, to_numpy
+from minimixer.transfer import augment, folders
+from minimixer.transfer.augment import crop_box, mixup, mixup_share, one_hot
+from minimixer.transfer.folders import BadPicture, decode, find_images, find_splits
+from minimixer.transfer.loader import Loader
+
+try:
+    from PIL import Image
+except ImportError:
+    Image = None
+pillow = pytest.mark.skipif(Image is None, reason="needs Pillow: pip install -e '.[images]'")
+
+SMOOTH = np.stack(np.meshgrid(np.arange(40) * 6, np.arange(30) * 8), -1).astype(
+    "uint8"
+)  # 30, 40, 2
+SMOOTH = np.concatenate([SMOOTH, np.full((30, 40, 1), 90, "uint8")], axis=2)
+
+
+def encoded(array=SMOOTH, format="PNG", mode=None, **options):
+    image = Image.fromarray(array)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, format, **options)
+    return file.getvalue()
+
+
+def decoded(path, data, shortest=None):
+    path.write_bytes(data)
+    return np.asarray(decode(path, shortest))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of four pictures; red says the class, green the number."""
+    for label, number in itertools.product(range(3), range(4)):
+        (tmp_path / "abc"[label]).mkdir(exist_ok=True)
+        colour = np.broadcast_to(np.array([label * 100, number * 60, 30], "uint8"), (24, 20, 3))
+        (tmp_path / "abc"[label] / f"{number}.png").write_bytes(encoded(colour))
+    return tmp_path
+
+
+# ---- finding ------------------------------------------------------------------------------------
+
+
+def touch(top, *names):
+    for name in names:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).touch()
+
+
+def test_classes_and_labels_are_sorted(tmp_path):
+    touch(tmp_path, "b/2.JPG", "b/10.jpg", "a/x.png", "a/.hidden.png", "a/x.txt", ".git/x.png")
+    touch(tmp_path, "readme.png")
+    paths, labels, names = find_images(tmp_path)
+    assert [os.path.relpath(p, tmp_path) for p in paths] == ["a/x.png", "b/10.jpg", "b/2.JPG"]
+    assert labels.tolist() == [0, 1, 1] and labels.dtype == np.int64 and names == ["a", "b"]
+    assert find_splits(tmp_path)[1] is None and find_splits(tmp_path)[0][0] == paths
+
+
+def test_splits(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png")
+    train, val = find_splits(tmp_path)
+    assert val[2] == train[2] == ["a", "b"] and all("val" in path for path in val[0])
+    with pytest.raises(ValueError, match="find_splits"):
+        find_images(tmp_path)
+    touch(tmp_path, "val/c/1.png", "train/d/1.png")
+    with pytest.raises(ValueError, match="only train has d and only val has c"):
+        find_splits(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    touch(tmp_path, "train/1.png", "tram/1.png")
+    assert find_splits(tmp_path)[0][2] == ["train", "tram"]
+
+
+@pytest.mark.parametrize(
+    "names, match",
+    [
+        (["x.png"], "has no classes"),
+        (["a/x.png", "b/x.txt"], r"b has no pictures; remove"),
+        (["train/a/x.png"], "holds train but no val"),
+        (["val/a/x.png"], "holds val but no train"),
+        (["train/a/x.png", "val/x.png"], "holds train but no val"),
+    ],
+)
+def test_what_is_wrong_with_a_directory_is_said(tmp_path, names, match):
+    touch(tmp_path, *names)
+    with pytest.raises(ValueError, match=match) as caught:
+        find_splits(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(NotADirectoryError, match="missing"):
+        find_images(tmp_path / "missing")
+
+
+# ---- pictures of every kind ---------------------------------------------------------------------
+
+
+@pillow
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "RGBA", "LA"])
+def test_every_mode_becomes_rgb(tmp_path, format, mode):
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(format, {})
+    try:
+        data = encoded(format=format, mode=mode, **options)
+    except OSError:
+        pytest.skip(f"{format} has no {mode}")
+    (tmp_path / "x").write_bytes(data)
+    image = decode(tmp_path / "x")
+    expected = np.asarray(Image.fromarray(SMOOTH).convert(mode).convert("RGB")).astype(int)
+    assert image.mode == "RGB" and image.size == (40, 30)
+    assert abs(np.asarray(image) - expected).mean() < 5
+
+
+@pillow
+def test_16_bits(tmp_path):
+    grey = np.arange(30 * 40, dtype="uint16").reshape(30, 40) * 54
+    result = decoded(tmp_path / "x", encoded(grey))
+    np.testing.assert_array_equal(result, np.repeat((grey >> 8)[..., None], 3, axis=2))
+    rows = np.zeros((2, 1 + 2 * 6), "uint8")  # RGB, which Pillow can't write
+    rows[:, 1::2] = np.arange(12).reshape(2, 6)
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    result = decoded(tmp_path / "x", png(header, zlib.compress(rows.tobytes())))
+    np.testing.assert_array_equal(result, np.arange(12).reshape(2, 2, 3))
+
+
+@pillow
+def test_what_is_transparent_is_white(tmp_path):
+    rgba = np.concatenate([SMOOTH, np.full((30, 40, 1), 255, "uint8")], axis=2)
+    rgba[:10, :, 3] = 0
+    result = decoded(tmp_path / "x", encoded(rgba))
+    assert (result[:10] == 255).all() and (result[10:] == SMOOTH[10:]).all()
+    palette = Image.fromarray(np.repeat([[0, 1]], 2, axis=0).astype("uint8"), "L").convert("P")
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert np.asarray(decode(tmp_path / "p.png"))[0].tolist() == [[255] * 3, [1] * 3]
+
+
+@pillow
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation(tmp_path, format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    a = SMOOTH
+    turned = [a, a, a[:, ::-1], a[::-1, ::-1], a[::-1], a.swapaxes(0, 1), np.rot90(a, -1),
+              a[::-1, ::-1].swapaxes(0, 1), np.rot90(a), a]  # fmt: skip
+    options = {"quality": 95} if format == "JPEG" else {}
+    result = decoded(tmp_path / "x", encoded(format=format, exif=exif, **options))
+    assert result.shape == turned[orientation].shape
+    assert abs(result - turned[orientation].astype(int)).mean() < (0.5 if format == "PNG" else 5)
+
+
+@pillow
+def test_a_large_jpeg_comes_smaller_but_not_too_small(tmp_path):
+    data = encoded(SMOOTH.repeat(20, 0).repeat(20, 1), "JPEG")  # 600 x 800
+    for shortest, height in [(None, 600), (601, 600), (300, 300), (299, 300), (76, 150), (3, 75)]:
+        result = decoded(tmp_path / "x", data, shortest)
+        assert result.shape == (height, height * 4 // 3, 3) and min(result.shape[:2])
+
+
+@pillow
+def test_previews_and_further_pictures_in_a_jpeg(tmp_path):
+    preview = encoded(format="JPEG", progressive=True)
+    comment = b"\xff\xfe" + struct.pack(">H", len(preview) + 2) + preview
+    data = encoded(format="JPEG")
+    assert folders._count_scans(data) == folders._count_scans(data[:2] + comment + data[2:]) == 1
+    assert folders._count_scans(preview) > 5
+    # a filling byte, after which a false length would lead past all scans
+    assert folders._count_scans(preview[:2] + b"\xff" + preview[2:]) > 5
+    image = Image.fromarray(SMOOTH.repeat(20, 0).repeat(20, 1))
+    image.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[image.rotate(90)])
+    with Image.open(tmp_path / "x.jpg") as opened:
+        assert opened.format == "MPO"
+    result = np.asarray(decode(tmp_path / "x.jpg", 300))
+    assert result.shape == (300, 400, 3) and abs(result[::10, ::10] - SMOOTH.astype(int)).max() < 30
+
+
+# ---- hostile files ------------------------------------------------------------------------------
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(header, data):
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_bomb(width, height):
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return png(header, zlib.compress(bytes(1 << 20)))
+
+
+def scans(count):
+    flat = np.full((3000, 3000, 3), 7, "uint8")
+    data = encoded(flat, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * count + data[-2:]
+
+
+def too_many_headers():
+    data = encoded(format="JPEG")
+    return data[:2] + b"\xff\xfe\0\2" * 100_000 + data[2:]
+
+
+HOSTILE = {
+    "empty": (lambda: b"", "the file is empty"),
+    "text": (lambda: b"<html>not found</html>", "none of JPEG, PNG.*<html>"),
+    "gif": (lambda: encoded(format="GIF"), "none of JPEG"),
+    "tiff": (lambda: encoded(format="TIFF"), "none of JPEG"),
+    "postscript": (lambda: encoded(format="EPS"), "none of JPEG"),
+    "truncated": (lambda: encoded(format="JPEG")[:-200], "(?i)damaged.*truncated"),
+    "truncated header": (lambda: encoded()[:20], "none of|damaged"),
+    "1x1": (lambda: encoded(SMOOTH[:1, :1]), "1 x 1 pixels"),
+    "1x40": (lambda: encoded(SMOOTH[:1]), "40 x 1 pixels"),
+    "bomb 30000": (lambda: png_bomb(30000, 30000), "exceeds limit|too large"),
+    "bomb 12000": (lambda: png_bomb(12000, 12000), "too large"),
+    "bomb 5000": (lambda: png_bomb(5000, 5000), "too large"),
+    "bomb strip": (lambda: png_bomb(2**31 - 1, 2), "too large|exceeds limit"),
+    "scans": (lambda: scans(100), "too much work: 9000000 pixels in 1.. scans"),
+    "headers": (too_many_headers, "50000 reads"),
+    "long": (lambda: b"\xff\xd8\xff" + bytes(1 << 25), "over 33554432"),
+}
+
+
+@pillow
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_at_once(tmp_path, name):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(HOSTILE[name][0]())
+    begin = time.perf_counter()
+    with pytest.raises(BadPicture, match=HOSTILE[name][1]):
+        decode(path)
+    assert time.perf_counter() - begin < 1
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    (tmp_path / "directory.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name, match in [("directory", "a directory"), ("loop", "can't be read"),
+                        ("pipe", "not an ordinary file"), ("zero", "not an ordinary file"),
+                        ("gone", "can't be read")]:  # fmt: skip
+        with pytest.raises(BadPicture, match=match):
+            decode(tmp_path / f"{name}.jpg")
+
+
+@pillow
+def test_each_hostile_file_is_named_and_the_epoch_goes_on(folder):
+    for name, (make, _) in HOSTILE.items():
+        (folder / "b" / f"{name}.jpg").write_bytes(make())
+    paths, labels, _ = find_images(folder)
+    pictures = Loader(paths, labels, 8, 6, seed=2)
+    assert sum(len(met) for _, met in all_of(pictures)) == 12
+    for path, reason in pictures.skipped:
+        assert re.search(HOSTILE[Path(path).stem][1], reason)
+    assert len(pictures.skipped) == len(HOSTILE)
+
+
+@pillow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status")
+@pytest.mark.parametrize("mode, format, side", [
+    ("RGBA", "PNG", 4090), ("CMYK", "JPEG", 3500), ("RGBA", "WEBP", 2900)])  # fmt: skip
+def test_the_largest_pictures_take_less_than_200_mb(tmp_path, mode, format, side):
+    options = {"progressive": True} if format == "JPEG" else {}
+    options |= {"lossless": True, "quality": 0, "method": 0} if format == "WEBP" else {}
+    options |= {"compress_level": 1} if format == "PNG" else {}
+    Image.new(mode, (side, side), "red").save(tmp_path / "x", format, **options)
+    code = """if True:
+        import sys
+        from minimixer.transfer.folders import decode, import_pillow
+        def peak():
+            lines = open("/proc/self/status").read().splitlines()
+            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) >> 10
+        import_pillow().init()
+        before = peak()
+        decode(sys.argv[1])
+        print(peak() - before)
+    """
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path / "x"],
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    assert 50 < int(run.stdout) < 200
+
+
+@pillow
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_every_truncation_is_refused_or_whole(tmp_path, format):
+    data = encoded(format=format)
+    whole = decoded(tmp_path / "x", data)
+    for length in range(0, len(data), 7):
+        try:
+            result = decoded(tmp_path / "x", data[:length])
+        except BadPicture:
+            continue
+        assert length > len(data) - 40
+        np.testing.assert_array_equal(result, whole)
+
+
+@pillow
+@settings(max_examples=150)
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "progressive"]),
+    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damaged_bytes_are_refused_or_give_some_picture(tmp_path, format, changes):
+    progressive = format == "progressive"
+    data = bytearray(encoded(format="JPEG" if progressive else format, progressive=progressive))
+    for position, value in changes:
+        data[position % len(data)] = value
+    begin = time.perf_counter()
+    try:
+        assert decoded(tmp_path / "x", data).shape[2] == 3
+    except BadPicture as error:
+        assert str(error)
+    assert time.perf_counter() - begin < 1
+
+
+def test_without_pillow(folder_or_empty, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=re.escape("pip install -e '.[images]'")):
+        decode(folder_or_empty)
+    with pytest.raises(ImportError, match=re.escape("pip install -e '.[images]'")):
+        Loader([folder_or_empty], [0], 8, 1).epoch(0)
+
+
+@pytest.fixture
+def folder_or_empty(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"x")
+    return tmp_path / "x.png"
+
+
+# ---- crops, RandAugment, targets ----------------------------------------------------------------
+
+
+@given(*[st.integers(1, 70000)] * 2, *[st.integers(0, 2**64 - 2)] * 3)
+def test_crops_are_inside(width, height, seed, epoch, example):
+    left, top, w, h = box = crop_box(width, height, seed, epoch, example)
+    assert left >= 0 and top >= 0 and w > 0 and h > 0
+    assert left + w <= width and top + h <= height
+    assert box == crop_box(width, height, seed, epoch, example)
+    if min(width, height) > 100 and max(width, height) < 2 * min(width, height):
+        assert 0.72 < w / h < 1.38 and w * h / (width * height) > 0.049
+
+
+def test_crops_cover_the_scale_evenly():
+    boxes = np.array([crop_box(1000, 1000, 0, 0, n) for n in range(2000)])
+    area = boxes[:, 2] * boxes[:, 3] / 1e6
+    assert abs(np.mean(area < 0.4) - 0.39) < 0.05 and area.min() < 0.07 and area.max() > 0.95
+    centre = boxes[:, :2] + boxes[:, 2:] / 2
+    assert abs(centre.mean(axis=0) - 500).max() < 15
+    assert crop_box(1000, 10, 0, 0, 0, scale=(1, 1)) == (493, 0, 13, 10)
+    for scale in [(0, 1), (0.5, 0.1), (0.5, 1.1)]:
+        with pytest.raises(ValueError, match="scale"):
+            crop_box(10, 10, 0, 0, 0, scale)
+
+
+@pillow
+@pytest.mark.parametrize("size", [(300, 256), (256, 301), (37, 500), (2, 5000)])
+def test_the_centre_is_that_of_two_steps(size):
+    image = Image.fromarray(SMOOTH).resize(size)
+    short = min(size)
+    large = image.resize([round(s * 64 / short) for s in size], Image.Resampling.BILINEAR)
+    left, top = (large.width - 56) / 2, (large.height - 56) / 2
+    two = large.crop((round(left), round(top), round(left) + 56, round(top) + 56))
+    one = augment.resize_crop(image, 56)
+    assert one.size == (56, 56)
+    assert abs(np.asarray(one).astype(int) - np.asarray(two)).mean() < 2
+
+
+@pillow
+@pytest.mark.parametrize("name", augment._OPERATIONS)
+def test_every_operation_does_something_and_keeps_the_shape(name):
+    before = np.random.default_rng(0).integers(20, 230, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(before)
+    for level, sign in itertools.product([0, 0.3, 1, 2], [-1, 1]):
+        result = augment.apply_operation(image, name, level, sign)
+        assert result.size == image.size and result.mode == "RGB"
+        if level == 0.3:
+            assert (np.asarray(result) != np.asarray(image)).any()
+    np.testing.assert_array_equal(np.asarray(image), before)
+    with pytest.raises(ValueError, match="has no 'Swirl'"):
+        augment.apply_operation(image, "Swirl", 1)
+
+
+@pillow
+def test_rand_augment_is_a_function_of_its_numbers():
+    image = Image.fromarray(SMOOTH)
+    results = [augment.rand_augment(image, 2, 15, 1, 2, n).tobytes() for n in range(40)]
+    assert results == [augment.rand_augment(image, 2, 15, 1, 2, n).tobytes() for n in range(40)]
+    assert len(set(results)) > 30
+    assert augment.rand_augment(image, 0, 15, 1, 2, 3).tobytes() == image.tobytes()
+    flipped = sum(augment.random_flip(image, 0, 0, n) is not image for n in range(400))
+    assert 160 < flipped < 240
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_mixup_conserves_sums(device, dtype):
+    draws = np.random.default_rng(0)
+    values = to_device(draws.random((6, 4, 4, 3)).astype(dtype), device)
+    targets = one_hot(to_device(np.array([0, 1, 2, 2, 1, 0]), device), 3, 0.1, dtype)
+    before = to_numpy(values).copy()
+    mixed, mixed_targets = mixup(values, targets, 0.5, seed=3, step=1)
+    np.testing.assert_array_equal(to_numpy(values), before)
+    assert mixed.dtype == mixed_targets.dtype == dtype
+    np.testing.assert_allclose(to_numpy(mixed.sum(0)), before.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(mixed_targets.sum(0)), to_numpy(targets.sum(0)), rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(mixed_targets.sum(1)), 1, rtol=1e-5)
+    share = mixup_share(0.5, 3, 1)
+    expected = share * before + (1 - share) * np.roll(before, 1, 0)
+    np.testing.assert_allclose(to_numpy(mixed), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.2, 0.5, 1.0, 2.0])
+def test_shares_have_the_moments_of_beta(p):
+    shares = np.array([mixup_share(p, 5, step) for step in range(2000)])
+    assert shares.min() >= 0.5 and shares.max() <= 1
+    # E[(a - 1/2)^2] of Beta(p, p) is its variance, 1 / (4 (2p + 1)), of max(a, 1 - a) as well
+    assert abs(np.mean((shares - 0.5) ** 2) - 1 / (4 * (2 * p + 1))) < 0.012
+
+
+def test_what_mixup_and_one_hot_refuse():
+    images, targets = np.ones((2, 3), "float32"), np.eye(2)
+    for p in (0, -1, 3, float("nan")):
+        with pytest.raises(ValueError, match="p must be"):
+            mixup(images, targets, p, 0, 0)
+    with pytest.raises(TypeError, match="uint8"):
+        mixup(images.astype("uint8"), targets, 0.5, 0, 0)
+    with pytest.raises(ValueError, match="2 images, but 1"):
+        mixup(images, targets[:1], 0.5, 0, 0)
+    for labels, smoothing in [([0, 3], 0), ([-1], 0), ([[0]], 0), ([0.5], 0), ([0], 1.0)]:
+        with pytest.raises(ValueError, match="one_hot"):
+            one_hot(np.array(labels), 3, smoothing)
+
+
+# ---- the loader ---------------------------------------------------------------------------------
+
+
+def all_of(loader, epoch=0, start=0):
+    return [(images.copy(), labels) for images, labels in loader.epoch(epoch, start)]
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        for x, y in zip(left, right, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+@pillow
+@pytest.mark.parametrize("train", [True, False])
+def test_any_number_of_workers_gives_the_same_bits(folder, train):
+    (folder / "b" / "0.png").write_bytes(b"")
+    (folder / "c" / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "a" / "9.png").mkdir()
+    found = find_images(folder)[:2]
+    arguments = dict(size=16, batch_size=5, seed=3, train=train, layers=2 * train)
+    results, skipped = [], []
+    for workers in (0, 1, 2):
+        with Loader(*found, workers=workers, **arguments) as pictures:
+            results.append(all_of(pictures, 0) + all_of(pictures, 1) + all_of(pictures, 1, 2))
+            skipped.append(pictures.skipped)
+            assert len(pictures) == 3
+    assert not multiprocessing.active_children()
+    same(results[0], results[1])
+    same(results[0], results[2])
+    assert skipped[0] == skipped[1] == skipped[2]
+    names = {os.path.basename(path): reason for path, reason in skipped[0]}
+    assert set(names) == {"0.png", "loop.jpg", "9.png"} and "directory" in names["9.png"]
+    assert sum(len(labels) for _, labels in results[0][:3]) == len(found[0]) - 3
+    images = results[0][0][0]
+    assert images.dtype == np.uint8 and images.shape[1:] == (16, 16, 3)
+
+
+@pillow
+def test_labels_go_with_pictures(folder):
+    paths, labels, _ = find_images(folder)
+    for train in (True, False):
+        pictures = Loader(paths, labels, 8, 5, seed=1, train=train)
+        for images, met in all_of(pictures):
+            np.testing.assert_array_equal(images[:, 4, 4, 0] // 100, met)
+    kept = np.concatenate([labels for _, labels in all_of(pictures)])
+    np.testing.assert_array_equal(kept, labels)
+
+
+@pillow
+def test_a_picture_does_not_depend_on_the_batch_size(folder):
+    paths, labels, _ = find_images(folder)
+    one, many = (all_of(Loader(paths, labels, 8, size, seed=1)) for size in (1, 100))
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in one]), many[0][0])
+    assert len(one) == 12 and len(many) == 1
+
+
+@pillow
+def test_nothing_but_bad_files(tmp_path):
+    touch(tmp_path, "a/1.png", "a/2.png")
+    with pytest.raises(RuntimeError, match=r"no picture could be decoded.*empty"):
+        all_of(Loader(*find_images(tmp_path)[:2], 8, 1))
+
+
+def test_what_the_loader_refuses():
+    good = dict(paths=["x"], labels=[0], size=8, batch_size=1)
+    for name, wrong in dict(paths=[], labels=[0, 1], size=0, batch_size=0, workers=-1, seed=-1,
+                            scale=(0, 1), magnitude=-1).items():  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            Loader(**{**good, name: wrong})
+    with pytest.raises(TypeError, match="size must be an integer"):
+        Loader(**{**good, "size": 8.0})
+    with pytest.raises(TypeError, match="labels"):
+        Loader(**{**good, "labels": [0.5]})
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def gone(pids, orphans=False):
+    """Have all ended, within seconds? Orphans are for the system to collect; ours may not stay."""
+    for _ in range(100):
+        if all(state(pid) in (("", "Z") if orphans else ("",)) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def pids_of(pictures):
+    return [process.pid for process, _ in pictures._team._members]
+
+
+@pillow
+def test_a_killed_worker_is_an_error_and_the_next_epoch_works(folder):
+    pictures = Loader(*find_images(folder)[:2], 8, 1, seed=1, workers=2)
+    epoch = pictures.epoch(0)
+    next(epoch)
+    pids = pids_of(pictures)
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        for _ in epoch:
+            pass
+    assert gone(pids) and not multiprocessing.active_children()
+    for _ in pictures.epoch(1):  # new workers; and leaving early ends them
+        pids = pids_of(pictures)
+        with pytest.raises(RuntimeError, match="under way"):
+            next(pictures.epoch(2))
+        break
+    assert gone(pids)
+
+
+@pillow
+def test_a_mistake_in_a_worker_is_shown_and_forgotten_loaders_end_theirs(folder):
+    pictures = Loader(*find_images(folder)[:2], 8, 4, workers=1, layers=9)
+    pictures.recipe = dataclasses.replace(pictures.recipe, magnitude=None)
+    with pytest.raises(RuntimeError, match=r"(?s)a worker failed.*rand_augment.*TypeError"):
+        all_of(pictures)
+    pictures = Loader(*find_images(folder)[:2], 8, 4, workers=1)
+    all_of(pictures)
+    pids = pids_of(pictures)
+    del pictures
+    assert gone(pids)
+
+
+SCRIPT = """
+import sys
+from minimixer.transfer.folders import find_images
+from minimixer.transfer.loader import Loader
+if __name__ == "__main__":
+    pictures = Loader(*find_images(sys.argv[1])[:2], 8, 2, workers=2)
+    for n in range(10**6):
+        for _ in pictures.epoch(n):
+            if n == 0:
+                print(*[process.pid for process, _ in pictures._team._members], flush=True)
+"""
+
+
+@pillow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_the_program(folder, tmp_path_factory, number):
+    script = tmp_path_factory.mktemp("script") / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    program = subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=environment, text=True,
+                               start_new_session=True)  # fmt: skip
+    pids = program.stdout.readline().split()
+    if number == signal.SIGINT:
+        os.killpg(program.pid, number)  # as a terminal does
+    else:
+        program.send_signal(number)
+    _, errors = program.communicate(timeout=20)
+    assert len(pids) == 2 and gone(pids, orphans=True)
+    if number == signal.SIGINT:
+        assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors
+    else:
+        assert not errors

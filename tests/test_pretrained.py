@@ -1,0 +1,454 @@
+"""Weights from outside: the layouts, files that are damaged or hostile, other heads and sizes."""
+
+import io
+import json
+import pickle
+import struct
+import time
+import tracemalloc
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_oracles import examples
+
+from minimixer import AdamW, Mixer, no_grad
+from minimixer import functional as F
+from minimixer.backend import to_numpy
+from minimixer.checkpoint import save_checkpoint
+from minimixer.transfer.higher_resolution import places
+from minimixer.transfer.layouts import entries, to_theirs
+
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
+
+# All sizes differ, so that no array fits where another belongs.
+SIZES = {"image_size": 12, "patch_size": 4, "in_channels": 3, "num_classes": 5, "num_blocks": 2,
+         "hidden_dim": 8, "tokens_mlp_dim": 7, "channels_mlp_dim": 11}  # fmt: skip
+
+
+def random_model(seed: int = 0, **changes) -> Mixer:
+    """Every parameter at random, the head and all biases too."""
+    model = Mixer(**SIZES | changes)
+    rng = np.random.default_rng(seed)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape) * 0.5
+    return model
+
+
+def images_for(model: Mixer, count: int = 3, seed: int = 1) -> np.ndarray:
+    shape = (count, model.height, model.width, model.in_channels)
+    return np.random.default_rng(seed).standard_normal(shape).astype(str(model.dtype))
+
+
+def logits_of(model: Mixer, images=None) -> np.ndarray:
+    with no_grad():
+        return model(images_for(model) if images is None else images).data
+
+
+def arrays_of(model: Mixer, layout: str) -> dict[str, np.ndarray]:
+    state = model.state_dict()
+    return {
+        e.theirs: to_theirs(e, state[e.ours], layout, model.patch_size)
+        for e in entries(layout, len(model.blocks))
+    }
+
+
+def in_the_older_layout(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As the authors' first files have it: other names, MLPs with an axis of length 1, LayerNorms
+    numbered among the parts of a block."""
+    older = {}
+    for name, value in arrays.items():
+        parts = name.split("/")
+        if parts[0] == "stem":
+            older[f"embedding/{parts[1]}"] = value
+        elif parts[0] == "pre_head_layer_norm":
+            older[f"Mixer/encoder_norm/{parts[1]}"] = value
+        elif parts[0].startswith("MixerBlock_"):
+            block = f"Mixer/encoderblock_{parts[0][11:]}"
+            if parts[1].startswith("LayerNorm_"):
+                number = {"0": 0, "1": 2}[parts[1][-1]]
+                older[f"{block}/LayerNorm_{number}/{parts[2]}"] = value
+            else:
+                number = int(parts[2][-1]) + 1
+                older[f"{block}/{parts[1]}_phase_0/{parts[3]}{number}"] = value[None]
+        else:
+            older[name] = value
+    return older
+
+
+def write(path, arrays, layout, **metadata) -> str:
+    if layout == "timm":
+        safetensors_numpy.save_file(arrays, path, metadata=metadata or None)
+    else:
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+    return str(path)
+
+
+# ---- reading and writing ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["npz", "older", "timm", "module", "model"])
+def test_every_layout(tmp_path, layout):
+    model = random_model(approximate="none" if layout in ("timm", "module", "model") else "tanh")
+    kind = "npz" if layout in ("npz", "older") else "timm"
+    arrays = arrays_of(model, kind)
+    if layout == "older":
+        arrays = in_the_older_layout(arrays)
+    if layout in ("module", "model"):
+        arrays = {f"{layout}.{name}": value for name, value in arrays.items()}
+    found = Mixer.from_pretrained(write(tmp_path / "weights", arrays, kind))
+    assert found.config == model.config and not found.training
+    assert (found.mean == 0.5).all() and (found.std == 0.5).all()
+    np.testing.assert_array_equal(logits_of(found), logits_of(model))
+
+
+def test_orientations_are_the_ones_of_the_tables():
+    """Shapes as the authors' model and timm's give them (S 9, D_S 7, C 8, D_C 11, K 5, P 4)."""
+    model = random_model()
+    npz = {name: value.shape for name, value in arrays_of(model, "npz").items()}
+    timm = {name: value.shape for name, value in arrays_of(model, "timm").items()}
+    assert npz["stem/kernel"] == (4, 4, 3, 8) and timm["stem.proj.weight"] == (8, 3, 4, 4)
+    assert npz["MixerBlock_1/token_mixing/Dense_0/kernel"] == (9, 7)
+    assert npz["MixerBlock_1/token_mixing/Dense_1/kernel"] == (7, 9)
+    assert npz["MixerBlock_1/channel_mixing/Dense_0/kernel"] == (8, 11)
+    assert npz["MixerBlock_1/channel_mixing/Dense_1/kernel"] == (11, 8)
+    assert timm["blocks.1.mlp_tokens.fc1.weight"] == (7, 9)
+    assert timm["blocks.1.mlp_tokens.fc2.weight"] == (9, 7)
+    assert timm["blocks.1.mlp_channels.fc1.weight"] == (11, 8)
+    assert timm["blocks.1.mlp_channels.fc2.weight"] == (8, 11)
+    assert npz["head/kernel"] == (8, 5) and timm["head.weight"] == (5, 8)
+    assert len(npz) == len(timm) == 12 * 2 + 6
+
+
+def test_the_arrays_mean_what_the_paper_says(tmp_path):
+    """Equation 1 in the authors' layout, (B, S, C), written out here once more."""
+    model = random_model()
+    w = arrays_of(model, "npz")
+
+    def dense(x, name):
+        return x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
+
+    def norm(x, name):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+        return x * w[f"{name}/scale"] + w[f"{name}/bias"]
+
+    def mlp(x, name):
+        u = dense(x, f"{name}/Dense_0")
+        g = 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
+        return dense(g, f"{name}/Dense_1")
+
+    images = images_for(model)
+    x = images.reshape(3, 3, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 9, 4, 4, 3)
+    x = np.einsum("bsijk,ijkc->bsc", x, w["stem/kernel"]) + w["stem/bias"]
+    for i in range(2):
+        block = f"MixerBlock_{i}"
+        y = norm(x, f"{block}/LayerNorm_0").swapaxes(1, 2)
+        x = x + mlp(y, f"{block}/token_mixing").swapaxes(1, 2)
+        x = x + mlp(norm(x, f"{block}/LayerNorm_1"), f"{block}/channel_mixing")
+    expected = dense(norm(x, "pre_head_layer_norm").mean(1), "head")
+    found = Mixer.from_pretrained(write(tmp_path / "w.npz", w, "npz"))
+    np.testing.assert_allclose(logits_of(found, images), expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+@pytest.mark.parametrize("format", ["npz", "timm"])
+def test_a_round_trip_is_exact(tmp_path, format, approximate):
+    names = ["a", "b", "c", "d", "e"]
+    model = random_model(
+        approximate=approximate, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], class_names=names
+    )
+    usual = (format == "npz") == (approximate == "tanh")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.export(tmp_path / "w", format)
+    assert len(said) == (not usual) and all("GELU" in str(w.message) for w in said)
+    changes = {} if format == "timm" else {"approximate": approximate}
+    found = Mixer.from_pretrained(tmp_path / "w", **changes)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(found.state_dict()[name], value)
+    np.testing.assert_array_equal(logits_of(found), logits_of(model))
+    if format == "timm":  # what the other format has no place for
+        np.testing.assert_array_equal([found.mean, found.std], [model.mean, model.std])
+        assert found.class_names == names and found.config == model.config
+
+
+def test_an_image_that_is_not_square(tmp_path):
+    model = random_model(image_size=(8, 20))
+    with pytest.warns(UserWarning, match="GELU"):
+        model.export(tmp_path / "w", "timm")
+    found = Mixer.from_pretrained(tmp_path / "w")
+    np.testing.assert_array_equal(logits_of(found), logits_of(model))
+
+
+def test_own_checkpoints(tmp_path):
+    model = random_model(class_names=["a", "b", "c", "d", "e"])
+    save_checkpoint(tmp_path / "c.npz", model, AdamW(model.parameters()))
+    found = Mixer.from_pretrained(tmp_path / "c.npz")
+    np.testing.assert_array_equal(logits_of(found), logits_of(model))
+    assert found.class_names == model.class_names
+    assert Mixer.from_pretrained(tmp_path / "c.npz", num_classes=2).class_names is None
+
+
+def test_float16_is_read_as_float32(tmp_path):
+    arrays = {k: v.astype("float16") for k, v in arrays_of(random_model(), "npz").items()}
+    for layout in ("npz",):
+        found = Mixer.from_pretrained(write(tmp_path / "w", arrays, layout))
+        assert found.dtype == np.float32
+
+
+# ---- other heads, colours and sizes -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["npz", "timm"])
+def test_a_fresh_head(tmp_path, format):
+    model = random_model(approximate="tanh" if format == "npz" else "none")
+    arrays = arrays_of(model, format)
+    for with_head in (True, False):
+        if not with_head:
+            arrays = {k: v for k, v in arrays.items() if not k.startswith("head")}
+        path = write(tmp_path / f"w{with_head}", arrays, format)
+        found = Mixer.from_pretrained(path, num_classes=9)
+        assert logits_of(found).shape == (3, 9) and not logits_of(found).any()
+        np.testing.assert_array_equal(found.blocks[1].norm2.weight.data,
+                                      model.blocks[1].norm2.weight.data)  # fmt: skip
+    with pytest.raises(ValueError, match="num_classes="):
+        Mixer.from_pretrained(path)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grey_images_answer_alike_with_any_number_of_channels(tmp_path, channels):
+    model = random_model()
+    path = write(tmp_path / "w", arrays_of(model, "npz"), "npz")
+    found = Mixer.from_pretrained(path, in_channels=channels)
+    grey = images_for(model)[..., :1]
+    expected = logits_of(model, np.repeat(grey, 3, axis=-1))
+    found = logits_of(found, np.repeat(grey, channels, axis=-1))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("size", [12, (8, 12)])
+def test_a_larger_model_is_the_old_one_on_each_tile(factor, size):
+    model = random_model(image_size=size, dtype="float64")
+    high, wide = model.height, model.width
+    larger = model.resize((factor * high, factor * wide))
+    images = images_for(larger)
+    tiles = [
+        images[:, r * high : (r + 1) * high, c * wide : (c + 1) * wide]
+        for r in range(factor) for c in range(factor)
+    ]  # fmt: skip
+    each = np.mean([logits_of(model, tile) for tile in tiles], axis=0)
+    assert abs(each).max() > 0.1
+    np.testing.assert_allclose(logits_of(larger, images), each, rtol=0, atol=1e-10)
+    old, new = model.blocks[1].token_mixing, larger.blocks[1].token_mixing
+    where = places((high // 4, wide // 4), factor)
+    x = np.random.default_rng(3).standard_normal((len(where), 2, 8))
+    mixed = F.mlp(x, new.w1, new.b1, new.w2, axis=0).data + new.b2.data[:, None, None]
+    for tile in range(factor**2):
+        tokens = [t for t, (k, _) in enumerate(where) if k == tile]  # in the tile's own order
+        expected = F.mlp(x[tokens], old.w1, old.b1, old.w2, axis=0).data
+        expected += old.b2.data[:, None, None]
+        np.testing.assert_allclose(mixed[tokens], expected, rtol=0, atol=1e-12)
+
+
+def test_sizes_that_are_not_whole_multiples_are_refused():
+    model = random_model()
+    for size in (18, 6, (24, 12), (24, 36)):
+        with pytest.raises(ValueError, match="24 x 24"):
+            model.resize(size)
+
+
+def test_a_larger_model_learns_where_the_old_one_was(device):
+    larger = random_model().to(device).train().resize(24)
+    assert larger.device == device.replace("cuda", "cuda:0") and larger.training
+    F.cross_entropy(larger(images_for(larger)), [0, 1, 2]).backward()
+    assert all(np.isfinite(to_numpy(p.grad)).all() for p in larger.parameters())
+
+
+# ---- files that do not fit, damaged and hostile ones --------------------------------------------
+
+
+def refused(path, *words, **changes) -> str:
+    """ValueError with the file's name, in a second and 200 MB."""
+    tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        with pytest.raises(ValueError) as caught:
+            Mixer.from_pretrained(path, **changes)
+        assert time.perf_counter() - start < 1 and tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    assert str(path) in message and all(word in message for word in words), message
+    return message
+
+
+@pytest.mark.parametrize("layout", ["npz", "timm"])
+def test_what_does_not_fit_is_named(tmp_path, layout):
+    model = random_model()
+    good = arrays_of(model, layout)
+    w1 = "MixerBlock_1/token_mixing/Dense_0/kernel"
+    w1 = w1 if layout == "npz" else "blocks.1.mlp_tokens.fc1.weight"
+    shown = "(9, 7)" if layout == "npz" else "(7, 9)"
+    cases = [
+        ({k: v for k, v in good.items() if k != w1}, ["missing", w1]),
+        (good | {"extra": np.ones(3, "float32")}, ["extra", "not known"]),
+        (good | {w1: good[w1].T.copy()}, [w1, shown]),
+        (good | {w1: good[w1].astype("float64")}, ["dtype"]),
+        (good | {w1: np.ones(good[w1].shape, "uint8")}, [w1, "uint8"]),
+        (good | {w1: good[w1] * np.float32(np.nan)}, [w1, "NaN"]),
+        ({"something": np.ones(3, "float32")}, ["something"]),
+        ({}, []),
+    ]
+    for number, (arrays, words) in enumerate(cases):
+        refused(write(tmp_path / f"w{number}", arrays, layout), *words)
+
+
+def test_pickles_of_pytorch_are_refused_with_the_way_out(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(print))
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": 1}, protocol=2))
+    for name in ("w.pth", "old.pth"):
+        message = refused(tmp_path / name, "pickle", "torch.load", "save_file")
+        assert message.count("\n") == 2 and name.replace("pth", "safetensors") in message
+
+
+def npy(shape: str, data: bytes, descr: str = "'<f4'") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def test_hostile_archives(tmp_path):
+    class Dangerous:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was run",))
+
+    objects = io.BytesIO()
+    np.save(objects, np.array([Dangerous()], dtype=object), allow_pickle=True)
+    members = {
+        "terabytes": [("stem/kernel.npy", npy("(1099511627776,)", b"1234"))],
+        "negative": [("stem/kernel.npy", npy("(-1,)", b"1234"))],
+        "objects": [("stem/kernel.npy", objects.getvalue())],
+        "call": [("stem/kernel.npy", npy("(1,)", b"1234", "__import__('os')"))],
+        "no array": [("stem/kernel.npy", b"hello")],
+        "upwards": [("../../stem/kernel.npy", npy("(1,)", b"1234"))],
+        "twice": [("a.npy", npy("(1,)", b"1234"))] * 2,
+        "bomb": [(f"{i}.npy", bytes(100 << 20)) for i in range(3)],
+    }
+    for name, entries_ in members.items():
+        path = tmp_path / f"{name}.npz"
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            warnings.simplefilter("ignore")  # of a name that comes twice
+            for member, data in entries_:
+                archive.writestr(member, data)
+        refused(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{n}.npz" for n in members)
+
+
+def test_hostile_safetensors(tmp_path):
+    def file(header, data=b"", length=None):
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+    claim = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 4]}
+    far = {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 50]}
+    cases = [
+        file({"stem.proj.weight": claim}, b"1234"), file({"stem.proj.weight": far}, b"1234"),
+        file({}, length=1 << 62), file(b"{" * 1000), file({"a": 1}), file(b'{"a": [[[['),
+        file({"a": {"dtype": "OBJ", "shape": [1], "data_offsets": [0, 4]}}, b"1234"), b"", b"{",
+        bytes(9), file({"__metadata__": {"minimixer": "no json"}}),
+    ]  # fmt: skip
+    for number, data in enumerate(cases):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(data)
+        refused(path)
+
+
+@pytest.mark.parametrize("own", [
+    "no json", "[]", '{"image_size": "x"}', '{"image_size": [1e9, 1]}', '{"approximate": 5}',
+    '{"mean": [NaN, 1, 2]}', '{"class_names": 7}', '{"class_names": ["a"]}',
+    '{"image_size": [4, 36]}{}', '{"std": 0}',
+])  # fmt: skip
+def test_metadata_of_ours_that_is_not(tmp_path, own):
+    arrays = arrays_of(random_model(), "timm")
+    refused(write(tmp_path / "w", arrays, "timm", minimixer=own))
+
+
+@pytest.mark.parametrize("layout", ["npz", "timm"])
+def test_mutated_and_truncated_files(tmp_path, layout):
+    model = random_model(approximate="tanh" if layout == "npz" else "none")
+    write(tmp_path / "whole", arrays_of(model, layout), layout)
+    whole, path = (tmp_path / "whole").read_bytes(), tmp_path / "changed"
+
+    @examples("cpu", cpu=150)
+    @given(st.integers(0, len(whole) - 1), st.binary(min_size=1, max_size=8), st.booleans())
+    def check(place, data, cut):
+        rest = b"" if cut else data + whole[place + len(data) :]
+        path.write_bytes(whole[:place] + rest)
+        try:
+            found = Mixer.from_pretrained(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:  # a number was changed, or nothing
+            assert all(np.isfinite(p.data).all() for p in found.parameters())
+
+    check()
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(OSError):
+        Mixer.from_pretrained(tmp_path / "nothing")
+
+
+def test_export_refuses(tmp_path):
+    model = random_model()
+    with pytest.raises(ValueError, match="npz, timm"):
+        model.export(tmp_path / "w", "onnx")
+    model.head.bias.data = np.full(5, np.nan)
+    with pytest.raises(ValueError, match=r"head\.bias"):
+        model.export(tmp_path / "w", "npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- against timm itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mixer_s32", "mixer_s16", "mixer_b32"])
+def test_against_timm(tmp_path, name):
+    """Every parameter redrawn at random: logits, and every gradient, both ways."""
+    torch = pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model(f"{name}_224", num_classes=11).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            scale = 0.1 if p.ndim == 1 else p[0].numel() ** -0.5
+            p.copy_(scale * torch.randn(p.shape, generator=generator) + (p.mean() == 1))
+    arrays = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    ours = Mixer.from_pretrained(write(tmp_path / "w", arrays, "timm"))
+    images = images_for(ours, count=2)
+    x = torch.tensor(images).permute(0, 3, 1, 2)
+    labels = torch.tensor([3, 7])
+    logits = theirs(x)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    expected = logits.detach().numpy()
+    found = ours(images)
+    F.cross_entropy(found, labels.numpy()).backward()
+    assert abs(expected).max() > 0.1
+    assert abs(found.data - expected).max() <= 1e-5 * abs(expected).max()
+    gradients = {n: p.grad for n, p in ours.named_parameters()}
+    largest = max(abs(p.grad).max().item() for p in theirs.parameters())
+    of_theirs = dict(theirs.named_parameters())
+    for e in entries("timm", len(ours.blocks)):
+        mine = to_theirs(e, gradients[e.ours], "timm", ours.patch_size)
+        assert abs(mine - of_theirs[e.theirs].grad.numpy()).max() <= 1e-4 * largest, e.theirs
+    ours.export(tmp_path / "back", "timm")
+    back = safetensors_numpy.load_file(tmp_path / "back")
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in back.items()})
+    with torch.no_grad():
+        np.testing.assert_array_equal(theirs(x).numpy(), expected)
