@@ -21,6 +21,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     recompute.py    layers that forget and compute again, to save memory
     variants.py     the sizes of the paper's models
     images.py       from images to tokens
+    block.py        the Mixer block
     mixer.py        the model
     schedules.py    how the learning rate changes
     optim.py        SGD, Adam, AdamW, clipping

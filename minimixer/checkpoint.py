@@ -137,7 +137,7 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
 def _check_fit(config: dict[str, Any], dtype: str, weights: dict[str, np.ndarray]) -> None:
     """ValueError unless there are as many weights as a model of this configuration has."""
     if (
-        len(weights) != 12 * config["num_blocks"] + 6
+        len(weights) != 12 * config["num_blocks"] + (6 if config["num_classes"] else 4)
         or {str(array.dtype) for array in weights.values()} != {dtype}
         or sum(array.size for array in weights.values()) != Summary(config).parameters
     ):

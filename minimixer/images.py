@@ -11,7 +11,7 @@ An image of H x W pixels becomes S = (H / P) (W / P) patches of P x P pixels, ea
 >>> cut_patches(picture, 2).data[1, 0]       # the second patch: top right
 array([2., 3., 6., 7.], dtype=float32)
 
-Next: `mixer.py`, the model.
+Next: `block.py`, what the model is made of.
 """
 
 from typing import Any

@@ -46,11 +46,14 @@ import numpy as np
 
 from . import functional as F
 from .backend import Array, as_dtype, check_precision, is_half, to_numpy, twin, use_device_of
+from .block import MixerBlock as MixerBlock
+from .block import MixerMLP as MixerMLP
+from .block import add_norm
 from .grad_mode import no_grad
 from .images import Normalization, check_shape, cut_patches, normalize
 from .loss import softmax
-from .nn import LayerNorm, Linear, Module, StochasticDepth, check_sizes, evaluating, lecun_normal
-from .parameters import Parameter, ParameterBuffer, RandomCounter
+from .nn import LayerNorm, Linear, Module, check_sizes, evaluating
+from .parameters import ParameterBuffer, RandomCounter
 from .recompute import recompute
 from .tensor import Tensor
 from .variants import check_config, variant
@@ -59,73 +62,6 @@ if TYPE_CHECKING:
     from .report import Summary  # comes later in the reading order
 
 FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the optimizer lowers it
-
-
-class MixerMLP(Module):
-    """The token-mixing or the channel-mixing MLP: w1, b1, GELU, w2, b2.
-
-    axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)
-    axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)
-    """
-
-    def __init__(self, size: int, hidden: int, axis: int, approximate: str):
-        self.axis, self.approximate = axis, approximate
-        self.w1 = Parameter(np.zeros((size, hidden), dtype=np.float32))
-        self.b1 = Parameter(np.zeros(hidden, dtype=np.float32))
-        shape = (size, hidden) if axis == 0 else (hidden, size)
-        self.w2 = Parameter(np.zeros(shape, dtype=np.float32))
-        self.b2 = Parameter(np.zeros(size, dtype=np.float32))
-
-    def draw_weights(self, seed: int, layer: int) -> None:
-        size, hidden = self.w1.shape
-        self.w1.data = lecun_normal(self.w1.shape, size, seed, layer)
-        self.w2.data = lecun_normal(self.w2.shape, hidden, seed, layer, number=1)
-        self.b1.data = np.zeros(hidden, dtype=np.float32)
-        self.b2.data = np.zeros(size, dtype=np.float32)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (S, B, C) -> (y without the last bias, that bias): whoever adds y to x adds both."""
-        y = F.mlp(x, self.w1, self.b1, self.w2, axis=self.axis, approximate=self.approximate)
-        return y, self.b2
-
-
-class MixerBlock(Module):
-    """One block: LayerNorm, token mixing, LayerNorm, channel mixing, two skip connections."""
-
-    def __init__(
-        self, tokens: int, channels: int, tokens_mlp_dim: int, channels_mlp_dim: int,
-        approximate: str, stochastic_depth: float,
-    ):  # fmt: skip
-        self.norm1 = LayerNorm(channels)
-        self.token_mixing = MixerMLP(tokens, tokens_mlp_dim, 0, approximate)
-        self.norm2 = LayerNorm(channels)
-        self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
-        self.drop1 = StochasticDepth(stochastic_depth)
-        self.drop2 = StochasticDepth(stochastic_depth)
-
-    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
-        """x, y (S, B, C) and bias (C,): x + y + bias is the block's input. The skip connection is
-        closed where it is needed, in one step with the LayerNorm that follows. Returns the block's
-        output in the same form.
-        """
-        x, h = _add_norm(x, y, bias, self.norm1)
-        y, bias = _drop(self.drop1, self.token_mixing(h), axis=0)
-        x, h = _add_norm(x, y, bias, self.norm2, axis=0)
-        y, bias = _drop(self.drop2, self.channel_mixing(h), axis=-1)
-        return x, y, bias
-
-
-def _add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm, axis: int = -1) -> Any:
-    """`axis` is the one that the bias runs along: 0 for token mixing's, -1 for the others."""
-    return F.add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, bias_axis=axis)
-
-
-def _drop(layer: StochasticDepth, added: tuple[Tensor, Any], axis: int) -> tuple[Tensor, Any]:
-    """What is dropped is all that the MLP adds, its last bias included."""
-    y, bias = added
-    if not layer.active:
-        return y, bias
-    return layer(F.add_bias(y, bias, axis)), None
 
 
 class Mixer(Module):
@@ -139,6 +75,7 @@ class Mixer(Module):
     mean, std         per channel, in units of the pixel range: uint8 images become
                       (x / 255 - mean) / std; 0.5 and 0.5 are the authors'
     class_names       optional, one for each class
+    num_classes       K; 0: no head, and the pooled features (B, C) in place of scores
     seed, dtype       initial weights (None: left at zero); "float32" or "float64"
     precision         "float32", "tf32", "bfloat16" or "float16": see set_precision
     checkpoint_blocks keep only each block's input for backward, and compute the rest again: less
@@ -186,7 +123,7 @@ class Mixer(Module):
             for i in range(num_blocks)
         ]  # fmt: skip
         self.norm = LayerNorm(hidden_dim)
-        self.head = Linear(hidden_dim, num_classes, zero=True)
+        self.head = Linear(hidden_dim, num_classes, zero=True) if num_classes else None
         self.set_normalization(mean, std)
         if isinstance(class_names, str):
             raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
@@ -306,6 +243,15 @@ class Mixer(Module):
             ) from None
 
     def _scores(self, images: Any) -> Tensor:
+        x, y, bias = self._blocks(images)
+        _, h = add_norm(x, y, bias, self.norm)  # (S, B, C)
+        pooled = h.mean(axis=0)  # (B, C), float32 or float64 again
+        if self.buffer.scaled:
+            pooled = F.scale_gradient(pooled, self.buffer.loss_scale[:1])
+        return pooled if self.head is None else self.head(pooled)  # (B, K)
+
+    def _blocks(self, images: Any, seen: Any = None) -> tuple[Tensor, Any, Any]:
+        """What the last block returns; `seen`, a list, receives that of every block."""
         x = self.patches(images)  # (S, B, P*P*in)
         x, y, bias = F.linear(x, self.stem.weight), None, self.stem.bias  # (S, B, C)
         for block in self.blocks:
@@ -313,11 +259,19 @@ class Mixer(Module):
                 x, y, bias = recompute(block, x, y, bias)
             else:
                 x, y, bias = block(x, y, bias)
-        _, h = _add_norm(x, y, bias, self.norm)  # (S, B, C)
-        pooled = h.mean(axis=0)  # (B, C), float32 or float64 again
-        if self.buffer.scaled:
-            pooled = F.scale_gradient(pooled, self.buffer.loss_scale[:1])
-        return self.head(pooled)  # (B, K)
+            if seen is not None:
+                seen.append((x, y, bias))
+        return x, y, bias
+
+    def features(self, images: Any, blocks: Any) -> list[Tensor]:
+        """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
+        seen: list[Any] = []
+        self._blocks(images, seen)
+        outputs = [seen[number] for number in blocks]
+        return [
+            (x + y if bias is None else F.add_bias(x + y, bias)).transpose(1, 0, 2)
+            for x, y, bias in outputs
+        ]
 
     def patches(self, images: Any) -> Tensor:
         """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
@@ -363,6 +317,8 @@ class Mixer(Module):
         """images (N, H, W, in) -> class probabilities (N, K), computed without dropout."""
         check_sizes(batch_size=batch_size)
         self.check_shape(images)
+        if self.head is None:
+            raise ValueError("predict: this model has no head (num_classes=0)")
         with no_grad(), evaluating():
             parts = [
                 to_numpy(softmax(self(images[i : i + batch_size])))

@@ -130,7 +130,8 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
             norm(f"blocks.{i}.norm2"),
             mlp(f"blocks.{i}.channel_mixing", channels, d_c, tokens * batch, False),
         ]
-    return [*rows, norm("norm"), linear("head", (batch, classes), channels, classes, batch, wide)]
+    head = [linear("head", (batch, classes), channels, classes, batch, wide)] if classes else []
+    return [*rows, norm("norm"), *head]
 
 
 def save_pictures(

@@ -45,9 +45,11 @@ def check_config(**config: Any) -> dict[str, Any]:
         raise TypeError(f"Mixer has no {', '.join(sorted(unknown))}")
     config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
               "approximate": "tanh", **config, "image_size": (height, width)}  # fmt: skip
-    sizes = ("patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim",
-             "tokens_mlp_dim", "channels_mlp_dim")  # fmt: skip
-    check_sizes(image_height=height, image_width=width, **{key: config[key] for key in sizes})
+    sizes = ("patch_size", "in_channels", "num_blocks", "hidden_dim", "tokens_mlp_dim",
+             "channels_mlp_dim", "num_classes")  # fmt: skip
+    check_sizes(image_height=height, image_width=width, **{key: config[key] for key in sizes[:-1]})
+    if config["num_classes"] != 0 or isinstance(config["num_classes"], bool):  # 0: no head
+        check_sizes(num_classes=config["num_classes"])
     config |= {key: int(config[key]) for key in sizes}  # from NumPy's integers, which JSON refuses
     config["image_size"] = (int(height), int(width))
     patch = config["patch_size"]

@@ -19,6 +19,7 @@ from minimixer import AdamW, Mixer, no_grad
 from minimixer import functional as F
 from minimixer.backend import to_numpy
 from minimixer.checkpoint import save_checkpoint
+from minimixer.transfer.freeze import freeze
 from minimixer.transfer.higher_resolution import places
 from minimixer.transfer.layouts import entries, to_theirs
 
@@ -218,6 +219,66 @@ def test_a_fresh_head(tmp_path, format):
                                       model.blocks[1].norm2.weight.data)  # fmt: skip
     with pytest.raises(ValueError, match="num_classes="):
         Mixer.from_pretrained(path)
+
+
+@pytest.mark.parametrize("format", ["npz", "timm"])
+def test_no_head_at_all(tmp_path, format):
+    """The pooled features, whose product with the old head is the old scores."""
+    model = random_model(approximate="tanh" if format == "npz" else "none")
+    path = write(tmp_path / "w", arrays_of(model, format), format)
+    headless = Mixer.from_pretrained(path, num_classes=0)
+    pooled = logits_of(headless)
+    expected = pooled @ model.head.weight.data + model.head.bias.data
+    assert pooled.shape == (3, 8)
+    np.testing.assert_allclose(logits_of(model), expected, rtol=1e-5, atol=1e-5)
+    headless.export(tmp_path / "again", format)
+    again = Mixer.from_pretrained(tmp_path / "again", num_classes=0)
+    save_checkpoint(tmp_path / "own.npz", headless)
+    for other in (
+        again,
+        Mixer.load(tmp_path / "own.npz"),
+        Mixer.from_pretrained(tmp_path / "own.npz"),
+    ):
+        np.testing.assert_array_equal(logits_of(other), pooled)
+    assert headless.summary().parameters == headless.num_parameters()
+    with pytest.raises(ValueError, match="no head"):
+        headless.predict(images_for(headless))
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_features_of_blocks(device, checkpoint_blocks):
+    model = random_model(checkpoint_blocks=checkpoint_blocks).to(device)
+    images = images_for(model)
+    first, last, same = model.features(images, blocks=[0, 1, -1])
+    assert first.shape == last.shape == (3, 9, 8)
+    np.testing.assert_array_equal(last.numpy(), same.numpy())
+    assert abs(first.numpy() - last.numpy()).max() > 0.1
+    h = F.layer_norm(last, model.norm.weight, model.norm.bias)
+    np.testing.assert_allclose(
+        model.head(h.mean(axis=1)).numpy(), model(images).numpy(), rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(IndexError):
+        model.features(images, blocks=[2])
+
+
+def test_frozen_weights_stay(device):
+    model = random_model().to(device)
+    freeze(model, "stem.*", "blocks.*.norm?.weight")
+    before = model.state_dict()
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    F.cross_entropy(model(images_for(model)), [0, 1, 2]).backward()
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        frozen = name.startswith("stem") or (
+            "blocks" in name and name.endswith(("m1.weight", "m2.weight"))
+        )
+        moved = abs(value - before[name]).max() > 0
+        assert moved != frozen, name
+    with pytest.raises(ValueError, match="blok"):
+        freeze(model, "head.*", "blok*")
+    assert not model.stem.weight.requires_grad and model.head.weight.requires_grad
+    freeze(model)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

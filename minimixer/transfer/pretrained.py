@@ -41,7 +41,7 @@ def load_pretrained(
     """The model in a file, in eval mode, on the CPU: a checkpoint of minimixer's, an .npz of the
     authors' (current or older layout) or timm's weights as .safetensors.
 
-    num_classes   a fresh head of zeros, for so many; None: the file's
+    num_classes   a fresh head of zeros, for so many; 0: none; None: the file's
     in_channels   another number of colours than the file's: its filters are adapted so that grey
                   images answer as before
     approximate, mean, std   instead of those that the file or its layout says
@@ -62,10 +62,14 @@ def load_pretrained(
         if num_classes is not None:
             config["num_classes"], described["class_names"] = num_classes, None
             config = check_config(**config)
-            weights["head.weight"] = np.zeros((config["hidden_dim"], num_classes), "float32")
-            weights["head.bias"] = np.zeros(num_classes, "float32")
-        elif "head.weight" not in weights:
-            raise ValueError("it has no head; say for how many classes to make one: num_classes=")
+            weights |= {"head.weight": np.zeros((config["hidden_dim"], num_classes), "float32"),
+                        "head.bias": np.zeros(num_classes, "float32")}  # fmt: skip
+            if num_classes == 0:
+                del weights["head.weight"], weights["head.bias"]
+        elif "head.weight" not in weights and not own:
+            raise ValueError(
+                "it has no head; say for how many classes to make one: num_classes= (0: none)"
+            )
         if in_channels is not None and in_channels != config["in_channels"]:
             weights["stem.weight"] = _other_channels(weights["stem.weight"], config, in_channels)
             config["in_channels"] = in_channels
@@ -206,6 +210,7 @@ def export(model: Mixer, path: str | os.PathLike, format: str) -> None:
     arrays = {
         entry.theirs: to_theirs(entry, state[entry.ours], format, config["patch_size"])
         for entry in entries(format, config["num_blocks"])
+        if entry.ours in state
     }
     if config["approximate"] != GELU_FORM[format]:
         warnings.warn(
