@@ -6,6 +6,7 @@ comes here only for `Mixer.from_pretrained`, `export` and `resize`.
     pretrained.py         models from such files, and such files from models
     higher_resolution.py  a model for larger images
     freeze.py             which weights stay as they are
+    probe.py              a linear classifier on frozen features, in closed form
     folders.py            labelled pictures on disk: finding and decoding them
     augment.py            crops, flips, RandAugment, mixup: pictures changed at random
     loader.py             batches of pictures, decoded by several processes
