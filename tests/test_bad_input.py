@@ -441,6 +441,8 @@ SIZES = [name for name in SMALL if name != "image_size"]
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("value", [0, -1, 2.0, 2.5, True, False, "4", None, [4], np.nan], ids=repr)
 def test_sizes(name, value):
+    if name == "num_classes" and value is not False and value == 0:
+        return  # a model without a head
     refuses(lambda: Mixer(**{**SMALL, name: value}), name, repr(value), error=ValueError)
     if name not in ("patch_size", "num_blocks", "hidden_dim"):
         refuses(lambda: Mixer.summary_of("mixer_s32", **{name: value}), name, error=ValueError)

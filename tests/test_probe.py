@@ -61,8 +61,10 @@ def test_shots():
 
 def test_bad_input():
     x, labels = problem(10, 3, 2, 0)
-    for features, targets in ((x[:5], labels), (x, labels + 1), (x, labels * 0.5), (x[:0], labels[:0]),
-                              (x * np.nan, labels), (x, labels - 1)):  # fmt: skip
+    for features, targets in (
+        (x[:5], labels), (x, labels + 1), (x, labels * 0.5), (x[:0], labels[:0]),
+        (x * np.nan, labels), (x, labels - 1),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="ridge"):
             ridge(features, targets, 2)
     with pytest.raises(ValueError, match="num_classes=0"):

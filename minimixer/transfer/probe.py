@@ -36,9 +36,8 @@ def ridge(
     paper's code. ValueError on shapes, labels outside 0..K-1, features that are not finite."""
     features, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise ValueError(
-            f"ridge: features (n, C) and labels (n,), got {features.shape}, {labels.shape}"
-        )
+        shapes = f"{features.shape} and {labels.shape}"
+        raise ValueError(f"ridge: features must be (n, C) and labels (n,), got {shapes}")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"ridge: labels must be whole numbers from 0 to {num_classes - 1}")
     if not np.isfinite(features).all() or not strength > 0:
@@ -70,7 +69,7 @@ def choose_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 def pooled_features(model: Mixer, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """What a model without a head makes of images (N, H, W, in): (N, C). ValueError if it has one."""
+    """What a model without a head (else ValueError) makes of images (N, H, W, in): (N, C)."""
     if model.head is not None:
         raise ValueError("pooled_features: the model has a head; load it with num_classes=0")
 

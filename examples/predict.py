@@ -1,0 +1,249 @@
+"""What a Mixer sees in pictures: the most probable classes of each.
+
+    python examples/predict.py --weights mixer.npz cat.jpg holiday/
+    python examples/predict.py --weights mixer.safetensors --names imagenet.txt *.jpg
+
+Weights: a checkpoint of minimixer's, the authors' .npz or timm's .safetensors. Of a directory, all
+its pictures. A file that can't be read is named and skipped. Exit status: 0; 1 if not one picture
+could be read; 2 for wrong options or weights.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from minimixer import Mixer, backend
+from minimixer.transfer.augment import resize_crop
+from minimixer.transfer.folders import ENDINGS, BadPicture, decode, import_pillow
+
+Failures = list[tuple[str, str]]  # (path, why)
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("images", nargs="+", metavar="image", help="a picture, or a directory")
+    parser.add_argument("--top", type=positive, default=5, help="classes to show (default: 5)")
+    parser.add_argument(
+        "--names", metavar="FILE", help="class names, one per line; default: the checkpoint's"
+    )
+    options = parser.parse_args()
+    import_pillow()
+    model = load_model(options)
+    names = class_names(model, options.names)
+    paths, failures = find_pictures(options.images)
+    total = len(paths) + len(failures)
+    for path, reason in failures:
+        report_skipped(path, reason)
+    for good, images, failed in read_batches(paths, model, options.batch_size, options.crop):
+        for path, reason in failed:
+            report_skipped(path, reason)
+        failures += failed
+        if not good:
+            continue
+        probabilities = predict(model, images)
+        for number, row in zip(good, probabilities, strict=True):
+            print(paths[number])
+            for k in np.argsort(-row, kind="stable")[: options.top]:  # of equal ones, the first
+                print(f"  {row[k]:7.2%}  {names[k]}")
+    sys.stdout.flush()
+    if failures:
+        print(f"predict: {len(failures)} of {total} could not be read", file=sys.stderr)
+    return 1 if len(failures) == total else 0
+
+
+def report_skipped(path: str, reason: str) -> None:
+    print(f"predict: skipped {path}: {reason}", file=sys.stderr)
+
+
+# ---- models, names, probabilities ---------------------------------------------------------------
+
+
+def load_model(options: argparse.Namespace) -> Mixer:
+    device = backend.check_device(options.device)
+    model = Mixer.from_pretrained(
+        options.weights, approximate=options.approximate, mean=options.mean, std=options.std
+    )
+    return model.to(device)
+
+
+def class_names(model: Mixer, file: str | None) -> list[str]:
+    if file is None:
+        return model.class_names or [f"class {k}" for k in range(model.num_classes)]
+    with open(file, encoding="utf-8-sig") as lines:
+        try:
+            names = [line.strip() for line in lines]
+        except UnicodeDecodeError:
+            raise ValueError(f"{file} is not text in UTF-8") from None
+    while names and not names[-1]:
+        names.pop()
+    if len(names) != model.num_classes:
+        raise ValueError(f"{file} has {len(names)} names, the model {model.num_classes} classes")
+    return names
+
+
+def predict(model: Mixer, images: np.ndarray) -> np.ndarray:
+    """Probabilities (B, K) of one batch; ValueError if they are no numbers."""
+    probabilities = model.predict_proba(images, batch_size=len(images))
+    if not np.isfinite(probabilities).all():
+        raise ValueError("the model answers with NaN: its weights, --mean or --std are extreme")
+    return probabilities
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+
+def find_pictures(arguments: Sequence[str]) -> tuple[list[str], Failures]:
+    """(files, failures): what was named, and of directories the pictures at any depth, sorted."""
+    paths: list[str] = []
+    failures: Failures = []
+
+    def note(error: OSError) -> None:
+        failures.append((str(error.filename), f"it can't be read ({error.strerror})"))
+
+    for argument in arguments:
+        if not os.path.isdir(argument):
+            paths.append(argument)  # whatever it is called; reading it will tell
+            continue
+        found, before = [], len(failures)
+        for folder, folders, files in os.walk(argument, onerror=note):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files = [name for name in files if not name.startswith(".")]
+            found += [os.path.join(folder, n) for n in files if n.lower().endswith(ENDINGS)]
+        if not found and len(failures) == before:
+            failures.append((argument, "it has no pictures"))
+        paths += sorted(found)
+    return paths, failures
+
+
+def read_picture(path: str, model: Mixer, crop: float | None = None) -> np.ndarray:
+    """uint8 (H, W, in_channels), the centre of the picture. BadPicture if it can't be decoded.
+
+    `crop`: the share of the picture's height, or of its width if that is scarcer, that remains.
+    By default 224/256, as in fine-tuning; for grey models 1, as they learned from whole images.
+    """
+    height, width = model.height, model.width
+    image = decode(path, max(height, width) * 8 // 7 + 1)
+    if crop is None and model.in_channels == 1:
+        crop = 1.0
+    if crop is None and height == width:
+        image = resize_crop(image, height)
+    else:
+        share = 224 / 256 if crop is None else crop
+        side = share * min(image.width / width, image.height / height)  # of one pixel of ours
+        w, h = side * width, side * height
+        left, top = max(0.0, (image.width - w) / 2), max(0.0, (image.height - h) / 2)
+        box = (left, top, min(left + w, image.width), min(top + h, image.height))
+        image = image.resize((width, height), import_pillow().Resampling.BILINEAR, box=box)
+    array = np.asarray(image.convert("L") if model.in_channels == 1 else image)
+    return array.reshape(height, width, -1)
+
+
+def read_batches(
+    paths: Sequence[str], model: Mixer, batch_size: int, crop: float | None = None, threads: int = 2
+) -> Iterator[tuple[list[int], np.ndarray, Failures]]:
+    """Batches of pictures: (numbers of those that could be read, their pixels, failures).
+
+    Threads are enough here, as Pillow decodes without holding Python's lock; they read one batch
+    ahead of the model.
+    """
+    if model.in_channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels; this model wants {model.in_channels}")
+    warnings.simplefilter("ignore")  # decode does so for itself, but threads share the filters
+
+    def attempt(path: str) -> np.ndarray | BadPicture:
+        try:
+            return read_picture(path, model, crop)
+        except BadPicture as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        coming = pool.map(attempt, paths[:batch_size])
+        for start in range(0, len(paths), batch_size):
+            now, after = coming, start + batch_size
+            coming = pool.map(attempt, paths[after : after + batch_size])
+            found = list(enumerate(now, start))
+            good = [(number, item) for number, item in found if isinstance(item, np.ndarray)]
+            yield (
+                [number for number, _ in good],
+                np.array([item for _, item in good]),
+                [(paths[n], str(item)) for n, item in found if isinstance(item, BadPicture)],
+            )
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if not 0 < number <= 1 << 31:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0.01 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0.01 to 1, not {text}")
+    return number
+
+
+def numbers(text: str) -> list[float] | float:
+    values = [float(part) for part in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
+def make_parser(description: str | None) -> Parser:
+    """The options that predict.py and evaluate.py have in common."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help=".npz or .safetensors")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, help="pictures at a time (default: 64)"
+    )
+    parser.add_argument(
+        "--crop", type=share,
+        help="share of each picture that the model sees (default: 0.875; grey models: 1)",
+    )  # fmt: skip
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=numbers, metavar="NUMBER[,NUMBER...]",
+            help="of the pixels, in units of their range, instead of what the weights say",
+        )  # fmt: skip
+    parser.add_argument(
+        "--approximate", choices=("tanh", "none"), help="GELU's form, instead of the weights' own"
+    )
+    return parser
+
+
+def run(program: Callable[[], int], name: str) -> None:
+    """Run a script's main; what the user can mend becomes one sentence and status 2."""
+    np.seterr(all="ignore")  # what is not finite is found, and said once
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
+    try:
+        sys.exit(program())
+    except BrokenPipeError:  # `| head`: nobody reads any more, and Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
+        text = "; ".join(line.strip() for line in str(problem).splitlines())
+        if isinstance(problem, MemoryError):
+            text = f"out of memory; a lower --batch-size needs less: {text}"
+        print(f"{name}: {text}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run(main, "predict")
