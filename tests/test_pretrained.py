@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -477,6 +478,22 @@ def test_export_refuses(tmp_path):
 
 
 # ---- against timm itself ------------------------------------------------------------------------
+
+
+def test_against_numbers_stored_from_timm(tmp_path, device):
+    """make_timm_reference.py's: in float64 the same to float32's digits, with its exact GELU."""
+    stored = dict(np.load(Path(__file__).with_name("timm_reference.npz")))
+    weights = {k[8:]: v.astype("float64") for k, v in stored.items() if k.startswith("weights/")}
+    model = Mixer.from_pretrained(write(tmp_path / "w", weights, "timm")).to(device)
+    assert model.config["approximate"] == "none" and model.config["tokens_mlp_dim"] == 7
+    logits = model(stored["images"])
+    assert abs(stored["logits"]).max() > 0.5
+    np.testing.assert_allclose(logits.numpy(), stored["logits"], rtol=1e-6, atol=1e-6)
+    F.cross_entropy(logits, stored["labels"]).backward()
+    gradients = {name: to_numpy(p.grad) for name, p in model.named_parameters()}
+    for e in entries("timm", 2):
+        found = to_theirs(e, gradients[e.ours], "timm", 4)
+        np.testing.assert_allclose(found, stored[f"gradients/{e.theirs}"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mixer_s32", "mixer_s16", "mixer_b32"])
