@@ -10,12 +10,13 @@ differ. Arrays: `weights/NAME` and `gradients/NAME` under timm's names, images (
 import sys
 
 import numpy as np
-import timm
-import torch
-from timm.models.mlp_mixer import MlpMixer
 
 
 def main(path: str) -> None:
+    import timm  # not where pytest collects doctests
+    import torch
+    from timm.models.mlp_mixer import MlpMixer
+
     generator = torch.Generator().manual_seed(0)
     model = MlpMixer(
         num_classes=5, img_size=12, in_chans=3, patch_size=4, num_blocks=2, embed_dim=8,
