@@ -82,6 +82,7 @@ class Variable:
 
 
 def added(a: Array, b: Array) -> Array:
+    """The sum of two gradients, a new array."""
     return namespace(a).asarray(a + b)  # NumPy makes a number of the sum of two 0-d arrays
 
 

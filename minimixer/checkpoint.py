@@ -204,27 +204,29 @@ def _read_arrays(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
             name = member.filename.removesuffix(".npy")
             if name in arrays:
                 raise ValueError(f"{name:.60} comes twice")
-            arrays[name] = _parse_array(archive.read(member))  # which compares the checksum
+            arrays[name] = parse_array(archive.read(member))  # which compares the checksum
     return arrays
 
 
 # NumPy's header, as far as it is needed: a regular expression, where NumPy evaluates an expression.
 _HEADER = re.compile(
-    rb"\{'descr': '(<f4|<f8|\|u1)', 'fortran_order': False, 'shape': \(([\d, ]{0,200})\), \} *\n"
+    rb"\{'descr': '(<f2|<f4|<f8|\|u1)', 'fortran_order': (True|False), "
+    rb"'shape': \(([\d, ]{0,200})\), \} *\n"
 )
 
 
-def _parse_array(data: bytes) -> np.ndarray:
+def parse_array(data: bytes) -> np.ndarray:
     """A .npy file's bytes as an array of plain numbers, whose size must be exactly right."""
     start = 10 + int.from_bytes(data[8:10], "little")
     header = _HEADER.fullmatch(data[10:start])
     if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
         raise ValueError("an array is not of plain numbers in NumPy's format")
     dtype = np.dtype(header[1].decode())
-    shape = tuple(int(length) for length in header[2].decode().split(",") if length.strip())
+    shape = tuple(int(length) for length in header[3].decode().split(",") if length.strip())
     if math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"an array of shape {shape} in {len(data) - start} bytes")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+    array = np.frombuffer(data, dtype, offset=start)
+    return array.reshape(shape[::-1]).T if header[2] == b"True" else array.reshape(shape)
 
 
 def _check_meta(meta: dict[str, Any]) -> None:

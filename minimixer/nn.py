@@ -306,6 +306,7 @@ def evaluating() -> Iterator[None]:
 
 
 def is_evaluating() -> bool:
+    """Is this thread within `evaluating()`?"""
     return _mode.evaluating
 
 

@@ -647,7 +647,7 @@ BAD_ARRAYS = {
     "type is a dict": npy_with(header("(3,)", "{'names': 5}"), bytes(24)),
     "type is an empty tuple": npy_with(header("(3,)", "()"), bytes(24)),
     "type is an odd list": npy_with(header("(3,)", "[('a',)]"), bytes(24)),
-    "Fortran order": npy_with(header("(3,)", order="True"), bytes(12)),
+    "Fortran order, too short": npy_with(header("(3, 2)", order="True"), bytes(12)),
     "order is a word": npy_with(header("(3,)", order="'no'"), bytes(12)),
     "version 2": npy_with(header("(3,)"), bytes(12), version=(2, 0)),
     "version 3": npy_with(header("(3,)"), bytes(12), version=(3, 0)),

@@ -196,6 +196,14 @@ def test_own_checkpoints(tmp_path):
     assert Mixer.from_pretrained(tmp_path / "c.npz", num_classes=2).class_names is None
 
 
+def test_arrays_in_columns_order(tmp_path):
+    """As np.save writes what was transposed."""
+    model = random_model()
+    arrays = {k: np.asfortranarray(v) for k, v in arrays_of(model, "npz").items()}
+    found = Mixer.from_pretrained(write(tmp_path / "w", arrays, "npz"))
+    np.testing.assert_array_equal(logits_of(found), logits_of(model))
+
+
 def test_float16_is_read_as_float32(tmp_path):
     arrays = {k: v.astype("float16") for k, v in arrays_of(random_model(), "npz").items()}
     for layout in ("npz",):

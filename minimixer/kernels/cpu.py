@@ -105,20 +105,19 @@ def _gelu_block(u: Array, g: Array, slope: Array | None, approximate: str, scrat
         slope += phi
 
 
-def _gelu(u: Array, bias: Array | None, g: Array, slope: Array | None, approximate: str) -> None:
+def _gelu(u: Array, bias: Array, g: Array, slope: Array | None, approximate: str) -> None:
     """The same of a C-contiguous matrix u + bias, in blocks of rows. The bias goes along u's rows
     (one row) or along its columns (one column), and is added to u itself."""
     rows, columns = u.shape
     height = min(rows, max(1, BLOCK // columns))
     scratch = np.empty((2, height, columns), dtype=u.dtype)
-    if bias is not None and len(bias) == 1:  # written out, it is added twice as fast
+    if len(bias) == 1:  # written out, it is added twice as fast
         bias = np.broadcast_to(bias, (height, columns)).copy()
     # A square that overflows is caught above.
     with np.errstate(over="ignore"):
         for start in range(0, rows, height):
             block = u[start : start + height]
-            if bias is not None:
-                block += bias[start : start + height] if len(bias) == rows else bias[: len(block)]
+            block += bias[start : start + height] if len(bias) == rows else bias[: len(block)]
             place = slice(start, start + len(block))
             slopes = None if slope is None else slope[place]
             _gelu_block(block, g[place], slopes, approximate, scratch[:, : len(block)])

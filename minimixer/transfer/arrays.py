@@ -13,21 +13,17 @@ Next: `layouts.py`, what the arrays are called.
 """
 
 import io
-import math
 import os
-import re
 import zipfile
 from typing import Any
 
 import numpy as np
 
+from ..checkpoint import parse_array
+
 LARGEST_HEADER = 100 << 20  # bytes: what the safetensors library accepts, too
 PACKED, ROOM = 4, 64 << 20  # an archive may hold so many times its size, and so many bytes more
 
-_HEADER = re.compile(
-    rb"\{'descr': '(<f2|<f4|<f8|\|u1)', 'fortran_order': (True|False), "
-    rb"'shape': \(([\d, ]{0,200})\),? ?\} *\n"
-)
 CONVERT = """it is a pickle of PyTorch's, which is a program, and is never run here; convert it with
   import torch, safetensors.torch
   safetensors.torch.save_file(torch.load({0!r}, weights_only=True), {1!r})"""
@@ -81,24 +77,12 @@ def _read_npz(where: str, size: int) -> dict[str, np.ndarray]:
                 raise ValueError(f"{name:.80} comes twice")
             with archive.open(member) as stream:
                 data = stream.read(member.file_size + 1)  # and the checksum is compared
-            arrays[name] = _parse_npy(name, data)
+            try:
+                array = parse_array(data)
+            except ValueError as error:
+                raise ValueError(f"{name:.80}: {error}") from None
+            arrays[name] = array.astype(np.float32) if array.dtype == np.float16 else array
     return arrays
-
-
-def _parse_npy(name: str, data: bytes) -> np.ndarray:
-    """A .npy file's bytes as an array of plain numbers, whose size must be exactly right."""
-    long = data[6:7] == b"\x02"
-    start = (12 if long else 10) + int.from_bytes(data[8 : 12 if long else 10], "little")
-    header = _HEADER.fullmatch(data[12 if long else 10 : start])
-    if data[:6] != b"\x93NUMPY" or header is None:
-        raise ValueError(f"{name:.80} is no array of plain numbers in NumPy's format")
-    dtype, by_columns = np.dtype(header[1].decode()), header[2] == b"True"
-    shape = tuple(int(n) for n in header[3].decode().split(",") if n.strip())
-    if math.prod(shape) * dtype.itemsize != len(data) - start:
-        raise ValueError(f"{name:.80} claims the shape {shape} in {len(data) - start} bytes")
-    array = np.frombuffer(data, dtype, offset=start)
-    array = array.reshape(shape[::-1]).T if by_columns else array.reshape(shape)
-    return array.astype(np.float32) if dtype == np.float16 else array
 
 
 def _read_safetensors(where: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -119,6 +103,7 @@ def _read_safetensors(where: str) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 def write_npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """The bytes of an .npz file of these."""
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()

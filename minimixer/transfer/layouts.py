@@ -22,6 +22,8 @@ PREFIXES = ("module.", "model.", "_orig_mod.")  # what training scripts put befo
 
 
 class Entry(NamedTuple):
+    """One weight: its name in their layout and in ours, and how to turn one into the other."""
+
     theirs: str
     ours: str
     flip: bool = False  # a matrix that they keep transposed

@@ -20,6 +20,7 @@ import math
 import os
 import re
 import warnings
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,6 @@ def load_pretrained(
 
 def _is_own(where: str) -> bool:
     """Does it look like a checkpoint of minimixer's?"""
-    import zipfile
-
     try:
         with zipfile.ZipFile(where) as archive:
             return "meta.npy" in archive.namelist()
