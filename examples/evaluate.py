@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from predict import Failures, load_model, make_parser, positive, predict, read_batches, run
+from options import positive, run_script
+from predict import Failures, load_model, make_parser, predict, read_batches
 
 from minimixer import Mixer, data
 from minimixer.idx import replace_file
@@ -246,4 +247,4 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> bytes | None:
 
 
 if __name__ == "__main__":
-    run(main, "evaluate")
+    run_script(main, "evaluate")

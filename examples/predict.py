@@ -12,10 +12,11 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from options import Parser, numbers, positive, run_script, share
 
 from minimixer import Mixer, backend
 from minimixer.transfer.augment import resize_crop
@@ -178,33 +179,9 @@ def read_batches(
 # ---- options ------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if not 0 < number <= 1 << 31:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
-    return number
-
-
-def share(text: str) -> float:
-    number = float(text)
-    if not 0.01 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0.01 to 1, not {text}")
-    return number
-
-
-def numbers(text: str) -> list[float] | float:
-    values = [float(part) for part in text.split(",")]
-    return values[0] if len(values) == 1 else values
-
-
 def make_parser(description: str | None) -> Parser:
     """The options that predict.py and evaluate.py have in common."""
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     parser.add_argument("--weights", required=True, help=".npz or .safetensors")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument(
@@ -225,25 +202,5 @@ def make_parser(description: str | None) -> Parser:
     return parser
 
 
-def run(program: Callable[[], int], name: str) -> None:
-    """Run a script's main; what the user can mend becomes one sentence and status 2."""
-    np.seterr(all="ignore")  # what is not finite is found, and said once
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
-    try:
-        sys.exit(program())
-    except BrokenPipeError:  # `| head`: nobody reads any more, and Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
-        text = "; ".join(line.strip() for line in str(problem).splitlines())
-        if isinstance(problem, MemoryError):
-            text = f"out of memory; a lower --batch-size needs less: {text}"
-        print(f"{name}: {text}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    run(main, "predict")
+    run_script(main, "predict")

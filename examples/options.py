@@ -1,0 +1,106 @@
+"""Options of the example scripts: their kinds, and what becomes of an error.
+
+A script that trains lists its settings in one place, {name: (default, text)}. They are what makes a
+run the run it is, and are kept in its checkpoint; options such as --device are apart.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Settings = Mapping[str, tuple[Any, str]]
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a wrong option, and docstrings as they are."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+    def add_settings(self, settings: Settings, notes: Mapping[str, str] | None = None) -> None:
+        """An option for each setting, of the type of its default; `notes` go to the help."""
+        for name, (default, text) in settings.items():
+            shown = "" if default == "" else f" (default: {default})"
+            if notes and name in notes:
+                shown += f" ({notes[name]})"
+            self.add_argument(dashes(name), type=type(default), default=default, help=text + shown)
+
+
+def parse(parser: Callable[[], Parser]) -> tuple[argparse.Namespace, set[str]]:
+    """The options, and the names of those that were given."""
+    options, bare = parser().parse_args(), parser()
+    bare.set_defaults(**dict.fromkeys(vars(options), None))
+    return options, {name for name, value in vars(bare.parse_args()).items() if value is not None}
+
+
+def dashes(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_range(options: argparse.Namespace, names: str, least: float, most: float) -> None:
+    """ValueError, with the option, unless each of `names` is from `least` to `most`."""
+    for name in names.split():
+        if not least <= getattr(options, name) <= most:
+            limits = f"at least {least:g}" if most == np.inf else f"from {least:g} to {most:g}"
+            raise ValueError(f"{dashes(name)} must be {limits}")
+
+
+def check_choice(options: argparse.Namespace, name: str, *choices: str) -> None:
+    if getattr(options, name) not in choices:
+        raise ValueError(f"{dashes(name)} must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+# ---- kinds of values ----------------------------------------------------------------------------
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if not 0 < number <= 1 << 31:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0.01 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0.01 to 1, not {text}")
+    return number
+
+
+def numbers(text: str) -> list[float] | float:
+    values = [float(part) for part in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
+def run_script(
+    program: Callable[[], int], name: str, memory: str = "a lower --batch-size needs less",
+    errors: tuple[type[Exception], ...] = (),
+) -> None:  # fmt: skip
+    """Run a script's main; what the user can mend becomes one sentence and status 2."""
+    np.seterr(all="ignore")  # what is not finite is found, and said once
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names
+    try:
+        sys.exit(program())
+    except BrokenPipeError:  # `| head`: nobody reads any more, and Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, *errors) as problem:
+        text = "; ".join(line.strip() for line in str(problem).splitlines())
+        if isinstance(problem, MemoryError):
+            text = f"out of memory; {memory}: {text}"
+        print(f"{name}: {text}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        sys.exit(130)
