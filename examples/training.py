@@ -159,12 +159,7 @@ class Run:
         return self.progress["history"]
 
     def write_metrics(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.history[0])
-        writer.writeheader()
-        writer.writerows(self.history)
-        with replace_file(self.out / "metrics.csv") as file:
-            file.write(text.getvalue().encode())
+        write_rows(self.out / "metrics.csv", self.history)
 
     @property
     def interrupted(self) -> bool:
@@ -259,3 +254,13 @@ def parts(size: int, count: int) -> list[slice]:
     """`size` examples in `count` parts, as even as it goes; none is empty."""
     borders = [size * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(borders) if a < b]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV file, whole or as it was."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    with replace_file(path) as file:
+        file.write(text.getvalue().encode())

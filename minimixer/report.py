@@ -15,6 +15,7 @@ Next: `checkpoint.py`, the last.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,28 +138,35 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
 def save_pictures(
     out: Path,
     history: list[dict[str, float]],
-    images: np.ndarray,
+    images: Any,
     labels: np.ndarray,
     probabilities: np.ndarray,
+    class_names: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write curves.png and mistakes.png into `out`; their paths, or none without matplotlib.
 
-    history        a row for each epoch: train_loss, test_loss, train_accuracy, test_accuracy
-    images         uint8 (N, H, W, 1 or 3), with labels (N,) and predicted probabilities (N, K)
+    history        rows: "epoch" or "step" first, then train_loss and train_accuracy, and the same
+                   of "test" or "val"
+    images         N of uint8 (H, W, 1 or 3), taken by number, with labels (N,) and predicted
+                   probabilities (N, K)
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return []
-    epochs = range(1, len(history) + 1)
+    unit = next(iter(history[0]))
+    times = [row[unit] for row in history]
+    held_out = "test" if "test_loss" in history[0] else "val"
     curves = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, name in zip(curves.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, style in (("train", "o--"), ("test", "s-")):
-            label = part if part == "test" else "train, mean over the epoch"
-            axes.plot(epochs, [row[f"{part}_{name}"] for row in history], style, label=label)
-        axes.set(xlabel="epoch", ylabel=name)
-        if len(epochs) < 20:
-            axes.set_xticks(epochs)
+        for part, label, style in (
+            ("train", "train, mean since the last point", "o--"),
+            (held_out, held_out, "s-"),
+        ):
+            axes.plot(times, [row[f"{part}_{name}"] for row in history], style, label=label)
+        axes.set(xlabel=unit, ylabel=name)
+        if len(times) < 20:
+            axes.set_xticks(times)
         axes.grid(alpha=0.3)
         axes.legend()
     predicted = probabilities.argmax(axis=1)
@@ -172,7 +180,10 @@ def save_pictures(
             image if image.shape[2] == 3 else image[:, :, 0], cmap="gray_r", vmin=0, vmax=255
         )
         confidence = probabilities[number, predicted[number]]
-        axes.set_title(f"{labels[number]}, not {predicted[number]} ({confidence:.0%})", fontsize=9)
+        true, said = (
+            class_names[k] if class_names else k for k in (labels[number], predicted[number])
+        )
+        axes.set_title(f"{true!s:.20}, not {said!s:.20} ({confidence:.0%})", fontsize=9)
     for axes in mistakes.axes:
         axes.axis("off")
     paths = []

@@ -516,6 +516,36 @@ def test_a_picture_does_not_depend_on_the_batch_size(folder):
 
 
 @pillow
+def test_the_rest_is_left_out_and_batches_of_nothing_do_not_come(folder):
+    paths, labels, _ = find_images(folder)
+    every = Loader(paths, labels, 8, 5, seed=1)
+    full = Loader(paths, labels, 8, 5, seed=1, drop_last=True)
+    assert (len(every), len(full)) == (3, 2)
+    same(all_of(full), all_of(every)[:2])
+    same(all_of(full, 0, 1), all_of(every)[1:2])
+    assert len(Loader(paths, labels, 8, 100, drop_last=True)) == 1  # all of them are a batch
+    Path(paths[every.order(0)[2]]).write_bytes(b"")
+    single, seen = Loader(paths, labels, 8, 1, seed=1), []
+    for _ in single.epoch(0):
+        seen.append(single.index)
+    assert seen == [0, 1, *range(3, 12)]
+
+
+@pillow
+def test_flips_are_an_option(folder):
+    slope = np.tile(np.arange(20, dtype="uint8")[None, :, None] * 12, (24, 1, 3))
+    paths, labels, _ = find_images(folder)
+    for path in paths:
+        Path(path).write_bytes(encoded(slope))
+    (turned, _), = all_of(Loader(paths, labels, 8, 12, 1))  # fmt: skip
+    (plain, _), = all_of(Loader(paths, labels, 8, 12, 1, flip=False))  # fmt: skip
+    same_way = [np.array_equal(a, b) for a, b in zip(turned, plain, strict=True)]
+    falling = [image[0, 0, 0] > image[0, -1, 0] for image in turned]
+    assert (plain[:, 0, 0, 0] < plain[:, 0, -1, 0]).all()
+    assert any(falling) and same_way == [not down for down in falling]
+
+
+@pillow
 def test_nothing_but_bad_files(tmp_path):
     touch(tmp_path, "a/1.png", "a/2.png")
     with pytest.raises(RuntimeError, match=r"no picture could be decoded.*empty"):

@@ -201,6 +201,7 @@ class Recipe:
     scale: tuple[float, float]
     layers: int
     magnitude: float
+    flip: bool = True
 
     def order(self, epoch: int, count: int) -> np.ndarray:
         """The numbers of the examples in the order of `epoch`: int64 (count,)."""
@@ -216,7 +217,9 @@ class Recipe:
             return np.asarray(resize_crop(decode(path, self.size * 8 // 7 + 1), self.size))
         # Twice the size, so that a crop of a quarter of the area is still sharp
         image, draw = decode(path, 2 * self.size), (self.seed, epoch, example)
-        image = random_flip(random_resized_crop(image, self.size, *draw, self.scale), *draw)
+        image = random_resized_crop(image, self.size, *draw, self.scale)
+        if self.flip:
+            image = random_flip(image, *draw)
         if self.layers:
             image = rand_augment(image, self.layers, self.magnitude, *draw)
         return np.asarray(image)
@@ -271,10 +274,14 @@ def mixup(images: Array, targets: Array, p: float, seed: int, step: int) -> tupl
     if len(images) != len(targets):
         raise ValueError(f"mixup: {len(images)} images, but {len(targets)} targets")
     share = mixup_share(p, seed, step)
-    blended = []
-    for values in (images, targets):
-        other = namespace(values).roll(values, 1, axis=0)
-        other *= 1 - share
-        other += values * share
-        blended.append(other)
-    return blended[0], blended[1]
+    return blend(images, share), blend(targets, share)
+
+
+def blend(values: Array, share: Any) -> Array:
+    """share values[b] + (1 - share) values[b - 1] for each b of (B, ...), the last before the
+    first. `share` is a number, or an array of one, which a recorded step (graph.py) can be given.
+    """
+    other = namespace(values).roll(values, 1, axis=0)
+    other *= 1 - share
+    other += values * share
+    return other

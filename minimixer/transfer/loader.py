@@ -55,21 +55,28 @@ def _fill(
     return failures
 
 
+class LoaderError(RuntimeError):
+    """A process that decodes has ended, or not one picture could be decoded."""
+
+
 class Loader:
     """Pictures in batches: for images, labels in loader.epoch(n).
 
     paths (N) and labels, integers (N,), as of `find_images`. With `train`, a new order, crop and
-    flip for each epoch, and `layers` of RandAugment at `magnitude`; without, the order as it is
-    and the centre of each picture. `workers` processes decode, or with 0 this one. The last batch
-    may be smaller, and so is one with a file that can't be decoded: `skipped` lists each such
-    (path, reason) once. The workers live until `close`, the end of a `with`, or an epoch that was
-    not walked to its end. ValueError for empty or unequal lists and for numbers out of range.
+    flip (unless `flip` is False) for each epoch, and `layers` of RandAugment at `magnitude`;
+    without, the order as it is and the centre of each picture. `workers` processes decode, or with
+    0 this one. The last batch may be smaller (with `drop_last` it is left out then), and so is one
+    with a file that can't be decoded: `skipped` lists each such (path, reason) once, and a batch of
+    which nothing is left does not come; `index` is the number of the one that came last. The
+    workers live until `close`, the end of a `with`, or an epoch that was not walked to its end.
+    ValueError for empty or unequal lists and for numbers out of range.
     """
 
     def __init__(
         self, paths: Sequence[str | os.PathLike], labels: Any, size: int, batch_size: int,
         seed: int = 0, train: bool = True, workers: int = 0,
         scale: tuple[float, float] = (0.05, 1.0), layers: int = 0, magnitude: float = 10,
+        flip: bool = True, drop_last: bool = False,
     ):  # fmt: skip
         self.paths, self.labels = [os.fsdecode(path) for path in paths], np.asarray(labels)
         if not self.paths or self.labels.shape != (len(self.paths),):
@@ -90,7 +97,9 @@ class Loader:
             scale=scale,
             layers=_check_integer("layers", layers, 0, 100),
             magnitude=magnitude,
+            flip=bool(flip),
         )
+        self.drop_last, self.index = bool(drop_last), 0
         self.skipped: list[tuple[str, str]] = []
         self._skipped_paths: set[str] = set()
         self._team: _Team | None = None
@@ -98,7 +107,8 @@ class Loader:
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return -(-len(self.paths) // self.recipe.batch_size)
+        full, rest = divmod(len(self.paths), self.recipe.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
     def order(self, epoch: int) -> np.ndarray:
         """The numbers of the examples in the order of `epoch`: int64 (N,)."""
@@ -106,7 +116,7 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of `epoch` from number `start` on: images uint8 (B, size, size, 3), labels
-        int64 (B,). One epoch at a time. RuntimeError if a worker dies or fails, or if not one
+        int64 (B,). One epoch at a time. LoaderError if a worker dies or fails, or if not one
         picture could be decoded; ImportError without Pillow."""
         import_pillow()
         epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
@@ -127,7 +137,7 @@ class Loader:
                     failed = [row for row, _ in failures]
                     images, examples = np.delete(images, failed, 0), np.delete(examples, failed)
                 if len(images):
-                    empty = False
+                    empty, self.index = False, index
                     yield images, self.labels[examples]
             finished = True
         finally:  # also on break and Ctrl-C: workers amid an epoch that nobody wants are ended
@@ -135,7 +145,7 @@ class Loader:
             if not finished:
                 self.close()
         if empty and start < len(self):
-            raise RuntimeError(f"Loader: no picture could be decoded; the last one: {reason}")
+            raise LoaderError(f"Loader: no picture could be decoded; the last one: {reason}")
 
     def _images(
         self, order: np.ndarray, epoch: int, start: int
@@ -229,7 +239,7 @@ class _Team:
             except (EOFError, OSError):
                 raise _death(process) from None
             if isinstance(found, str):
-                raise RuntimeError(f"Loader: a worker failed:\n{found}")
+                raise LoaderError(f"Loader: a worker failed:\n{found}")
             failures += found
         count = min(self.batch, self.count - index * self.batch)
         return self._slots[index % self.ahead, :count].copy(), sorted(failures)
@@ -240,9 +250,9 @@ def _as_slots(memory: Any, recipe: Recipe) -> np.ndarray:
     return np.frombuffer(memory, np.uint8).reshape(shape)
 
 
-def _death(process: Any) -> RuntimeError:
+def _death(process: Any) -> LoaderError:
     process.join(5)
-    return RuntimeError(
+    return LoaderError(
         f"Loader: a worker ended (exit code {process.exitcode}; -9 is often too little memory). "
         "Try fewer workers, or 0; a script that uses them needs `if __name__ == '__main__':`"
     )

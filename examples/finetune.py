@@ -1,0 +1,354 @@
+"""Fine-tune a Mixer on your own pictures, probe what it knows, or train one from scratch.
+
+    python examples/finetune.py --weights Mixer-B_16.npz --data pictures/
+    python examples/finetune.py --weights Mixer-B_16.npz --data pictures/ --probe ridge --shots 5
+    python examples/finetune.py --variant mixer_s32 --data pictures/
+
+DATA holds a folder of pictures for each class, or train/ and val/ with such folders; without val/,
+a tenth of each class is held out. The defaults are the paper's recipes: for weights SGD with
+momentum, a cosine after a warm-up, gradients of norm 1 at most, and a head of zeros; for a new
+model (--variant) AdamW, a straight line, RandAugment, mixup and stochastic depth. A file that can't
+be decoded is named and skipped. Ctrl-C saves a checkpoint, and --resume goes on from it; predict.py
+and evaluate.py read it.
+
+--probe linear trains the head alone; --probe ridge trains nothing: finetune_probe.py.
+"""
+
+import argparse
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from finetune_probe import probe_ridge
+from options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
+from training import Run, parts
+
+from minimixer import SGD, AdamW, Mixer, Tensor, backend, record, schedule
+from minimixer import functional as F
+from minimixer.backend import Purpose, random_bits
+from minimixer.optim import Optimizer
+from minimixer.report import save_pictures
+from minimixer.transfer.augment import blend, mixup_share, one_hot, resize_crop
+from minimixer.transfer.folders import Found, decode, find_splits
+from minimixer.transfer.freeze import freeze
+from minimixer.transfer.loader import Loader, LoaderError
+from minimixer.transfer.probe import choose_shots
+
+SETTINGS = {
+    "data": ("", "directory of pictures"),
+    "weights": ("", ".npz of the authors', .safetensors of timm's, or a checkpoint of minimixer's"),
+    "variant": ("", "a new model instead: mixer_s32, s16, b32, b16, l32, l16 or h14"),
+    "image_size": (0, "side of what the model sees; 0: the weights' (new: 224), or K times that"),
+    "patch_size": (0, "of a new model, if not the variant's"),
+    "num_blocks": (0, "the same"),
+    "hidden_dim": (0, "the same"),
+    "tokens_mlp_dim": (0, "the same"),
+    "channels_mlp_dim": (0, "the same"),
+    "head": ("zero", "zero: a new one; keep: that of the weights, for the same classes"),
+    "freeze": ("", "weights that stay as they are, by name: stem.*,blocks.0.*"),
+    "probe": ("", "ridge or linear: what frozen features know"),
+    "shots": (0, "train on so many pictures of each class, drawn by the seed; 0: all"),
+    "draws": (3, "of the shots, for --probe ridge"),
+    "strength": (1024.0, "of the ridge: its factor on squared weights"),
+    "holdout": (0.1, "share of each class to validate on, where there is no val/"),
+    "steps": (500, "training steps; the paper: 500 for Pets and Flowers, 20000 for ImageNet"),
+    "batch_size": (512, "pictures a step, at most all of them"),
+    "optimizer": ("sgd", "sgd or adamw"),
+    "lr": (0.01, "learning rate at its highest; the paper tries 0.003, 0.01, 0.03, 0.06"),
+    "momentum": (0.9, "of sgd"),
+    "weight_decay": (0.0, "on matrices only"),
+    "schedule": ("cosine", "learning rate after the warm-up: cosine, linear or constant"),
+    "warmup": (0.1, "share of the steps in which the learning rate rises"),
+    "clip": (1.0, "largest gradient norm; 0: no clipping"),
+    "min_area": (0.05, "random crops have at least this share of a picture; 1: whole pictures"),
+    "flip": (1, "1: left and right are swapped at random; 0: never, as for digits"),
+    "randaugment": (0, "operations of RandAugment on each picture"),
+    "magnitude": (15.0, "their strength: 10 is usual, the paper's are 10 to 20"),
+    "mixup": (0.0, "p of the Beta distribution with which pictures are blended; 0: they are not"),
+    "label_smoothing": (0.0, "share of each target that goes to all classes alike"),
+    "stochastic_depth": (0.0, "probability of skipping the last block, less for those before it"),
+    "accumulate": (1, "cut each batch into so many parts, for their gradients' sum: less memory"),
+    "eval_every": (0, "steps between two validations; 0: ten in all"),
+    "precision": ("float32", "float32, tf32 (a GPU's), bfloat16 or float16"),
+    "seed": (0, "new weights, order, crops, shots"),
+}
+# The paper's pretraining (its section 3; batch and steps at a smaller scale).
+NEW_MODEL = {
+    "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1, "schedule": "linear", "steps": 10000,
+    "randaugment": 2, "mixup": 0.5, "stochastic_depth": 0.1,
+}  # fmt: skip
+ON_GPU = {"precision": "bfloat16"}
+SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+
+
+def main() -> int:
+    options, given = parse(make_parser)
+    run = Run(options, given, SETTINGS)
+    if not options.resume:
+        defaults = NEW_MODEL if options.variant else {}
+        defaults = defaults | (ON_GPU if options.device != "cpu" else {})
+        for name in defaults.keys() - given:
+            setattr(options, name, defaults[name])
+    check_settings(options)
+    device = backend.check_device(options.device)
+
+    # ---- data, model, optimizer
+    train, val = find_data(options)
+    paths, labels, class_names = train
+    model = make_model(options, class_names, run).to(device).set_precision(options.precision)
+    if options.probe == "ridge":
+        return probe_ridge(options, run, model, train, val)
+    if options.shots:
+        chosen = choose_shots(labels, options.shots, options.seed)
+        paths, labels = [paths[i] for i in chosen], labels[chosen]
+    frozen = [pattern for pattern in options.freeze.split(",") if pattern]
+    frozen += ["stem.*", "blocks.*", "norm.*"] if options.probe == "linear" else []
+    if frozen:
+        freeze(model, *frozen)
+    optimizer: Optimizer
+    if options.optimizer == "sgd":
+        optimizer = SGD(model.parameters(), options.lr, options.momentum,
+                        weight_decay=options.weight_decay)  # fmt: skip
+    else:
+        optimizer = AdamW(model.parameters(), options.lr, weight_decay=options.weight_decay)
+    run.start(model, optimizer, options.steps, fingerprint(train, val))
+
+    pictures = Loader(
+        paths, labels, model.height, options.batch_size, options.seed, workers=options.workers,
+        scale=(options.min_area, 1.0), layers=options.randaugment, magnitude=options.magnitude,
+        flip=bool(options.flip), drop_last=True,
+    )  # fmt: skip
+    held_out = Loader(val[0], val[1], model.height, 64, train=False, workers=options.workers)
+    batch_size = pictures.recipe.batch_size
+    print(
+        f"{len(paths):,} pictures of {len(class_names)} classes, {len(val[0]):,} to validate on; "
+        f"Mixer with {model.num_parameters():,} parameters on {device}; "
+        f"{options.steps} steps of {batch_size}, {options.steps / len(pictures):.1f} epochs"
+    )
+
+    # ---- training
+    def train_step(images, labels, targets, share):
+        """One step on a batch, in --accumulate parts: (mean loss, how many were right)."""
+        if options.mixup:  # with one share for the batch, so blended before it is cut
+            images = blend(model.convert(images).data, share)
+            targets = blend(targets, share)
+        total, right = 0.0, 0
+        for part in parts(len(images), options.accumulate):
+            model.random.start_at(part.start)
+            logits = model(Tensor(images[part]) if options.mixup else images[part])
+            loss = F.cross_entropy(logits, targets[part], reduction="sum") / len(images)
+            loss.backward()
+            total += loss.detach()
+            right += (logits.data.argmax(axis=1) == labels[part]).sum()
+        if options.clip:
+            optimizer.clip_grad_norm(options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total, right
+
+    train_step = record(train_step, model, optimizer, graph=options.graph)
+    every = options.eval_every or max(1, options.steps // 10)
+    ends = [*range(every, options.steps, every), options.steps]
+    total, done = options.steps * batch_size, run.step * batch_size
+    with pictures, held_out, run.bar(total, done) as bar:
+        batches = run.waiting(endless(pictures, run.step))
+        for end in ends[len(run.history) :]:
+            bar.set_description(f"step {end}/{options.steps}")
+            model.train()
+            while run.step < end:
+                run.step, images, labels = next(batches)
+                optimizer.lr_factor = schedule(
+                    run.step, options.steps, int(options.warmup * options.steps), options.schedule
+                )
+                targets = one_hot(labels, len(class_names), options.label_smoothing)
+                share = mixup_share(options.mixup, options.seed, run.step) if options.mixup else 1
+                share = np.array([share], np.float32)
+                run.add(len(labels), *train_step(images, labels, targets, share))
+                if run.interrupted:
+                    return run.stop()
+            run.end_row({"step": run.step}, lambda: validate(model, held_out, run))
+        batches.close()
+
+        # ---- report
+        run.write_metrics()
+        probabilities, true = predict(model, held_out)
+    for path, reason in pictures.skipped + held_out.skipped:
+        print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
+    unread = {path for path, _ in held_out.skipped}
+    shown = Pictures([path for path in val[0] if path not in unread], model.height)
+    written = save_pictures(run.out, run.history, shown, true, probabilities, class_names)
+    seconds = sum(row["seconds"] for row in run.history)
+    waited = sum(row["waiting"] * row["seconds"] for row in run.history)
+    accuracy = (probabilities.argmax(axis=1) == true).mean()
+    print(
+        f"accuracy {accuracy:.2%} on {len(true):,} pictures after the last step\n"
+        f"{options.steps} steps in {seconds:.0f} s, {total / seconds:,.1f} pictures/s, of which "
+        f"{waited / seconds:.0%} waiting for pictures; "
+        f"{len(pictures.skipped) + len(held_out.skipped)} files skipped\n"
+        f"wrote {', '.join(str(p) for p in [run.checkpoint, run.out / 'metrics.csv', *written])}"
+    )
+    if not written:
+        print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
+    return 0
+
+
+def endless(pictures: Loader, step: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(step, images, labels) from `step` on. Steps count batches, also such as don't come because
+    nothing of them could be decoded: so a step's number tells which pictures it sees."""
+    while True:
+        epoch, start = divmod(step, len(pictures))
+        for images, labels in pictures.epoch(epoch, start):
+            yield epoch * len(pictures) + pictures.index, images, labels
+        step = (epoch + 1) * len(pictures)
+
+
+def predict(model: Mixer, pictures: Loader) -> tuple[np.ndarray, np.ndarray]:
+    """(probabilities (N, K), labels (N,)) of the pictures that can be decoded."""
+    found = [(model.predict_proba(images), labels) for images, labels in pictures.epoch(0)]
+    probabilities, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return probabilities, labels
+
+
+def validate(model: Mixer, pictures: Loader, run: Run) -> dict[str, float]:
+    probabilities, labels = predict(model, pictures)
+    true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return {
+        "val_loss": float(-np.log(true_class.clip(1e-30)).mean()),
+        "val_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "waiting": run.progress["waited"] / run.progress["seconds"],
+    }
+
+
+# ---- data and model -----------------------------------------------------------------------------
+
+
+def find_data(options: argparse.Namespace) -> tuple[Found, Found]:
+    """(train, val), each (paths, labels, class names); a held-out share where there is no val/."""
+    train, val = find_splits(options.data)
+    paths, labels, class_names = train
+    if val is not None:
+        return train, val
+    order = np.argsort(random_bits(options.seed, Purpose.SHUFFLE, 0, 1, 0, np.arange(len(labels))))
+    held = np.zeros(len(labels), dtype=bool)
+    for label, name in enumerate(class_names):
+        members = order[labels[order] == label]
+        if len(members) < 2:
+            raise ValueError(f"class {name} has 1 picture; it needs 2, one of them to hold out")
+        held[members[: max(1, round(options.holdout * len(members)))]] = True
+    halves = []
+    for chosen in (~held, held):
+        halves.append(([paths[i] for i in np.flatnonzero(chosen)], labels[chosen], class_names))
+    return halves[0], halves[1]
+
+
+def fingerprint(*parts: Found) -> int:
+    """A number that tells data sets apart: by names of files within their classes, not by place."""
+    found = 0
+    for paths, _, class_names in parts:
+        names = ["/".join(path.split(os.sep)[-2:]) for path in paths]
+        found = zlib.crc32("\0".join([*names, *class_names]).encode(errors="replace"), found)
+    return found
+
+
+def make_model(options: argparse.Namespace, class_names: list[str], run: Run) -> Mixer:
+    """The model to train; for --probe ridge, one without a head."""
+    if options.resume:
+        return Mixer.load(run.checkpoint)
+    classes = 0 if options.probe == "ridge" else len(class_names)
+    if options.variant:
+        sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
+        sizes["image_size"] = options.image_size or 224
+        return Mixer.from_name(
+            options.variant, num_classes=classes, class_names=class_names if classes else None,
+            seed=options.seed, stochastic_depth=options.stochastic_depth, **sizes,
+        )  # fmt: skip
+    keep = options.head == "keep" and classes > 0
+    model = Mixer.from_pretrained(
+        options.weights, num_classes=None if keep else classes, in_channels=3,
+        approximate=options.approximate, mean=options.mean, std=options.std,
+    )  # fmt: skip
+    if keep and model.num_classes != classes:
+        raise ValueError(f"--head keep: it is for {model.num_classes} classes, not {classes}")
+    if options.image_size:
+        model = model.resize(options.image_size)
+    if model.height != model.width:
+        raise ValueError(f"{options.weights} is for {model.height} x {model.width}, not square")
+    changed = Mixer(
+        **model.config | {"stochastic_depth": options.stochastic_depth}, seed=None,
+        mean=model.mean, std=model.std, class_names=class_names if classes else None,
+        dtype=str(model.dtype),
+    )  # fmt: skip
+    changed.load_state_dict(model.state_dict())
+    changed.random.seed = options.seed
+    return changed
+
+
+class Pictures:
+    """Pictures as the model sees them, decoded when they are asked for: pictures[n]."""
+
+    def __init__(self, paths: list[str], size: int):
+        self.paths, self.size = paths, size
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        image = decode(self.paths[number], self.size * 8 // 7 + 1)
+        return np.asarray(resize_crop(image, self.size))
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--out", default="runs/finetune", help="directory for results (default: runs/finetune)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1),
+        help="processes that decode; 0: the one that trains (default: %(default)s)",
+    )  # fmt: skip
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=numbers, metavar="NUMBER[,NUMBER...]",
+            help="of the pixels, in units of their range, instead of what the weights say",
+        )  # fmt: skip
+    parser.add_argument(
+        "--approximate", choices=("tanh", "none"), help="GELU's form, instead of the weights' own"
+    )
+    parser.add_argument(
+        "--graph", default="auto", choices=["auto", "on", "off"],
+        help="CUDA graphs: record a training step and replay it (default: auto, on a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, with its settings"
+    )
+    notes = {name: f"new model: {value}" for name, value in NEW_MODEL.items()}
+    parser.add_settings(SETTINGS, notes | {name: f"GPU: {v}" for name, v in ON_GPU.items()})
+    return parser
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    if not options.data:
+        raise ValueError("--data: which directory holds the pictures?")
+    if bool(options.weights) == bool(options.variant):
+        raise ValueError("one of --weights (to fine-tune) and --variant (a new model) is needed")
+    if options.weights and any(getattr(options, name) for name in SIZES):
+        raise ValueError(f"{', '.join(map(dashes, SIZES))} are for a new model, not for --weights")
+    check_range(options, "steps batch_size accumulate draws", 1, np.inf)
+    check_range(options, "lr strength", 1e-12, np.inf)
+    names = "image_size shots eval_every clip weight_decay magnitude seed workers"
+    check_range(options, f"{names} {' '.join(SIZES)}", 0, np.inf)
+    check_range(options, "warmup stochastic_depth label_smoothing flip", 0, 1)
+    check_range(options, "holdout min_area", 0.001, 1)
+    check_range(options, "mixup", 0, 2)
+    check_range(options, "randaugment", 0, 100)
+    check_choice(options, "schedule", "cosine", "linear", "constant")
+    check_choice(options, "optimizer", "sgd", "adamw")
+    check_choice(options, "head", "zero", "keep")
+    check_choice(options, "probe", "", "ridge", "linear")
+
+
+if __name__ == "__main__":
+    run_script(main, "finetune", "--accumulate needs less for the same result", (LoaderError,))

@@ -1,0 +1,67 @@
+"""finetune.py --probe ridge: what frozen features know, without training.
+
+From --shots pictures of each class, drawn --draws times, a linear classifier in closed form: the
+paper's few-shot measure (its section 3). Writes probe.csv, and probe.npz: the model with the first
+draw's classifier as its head, which predict.py and evaluate.py read.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+from training import Run, write_rows
+
+from minimixer import Mixer
+from minimixer.checkpoint import save_checkpoint
+from minimixer.transfer.folders import Found
+from minimixer.transfer.loader import Loader
+from minimixer.transfer.probe import choose_shots, pooled_features, ridge
+
+
+def probe_ridge(
+    options: argparse.Namespace, run: Run, model: Mixer, train: Found, val: Found
+) -> int:
+    class_names, rows, solved = train[2], [], []
+    print(f"features of {len(train[0]):,} pictures, and of {len(val[0]):,} to validate on")
+    features, labels, skipped = features_of(train, model, options.workers)
+    val_features, val_labels, more = features_of(val, model, options.workers)
+    for path, reason in skipped + more:
+        print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
+    draws = options.draws if options.shots else 1
+    for draw in range(draws):
+        chosen = np.arange(len(labels))
+        if options.shots:
+            chosen = choose_shots(labels, options.shots, options.seed + draw)
+        weight, bias = ridge(features[chosen], labels[chosen], len(class_names), options.strength)
+        solved.append((weight, bias))
+        predicted = (val_features @ weight + bias).argmax(axis=1)
+        accuracy = float((predicted == val_labels).mean())
+        rows.append({"draw": draw + 1, "pictures": len(chosen), "val_accuracy": accuracy})
+        print(f"draw {draw + 1}, {len(chosen):,} pictures: {accuracy:.2%}")
+    accuracies = np.array([row["val_accuracy"] for row in rows])
+    text = f"accuracy {accuracies.mean():.2%}"
+    if draws > 1:
+        text += f", standard deviation {accuracies.std(ddof=1):.2%} over {draws} draws"
+    print(f"{text}, on {len(val_labels):,} pictures; {len(skipped + more)} files skipped")
+
+    whole = Mixer(
+        **model.config | {"num_classes": len(class_names)}, class_names=class_names, seed=None,
+        mean=model.mean, std=model.std, dtype=str(model.dtype),
+    )  # fmt: skip
+    weight, bias = solved[0]
+    whole.load_state_dict(model.state_dict() | {"head.weight": weight, "head.bias": bias})
+    write_rows(run.out / "probe.csv", rows)
+    save_checkpoint(run.out / "probe.npz", whole)
+    print(f"wrote {run.out / 'probe.csv'}, {run.out / 'probe.npz'}")
+    return 0
+
+
+def features_of(
+    pictures: Found, model: Mixer, workers: int
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
+    """(features (N, C), labels (N,), what was skipped) of the pictures that can be decoded."""
+    paths, labels, _ = pictures
+    with Loader(paths, labels, model.height, 64, train=False, workers=workers) as loader:
+        found = [(pooled_features(model, images), batch) for images, batch in loader.epoch(0)]
+    features, kept = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return features, kept, loader.skipped
