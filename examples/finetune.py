@@ -306,7 +306,7 @@ def make_parser() -> Parser:
         "--out", default="runs/finetune", help="directory for results (default: runs/finetune)"
     )
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1),
+        "--workers", type=int, default=min(16, os.cpu_count() or 1),
         help="processes that decode; 0: the one that trains (default: %(default)s)",
     )  # fmt: skip
     for name in ("mean", "std"):
