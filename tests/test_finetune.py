@@ -260,7 +260,7 @@ def test_without_val_a_share_of_each_class_is_held_out(run, folder, capsys):
 
 @pytest.mark.slow
 def test_decoding_keeps_the_trainer_fed(run, tmp_path):
-    """An epoch over 2,000 JPEGs of 256 x 256 with S/32 waits for them a fifth of its time at most."""
+    """An epoch over 2,000 JPEGs of 256 x 256 with S/32 waits for less than a fifth of its time."""
     rng = np.random.default_rng(0)
     for number in range(2000):
         smooth = Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).resize(
