@@ -15,26 +15,29 @@ and evaluate.py read it.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
-from finetune_probe import probe_ridge
+from finetune_probe import check_shots, probe_ridge
 from options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
-from training import Run, parts
+from training import Run, parts, set_precision
 
 from minimixer import SGD, AdamW, Mixer, Tensor, backend, record, schedule
 from minimixer import functional as F
 from minimixer.backend import Purpose, random_bits
 from minimixer.optim import Optimizer
 from minimixer.report import save_pictures
-from minimixer.transfer.augment import blend, mixup_share, one_hot, resize_crop
-from minimixer.transfer.folders import Found, decode, find_splits
+from minimixer.transfer.augment import mixup, mixup_share, one_hot
+from minimixer.transfer.folders import Found, find_splits
 from minimixer.transfer.freeze import freeze
 from minimixer.transfer.loader import Loader, LoaderError
 from minimixer.transfer.probe import choose_shots
+from minimixer.transfer.remake import remake
 
 SETTINGS = {
     "data": ("", "directory of pictures"),
@@ -56,7 +59,7 @@ SETTINGS = {
     "steps": (500, "training steps; the paper: 500 for Pets and Flowers, 20000 for ImageNet"),
     "batch_size": (512, "pictures a step, at most all of them"),
     "optimizer": ("sgd", "sgd or adamw"),
-    "lr": (0.01, "learning rate at its highest; the paper tries 0.003, 0.01, 0.03, 0.06"),
+    "lr": (0.01, "learning rate at its highest; the paper tries 0.003 to 0.06; adamw wants less"),
     "momentum": (0.9, "of sgd"),
     "weight_decay": (0.0, "on matrices only"),
     "schedule": ("cosine", "learning rate after the warm-up: cosine, linear or constant"),
@@ -72,6 +75,9 @@ SETTINGS = {
     "accumulate": (1, "cut each batch into so many parts, for their gradients' sum: less memory"),
     "eval_every": (0, "steps between two validations; 0: ten in all"),
     "precision": ("float32", "float32, tf32 (a GPU's), bfloat16 or float16"),
+    "approximate": ("", "GELU's form, tanh or none, instead of the weights' own"),
+    "mean": ("", "of the pixels, in units of their range: NUMBER[,NUMBER,NUMBER]"),
+    "std": ("", "the same; instead of what the weights say"),
     "seed": (0, "new weights, order, crops, shots"),
 }
 # The paper's pretraining (its section 3; batch and steps at a smaller scale).
@@ -86,7 +92,7 @@ SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_m
 def main() -> int:
     options, given = parse(make_parser)
     run = Run(options, given, SETTINGS)
-    if not options.resume:
+    if not options.resume:  # else they are those of the run; what was given comes before all
         defaults = NEW_MODEL if options.variant else {}
         defaults = defaults | (ON_GPU if options.device != "cpu" else {})
         for name in defaults.keys() - given:
@@ -97,7 +103,10 @@ def main() -> int:
     # ---- data, model, optimizer
     train, val = find_data(options)
     paths, labels, class_names = train
-    model = make_model(options, class_names, run).to(device).set_precision(options.precision)
+    if options.shots:
+        check_shots(train, options.shots)
+    model = make_model(options, class_names, run).to(device)
+    set_precision(model, options, given)
     if options.probe == "ridge":
         return probe_ridge(options, run, model, train, val)
     if options.shots:
@@ -129,11 +138,13 @@ def main() -> int:
     )
 
     # ---- training
+    # labels count what is right; the loss sees targets (B, K), smoothed and blended; share is an
+    # array (1,), so that a recorded step can be given another.
     def train_step(images, labels, targets, share):
         """One step on a batch, in --accumulate parts: (mean loss, how many were right)."""
-        if options.mixup:  # with one share for the batch, so blended before it is cut
-            images = blend(model.convert(images).data, share)
-            targets = blend(targets, share)
+        if options.mixup:  # of numbers that are no longer uint8, and before the batch is cut
+            images = mixup(model.convert(images).data, share)
+            targets = mixup(targets, share)
         total, right = 0.0, 0
         for part in parts(len(images), options.accumulate):
             model.random.start_at(part.start)
@@ -149,65 +160,59 @@ def main() -> int:
         return total, right
 
     train_step = record(train_step, model, optimizer, graph=options.graph)
+    warmup_steps = int(options.warmup * options.steps)
     every = options.eval_every or max(1, options.steps // 10)
     ends = [*range(every, options.steps, every), options.steps]
     total, done = options.steps * batch_size, run.step * batch_size
-    with pictures, held_out, run.bar(total, done) as bar:
-        batches = run.waiting(endless(pictures, run.step))
-        for end in ends[len(run.history) :]:
-            bar.set_description(f"step {end}/{options.steps}")
-            model.train()
-            while run.step < end:
-                run.step, images, labels = next(batches)
-                optimizer.lr_factor = schedule(
-                    run.step, options.steps, int(options.warmup * options.steps), options.schedule
-                )
-                targets = one_hot(labels, len(class_names), options.label_smoothing)
-                share = mixup_share(options.mixup, options.seed, run.step) if options.mixup else 1
-                share = np.array([share], np.float32)
-                run.add(len(labels), *train_step(images, labels, targets, share))
-                if run.interrupted:
-                    return run.stop()
-            run.end_row({"step": run.step}, lambda: validate(model, held_out, run))
-        batches.close()
-
-        # ---- report
-        run.write_metrics()
-        probabilities, true = predict(model, held_out)
-    for path, reason in pictures.skipped + held_out.skipped:
-        print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
-    unread = {path for path, _ in held_out.skipped}
-    shown = Pictures([path for path in val[0] if path not in unread], model.height)
-    written = save_pictures(run.out, run.history, shown, true, probabilities, class_names)
-    seconds = sum(row["seconds"] for row in run.history)
-    waited = sum(row["waiting"] * row["seconds"] for row in run.history)
-    accuracy = (probabilities.argmax(axis=1) == true).mean()
-    print(
-        f"accuracy {accuracy:.2%} on {len(true):,} pictures after the last step\n"
-        f"{options.steps} steps in {seconds:.0f} s, {total / seconds:,.1f} pictures/s, of which "
-        f"{waited / seconds:.0%} waiting for pictures; "
-        f"{len(pictures.skipped) + len(held_out.skipped)} files skipped\n"
-        f"wrote {', '.join(str(p) for p in [run.checkpoint, run.out / 'metrics.csv', *written])}"
-    )
-    if not written:
-        print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
+    try:
+        with pictures, held_out, run.bar(total, done) as bar:
+            batches = run.waiting(endless(pictures, run.step))
+            for end in ends[len(run.history) :]:
+                bar.set_description(f"step {end}/{options.steps}")
+                model.train()
+                while run.step < end:
+                    try:
+                        images, labels = next(batches)
+                    except LoaderError as error:
+                        if not run.trained:
+                            raise
+                        print(f"\nfinetune: {error}", file=sys.stderr)
+                        run.stop()
+                        return 2
+                    if not len(labels):  # nothing of this batch could be decoded
+                        run.skip()
+                        continue
+                    optimizer.lr_factor = schedule(
+                        run.step, options.steps, warmup_steps, options.schedule
+                    )
+                    targets = one_hot(labels, len(class_names), options.label_smoothing)
+                    share = np.ones(1, np.float32)
+                    if options.mixup:
+                        share[0] = mixup_share(options.mixup, options.seed, run.step)
+                    run.add(len(labels), *train_step(images, labels, targets, share))
+                    if run.interrupted:
+                        return run.stop()
+                run.end_row({"step": run.step}, lambda: validate(model, held_out, run))
+            batches.close()
+            report(options, run, model, val, held_out, len(pictures.skipped))
+    finally:
+        for path, reason in pictures.skipped + held_out.skipped:
+            print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
     return 0
 
 
-def endless(pictures: Loader, step: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(step, images, labels) from `step` on. Steps count batches, also such as don't come because
-    nothing of them could be decoded: so a step's number tells which pictures it sees."""
+def endless(pictures: Loader, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of one epoch after another, from that of `step` on."""
     while True:
         epoch, start = divmod(step, len(pictures))
-        for images, labels in pictures.epoch(epoch, start):
-            yield epoch * len(pictures) + pictures.index, images, labels
+        yield from pictures.epoch(epoch, start)
         step = (epoch + 1) * len(pictures)
 
 
 def predict(model: Mixer, pictures: Loader) -> tuple[np.ndarray, np.ndarray]:
     """(probabilities (N, K), labels (N,)) of the pictures that can be decoded."""
-    found = [(model.predict_proba(images), labels) for images, labels in pictures.epoch(0)]
-    probabilities, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    found = [(model.predict_proba(x), labels) for x, labels in pictures.epoch(0) if len(labels)]
+    probabilities, labels = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return probabilities, labels
 
 
@@ -217,8 +222,35 @@ def validate(model: Mixer, pictures: Loader, run: Run) -> dict[str, float]:
     return {
         "val_loss": float(-np.log(true_class.clip(1e-30)).mean()),
         "val_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-        "waiting": run.progress["waited"] / run.progress["seconds"],
+        "waiting": run.progress["waited"] / max(1e-9, run.progress["seconds"]),
     }
+
+
+def report(
+    options: argparse.Namespace, run: Run, model: Mixer, val: Found, held_out: Loader, skipped: int
+) -> None:
+    probabilities, labels = predict(model, held_out)
+    skipped += len(held_out.skipped)
+    run.write_metrics()
+    unread = {path for path, _ in held_out.skipped}
+    shown = Pictures([path for path in val[0] if path not in unread], held_out)
+    written = save_pictures(run.out, run.history, shown, labels, probabilities, val[2])
+    seconds = sum(row["seconds"] for row in run.history)
+    images = sum(row["images_per_second"] * row["seconds"] for row in run.history)
+    waited = sum(row["waiting"] * row["seconds"] for row in run.history)
+    missing = [name for k, name in enumerate(val[2]) if k not in labels]
+    if missing:
+        print(f"finetune: no picture of {', '.join(missing)} to validate on", file=sys.stderr)
+    print(
+        f"accuracy {(probabilities.argmax(axis=1) == labels).mean():.2%} on {len(labels):,} "
+        f"pictures after the last step\n"
+        f"{options.steps} steps in {seconds:.0f} s, {images / max(1e-9, seconds):,.1f} pictures/s, "
+        f"of which {waited / max(1e-9, seconds):.0%} waiting for pictures; "
+        f"{skipped} files skipped\n"
+        f"wrote {', '.join(str(p) for p in [run.checkpoint, run.out / 'metrics.csv', *written])}"
+    )
+    if not written:
+        print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
 
 
 # ---- data and model -----------------------------------------------------------------------------
@@ -236,7 +268,8 @@ def find_data(options: argparse.Namespace) -> tuple[Found, Found]:
         members = order[labels[order] == label]
         if len(members) < 2:
             raise ValueError(f"class {name} has 1 picture; it needs 2, one of them to hold out")
-        held[members[: max(1, round(options.holdout * len(members)))]] = True
+        count = round(options.holdout * len(members))
+        held[members[: min(max(1, count), len(members) - 1)]] = True
     halves = []
     for chosen in (~held, held):
         halves.append(([paths[i] for i in np.flatnonzero(chosen)], labels[chosen], class_names))
@@ -257,43 +290,48 @@ def make_model(options: argparse.Namespace, class_names: list[str], run: Run) ->
     if options.resume:
         return Mixer.load(run.checkpoint)
     classes = 0 if options.probe == "ridge" else len(class_names)
+    own = {"mean": options.mean, "std": options.std, "approximate": options.approximate}
+    own = {name: numbers(text) if name != "approximate" else text
+           for name, text in own.items() if text}  # fmt: skip
     if options.variant:
         sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
         sizes["image_size"] = options.image_size or 224
         return Mixer.from_name(
             options.variant, num_classes=classes, class_names=class_names if classes else None,
-            seed=options.seed, stochastic_depth=options.stochastic_depth, **sizes,
+            seed=options.seed, stochastic_depth=options.stochastic_depth, **sizes, **own,
         )  # fmt: skip
-    keep = options.head == "keep" and classes > 0
+    keep = options.head == "keep"
     model = Mixer.from_pretrained(
-        options.weights, num_classes=None if keep else classes, in_channels=3,
-        approximate=options.approximate, mean=options.mean, std=options.std,
-    )  # fmt: skip
-    if keep and model.num_classes != classes:
-        raise ValueError(f"--head keep: it is for {model.num_classes} classes, not {classes}")
+        options.weights, num_classes=None if keep else classes, in_channels=3, **own
+    )
+    state = model.state_dict()
+    if keep:  # whose classes may come in another order than the folders
+        names = model.class_names or (class_names if model.num_classes == classes else [])
+        if sorted(names) != sorted(class_names):
+            theirs, ours = (", ".join(n)[:80] for n in (names or ["without names"], class_names))
+            raise ValueError(f"--head keep: it is for {model.num_classes} classes, {theirs}; the "
+                             f"folders are {ours}")  # fmt: skip
+        order = [names.index(name) for name in class_names]
+        for name in ("head.weight", "head.bias"):
+            state[name] = state[name][..., order]
+    model = remake(model, state, stochastic_depth=options.stochastic_depth,
+                   class_names=class_names if classes else None)  # fmt: skip
+    model.random.seed = options.seed
     if options.image_size:
         model = model.resize(options.image_size)
     if model.height != model.width:
         raise ValueError(f"{options.weights} is for {model.height} x {model.width}, not square")
-    changed = Mixer(
-        **model.config | {"stochastic_depth": options.stochastic_depth}, seed=None,
-        mean=model.mean, std=model.std, class_names=class_names if classes else None,
-        dtype=str(model.dtype),
-    )  # fmt: skip
-    changed.load_state_dict(model.state_dict())
-    changed.random.seed = options.seed
-    return changed
+    return model
 
 
 class Pictures:
     """Pictures as the model sees them, decoded when they are asked for: pictures[n]."""
 
-    def __init__(self, paths: list[str], size: int):
-        self.paths, self.size = paths, size
+    def __init__(self, paths: list[str], loader: Loader):
+        self.paths, self.recipe = paths, loader.recipe
 
     def __getitem__(self, number: int) -> np.ndarray:
-        image = decode(self.paths[number], self.size * 8 // 7 + 1)
-        return np.asarray(resize_crop(image, self.size))
+        return self.recipe.picture(self.paths[number], 0, 0)
 
 
 # ---- options ------------------------------------------------------------------------------------
@@ -309,14 +347,6 @@ def make_parser() -> Parser:
         "--workers", type=int, default=min(16, os.cpu_count() or 1),
         help="processes that decode; 0: the one that trains (default: %(default)s)",
     )  # fmt: skip
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}", type=numbers, metavar="NUMBER[,NUMBER...]",
-            help="of the pixels, in units of their range, instead of what the weights say",
-        )  # fmt: skip
-    parser.add_argument(
-        "--approximate", choices=("tanh", "none"), help="GELU's form, instead of the weights' own"
-    )
     parser.add_argument(
         "--graph", default="auto", choices=["auto", "on", "off"],
         help="CUDA graphs: record a training step and replay it (default: auto, on a GPU)",
@@ -337,17 +367,34 @@ def check_settings(options: argparse.Namespace) -> None:
     if options.weights and any(getattr(options, name) for name in SIZES):
         raise ValueError(f"{', '.join(map(dashes, SIZES))} are for a new model, not for --weights")
     check_range(options, "steps batch_size accumulate draws", 1, np.inf)
-    check_range(options, "lr strength", 1e-12, np.inf)
-    names = "image_size shots eval_every clip weight_decay magnitude seed workers"
+    check_range(options, "lr strength", 1e-12, 1e30)
+    names = "image_size shots eval_every clip weight_decay workers"
     check_range(options, f"{names} {' '.join(SIZES)}", 0, np.inf)
+    check_range(options, "seed", 0, 1 << 62)
+    check_range(options, "magnitude randaugment", 0, 100)
     check_range(options, "warmup stochastic_depth label_smoothing flip", 0, 1)
-    check_range(options, "holdout min_area", 0.001, 1)
+    check_range(options, "min_area", 0.001, 1)
+    check_range(options, "holdout", 0.001, 0.9)
     check_range(options, "mixup", 0, 2)
-    check_range(options, "randaugment", 0, 100)
     check_choice(options, "schedule", "cosine", "linear", "constant")
     check_choice(options, "optimizer", "sgd", "adamw")
     check_choice(options, "head", "zero", "keep")
     check_choice(options, "probe", "", "ridge", "linear")
+    check_choice(options, "approximate", "", "tanh", "none")
+    if options.head == "keep" and (options.variant or options.probe == "ridge"):
+        raise ValueError("--head keep is for --weights that are trained on, not for a new model "
+                         "nor --probe ridge")  # fmt: skip
+    if options.freeze and options.probe == "ridge":
+        raise ValueError("--freeze: --probe ridge trains nothing at all")
+    for name in ("mean", "std"):
+        with contextlib.suppress(ValueError):
+            numbers(getattr(options, name) or "0")
+            continue
+        raise ValueError(f"{dashes(name)} must be a number, or one for each channel")
+    if options.weights and not options.resume:
+        kept = Path(options.out) / "checkpoint.npz"
+        if kept.exists() and kept.samefile(options.weights):
+            raise ValueError(f"{kept} would be overwritten; choose another --out to keep it")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from minimixer.checkpoint import save_checkpoint
 from minimixer.transfer.folders import Found
 from minimixer.transfer.loader import Loader
 from minimixer.transfer.probe import choose_shots, pooled_features, ridge
+from minimixer.transfer.remake import remake
 
 
 def probe_ridge(
@@ -23,10 +24,14 @@ def probe_ridge(
 ) -> int:
     class_names, rows, solved = train[2], [], []
     print(f"features of {len(train[0]):,} pictures, and of {len(val[0]):,} to validate on")
+    if options.shots:
+        check_shots(train, options.shots)  # before all the work
     features, labels, skipped = features_of(train, model, options.workers)
     val_features, val_labels, more = features_of(val, model, options.workers)
     for path, reason in skipped + more:
         print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
+    for found in (labels, val_labels):
+        check_classes(found, class_names)
     draws = options.draws if options.shots else 1
     for draw in range(draws):
         chosen = np.arange(len(labels))
@@ -44,16 +49,29 @@ def probe_ridge(
         text += f", standard deviation {accuracies.std(ddof=1):.2%} over {draws} draws"
     print(f"{text}, on {len(val_labels):,} pictures; {len(skipped + more)} files skipped")
 
-    whole = Mixer(
-        **model.config | {"num_classes": len(class_names)}, class_names=class_names, seed=None,
-        mean=model.mean, std=model.std, dtype=str(model.dtype),
-    )  # fmt: skip
     weight, bias = solved[0]
-    whole.load_state_dict(model.state_dict() | {"head.weight": weight, "head.bias": bias})
+    head = {"head.weight": weight, "head.bias": bias}
+    whole = remake(
+        model, model.state_dict() | head, num_classes=len(class_names), class_names=class_names
+    )
     write_rows(run.out / "probe.csv", rows)
     save_checkpoint(run.out / "probe.npz", whole)
     print(f"wrote {run.out / 'probe.csv'}, {run.out / 'probe.npz'}")
     return 0
+
+
+def check_shots(pictures: Found, shots: int) -> None:
+    counts = np.bincount(pictures[1], minlength=len(pictures[2]))
+    least = int(counts.argmin())
+    if counts[least] < shots:
+        raise ValueError(f"--shots {shots}: {pictures[2][least]} has {counts[least]} pictures")
+
+
+def check_classes(labels: np.ndarray, class_names: list[str]) -> None:
+    """ValueError if nothing of a class could be decoded: any accuracy would mislead."""
+    missing = [name for k, name in enumerate(class_names) if k not in labels]
+    if missing:
+        raise ValueError(f"no picture of {', '.join(missing)[:200]} can be decoded")
 
 
 def features_of(
@@ -62,6 +80,10 @@ def features_of(
     """(features (N, C), labels (N,), what was skipped) of the pictures that can be decoded."""
     paths, labels, _ = pictures
     with Loader(paths, labels, model.height, 64, train=False, workers=workers) as loader:
-        found = [(pooled_features(model, images), batch) for images, batch in loader.epoch(0)]
+        found = [
+            (pooled_features(model, images), batch)
+            for images, batch in loader.epoch(0)
+            if len(batch)
+        ]
     features, kept = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return features, kept, loader.skipped

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 from options import Parser, check_choice, check_range, parse, run_script
-from training import Run, parts
+from training import Run, parts, set_precision
 
 from minimixer import AdamW, Mixer, backend, data, record, schedule
 from minimixer import functional as F
@@ -60,12 +60,6 @@ def main() -> int:
             setattr(options, name, GPU_SETTINGS[name])
     check_settings(options)
     device = backend.check_device(options.device)
-    try:
-        backend.check_precision(options.precision, device)
-    except ValueError:
-        if "precision" in given or options.resume:
-            raise
-        options.precision = "float32"  # an older GPU
 
     # ---- data, model, optimizer
     source = options.data_dir or "the embedded MNIST"
@@ -79,24 +73,21 @@ def main() -> int:
     for array in (train_images, train_labels, test_images, test_labels):
         fingerprint = zlib.crc32(array.tobytes(), fingerprint)
 
-    model = (
-        Mixer(
-            image_size=train_images.shape[1:3],
-            in_channels=train_images.shape[3],
-            num_classes=classes,
-            patch_size=options.patch_size,
-            num_blocks=options.num_blocks,
-            hidden_dim=options.hidden_dim,
-            tokens_mlp_dim=options.tokens_mlp_dim,
-            channels_mlp_dim=options.channels_mlp_dim,
-            stochastic_depth=options.stochastic_depth,
-            class_names=[str(label) for label in range(classes)],
-            seed=options.seed,
-            checkpoint_blocks=options.checkpoint_blocks,
-        )
-        .to(device)
-        .set_precision(options.precision)
-    )
+    model = Mixer(
+        image_size=train_images.shape[1:3],
+        in_channels=train_images.shape[3],
+        num_classes=classes,
+        patch_size=options.patch_size,
+        num_blocks=options.num_blocks,
+        hidden_dim=options.hidden_dim,
+        tokens_mlp_dim=options.tokens_mlp_dim,
+        channels_mlp_dim=options.channels_mlp_dim,
+        stochastic_depth=options.stochastic_depth,
+        class_names=[str(label) for label in range(classes)],
+        seed=options.seed,
+        checkpoint_blocks=options.checkpoint_blocks,
+    ).to(device)
+    set_precision(model, options, given)
     optimizer = AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     batches = data.Batches(
         train_images, train_labels, options.batch_size, options.seed, options.max_shift

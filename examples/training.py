@@ -18,6 +18,7 @@ import contextlib
 import csv
 import io
 import itertools
+import os
 import shlex
 import signal
 import sys
@@ -32,7 +33,7 @@ import numpy as np
 from options import Settings, dashes
 from tqdm import tqdm
 
-from minimixer import Mixer, fetch
+from minimixer import Mixer, backend, fetch
 from minimixer.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from minimixer.idx import replace_file
 from minimixer.optim import Optimizer
@@ -75,6 +76,7 @@ class Run:
             self.progress = load_checkpoint(self.checkpoint, model, optimizer)
             if self.progress["data"] != data or self.progress["steps"] != steps:
                 raise ValueError(f"the data hold other images than those of the run in {self.out}")
+            self.progress["settings"] = values  # the data may have moved
         self.step = self.progress["step"]
         self._signals = StopSignal()
 
@@ -109,6 +111,10 @@ class Run:
         self.step += 1
         self._read(self.lag)
 
+    def skip(self) -> None:
+        """Step number `step` has no images."""
+        self.step += 1
+
     def _read(self, most: int) -> None:
         """Take in results, the oldest first, until at most so many are still to come."""
         progress = self.progress
@@ -134,14 +140,14 @@ class Run:
         last row, what `evaluate()` says, and the time that training took."""
         self._read(0)
         progress = self.progress
-        images, seconds = max(1, progress["images"]), progress["seconds"]
+        images, seconds = progress["images"], progress["seconds"]
         progress["history"].append({
             **first,
-            "train_loss": progress["loss_sum"] / images,
-            "train_accuracy": progress["correct"] / images,
+            "train_loss": progress["loss_sum"] / images if images else np.nan,
+            "train_accuracy": progress["correct"] / images if images else np.nan,
             **evaluate(),
             "seconds": seconds,
-            "images_per_second": images / seconds,
+            "images_per_second": images / seconds if images else 0.0,
         })  # fmt: skip
         self._begin_row()
         progress["step"] = self.step
@@ -162,6 +168,11 @@ class Run:
         write_rows(self.out / "metrics.csv", self.history)
 
     @property
+    def trained(self) -> bool:
+        """Has anything been learned so far?"""
+        return bool(self.history or self.progress["images"] or self._coming)
+
+    @property
     def interrupted(self) -> bool:
         """Has somebody pressed Ctrl-C?"""
         return self._signals.requested
@@ -170,6 +181,7 @@ class Run:
         """Save all, say how to go on, and return the status to exit with."""
         self._read(0)
         self._bar.close()
+        self.progress["step"] = self.step
         save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress)
         again = [sys.argv[0], "--resume", "--out", str(self.out)]
         for name in sorted(self.given - self.settings.keys() - {"resume", "out"}):
@@ -183,7 +195,10 @@ class Run:
 
     def _diverged(self, what: str, step: int) -> ValueError:
         kept = f"{self.checkpoint} keeps the last good state" if self.saved else "nothing was saved"
-        return ValueError(f"{what} at step {step + 1}; {kept}; try a lower --lr, or --clip 1")
+        clip = "" if self.options.clip else ", or --clip 1"
+        return ValueError(
+            f"{what} at step {step + 1}; {kept}; try a lower --lr{clip}, with another --out"
+        )
 
     # ---- the directory --------------------------------------------------------------------------
 
@@ -195,14 +210,13 @@ class Run:
                 raise ValueError(f"--resume: there is no {checkpoint}")
         elif checkpoint.exists():
             try:
-                progress = read_checkpoint(checkpoint)[0]["progress"]
-                unfinished = progress["step"] < progress["steps"]
-            except (ValueError, KeyError, TypeError, OSError):
+                progress = self._read_progress()
+            except (ValueError, OSError):
                 raise ValueError(
                     f"{checkpoint} is not from a run of this script; choose another --out to keep "
                     "it"
                 ) from None
-            if unfinished:
+            if progress["step"] < progress["steps"]:
                 raise ValueError(
                     f"{out} holds an unfinished run: --resume goes on with it, another --out keeps "
                     "it"
@@ -213,32 +227,37 @@ class Run:
         with tempfile.TemporaryFile(dir=out):
             pass
 
-    def _recall_settings(self) -> None:
-        """Take the settings of the run to resume; ValueError if others were asked for."""
+    def _read_progress(self) -> dict[str, Any]:
+        """What the checkpoint says; ValueError if it is of another script or version."""
         progress = read_checkpoint(self.checkpoint)[0]["progress"]
         if not isinstance(progress, dict) or any(
             not isinstance(progress.get(key), kind) for key, kind in PROGRESS.items()
         ):
             raise ValueError(f"{self.checkpoint} was not written by this script")
-        stored = progress["settings"]
         for name, (default, _) in self.settings.items():
-            if not isinstance(stored.get(name), type(default)):
+            value = progress["settings"].get(name)
+            if not isinstance(value, type(default)):
                 raise ValueError(
-                    f"{self.checkpoint} was not written by this script: its {name} is "
-                    f"{stored.get(name)!r:.40}"
+                    f"{self.checkpoint} was not written by this script: its {name} is {value!r:.40}"
                 )
+        return progress
+
+    def _recall_settings(self) -> None:
+        """Take the settings of the run to resume; ValueError if others were asked for."""
+        stored = self._read_progress()["settings"]
+        for name in self.settings:
             if name.startswith("data") and name in self.given:
                 continue  # the data may have moved; their number tells whether they are the same
             if name in self.given and getattr(self.options, name) != stored[name]:
                 raise ValueError(
-                    f"{dashes(name)} is {stored[name]} in the run to resume; leave it out"
+                    f"{dashes(name)} is {stored[name]!r} in the run to resume; leave it out"
                 )
             setattr(self.options, name, stored[name])
 
 
 class StopSignal:
-    """Ctrl-C takes effect between two steps, when weights and progress belong together.
-    A second one stops at once."""
+    """Ctrl-C takes effect between two steps, when weights and progress belong together; also one
+    that comes during a validation. A second one stops at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -248,6 +267,18 @@ class StopSignal:
     def note(self, number: int, frame: Any) -> None:
         self.requested = True
         signal.signal(number, signal.SIG_DFL)
+        os.write(2, b"\nstopping after the next step; once more: at once\n")
+
+
+def set_precision(model: Mixer, options: argparse.Namespace, given: set[str]) -> None:
+    """--precision; unless it was asked for, float32 on a GPU that lacks it."""
+    try:
+        backend.check_precision(options.precision, model.device)
+    except ValueError:
+        if "precision" in given or options.resume:
+            raise
+        options.precision = "float32"
+    model.set_precision(options.precision)
 
 
 def parts(size: int, count: int) -> list[slice]:

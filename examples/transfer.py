@@ -45,7 +45,8 @@ HELD_OUT = 2000  # training images of the new classes that judge the sweep
 
 def main() -> int:
     options = make_parser().parse_args()
-    check_range(options, "epochs draws steps batch_size", 1, np.inf)
+    check_range(options, "epochs steps batch_size", 1, np.inf)
+    check_range(options, "draws", 2, np.inf)  # or there is no standard error
     check_range(options, "seed", 0, 1 << 32)
     device, out = backend.check_device(options.device), Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,11 @@ def main() -> int:
     )
     classes = data.num_classes(train_labels)
     held, rest = split(len(train_images), HELD_OUT, options.seed)
+    left = np.bincount(train_labels[rest], minlength=classes)
+    if left.min() < -(-max(LABELS) // classes):
+        met = np.bincount(train_labels).tolist()
+        raise ValueError(f"training images of the new classes: {met}; too few for {max(LABELS)} "
+                         f"labels beside {HELD_OUT} to judge the sweep")  # fmt: skip
     held_out = train_images[held], train_labels[held]
     train_images, train_labels = train_images[rest], train_labels[rest]
 
@@ -113,7 +119,7 @@ def main() -> int:
     for method, labels in cells:
         of_cell = [r for r in rows if (r["method"], r["labels"]) == (method, labels)]
         found = np.array([row["accuracy"] for row in of_cell])
-        error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
+        error = found.std(ddof=1) / np.sqrt(len(found))
         optimizer, lr = best[method, labels]
         print(f"{labels:5} labels  {method:12}  {found.mean():7.2%} +- {error:.2%}"
               f"  ({optimizer}, lr {lr})")  # fmt: skip

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 from test_train_mnist import DRIVER, killed_at_last, make_data
 
-from minimixer import Mixer
+from minimixer import Mixer, Tensor
 from minimixer.checkpoint import read_checkpoint, save_checkpoint
+from minimixer.transfer import remake as remake_module
+from minimixer.transfer.augment import mixup_share
 from minimixer.transfer.folders import find_images, find_splits
 from minimixer.transfer.loader import Loader
 from minimixer.transfer.probe import choose_shots, pooled_features, ridge
@@ -22,6 +25,7 @@ from minimixer.transfer.probe import choose_shots, pooled_features, ridge
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 import finetune  # noqa: E402  (needs Pillow)
 import options as command_line  # noqa: E402
+import train_mnist  # noqa: E402
 import transfer  # noqa: E402
 
 SCRIPT = Path(finetune.__file__)
@@ -81,15 +85,18 @@ class Runner:
             signal.signal(signal.SIGTERM, before[2])
         return self.directory / out
 
-    def process(self, *words, at=None, status=0):
-        """Run it in a process of its own: (stdout, stderr)."""
+    def start(self, *words, at=None, **more):
         command = [sys.executable, *(["-c", DRIVER.replace("AdamW", "SGD"), at] if at else [])]
         paths = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), *sys.path])
-        with subprocess.Popen(
+        return subprocess.Popen(
             [*map(str, command), str(SCRIPT), *map(str, words)], cwd=self.directory, text=True,
             env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process, killed_at_last(process):  # fmt: skip
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
+        )  # fmt: skip
+
+    def process(self, *words, at=None, status=0):
+        """Run it in a process of its own: (stdout, stderr)."""
+        with self.start(*words, at=at) as process, killed_at_last(process):
             out, err = process.communicate(timeout=120)
         assert process.returncode == status and "Traceback" not in err, err
         return out, err
@@ -132,10 +139,17 @@ def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
         assert re.search(rf"skipped .*{split}/ivy/broken\.jpg: it is none of JPEG", said.err)
     model = Mixer.load(out / "checkpoint.npz")
     assert model.class_names == ["hay", "ivy", "jar"] and model.mean[0] == 0.4
-    (paths, labels, _), _ = find_splits(folder)
-    with Loader(paths, labels, SIZE, 64, train=False) as pictures:
-        (images, labels), = pictures.epoch(0)  # fmt: skip
-    assert (model.predict(images) == labels).mean() > 0.8
+    last = rows(out / "metrics.csv")[-1]
+    for (paths, labels, _), kept in zip(find_splits(folder), (24, 9), strict=True):
+        (images, labels), = Loader(paths, labels, SIZE, 64, train=False).epoch(0)  # fmt: skip
+        assert len(labels) == kept
+    p = model.predict_proba(images)  # of val/
+    assert float(last["val_accuracy"]) == (p.argmax(axis=1) == labels).mean()
+    assert f"accuracy {float(last['val_accuracy']):.2%} on 9 pictures" in said.out
+    expected = -np.log(p[np.arange(9), labels].astype(np.float64)).mean()
+    np.testing.assert_allclose(float(last["val_loss"]), expected, rtol=1e-6)
+    waited = sum(float(r["waiting"]) * float(r["seconds"]) for r in rows(out / "metrics.csv"))
+    assert 0 < waited < sum(float(row["seconds"]) for row in rows(out / "metrics.csv"))
 
 
 def test_the_recipe_is_the_papers(run, weights, monkeypatch):
@@ -168,7 +182,8 @@ def test_the_recipe_is_the_papers(run, weights, monkeypatch):
     assert max(seen["norms"]) < 1 + 1e-5 and max(seen["norms"]) > 0.99
 
 
-OPTIONS = ["--mixup=0.5", "--label-smoothing=0.1", "--randaugment=2", "--clip=0.1", "--lr=0.02",
+OPTIONS = ["--mixup=0.5", "--std=0.7",
+           "--label-smoothing=0.1", "--randaugment=2", "--clip=0.1", "--lr=0.02",
            "--momentum=0", "--weight-decay=0.5", "--schedule=linear", "--warmup=0.5",
            "--min-area=0.3", "--flip=0", "--stochastic-depth=0.9", "--seed=1", "--optimizer=adamw",
            "--batch-size=4", "--shots=2", "--approximate=none", "--mean=0.1",
@@ -193,6 +208,28 @@ def test_the_same_run_twice_and_with_workers(run, plain):
     assert_same(run("--workers=2"), plain)
 
 
+@pytest.mark.parametrize("option, usual", [
+    ("--magnitude=3", ["--randaugment=2"]), ("--seed=5", ["--stochastic-depth=0.9"]),
+    ("--seed=5", ["--shots=3", "--batch-size=9", "--min-area=1", "--flip=0"]),
+])  # fmt: skip
+def test_options_have_an_effect_beside_others(run, option, usual):
+    ours, theirs = (weights_in(run(*usual, *o, out=f"r{len(o)}")) for o in ([], [option]))
+    assert any(ours[name].tobytes() != theirs[name].tobytes() for name in ours)
+
+
+def test_the_seed_reaches_stochastic_depth_and_shots(run, monkeypatch):
+    seeds, drawn = [], []
+    start, choose = finetune.Run.start, finetune.choose_shots
+    monkeypatch.setattr(finetune.Run, "start", lambda run, model, *rest: (
+        seeds.append(model.random.seed) or start(run, model, *rest)
+    ))  # fmt: skip
+    monkeypatch.setattr(finetune, "choose_shots", lambda labels, shots, seed: (
+        drawn.append(seed) or choose(labels, shots, seed)
+    ))  # fmt: skip
+    run("--seed=9", "--shots=3")
+    assert seeds == [9] and drawn == [9]
+
+
 @pytest.mark.parametrize("extra", [[], ["--mixup=0.4"]], ids=str)
 def test_parts_of_a_batch_add_up(run, extra):
     whole = weights_in(run(*extra, "--stochastic-depth=0.5", out="whole"))
@@ -201,32 +238,45 @@ def test_parts_of_a_batch_add_up(run, extra):
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6)
 
 
-def test_mixup_blends_pictures_and_targets_alike(run, monkeypatch):
-    """A model that sees blended pictures, and a loss with targets blended by the same share."""
-    seen = {}
-    original = finetune.F.cross_entropy
+def test_mixup_and_smoothing_reach_pictures_and_targets_alike(run, weights, monkeypatch):
+    """What model and loss are given, in three steps, against what the loader gave."""
+    seen, met = [], []
+    cross_entropy, endless = finetune.F.cross_entropy, finetune.endless
 
-    def cross_entropy(logits, targets, reduction):
-        seen["targets"] = targets
-        return original(logits, targets, reduction=reduction)
+    def loss(logits, targets, reduction):
+        met[-1]["targets"] = targets
+        return cross_entropy(logits, targets, reduction=reduction)
 
-    def record(step, *_, **__):
-        def watched(images, labels, targets, share):
-            seen.update(labels=labels, share=float(share[0]))
-            return step(images, labels, targets, share)
+    def batches(pictures, step):
+        for images, labels in endless(pictures, step):
+            seen.append((images, labels))
+            yield images, labels
 
-        return watched
+    class Watched(Mixer):
+        def forward(self, images):
+            if isinstance(images, Tensor):  # as in training, and not in validation
+                met.append({"images": images.data})
+            return super().forward(images)
 
-    monkeypatch.setattr(finetune.F, "cross_entropy", cross_entropy)
-    monkeypatch.setattr(finetune, "record", record)
-    run("--mixup=1", "--steps=1", "--eval-every=1")
-    hot = np.eye(3)[seen["labels"]]
-    expected = seen["share"] * hot + (1 - seen["share"]) * np.roll(hot, 1, axis=0)
-    assert 0.5 <= seen["share"] < 0.999
-    np.testing.assert_allclose(seen["targets"], expected, atol=1e-6)
+    monkeypatch.setattr(finetune.F, "cross_entropy", loss)
+    monkeypatch.setattr(finetune, "endless", batches)
+    monkeypatch.setattr(remake_module, "Mixer", Watched)
+    run("--mixup=1", "--steps=3", "--eval-every=3", "--label-smoothing=0.3", "--seed=4")
+    shares = [mixup_share(1.0, 4, step) for step in range(3)]
+    assert len(set(shares)) == 3 and len(seen) >= len(met) == 3
+    model = Mixer.load(weights)
+    for (images, labels), got, share in zip(seen, met, shares, strict=False):
+        hot = 0.7 * np.eye(3)[labels] + 0.1
+        for values, name in ((model.convert(images).data, "images"), (hot, "targets")):
+            expected = share * values + (1 - share) * np.roll(values, 1, axis=0)
+            np.testing.assert_allclose(got[name], expected, atol=1e-5)
 
 
-def test_from_scratch(run, capsys):
+def test_from_scratch(run, monkeypatch):
+    decays, original = [], finetune.AdamW
+    monkeypatch.setattr(finetune, "AdamW", lambda parameters, lr, weight_decay: (
+        decays.append(weight_decay) or original(parameters, lr, weight_decay=weight_decay)
+    ))  # fmt: skip
     sizes = ["--image-size=12", "--patch-size=4", "--num-blocks=2", "--hidden-dim=16"]
     out = run("--weights=", "--variant=mixer_s32", *sizes, "--tokens-mlp-dim=8",
               "--channels-mlp-dim=24")  # fmt: skip
@@ -234,17 +284,26 @@ def test_from_scratch(run, capsys):
     assert settings["optimizer"] == "adamw" and settings["mixup"] == 0.5
     assert settings["randaugment"] == 2 and settings["steps"] == 6  # as it was given
     assert Mixer.load(out / "checkpoint.npz").config["stochastic_depth"] == 0.1
+    assert decays == [0.1]
 
 
 def test_larger_pictures_and_a_kept_head(run, weights):
     out = run("--image-size=24", "--steps=2")
     assert Mixer.load(out / "checkpoint.npz").config["tokens_mlp_dim"] == 4 * 8
-    with pytest.raises(ValueError, match="for 5 classes, not 3"):
+    with pytest.raises(ValueError, match="5 classes, without names; the folders are hay, ivy, jar"):
         run("--head=keep", out="other")
     again = run("--weights", out / "checkpoint.npz", "--head=keep", "--lr=1e-9", out="kept")
     np.testing.assert_allclose(
         weights_in(again)["head.weight"], weights_in(out)["head.weight"], atol=1e-7
     )
+    model = Mixer.load(out / "checkpoint.npz")
+    model.class_names = ["jar", "hay", "ivy"]  # what its outputs mean, in another order
+    save_checkpoint(run.directory / "turned.npz", model)
+    turned = run("--weights", run.directory / "turned.npz", "--head=keep", "--lr=1e-9", out="t")
+    for name in ("head.weight", "head.bias"):
+        np.testing.assert_allclose(
+            weights_in(turned)[name], weights_in(out)[name][..., [1, 2, 0]], atol=1e-7
+        )
 
 
 def test_without_val_a_share_of_each_class_is_held_out(run, folder, capsys):
@@ -305,17 +364,30 @@ def test_the_ridge_probe_is_the_closed_form(run, folder, weights, capsys):
     met = [float(row["val_accuracy"]) for row in rows(out / "probe.csv")]
     assert met == wanted
     spread = np.std(wanted, ddof=1)
-    assert f"{np.mean(wanted):.2%}, standard deviation {spread:.2%}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"{np.mean(wanted):.2%}, standard deviation {spread:.2%}" in said.out
     kept = Mixer.load(out / "probe.npz")
     images = next(Loader(*find_splits(folder)[1][:2], SIZE, 99, train=False).epoch(0))[0]
     assert (kept.predict(images) == val_labels).mean() == wanted[0]
     assert not (out / "checkpoint.npz").exists()
+    assert "2 files skipped" in said.out
+
+
+def test_a_class_that_cannot_be_read_is_no_success(run, folder, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    for file in (broken / "val" / "jar").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="no picture of jar can be decoded"):
+        run("--data", broken, "--probe=ridge")
 
 
 # ---- stopped and resumed ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step, extra", [(2, []), (3, ["--mixup=0.4"]), (5, ["--randaugment=1"])])
+@pytest.mark.parametrize("step, extra", [
+    (2, ["--mean=0.4,0.5,0.6", "--std=0.2"]), (3, ["--mixup=0.4", "--stochastic-depth=0.5"]),
+    (5, ["--randaugment=1"]),
+])  # fmt: skip
 def test_stopped_and_resumed(run, step, extra):
     whole = run(*extra, out="whole")
     words = [*run.basic, *extra, "--out=run"]
@@ -333,13 +405,58 @@ def test_stopped_and_resumed(run, step, extra):
     ]
 
 
-def test_killed_and_resumed_when_steps_come_to_nothing(run):
-    """Steps of one picture, one of which can't be read: each still sees what it would have seen."""
-    words = ["--batch-size=1", "--steps=60", "--eval-every=25"]
-    whole = run(*words, out="whole")
-    run.process(*run.basic, *words, "--out=run", at="step 40 SIGKILL", status=-signal.SIGKILL)
+def half_broken(folder, tmp_path):
+    """One picture in two can't be decoded."""
+    top = shutil.copytree(folder, tmp_path / "half")
+    for file in (top / "train").rglob("[0-3].png"):
+        file.write_bytes(b"")
+    return top
+
+
+def test_killed_and_resumed_when_steps_come_to_nothing(run, folder, tmp_path):
+    """Steps of one picture, many of which can't be read: each still sees what it would have seen,
+    and rows of nothing have no loss."""
+    words = ["--data", half_broken(folder, tmp_path), "--batch-size=1", "--steps=41"]
+    found = rows(run(*words, "--eval-every=1", out="each") / "metrics.csv")
+    assert [row["step"] for row in found] == [str(n) for n in range(1, 42)]
+    assert 5 < sum(row["train_loss"] == "nan" for row in found) < 30
+    whole = run(*words, "--eval-every=20", out="whole")
+    run.process(*run.basic, *words, "--eval-every=20", "--out=run", at="step 14 SIGKILL",
+                status=-signal.SIGKILL)  # fmt: skip
     run.process("--resume", "--out=run", "--workers=1")
     assert_same(run.directory / "run", whole)
+
+
+def test_stopped_before_what_cannot_be_read(run, folder, tmp_path):
+    """Whatever batch comes next after --resume."""
+    words = ["--data", half_broken(folder, tmp_path), "--batch-size=1", "--steps=25"]
+    whole = run(*words, "--eval-every=25", out="whole")
+    for step in (11, 12):  # of the 12 that can be read, among 25
+        run.process(*run.basic, *words, "--eval-every=25", f"--out=run{step}",
+                    at=f"step {step} SIGINT", status=130)  # fmt: skip
+        run.process("--resume", f"--out=run{step}")
+        assert_same(run.directory / f"run{step}", whole)
+
+
+@pytest.mark.parametrize("who", ["everyone", "a worker"])
+def test_ctrl_c_in_a_terminal_and_a_killed_worker(run, who):
+    """Both end with a checkpoint and how to go on."""
+    words = [*run.basic, "--steps=1000000", "--workers=2", "--out=run"]
+    with run.start(*words, start_new_session=True) as process, killed_at_last(process):
+        while "accuracy" not in process.stderr.read(80):
+            pass
+        if who == "everyone":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            named = [pid for pid in children.split()
+                     if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
+            os.kill(int(named[0]), signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if who == "everyone" else 2), err
+    assert "Traceback" not in err and "to go on: python" in out, err
+    assert (who == "a worker") == ("exit code -9" in err)
+    assert (run.directory / "run" / "checkpoint.npz").exists()
 
 
 def test_a_finished_run_reports_again_and_other_pictures_are_noticed(run, folder, weights, capsys):
@@ -350,8 +467,38 @@ def test_a_finished_run_reports_again_and_other_pictures_are_noticed(run, folder
     assert (out / "checkpoint.npz").read_bytes() == before
     with pytest.raises(ValueError, match="other images"):
         run("--resume", "--data", folder / "train")
-    with pytest.raises(ValueError, match=r"--lr is 0\.01 in the run to resume"):
-        run("--resume", "--lr=0.5")
+    for option, value in (("--lr", "0.01"), ("--probe", "''"), ("--mean", "''")):
+        with pytest.raises(ValueError, match=rf"{option} is {value} in the run to resume"):
+            run("--resume", f"{option}={'ridge' if option == '--probe' else 0.5}")
+    with pytest.raises(ValueError, match="would be overwritten"):
+        run("--weights", out / "checkpoint.npz")
+
+
+def test_pictures_of_val_belong_to_the_run(run, folder, tmp_path):
+    top = shutil.copytree(folder, tmp_path / "moved")
+    run("--data", top)
+    (top / "val" / "hay" / "0.png").rename(top / "val" / "hay" / "00.png")
+    with pytest.raises(ValueError, match="other images"):
+        run("--resume", "--data", top)
+
+
+def test_the_bar_goes_on_where_it_was(run, monkeypatch):
+    begun, bar = [], finetune.Run.bar
+    monkeypatch.setattr(finetune.Run, "bar", lambda run, total, done: (
+        begun.append((total, done)) or bar(run, total, done)
+    ))  # fmt: skip
+    run.process(*run.basic, "--out=run", at="step 4 SIGINT", status=130)
+    run("--resume")
+    assert begun == [(48, 32)]
+
+
+def test_another_scripts_checkpoint_is_kept(run, tmp_path):
+    data = make_data(tmp_path / "small")
+    words = ["--patch-size=4", "--num-blocks=1", "--hidden-dim=8", "--tokens-mlp-dim=4",
+             "--channels-mlp-dim=8", "--epochs=1", "--data-dir", data]  # fmt: skip
+    run(*words, main=train_mnist.main)
+    with pytest.raises(ValueError, match="not from a run of this script"):
+        run()
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -364,7 +511,7 @@ def test_a_finished_run_reports_again_and_other_pictures_are_noticed(run, folder
     (["--weights="], "--weights"),
     (["--variant=mixer_s32"], "--variant"), (["--hidden-dim=8"], "--hidden-dim"),
     (["--image-size=13"], "12 x 12, 24 x 24"), (["--freeze=nothing"], "nothing"),
-    (["--shots=100"], "class 0 has 8"), (["--holdout=2"], "--holdout"),
+    (["--shots=100"], "hay has 8 pictures"), (["--holdout=2"], "--holdout"),
     (["--workers=-1"], "--workers"),
 ])  # fmt: skip
 def test_bad_options(run, words, match):
@@ -384,7 +531,8 @@ def test_not_one_picture(run, tmp_path):
         (tmp_path / "bad" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "bad" / name).touch()
     _, err = run.process(*run.basic, "--data", tmp_path / "bad", "--out=run", status=2)
-    assert re.search(r"finetune: Loader: no picture could be decoded.*empty", err)
+    assert re.search(r"\nfinetune: Loader: no picture could be decoded.*empty", err)
+    assert not (tmp_path / "run" / "checkpoint.npz").exists()
 
 
 def test_memory_and_errors_of_scripts(capsys):
@@ -423,14 +571,19 @@ def test_the_probe_on_each_device(run, device):
 # ---- transfer.py --------------------------------------------------------------------------------
 
 
-def test_the_whole_comparison(run, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Options of transfer.py for a few seconds' worth."""
     shape = dict(train=120, test=30, shape=(14, 7))
     up, down = (make_data(tmp_path / n, seed=s, **shape) for n, s in (("up", 0), ("down", 1)))
     for name, value in dict(LABELS=(4, 9), HELD_OUT=60, SWEEP=[("sgd", 0.1), ("adamw", 0.01)],
                             SWEEP_DRAWS=1).items():  # fmt: skip
         monkeypatch.setattr(transfer, name, value)
-    words = ["--upstream", up, "--downstream", down, "--steps=10", "--draws=3", "--epochs=20"]
-    out = run(*words, main=transfer.main)
+    return ["--upstream", up, "--downstream", down, "--steps=10", "--draws=3", "--epochs=20"]
+
+
+def test_the_whole_comparison(run, small, capsys):
+    out = run(*small, main=transfer.main)
     found = rows(out / "transfer.csv")
     assert len(found) == 2 * 2 * 3 and len(rows(out / "sweep.csv")) == 2 * 2 * 2
     said = capsys.readouterr().out
@@ -439,7 +592,51 @@ def test_the_whole_comparison(run, tmp_path, monkeypatch, capsys):
               if (r["method"], r["labels"]) == ("fine-tuned", labels)]  # fmt: skip
         error = np.std(of, ddof=1) / np.sqrt(3)
         assert re.search(rf"{labels} labels +fine-tuned +{np.mean(of):.2%} \+- {error:.2%}", said)
-    assert found == rows(run(*words, out="again", main=transfer.main) / "transfer.csv")
+    assert found == rows(run(*small, out="again", main=transfer.main) / "transfer.csv")
+
+
+def test_the_comparison_is_fair(run, small, monkeypatch):
+    """Who is trained on what, from where, for how long, and who judges."""
+    trained, judged = [], []
+
+    def train(model, images, labels, setting, steps, batch_size, seed):
+        trained.append((model.state_dict(), images, labels, setting, steps, batch_size))
+        for parameter in model.parameters():  # stands for training: adamw wins the sweep
+            parameter.data = parameter.data + np.float32(0.01 if setting[0] == "sgd" else 0.02)
+
+    def accuracy(model, images, labels):
+        judged.append(images)
+        return 0.5 + float(model.head.bias.data[0])
+
+    monkeypatch.setattr(transfer, "train", train)
+    monkeypatch.setattr(transfer, "accuracy", accuracy)
+    run(*small, main=transfer.main)
+    _, _, test_images, _ = transfer.load(str(small[3]), range(10))
+    pretraining, sweep, final = trained[0], trained[1:9], trained[9:]
+    assert len(final) == 12 and pretraining[4] == 20 and len(pretraining[1]) == 120
+    pretrained = pretraining[0]["stem.weight"] + np.float32(0.02)
+    for runs in (sweep, final):
+        half = len(runs) // 2
+        for number, (weights, images, labels, _, steps, size) in enumerate(runs):
+            assert (steps, size) == (10, 64) and len(images) == len(labels) in (4, 9)
+            same = np.array_equal(weights["stem.weight"], pretrained)
+            assert same == (number < half) and not weights["head.weight"].any()
+        for one, other in zip(runs[:half], runs[half:], strict=True):  # the same labels for both
+            np.testing.assert_array_equal(one[1], other[1])
+    assert {entry[3] for entry in final} == {("adamw", 0.01)}
+    swept = {image.tobytes() for entry in sweep for image in entry[1]}
+    used = {image.tobytes() for entry in final for image in entry[1]}
+    held_out = {image.tobytes() for images in judged[1:9] for image in images}
+    assert len(held_out) == 60 and not held_out & (swept | used)
+    assert {entry[1].tobytes() for entry in sweep}.isdisjoint(e[1].tobytes() for e in final)
+    assert all(np.array_equal(images, test_images) for images in judged[9:])
+    assert not held_out & {image.tobytes() for image in test_images}
+
+
+def test_too_few_images_are_an_error(run, small, monkeypatch):
+    monkeypatch.setattr(transfer, "LABELS", (90,))
+    with pytest.raises(ValueError, match=r"\[40, 40, 40\]; too few for 90"):
+        run(*small, main=transfer.main)
 
 
 def test_labels_are_drawn_evenly_and_apart_from_those_held_out():

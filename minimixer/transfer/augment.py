@@ -13,9 +13,10 @@ Nothing here has a state: what is drawn is a pure function of (seed, epoch, exam
 >>> one_hot(np.array([2, 0]), 3, smoothing=0.3)
 array([[0.1, 0.1, 0.8],
        [0.8, 0.1, 0.1]], dtype=float32)
->>> images, targets = mixup(np.eye(2, dtype="float32"), np.eye(2), p=0.5, seed=7, step=0)
->>> bool((images == targets.astype("float32")).all() and images[0, 0] >= 0.5)
-True
+>>> mixup(np.eye(3), share=0.75)
+array([[0.75, 0.  , 0.25],
+       [0.25, 0.75, 0.  ],
+       [0.  , 0.25, 0.75]])
 
 Next: `loader.py`.
 """
@@ -262,25 +263,16 @@ def mixup_share(p: float, seed: int, step: int) -> float:
     return 1 / (1 + math.exp(-difference))
 
 
-def mixup(images: Array, targets: Array, p: float, seed: int, step: int) -> tuple[Array, Array]:
-    """Each picture blended with the one before it in the batch, and their targets likewise.
+def mixup(values: Array, share: Any) -> Array:
+    """share values[b] + (1 - share) values[b - 1] for each b of (B, ...), with the last before the
+    first: for images, and with the same share for their targets.
 
-    images (B, ...) and targets (B, K), floating-point, on CPU or GPU -> new arrays of the same
-    shapes and dtypes. One share for the whole batch, as in the authors' code. TypeError for
-    integers (uint8 would wrap around), ValueError for lengths that differ.
+    values are floating-point, on CPU or GPU, and stay as they are; TypeError for integers (uint8
+    would wrap around). `share`: one for the whole batch, as in the authors' code; a number, or an
+    array of one, of the same dtype, which a recorded step (graph.py) can be given anew.
     """
-    if images.dtype.kind in "iub" or targets.dtype.kind in "iub":
-        raise TypeError(f"mixup: needs floating-point arrays, not {images.dtype}, {targets.dtype}")
-    if len(images) != len(targets):
-        raise ValueError(f"mixup: {len(images)} images, but {len(targets)} targets")
-    share = mixup_share(p, seed, step)
-    return blend(images, share), blend(targets, share)
-
-
-def blend(values: Array, share: Any) -> Array:
-    """share values[b] + (1 - share) values[b - 1] for each b of (B, ...), the last before the
-    first. `share` is a number, or an array of one, which a recorded step (graph.py) can be given.
-    """
+    if values.dtype.kind in "iub":
+        raise TypeError(f"mixup: needs floating-point arrays, not {values.dtype}")
     other = namespace(values).roll(values, 1, axis=0)
     other *= 1 - share
     other += values * share

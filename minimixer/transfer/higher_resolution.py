@@ -23,6 +23,7 @@ import numpy as np
 
 from ..mixer import Mixer
 from ..nn import check_sizes
+from .remake import remake
 
 
 def resize(model: Mixer, image_size: int | tuple[int, int]) -> Mixer:
@@ -44,10 +45,6 @@ def resize(model: Mixer, image_size: int | tuple[int, int]) -> Mixer:
     changes: dict[str, Any] = {
         "image_size": (high, wide), "tokens_mlp_dim": factor**2 * model.config["tokens_mlp_dim"]
     }  # fmt: skip
-    larger = Mixer(
-        **model.config | changes, mean=model.mean, std=model.std, class_names=model.class_names,
-        dtype=str(model.dtype), seed=None, checkpoint_blocks=model.checkpoint_blocks,
-    )  # fmt: skip
     state = model.state_dict()
     for name, value in state.items():
         kind = name.partition("token_mixing.")[2]
@@ -57,13 +54,7 @@ def resize(model: Mixer, image_size: int | tuple[int, int]) -> Mixer:
             state[name] = np.tile(value, factor**2)
         elif kind == "b2":
             state[name] = value[[inner for _, inner in where]]
-    larger.load_state_dict(state)
-    larger.random.seed = model.random.seed
-    larger.to(model.device)
-    if model.precision != "float32":
-        larger.set_precision(model.precision)
-    larger.train(model.training)
-    return larger
+    return remake(model, state, **changes)
 
 
 def places(grid: tuple[int, int], factor: int) -> list[tuple[int, int]]:

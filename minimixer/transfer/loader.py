@@ -28,6 +28,7 @@ import signal
 import traceback
 import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,8 @@ class Loader:
     flip (unless `flip` is False) for each epoch, and `layers` of RandAugment at `magnitude`;
     without, the order as it is and the centre of each picture. `workers` processes decode, or with
     0 this one. The last batch may be smaller (with `drop_last` it is left out then), and so is one
-    with a file that can't be decoded: `skipped` lists each such (path, reason) once, and a batch of
-    which nothing is left does not come; `index` is the number of the one that came last. The
-    workers live until `close`, the end of a `with`, or an epoch that was not walked to its end.
+    with a file that can't be decoded, down to none: `skipped` lists each such (path, reason) once.
+    The workers live until `close`, the end of a `with`, or an epoch that was not walked to its end.
     ValueError for empty or unequal lists and for numbers out of range.
     """
 
@@ -99,7 +99,7 @@ class Loader:
             magnitude=magnitude,
             flip=bool(flip),
         )
-        self.drop_last, self.index = bool(drop_last), 0
+        self.drop_last = bool(drop_last)
         self.skipped: list[tuple[str, str]] = []
         self._skipped_paths: set[str] = set()
         self._team: _Team | None = None
@@ -116,8 +116,9 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of `epoch` from number `start` on: images uint8 (B, size, size, 3), labels
-        int64 (B,). One epoch at a time. LoaderError if a worker dies or fails, or if not one
-        picture could be decoded; ImportError without Pillow."""
+        int64 (B,); B is 0 for a batch of which nothing can be decoded. One epoch at a time.
+        LoaderError if a worker dies or fails, or if nothing of the whole epoch could be decoded;
+        ImportError without Pillow."""
         import_pillow()
         epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
         return self._epoch(epoch, _check_integer("start", start, 0, len(self)))
@@ -136,15 +137,14 @@ class Loader:
                 if failures:
                     failed = [row for row, _ in failures]
                     images, examples = np.delete(images, failed, 0), np.delete(examples, failed)
-                if len(images):
-                    empty, self.index = False, index
-                    yield images, self.labels[examples]
+                empty = empty and not len(images)
+                yield images, self.labels[examples]
             finished = True
         finally:  # also on break and Ctrl-C: workers amid an epoch that nobody wants are ended
             self._busy = False
             if not finished:
                 self.close()
-        if empty and start < len(self):
+        if empty and not start:
             raise LoaderError(f"Loader: no picture could be decoded; the last one: {reason}")
 
     def _images(
@@ -209,6 +209,8 @@ class _Team:
         # Ctrl-C reaches all processes of a terminal; held back while these start, it stays so for
         # them, and the one that reads ends them.
         masked = hasattr(signal, "pthread_sigmask")
+        if masked:  # first what Python starts beside them, as it ends the holding back
+            resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masked else set()
         try:
             for worker in range(workers):

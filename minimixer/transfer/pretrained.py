@@ -12,7 +12,7 @@ wrote it: GELU in the tanh form for the authors', exact for timm's; images from 
 >>> load_pretrained(path, num_classes=5).head.weight.shape      # a fresh head, of zeros
 (8, 5)
 
-Next: `higher_resolution.py`.
+Next: `remake.py`.
 """
 
 import json
