@@ -80,11 +80,10 @@ SETTINGS = {
     "std": ("", "the same; instead of what the weights say"),
     "seed": (0, "new weights, order, crops, shots"),
 }
-# The paper's pretraining (its section 3; batch and steps at a smaller scale).
 NEW_MODEL = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1, "schedule": "linear", "steps": 10000,
     "randaugment": 2, "mixup": 0.5, "stochastic_depth": 0.1,
-}  # fmt: skip
+}  # fmt: skip  # the paper's pretraining (its section 3), at a smaller scale
 ON_GPU = {"precision": "bfloat16"}
 SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 

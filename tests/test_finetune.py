@@ -152,6 +152,17 @@ def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
     assert 0 < waited < sum(float(row["seconds"]) for row in rows(out / "metrics.csv"))
 
 
+def test_the_loss_is_that_of_the_true_class(plain, folder):
+    """Also of pictures that the model takes for something else."""
+    paths, labels, _ = find_splits(folder)[1]
+    (images, labels), = Loader(paths, labels, SIZE, 64, train=False).epoch(0)  # fmt: skip
+    p = Mixer.load(plain / "checkpoint.npz").predict_proba(images)
+    assert (p.argmax(axis=1) != labels).any()
+    expected = -np.log(p[np.arange(len(labels)), labels].astype(np.float64)).mean()
+    met = float(rows(plain / "metrics.csv")[-1]["val_loss"])
+    np.testing.assert_allclose(met, expected, rtol=1e-6)
+
+
 def test_the_recipe_is_the_papers(run, weights, monkeypatch):
     """SGD with momentum 0.9, a cosine after a warm-up, norm 1 at most, no decay, a zero head."""
     seen = {}

@@ -19,7 +19,7 @@ def make(n=60, shape=(28, 28, 1), classes=10, mistakes=40, epochs=3, seed=0):
     """(history, images, labels, probabilities) with so many wrong predictions."""
     rng = np.random.default_rng(seed)
     history = [
-        {"train_loss": 1 / e, "test_loss": 1.5 / e, "train_accuracy": 1 - 1 / (e + 1),
+        {"epoch": e, "train_loss": 1 / e, "test_loss": 1.5 / e, "train_accuracy": 1 - 1 / (e + 1),
          "test_accuracy": 1 - 1.5 / (e + 2)} for e in range(1, epochs + 1)
     ]  # fmt: skip
     images = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
@@ -101,6 +101,32 @@ def test_the_most_confident_mistakes_and_their_titles(tmp_path, monkeypatch):
         for line, part in zip(axes.lines, ("train", "test"), strict=True):
             assert line.get_label().startswith(part) and list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [row[f"{part}_{name}"] for row in history]
+
+
+def test_steps_names_and_pictures_taken_one_by_one(tmp_path, monkeypatch):
+    """As finetune.py asks for them: by step, on val/, with names of classes."""
+    figure = pytest.importorskip("matplotlib.figure")
+    saved = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: saved.append(self))
+    history, images, labels, probabilities = make(n=20, mistakes=5, classes=3)
+    history = [
+        {"step": 50 * row["epoch"], **{k.replace("test", "val"): v for k, v in row.items()}}
+        for row in history
+    ]
+
+    class OneByOne:
+        def __getitem__(self, number):
+            assert number < 5  # only those that are drawn
+            return images[number]
+
+    save_pictures(tmp_path, history, OneByOne(), labels, probabilities, ["hay", "ivy", "jar"])
+    curves, mistakes = saved
+    assert [axes.get_xlabel() for axes in curves.axes] == ["step", "step"]
+    assert list(curves.axes[0].lines[1].get_xdata()) == [50, 100, 150]
+    assert list(curves.axes[0].lines[1].get_ydata()) == [row["val_loss"] for row in history]
+    names, predicted = np.array(["hay", "ivy", "jar"]), probabilities.argmax(axis=1)
+    titles = {axes.get_title().partition(" (")[0] for axes in mistakes.axes if axes.images}
+    assert titles == {f"{names[labels[i]]}, not {names[predicted[i]]}" for i in range(5)}
 
 
 def test_they_replace_those_of_before(tmp_path):
