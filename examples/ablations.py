@@ -1,0 +1,324 @@
+"""Changes to Mixer that the paper's appendix A.1 reports as not helping, in one table.
+
+    python examples/ablations.py                        the embedded MNIST, some minutes on 2 cores
+    python examples/ablations.py --device cuda --epochs 20 --seeds 5
+    python examples/ablations.py --data-dir DIR --only mixer untied
+
+Mixer's token mixing sends each channel's S tokens through one MLP that all channels share:
+
+    mixer      (S, B*C)                                    as it is
+    untied     a token MLP for every channel               C times its parameters
+    grouped    a token MLP for each group of channels      --groups times
+    joined     so many neighbouring channels put end to end, (groups*S, B*C/groups): an MLP that
+               sees several channels at once               --groups times
+    reducing   halfway, a token MLP with S / 4 outputs takes the place of a block's token mixing
+    merging    halfway, 2 x 2 tokens become one of twice the channels, by a linear layer
+
+"grouped" lies between the first two; "merging" is other networks' pyramid, "reducing" the
+appendix's. All are trained alike, with settings that were chosen for Mixer. A Mixer is made first
+and its blocks replaced: it asks of one no more than block(x, y, bias) -> (x, y, bias).
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from options import Parser, check_range, run_script
+from tqdm import tqdm
+from training import write_rows
+
+from minimixer import AdamW, Mixer, Tensor, backend, data, fetch, schedule
+from minimixer import functional as F
+from minimixer.block import MixerBlock, MixerMLP, add_norm
+from minimixer.nn import LayerNorm, Linear, Module, lecun_normal
+from minimixer.parameters import Parameter
+
+SETTINGS = {
+    "patch_size": (7, "P: side of a patch; image / P must be even, for merging"),
+    "num_blocks": (4, "N: Mixer blocks"),
+    "hidden_dim": (96, "C: channels"),
+    "tokens_mlp_dim": (32, "D_S: hidden units of the token-mixing MLP"),
+    "channels_mlp_dim": (256, "D_C: hidden units of the channel-mixing MLP"),
+    "groups": (4, "groups of channels; for joined: channels in each"),
+    "epochs": (2, "passes over the training images"),
+    "batch_size": (128, "images a step"),
+    "lr": (4e-3, "learning rate at its highest; cosine decay after a warm-up of a tenth"),
+    "weight_decay": (0.05, "AdamW's decay, on weights only"),
+    "max_shift": (1, "each image moves by up to so many pixels, anew in each epoch"),
+    "seeds": (3, "runs of each model: initial weights, order of the images, shifts"),
+    "limit_train": (0, "train on the first so many images only; 0: all"),
+}
+
+# ---- token mixing otherwise ---------------------------------------------------------------------
+
+
+class GroupedMLP(Module):
+    """Token mixing by one MLP for each of `groups` groups of neighbouring channels.
+
+    w1, w2 (groups, S, D_S); b1 (groups * D_S,), b2 (groups * S,). With groups = C none is shared.
+    """
+
+    def __init__(self, tokens: int, channels: int, hidden: int, groups: int, approximate: str):
+        self.approximate = approximate
+        self.vectors = channels // groups  # that an image has for each weight
+        shape = groups, tokens, hidden
+        self.w1 = Parameter(np.zeros(shape, dtype=np.float32))
+        self.b1 = Parameter(np.zeros(groups * hidden, dtype=np.float32))
+        self.w2 = Parameter(np.zeros(shape, dtype=np.float32))
+        self.b2 = Parameter(np.zeros(groups * tokens, dtype=np.float32))
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        shape = _, tokens, hidden = self.w1.shape
+        self.w1.data = lecun_normal(shape, tokens, seed, layer)
+        self.w2.data = lecun_normal(shape, hidden, seed, layer, number=1)
+        for bias in (self.b1, self.b2):
+            bias.data = np.zeros(bias.shape, dtype=np.float32)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """x (S, B, C) -> (y, None): the last bias, which is no vector of S numbers, is in y."""
+        groups, tokens, _ = self.w1.shape
+        batch, channels = x.shape[1:]
+        x = x.reshape(tokens, batch, groups, channels // groups).transpose(2, 0, 1, 3)
+        x = x.reshape(groups, tokens, batch * channels // groups)
+        u = self.w1.transpose(0, 2, 1) @ x + self.b1.reshape(groups, -1, 1)  # (groups, D_S, n)
+        y = self.w2 @ F.gelu(u, self.approximate) + self.b2.reshape(groups, -1, 1)
+        y = y.reshape(groups, tokens, batch, channels // groups).transpose(1, 2, 0, 3)
+        return y.reshape(tokens, batch, channels), None
+
+
+class JoinedMLP(Module):
+    """Token mixing of `groups` neighbouring channels at once, their tokens put end to end:
+    mlp.w1, mlp.w2 (groups * S, D_S)."""
+
+    def __init__(self, tokens: int, channels: int, hidden: int, groups: int, approximate: str):
+        self.groups, self.vectors = groups, channels // groups  # see GroupedMLP
+        self.mlp = MixerMLP(groups * tokens, hidden, 0, approximate)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        tokens, batch, channels = x.shape
+        x = x.reshape(tokens, batch, channels // self.groups, self.groups).transpose(3, 0, 1, 2)
+        y, bias = self.mlp(x.reshape(self.groups * tokens, batch, -1))
+        y = F.add_bias(y, bias, axis=0).reshape(self.groups, tokens, batch, -1)
+        return y.transpose(1, 2, 3, 0).reshape(tokens, batch, channels), None
+
+
+# ---- pyramids -----------------------------------------------------------------------------------
+
+
+class ReducingBlock(Module):
+    """A Mixer block whose token MLP gives S' < S tokens: hidden (S, D_S), reduce (D_S, S').
+    There is nothing to add them to: of the two skip connections the second remains."""
+
+    def __init__(
+        self, tokens: int, reduced: int, channels: int, tokens_mlp_dim: int,
+        channels_mlp_dim: int, approximate: str,
+    ):  # fmt: skip
+        self.approximate, self.vectors = approximate, channels
+        self.norm1 = LayerNorm(channels)
+        self.hidden = Linear(tokens, tokens_mlp_dim)
+        self.reduce = Linear(tokens_mlp_dim, reduced)
+        self.norm2 = LayerNorm(channels)
+        self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
+
+    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
+        """(S, B, C) -> (S', B, C)"""
+        _, h = add_norm(x, y, bias, self.norm1)
+        h = self.hidden(h.transpose(1, 2, 0))  # (B, C, D_S): the paper's transpose, for once
+        x = self.reduce(F.gelu(h, self.approximate)).transpose(2, 0, 1)
+        x, h = add_norm(x, None, None, self.norm2)
+        y, bias = self.channel_mixing(h)
+        return x, y, bias
+
+
+class MergingBlock(Module):
+    """LayerNorm, then 2 x 2 tokens side by side through one linear layer, 4 C -> 2 C channels."""
+
+    def __init__(self, rows: int, columns: int, channels: int):
+        if rows % 2 or columns % 2:
+            raise ValueError(
+                f"{rows} x {columns} tokens can't be merged 2 x 2: choose --patch-size"
+            )
+        self.grid = rows, columns
+        self.norm = LayerNorm(channels)
+        self.merge = Linear(4 * channels, 2 * channels)
+
+    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, None, None]:
+        """(S, B, C) -> (S / 4, B, 2 C)"""
+        _, h = add_norm(x, y, bias, self.norm)
+        rows, columns = self.grid
+        h = h.reshape(rows // 2, 2, columns // 2, 2, *h.shape[1:]).transpose(0, 2, 4, 1, 3, 5)
+        return self.merge(h.reshape(rows * columns // 4, h.shape[2], -1)), None, None
+
+
+# ---- the models ---------------------------------------------------------------------------------
+
+
+def with_token_mixing(kind: Callable[..., Any], groups: Callable) -> Callable[..., None]:
+    """Replaces every block's token mixing by a `kind`."""
+
+    def change(model: Mixer, options: argparse.Namespace) -> None:
+        c, count = model.config, groups(options)
+        if c["hidden_dim"] % count:
+            raise ValueError(f"{c['hidden_dim']} channels can't be cut into {count} equal groups")
+        for block in model.blocks:
+            tokens = len(block.token_mixing.w1)
+            sizes = tokens, c["hidden_dim"], c["tokens_mlp_dim"]
+            block.token_mixing = kind(*sizes, count, c["approximate"])
+
+    return change
+
+
+def reducing(model: Any, options: argparse.Namespace) -> None:
+    c, half = model.config, len(model.blocks) // 2
+    tokens = len(model.blocks[0].token_mixing.w1)
+    sizes = c["hidden_dim"], c["tokens_mlp_dim"], c["channels_mlp_dim"], c["approximate"]
+    model.blocks[half] = ReducingBlock(tokens, tokens // 4, *sizes)
+    for i in range(half + 1, len(model.blocks)):
+        model.blocks[i] = MixerBlock(tokens // 4, *sizes, stochastic_depth=0.0)
+
+
+def merging(model: Any, options: argparse.Namespace) -> None:
+    c, half = model.config, len(model.blocks) // 2
+    rows, columns = (side // c["patch_size"] for side in c["image_size"])
+    wide = 2 * c["hidden_dim"]
+    sizes = c["tokens_mlp_dim"], 2 * c["channels_mlp_dim"], c["approximate"]
+    for i in range(half, len(model.blocks)):
+        model.blocks[i] = MixerBlock(rows * columns // 4, wide, *sizes, stochastic_depth=0.0)
+    model.blocks.insert(half, MergingBlock(rows, columns, c["hidden_dim"]))
+    model.norm, model.head = LayerNorm(wide), Linear(wide, c["num_classes"], zero=True)
+
+
+VARIANTS: dict[str, Callable[..., None]] = {
+    "mixer": lambda model, options: None,
+    "untied": with_token_mixing(GroupedMLP, lambda options: options.hidden_dim),
+    "grouped": with_token_mixing(GroupedMLP, lambda options: options.groups),
+    "joined": with_token_mixing(JoinedMLP, lambda options: options.groups),
+    "reducing": reducing,
+    "merging": merging,
+}
+
+
+def make(name: str, options: argparse.Namespace, shape: tuple, classes: int, seed: int) -> Mixer:
+    model = Mixer(
+        image_size=shape[:2], in_channels=shape[2], num_classes=classes,
+        patch_size=options.patch_size, num_blocks=options.num_blocks,
+        hidden_dim=options.hidden_dim, tokens_mlp_dim=options.tokens_mlp_dim,
+        channels_mlp_dim=options.channels_mlp_dim, seed=None,
+    )  # fmt: skip
+    VARIANTS[name](model, options)
+    model.parameters()  # of the new parts too, in one buffer
+    model.initialize(seed)
+    model.to(options.device)
+    return model
+
+
+def macs(model: Any) -> int:
+    """Multiply-accumulates for one image: each weight's size times the vectors it is used for."""
+    tokens = (model.height // model.patch_size) * (model.width // model.patch_size)
+    total = tokens * model.stem.weight.size + model.head.weight.size
+    for block in model.blocks:
+        if isinstance(block, MergingBlock):
+            tokens //= 4
+            total += tokens * block.merge.weight.size
+            continue
+        if isinstance(block, ReducingBlock):
+            tokens = block.reduce.weight.shape[1]
+            total += block.vectors * (block.hidden.weight.size + block.reduce.weight.size)
+        else:
+            mixing = block.token_mixing
+            vectors = getattr(mixing, "vectors", len(block.norm1.weight))
+            total += vectors * sum(p.size for p in mixing.parameters() if p.ndim > 1)
+        total += tokens * 2 * block.channel_mixing.w1.size
+    return total
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def train(model: Mixer, batches: data.Batches, options: argparse.Namespace, label: str) -> float:
+    """Seconds that training took. ValueError if the loss is not finite."""
+    optimizer = AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    total_steps = options.epochs * len(batches)
+
+    def train_step(images, labels):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    started, step = time.perf_counter(), 0
+    with tqdm(total=total_steps, desc=label, unit="step", leave=False, dynamic_ncols=True) as bar:
+        for epoch in range(options.epochs):
+            for images, labels in batches.epoch(epoch):
+                optimizer.lr_factor = schedule(step, total_steps, total_steps // 10)
+                fetched = fetch(train_step(images, labels))
+                step += 1
+                bar.update()
+            (loss,) = fetched.results()  # waits for a GPU, once an epoch
+            if not np.isfinite(loss):
+                raise ValueError(f"{label}: the loss became {loss} in epoch {epoch + 1}")
+    return time.perf_counter() - started
+
+
+def main() -> int:
+    options = make_parser().parse_args()
+    check_range(options, "groups epochs batch_size seeds patch_size num_blocks", 1, np.inf)
+    check_range(options, "hidden_dim tokens_mlp_dim channels_mlp_dim", 1, np.inf)
+    check_range(options, "lr", 1e-12, np.inf)
+    check_range(options, "weight_decay max_shift limit_train", 0, np.inf)
+    options.device = backend.check_device(options.device)
+    load = (lambda: data.load_directory(options.data_dir)) if options.data_dir else data.load_mnist
+    train_images, train_labels, test_images, test_labels = load()
+    if options.limit_train:
+        train_images = train_images[: options.limit_train]
+        train_labels = train_labels[: options.limit_train]
+    classes = data.num_classes(np.concatenate([train_labels, test_labels]))
+    rows: list[dict[str, Any]] = []
+    print(f"{'model':10} {'parameters':>12} {'MACs':>14} {'top-1':>8} {'+-':>6} {'seconds':>8}")
+    for name in options.only:
+        top1, seconds = [], 0.0
+        for seed in range(options.seeds):
+            model = make(name, options, train_images.shape[1:], classes, seed)
+            batches = data.Batches(
+                train_images, train_labels, options.batch_size, seed, options.max_shift
+            )
+            seconds += train(model, batches, options, f"{name}, seed {seed}")
+            top1.append(float((model.predict(test_images) == test_labels).mean()))
+        rows.append({
+            "model": name, "parameters": model.num_parameters(), "macs": macs(model),
+            "top1_mean": np.mean(top1), "top1_deviation": np.std(top1, ddof=1) if top1[1:] else 0.0,
+            "seconds": seconds / options.seeds, "top1": " ".join(f"{value:.4f}" for value in top1),
+        })  # fmt: skip
+        print_row(rows[-1])
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        write_rows(Path(options.out), rows)
+    print(
+        f"{options.epochs} epochs, {options.seeds} seeds on {options.device}; wrote {options.out}"
+    )
+    return 0
+
+
+def print_row(row: dict[str, Any]) -> None:
+    print(
+        f"{row['model']:10} {row['parameters']:12,} {row['macs']:14,} {row['top1_mean']:8.2%} "
+        f"{row['top1_deviation']:6.2%} {row['seconds']:8.1f}",
+        flush=True,
+    )
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="models")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--data-dir", default="", help="directory of IDX files (default: MNIST)")
+    parser.add_argument("--out", default="runs/ablations.csv", help="default: runs/ablations.csv")
+    parser.add_settings(SETTINGS)
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, "ablations")

@@ -1,0 +1,345 @@
+"""Mixer against ViT and ResNet under equal budgets: the paper's table and figures, our numbers.
+
+    python examples/compare.py                              MNIST, small models, 2 cores: minutes
+    python examples/compare.py --device cuda                larger models, on a GPU
+    python examples/compare.py --data DIR                   Fashion-MNIST, CIFAR, picture folders
+    python examples/compare.py --figure scaling             accuracy against training-set size
+    python examples/compare.py --upstream mnist:0-4 --downstream mnist:5-9 --examples 200
+
+Figures, several with commas: table (the default), scaling, frontier, tokens, invariance, weights.
+compare_data.py tells what can be named as data, compare_models.py what is compared and how its
+costs are measured, compare_cells.py how a model is trained (the loop is there), compare_figures.py
+and compare_weights.py what the figures show.
+
+What makes it fair, and is printed: each model of a size has about as many parameters as the others;
+all have the same images in the same order, shifts, batch size, AdamW, cosine schedule with warm-up,
+clipping and weight decay; --equal says whether they get equal steps, equal floating-point
+operations or equal seconds. The learning rate of each comes from the same short sweep, scored on
+training images that are held out from everything else. Nothing is chosen on the test set: its
+accuracy is that of the last step's weights. Times and memory are measured with the plain code for
+all (kernels.use("reference")); what the Mixer's fast kernels make of it is in columns of its own.
+
+Finished cells (one model, one seed) are kept in OUT/cells: Ctrl-C at any time, and the same command
+goes on.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import compare_figures
+import numpy as np
+from compare_cells import Result, cell_path, complete, kept, machine, run_cell
+from compare_data import Data, load
+from compare_models import (
+    FAMILIES,
+    SIZES,
+    Spec,
+    count_macs,
+    make_model,
+    model_config,
+    patch_size,
+    step_seconds,
+    train_flops,
+)
+from compare_table import table, transfer, write_csv
+from compare_weights import weights
+from options import Parser
+
+from minimixer import backend
+
+SWEEP_SHARE = 4  # a run of the sweep has one step in so many of a whole run
+LEAST_STEPS = 24
+SECONDS = 30.0  # of training, by default with --equal seconds
+FIGURES = {
+    "table": table, "scaling": compare_figures.scaling, "frontier": compare_figures.frontier,
+    "tokens": compare_figures.tokens, "invariance": compare_figures.invariance,
+    "weights": weights,
+}  # fmt: skip
+
+
+class Comparison:
+    """What the table and the figures ask for results: each is trained once and then kept."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.out = options, Path(options.out)
+        self.device = backend.check_device(options.device)
+        self.models, self.sizes, self.seeds = options.models, options.sizes, options.seeds
+        self.folder = self.out / "cells"
+        self.sweeps: dict[tuple, list[dict[str, Any]]] = {}
+        self.counted: dict[str, int] = {}  # MACs
+        self.told: set[Path] = set()  # cells that a line was printed about
+
+    def spec(self, kind: str, family: str, size: str, source: Data, **changes: Any) -> Spec:
+        """All that determines a cell, but for data and machine."""
+        options = self.options
+        spec = {
+            "kind": kind, "family": family, "size": size,
+            "config": model_config(family, size, source.shape, source.classes),
+            "optimizer": "adamw", "weight_decay": 0.05, "clip": 1.0, "warmup": 0.1,
+            "max_shift": options.max_shift, "train_images": len(source.train_images),
+            "batch_size": options.batch_size or SIZES[size]["batch_size"],
+            "shuffle": "none", "patch_size": patch_size(source.shape, SIZES[size]["grid"]),
+            "start": None, **changes,
+        }  # fmt: skip
+        whole = spec["train_images"] == len(source.train_images)
+        spec["keep"] = (
+            kind == "final" and whole and not (spec["start"] or spec["shuffle"] != "none")
+        )
+        return spec
+
+    def run(self, spec: Spec, source: Data) -> Result:
+        """The result of a cell, and a line about it at its first use."""
+        result = run_cell(self.folder, spec, source, self.device, self.options.cell_minutes)
+        name = cell_path(self.folder, complete(spec, source, self.device))
+        if spec["kind"] == "final" and name not in self.told:
+            self.told.add(name)
+            how = "fine-tuned " if spec["start"] else ""
+            how += "" if spec["shuffle"] == "none" else f"shuffled {spec['shuffle']} "
+            print(f"cell   {spec['family']:7} {spec['size']:6} seed {spec['seed']} "
+                  f"{spec['train_images']:6,} images {spec['steps']:5} steps {how}"
+                  f"test {result['accuracy']:.2%} train {result['train_accuracy']:.2%}",
+                  flush=True)  # fmt: skip
+        return result
+
+    # ---- budgets --------------------------------------------------------------------------------
+
+    def steps(self, family: str, size: str, source: Data) -> int:
+        """Training steps of a family under the budget that all share."""
+        options, usual = self.options, SIZES[size]["steps"]
+        spec = self.spec("speed", family, size, source, lr=1e-3, seed=0)
+        batch = min(spec["batch_size"], len(source.train_images))
+        if options.equal == "steps":
+            return round(options.budget or usual)
+        if options.equal == "flops":
+            budget = 1e12 * (options.budget or 0)
+            budget = budget or train_flops(self.macs("mixer", size, source), batch) * usual
+            steps = budget / train_flops(self.macs(family, size, source), batch)
+        else:
+
+            def measure() -> Result:
+                def make() -> Any:
+                    return make_model(family, spec["config"], 0, self.device)
+
+                return {"seconds": step_seconds(make, source.shape, source.classes, spec,
+                                                self.device)}  # fmt: skip
+
+            measured = kept(self.folder, complete(spec, source, self.device), measure)
+            steps = (options.budget or SECONDS) / measured["seconds"]
+        if steps < LEAST_STEPS:
+            raise ValueError(f"--budget gives {family} {steps:.1f} steps; {LEAST_STEPS} are needed")
+        return int(steps)
+
+    def macs(self, family: str, size: str, source: Data) -> int:
+        config = model_config(family, size, source.shape, source.classes)
+        key = str((family, config))
+        if key not in self.counted:
+            self.counted[key] = count_macs(make_model(family, config, 0))
+        return self.counted[key]
+
+    def introduce(self, *sources: Data) -> None:
+        """Say what all models have in common."""
+        options = self.options
+        for source in sources:
+            print(f"data   {source.name}: {source.classes} classes, {len(source.train_images):,} "
+                  f"training images, {len(source.held_images):,} held out for the sweep, "
+                  f"{len(source.test_images):,} for the test, {source.shape}")  # fmt: skip
+        budget = "the size's own" if options.budget is None else f"{options.budget:g}"
+        unit = {"steps": "steps", "flops": "10^12 operations", "seconds": "seconds of training"}
+        print(f"equal  {unit[options.equal]}: {budget}; seeds {', '.join(map(str, self.seeds))}; "
+              f"shifts up to {options.max_shift}; on {machine(self.device)}\n"
+              f"sweep  the same rates for all models, 1 / {SWEEP_SHARE} of the steps, scored by "
+              "accuracy on held-out training images", flush=True)  # fmt: skip
+
+    # ---- cells ----------------------------------------------------------------------------------
+
+    def learning_rate(
+        self, family: str, size: str, source: Data, rates: Iterable[float], **changes: Any
+    ) -> float:
+        """The best of `rates` on the held-out images, after short runs of a seed that is not one of
+        the table's. Ties: the smaller loss."""
+        steps = max(LEAST_STEPS, changes.pop("steps") // SWEEP_SHARE)
+        rows = []
+        for lr in rates:
+            spec = self.spec("sweep", family, size, source, lr=lr, steps=steps,
+                             seed=max(self.seeds) + 1, **changes)  # fmt: skip
+            found = self.run(spec, source)
+            loss = math.inf if found["held_loss"] is None else found["held_loss"]
+            diverged = found["loss"] is None or loss == math.inf
+            rows.append({
+                "model": family, "size": size, "data": source.name, "optimizer": spec["optimizer"],
+                "steps": steps, "lr": lr, "held_out_top1": found["held_accuracy"],
+                "held_out_loss": loss, "diverged": diverged,
+            })  # fmt: skip
+        best = min(rows, key=lambda r: (r["diverged"], -r["held_out_top1"], r["held_out_loss"]))
+        if best["diverged"]:
+            raise ValueError(f"{family} {size}: every learning rate diverged; give lower --lrs")
+        for row in rows:
+            row["chosen"] = row is best
+        key = (family, size, source.name, rows[0]["optimizer"], steps)
+        if key not in self.sweeps:
+            self.sweeps[key] = rows
+            shown = ", ".join(f"{r['lr']:g}: {r['held_out_top1']:.2%}" for r in rows)
+            edge = best["lr"] in (max(rates), min(rates)) and len(rows) > 1
+            print(f"sweep  {family:7} {size:6} lr {shown} -> {best['lr']:g}"
+                  + (" (at the end of what was tried)" if edge else ""), flush=True)  # fmt: skip
+            write_csv(self.out / "sweep.csv", [r for rows in self.sweeps.values() for r in rows])
+        return best["lr"]
+
+    def final(
+        self, family: str, size: str, source: Data, seed: int, count: int | None = None,
+        shuffle: str = "none", budget_share: float = 1.0,
+    ) -> tuple[Spec, Result]:  # fmt: skip
+        """A whole run, on the first `count` training images: (spec, result). The learning rate is
+        that of the sweep on all images, whatever the count, shuffle and share of the budget."""
+        steps = self.steps(family, size, source)
+        lr = self.learning_rate(family, size, source, self.options.lrs, steps=steps)
+        spec = self.spec("final", family, size, source, lr=lr, seed=seed, shuffle=shuffle,
+                         steps=max(LEAST_STEPS, round(steps * budget_share)),
+                         train_images=count or len(source.train_images))  # fmt: skip
+        spec["keep"] = spec["keep"] and budget_share == 1
+        return spec, self.run(spec, source)
+
+    def fine_tuned(
+        self, family: str, size: str, up: Data, down: Data, seed: int
+    ) -> tuple[Result, Spec, Result]:
+        """Pretrained on `up`, then fine-tuned on --examples images of `down` as in the paper: a
+        fresh head, SGD with momentum, no weight decay. (upstream result, spec, result)"""
+        options = self.options
+        count = min(options.examples or len(down.train_images), len(down.train_images))
+        steps = options.fine_steps or max(LEAST_STEPS, self.steps(family, size, up) // 4)
+
+        def start(seed: int) -> tuple[str, Result]:
+            spec, result = self.final(family, size, up, seed)
+            name = cell_path(self.folder, complete(spec, up, self.device)).with_suffix(".npz").name
+            return name, result
+
+        own: dict[str, Any] = {"optimizer": "sgd", "weight_decay": 0.0, "train_images": count}
+        lr = self.learning_rate(family, size, down, options.fine_lrs, steps=steps * SWEEP_SHARE,
+                                start=start(self.seeds[0])[0], **own)  # fmt: skip
+        name, pretrained = start(seed)
+        spec = self.spec("final", family, size, down, lr=lr, seed=seed, steps=steps, start=name,
+                         **own)  # fmt: skip
+        return pretrained, spec, self.run(spec, down)
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+def listed(kind: Any, least: float = -math.inf) -> Any:
+    """A type of option: values separated by commas, none of them twice."""
+
+    def read(text: str) -> list[Any]:
+        values = [kind(part) for part in text.split(",")]
+        if len(set(values)) < len(values) or (kind is not str and not min(values) >= least):
+            raise argparse.ArgumentTypeError(f"values must differ and suit, got {text}")
+        return values
+
+    return read
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--data", default="mnist", help="what to train on (default: mnist)")
+    add("--upstream", help="pretrain on this, with --downstream")
+    add("--downstream", help="and fine-tune on that")
+    add("--examples", type=int, default=0, help="labelled images to fine-tune on (default: all)")
+    add("--fine-steps", type=int, default=0, help="of fine-tuning (default: a quarter)")
+    add("--fine-lrs", type=listed(float, 1e-9), default=[0.003, 0.01, 0.03, 0.06, 0.1, 0.3],
+        help="rates tried in fine-tuning (default: 0.003,0.01,0.03,0.06,0.1,0.3)")  # fmt: skip
+    add("--image-size", type=int, default=64, help="of pictures from folders (default: 64)")
+    add("--figure", type=listed(str), default=["table"],
+        help=f"of {', '.join(FIGURES)} (default: table)")  # fmt: skip
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--out", default="runs/compare", help="directory for results (default: runs/compare)")
+    add("--models", type=listed(str), default=list(FAMILIES),
+        help=f"of {','.join(FAMILIES)} (default: all)")  # fmt: skip
+    add("--sizes", type=listed(str), help=f"of {','.join(SIZES)} (default: tiny; GPU: small)")
+    add("--seeds", type=listed(int, 0), default=[0, 1, 2], help="three at least (default: 0,1,2)")
+    add("--equal", choices=("steps", "flops", "seconds"), default="steps",
+        help="what all models get as much of (default: steps)")  # fmt: skip
+    add("--budget", type=float, help="so many steps, 10^12 operations (default: what the Mixer "
+        f"needs for the usual steps) or seconds (default: {SECONDS:g})")  # fmt: skip
+    add("--batch-size", type=int, default=0, help="images a step (default: the size's)")
+    add("--max-shift", type=int, default=1, help="of training images, in pixels (default: 1)")
+    add("--lrs", type=listed(float, 1e-9), default=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1],
+        help="learning rates tried (default: 0.0003,0.001,0.003,0.01,0.03,0.1)")  # fmt: skip
+    add("--shares", type=listed(float, 0), default=[3.0, 10.0, 30.0, 100.0],
+        help="per cent of the training images, for scaling (default: 3,10,30,100)")  # fmt: skip
+    add("--weights", help="checkpoint to draw (default: the Mixer of the table)")
+    add("--block", type=int, default=0, help="whose hidden units to draw (default: 0, the first)")
+    add("--cell-minutes", type=float, default=8, help="of training, at most (default: 8)")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """ValueError, in one sentence, before anything is computed."""
+    options.sizes = options.sizes or ["tiny" if options.device == "cpu" else "small"]
+    for name, there in (("models", FAMILIES), ("sizes", SIZES), ("figure", FIGURES)):
+        unknown = [value for value in getattr(options, name) if value not in there]
+        if unknown:
+            raise ValueError(f"--{name} {unknown[0]}: choose from {', '.join(there)}")
+    if len(options.seeds) < 3:
+        raise ValueError("--seeds: a spread needs three seeds at least")
+    for name in ("examples", "fine_steps", "batch_size", "max_shift", "block"):
+        if not 0 <= getattr(options, name) < 1 << 31:
+            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more")
+    if not 2 <= options.image_size <= 1024:
+        raise ValueError("--image-size must be from 2 to 1024")
+    least = LEAST_STEPS if options.equal == "steps" else 0
+    if options.budget is not None and not (least <= options.budget < 1e9 and options.budget > 0):
+        raise ValueError(f"--budget must be positive, and at least {LEAST_STEPS} steps")
+    if not 0 < min(options.shares) <= max(options.shares) <= 100:
+        raise ValueError("--shares must be above 0 and 100 at most")
+    if 0 < options.fine_steps < LEAST_STEPS:
+        raise ValueError(f"--fine-steps must be {LEAST_STEPS} at least")
+    if (options.upstream is None) != (options.downstream is None):
+        raise ValueError("--upstream and --downstream go together")
+    if options.upstream and options.figure != ["table"]:
+        raise ValueError("--upstream has a table alone, no figures")
+
+
+def main() -> int:
+    np.seterr(all="ignore")  # a rate that diverges is noted in the sweep
+    options = make_parser().parse_args()
+    check_options(options)
+    run = Comparison(options)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    source = None
+    if options.upstream:
+        up, down = (load(spec, options.image_size) for spec in (options.upstream,
+                                                                options.downstream))  # fmt: skip
+        run.introduce(up, down)
+        transfer(run, up, down)
+        return 0
+    for name in options.figure:
+        if source is None and compare_figures.needs_data(name, options):
+            source = load(options.data, options.image_size)
+            run.introduce(source)
+        FIGURES[name](run, source)
+    return 0
+
+
+def script() -> None:
+    """main, with what the user can mend said in one sentence."""
+    try:
+        sys.exit(main())
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
+        text = "; ".join(line.strip() for line in str(problem).splitlines())
+        if isinstance(problem, MemoryError):
+            text = f"out of memory; --batch-size or smaller --sizes need less: {text}"
+        print(f"compare: {text}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        again = shlex.join(["python", *sys.argv])
+        print(f"\ncompare: stopped; what was finished is kept, to go on: {again}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    script()

@@ -1,0 +1,266 @@
+"""One cell of a comparison: one model, one seed, one amount of data, trained, measured and kept.
+
+A cell is described by a dict, its spec: everything that determines the result. Its outcome is kept
+as a small JSON file whose name ends in a hash of the spec, and which appears whole or not at all.
+So a comparison goes on after any interruption, and what is finished never runs again. Weights
+are kept beside it where a figure or a transfer needs them.
+
+`train` is the training loop, the same for all models.
+
+A final cell holds test accuracy, that on training images as they are, without shifts (5,000 of
+them), the test accuracy on 1,000 images at 8 points of the training, parameters and MACs, and
+costs:
+
+    train_seconds      seconds of a training step, times the steps; a step is timed apart, so that
+                       what else the machine does during minutes of training is not in it
+    train_flops        6 x MACs x images seen
+    images_per_second, peak_bytes: see compare_models.py
+    fast_...           the Mixer's again with the fast kernels and, on a GPU, recorded steps
+
+Only cells of the tables have times and memory: whole runs on all images as they are, and those of
+fine-tuning. All models are trained with what is fastest for each, which changes accuracies by no
+more than rounding does; all are timed with the plain code.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare_data import Data, shuffle, shuffle_index
+from compare_models import (
+    Spec,
+    batch_for,
+    count_macs,
+    device_of,
+    inference_rate,
+    make_model,
+    make_optimizer,
+    make_step,
+    peak_bytes,
+    step_seconds,
+    train_flops,
+)
+from tqdm import tqdm
+
+import minimixer
+from minimixer import Mixer, Tensor, backend, data, schedule
+from minimixer.checkpoint import save_checkpoint
+from minimixer.idx import replace_file
+
+Result = dict[str, Any]
+FORMAT = 1  # of the cells; older ones are not looked at
+CURVE_POINTS, CURVE_IMAGES = 8, 1000
+TRAIN_IMAGES = 5000
+STEPS_TO_START = 10  # after which a GPU has compiled and recorded what it repeats
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def train(
+    model: Any, spec: Spec, images: np.ndarray, labels: np.ndarray,
+    index: np.ndarray | None, look: Callable[[int], None], name: str, most_minutes: float,
+) -> Result:  # fmt: skip
+    """Train for spec["steps"] steps; `look(step)` is called CURVE_POINTS times on the way.
+
+    index   where shuffled images take their pixels from; applied after the random shift, so that a
+            shuffled model sees the very images of the other, shuffled
+    ValueError if the whole would take longer than `most_minutes`.
+    """
+    steps, device = spec["steps"], device_of(model)
+    optimizer = make_optimizer(model, spec)
+    batch_size = min(spec["batch_size"], len(images))
+    batches = data.Batches(images, labels, batch_size, spec["seed"], spec["max_shift"])
+    step = make_step(model, optimizer, spec["clip"])
+    marks = {round(steps * (n + 1) / CURVE_POINTS) for n in range(CURVE_POINTS)}
+    loss, since, spent_looking = Tensor(math.nan), 0.0, 0.0
+    model.train()
+    with tqdm(total=steps, desc=name, leave=False, disable=None, dynamic_ncols=True) as bar:
+        for number, (x, y) in enumerate(full_batches(batches, steps), 1):
+            optimizer.lr_factor = schedule(number - 1, steps, int(spec["warmup"] * steps), "cosine")
+            loss = step(shuffle(x, index), y)
+            bar.update()
+            if number in marks:
+                started = now(device)
+                look(number)
+                spent_looking += now(device) - started
+            if number == STEPS_TO_START:
+                since, spent_looking = now(device), 0.0
+            if number == 2 * STEPS_TO_START:
+                seconds = (now(device) - since - spent_looking) / STEPS_TO_START
+                check_minutes(seconds * steps / 60, most_minutes, name)
+    final = loss.item()
+    return {"images_seen": steps * batch_size, "loss": final if math.isfinite(final) else None}
+
+
+def now(device: str) -> float:
+    """Seconds on a clock, once the device has done what it was asked for."""
+    backend.synchronize(device)
+    return time.perf_counter()
+
+
+def check_minutes(minutes: float, most: float, name: str) -> None:
+    if minutes > most:
+        raise ValueError(
+            f"{name} would train for about {minutes:.1f} minutes; --cell-minutes allows {most:g}: "
+            "lower --budget or choose smaller --sizes"
+        )
+
+
+def full_batches(batches: data.Batches, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """So many batches, epoch after epoch; what is too little for a whole batch is left out of its
+    epoch (other images each time), so that equal steps are equal numbers of images."""
+    full = len(batches.images) // batches.batch_size
+    for epoch in range(-(-steps // full)):
+        yield from itertools.islice(batches.epoch(epoch), min(full, steps - epoch * full))
+
+
+def evaluate(
+    model: Any, images: np.ndarray, labels: np.ndarray, index: np.ndarray | None = None
+) -> tuple[float, float]:
+    """(accuracy, mean loss); the loss is inf for a model that answers NaN."""
+    piece = batch_for(images.shape[1:], 256 if device_of(model) == "cpu" else 2000)
+    right, loss = 0, 0.0
+    for start in range(0, len(labels), piece):
+        y = labels[start : start + piece]
+        p = model.predict_proba(shuffle(images[start : start + piece], index), piece)
+        right += int((p.argmax(axis=1) == y).sum())
+        loss -= float(np.log(p[np.arange(len(y)), y].astype(np.float64).clip(1e-30)).sum())
+    return right / len(labels), loss / len(labels) if math.isfinite(loss) else math.inf
+
+
+# ---- cells --------------------------------------------------------------------------------------
+
+
+def machine(device: str) -> str:
+    """What times and the last bits depend on, in words."""
+    if device == "cpu":
+        return f"CPU, NumPy {np.__version__}"
+    import cupy
+
+    name = cupy.cuda.runtime.getDeviceProperties(int(device[5:]))["name"].decode()
+    return f"{name}, CuPy {cupy.__version__}"
+
+
+def cell_path(folder: Path, spec: Spec) -> Path:
+    """Where the result of `spec` is kept."""
+    text = json.dumps(spec, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder / f"{spec['kind']}-{spec['family']}-{spec['size']}-{digest}.json"
+
+
+def kept(folder: Path, spec: Spec, compute: Callable[[], Result]) -> Result:
+    """The result of `spec`: from its file, or computed and written there. A file that is damaged or
+    belongs to another spec is computed anew."""
+    path = cell_path(folder, spec)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(path.read_bytes())
+        if found["spec"] == spec:
+            return found["result"]
+    result = compute()
+    text = json.dumps({"spec": spec, "result": result}, indent=1, allow_nan=False)
+    with replace_file(path) as file:
+        file.write(text.encode())
+    return result
+
+
+def run_cell(folder: Path, spec: Spec, source: Data, device: str, most_minutes: float) -> Result:
+    """Train and measure what `spec` says, unless that was done before.
+
+    kind "sweep": only accuracy and loss on the held-out images; "final": all there is.
+    """
+    spec = complete(spec, source, device)
+    return kept(folder, spec, lambda: _compute(folder, spec, source, device, most_minutes))
+
+
+def complete(spec: Spec, source: Data, device: str) -> Spec:
+    """With what does not depend on the model."""
+    return {"format": FORMAT, "version": minimixer.__version__, "machine": machine(device),
+            "data": source.fingerprint, **spec}  # fmt: skip
+
+
+def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: float) -> Result:
+    family, shape, classes, seed = spec["family"], source.shape, source.classes, spec["seed"]
+
+    def make():
+        return make_model(family, spec["config"], seed, device)
+
+    model = make()
+    if spec["start"] is not None:
+        model.load_state_dict(starting_weights(folder, spec, model))
+    index = None
+    if spec["shuffle"] != "none":
+        index = shuffle_index(spec["shuffle"], *shape[:2], spec["patch_size"])
+    count, curve = spec["train_images"], []
+    images, labels = source.train_images[:count], source.train_labels[:count]
+
+    def look(step: int) -> None:
+        if spec["kind"] == "final":
+            part = slice(CURVE_IMAGES)
+            test = evaluate(model, source.test_images[part], source.test_labels[part], index)
+            curve.append([step, test[0]])
+
+    name = f"{family} {spec['size']} seed {seed}"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "minimixer: .*", RuntimeWarning)  # steps not recorded
+        result = train(model, spec, images, labels, index, look, name, most_minutes)
+    if spec["kind"] == "sweep":
+        accuracy, loss = evaluate(model, source.held_images, source.held_labels)
+        shown = loss if math.isfinite(loss) else None  # JSON has no infinity
+        return result | {"held_accuracy": accuracy, "held_loss": shown}
+    macs = count_macs(model)
+    part = slice(TRAIN_IMAGES)
+    result |= {
+        "accuracy": evaluate(model, source.test_images, source.test_labels, index)[0],
+        "train_accuracy": evaluate(model, images[part], labels[part], index)[0],
+        "curve": curve, "parameters": model.num_parameters(), "macs": macs,
+        "train_flops": train_flops(macs, result["images_seen"]),
+    }  # fmt: skip
+    if spec["keep"]:
+        with contextlib.suppress(ValueError):  # weights that are not finite are of no use
+            save_weights(cell_path(folder, spec).with_suffix(".npz"), model)
+    if not (spec["keep"] or spec["start"]):
+        return result  # costs do not depend on the images; those of the table's cells hold here too
+    steps = spec["steps"]
+    result |= {
+        "train_seconds": steps * step_seconds(make, shape, classes, spec, device),
+        "images_per_second": inference_rate(model, shape, device),
+        "peak_bytes": peak_bytes(make, shape, classes, spec, device),
+    }
+    if family == "mixer":
+        result |= {
+            "fast_train_seconds": steps * step_seconds(make, shape, classes, spec, device, True),
+            "fast_images_per_second": inference_rate(model, shape, device, True),
+        }
+    return result
+
+
+def save_weights(path: Path, model: Any) -> None:
+    """A Mixer's as a checkpoint, which every script here reads; others' as plain arrays."""
+    if isinstance(model, Mixer):
+        save_checkpoint(path, model)
+        return
+    with replace_file(path) as file:
+        np.savez(file, **model.state_dict())
+
+
+def starting_weights(folder: Path, spec: Spec, model: Any) -> dict[str, np.ndarray]:
+    """The upstream model's weights, with this one's own fresh head."""
+    path = folder / spec["start"]
+    if not path.exists():
+        raise ValueError(f"{path} is missing: did upstream training diverge? Remove the .json of "
+                         "that name to repeat it")  # fmt: skip
+    if isinstance(model, Mixer):
+        weights = Mixer.load(path).state_dict()
+    else:
+        with np.load(path, allow_pickle=False) as file:
+            weights = dict(file)
+    return {name: value if name.startswith("head.") else weights[name]
+            for name, value in model.state_dict().items()}  # fmt: skip

@@ -1,0 +1,292 @@
+"""Data for compare.py: MNIST, IDX and CIFAR files, image folders; held-out images; fixed shuffles.
+
+    mnist                 the embedded MNIST
+    mnist:0-4             its classes 0 to 4 alone, numbered anew; also 1,3,7 or 0-2,9
+    DIRECTORY             IDX files; CIFAR-10's or CIFAR-100's binary files (.bin); or a folder of
+                          pictures for each class, all of it or in train/ and val/
+    DIRECTORY:0-49        classes of that, in the order of their numbers or of their folders' names
+
+Of the training images one in twelve, 5,000 at most, is held out: learning rates are chosen on these
+and on nothing else. The others are put in a random order once, so that the first n of them are a
+random part, and each part is inside of every larger one.
+
+The pickled form of CIFAR is not read: a pickle can run any program when it is opened.
+"""
+
+import os
+import re
+import stat
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minimixer import data
+from minimixer.backend import random_bits
+
+# Purposes of random numbers, above those of the package.
+HELD_OUT, TEST_PART, PATCH_ORDER, PIXEL_ORDER = 201, 202, 203, 204
+CIFAR_SIDE = 32
+CIFAR_BYTES = 3 * CIFAR_SIDE**2  # of an image: 1024 red, 1024 green, 1024 blue, each by rows
+MOST_FILE_BYTES = 1 << 31
+MOST_PIXEL_BYTES = 8 << 30  # of all decoded pictures together
+
+
+class Data(NamedTuple):
+    """Images uint8 (N, H, W, channels) and labels int64 (N,) of the three parts."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    held_images: np.ndarray
+    held_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: int
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, channels) of an image."""
+        height, width, channels = self.train_images.shape[1:]
+        return height, width, channels
+
+
+def load(spec: str, image_size: int = 64) -> Data:
+    """The data set that `spec` names, see above; `image_size` is for pictures from folders.
+
+    ValueError for anything that is not such a data set, OSError for what can't be read,
+    ImportError for pictures without Pillow.
+    """
+    source, chosen = split_spec(spec)
+    if source == "mnist":
+        arrays = data.load_mnist()
+    elif not os.path.isdir(source):
+        raise NotADirectoryError(f"{source} is neither 'mnist' nor a directory with data")
+    elif any("-ubyte" in name for name in os.listdir(source)):
+        arrays = data.load_directory(source)
+    elif (directory := find_cifar(source)) is not None:
+        arrays = load_cifar(directory)
+    else:
+        arrays = load_folders(source, image_size)
+    train_images, train_labels, test_images, test_labels = arrays
+    if chosen is not None:
+        there = data.num_classes(np.concatenate([train_labels, test_labels]))
+        if max(chosen) >= there:
+            raise ValueError(f"{spec}: {source} has the classes 0 to {there - 1}")
+        train_images, train_labels = choose_classes(train_images, train_labels, chosen)
+        test_images, test_labels = choose_classes(test_images, test_labels, chosen)
+    if len(train_images) < 24 or not len(test_images):
+        met = f"{len(train_images)} and {len(test_images)}"
+        raise ValueError(f"{spec} has {met} training and test images; 24 and 1 are needed at least")
+    fingerprint = 0
+    for array in (train_images, train_labels, test_images, test_labels):
+        fingerprint = zlib.crc32(np.ascontiguousarray(array).data, fingerprint)
+    order = permutation(len(train_images), HELD_OUT)
+    held, rest = np.split(order, [min(5000, len(order) // 12)])
+    return Data(
+        spec, train_images[rest], train_labels[rest], train_images[held], train_labels[held],
+        test_images, test_labels, data.num_classes(np.concatenate([train_labels, test_labels])),
+        f"{fingerprint:08x}-{len(train_images)}-{len(test_images)}",
+    )  # fmt: skip
+
+
+def permutation(count: int, purpose: int, seed: int = 0) -> np.ndarray:
+    """The numbers 0 to count - 1 in a random order: a pure function of the arguments, int64."""
+    keys = random_bits(seed, purpose, 0, 0, 0, np.arange(count))
+    return np.argsort(keys, kind="stable")
+
+
+# ---- classes ------------------------------------------------------------------------------------
+
+
+def split_spec(spec: str) -> tuple[str, list[int] | None]:
+    """ "mnist:0-2,9" -> ("mnist", [0, 1, 2, 9]); no classes are None. ValueError: fewer than two,
+    or one twice."""
+    source, colon, text = spec.rpartition(":")
+    if not colon or os.path.exists(spec) or not re.fullmatch(r"[\d,\- ]+", text):
+        return spec, None
+    classes: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r" *(\d{1,6})(?:-(\d{1,6}))? *", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f"{spec}: classes are given as 0-4, as 1,3,7 or as 0-2,9")
+        classes += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"{spec}: at least two classes are needed, each of them once")
+    return source, classes
+
+
+def choose_classes(
+    images: np.ndarray, labels: np.ndarray, classes: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those images whose label is in `classes`, and for labels the places in that list."""
+    places = np.full(max(int(labels.max()), *classes) + 1, -1, np.int64)
+    places[classes] = np.arange(len(classes))
+    kept = places[labels] >= 0
+    return images[kept], places[labels[kept]]
+
+
+# ---- CIFAR --------------------------------------------------------------------------------------
+
+
+def find_cifar(directory: str | os.PathLike) -> Path | None:
+    """Where CIFAR's binary files lie: there, or in the folder that its archive makes; else None.
+    ValueError if there is only the pickled form."""
+    top = Path(directory)
+    for place in (top, top / "cifar-10-batches-bin", top / "cifar-100-binary"):
+        if (place / "data_batch_1.bin").exists() or (place / "train.bin").exists():
+            return place
+    for place in (top, top / "cifar-10-batches-py", top / "cifar-100-python"):
+        if (place / "data_batch_1").is_file() or (place / "train").is_file():
+            raise ValueError(
+                f"{place} holds CIFAR as Python pickles, which can run any program when they are "
+                "opened; get the binary version (data_batch_1.bin or train.bin) instead"
+            )
+    return None
+
+
+def load_cifar(directory: str | os.PathLike) -> data.DataSet:
+    """CIFAR-10 (data_batch_1.bin to _5, test_batch.bin) or CIFAR-100 (train.bin, test.bin; the fine
+    labels). ValueError naming the file that is missing or wrong."""
+    top = Path(directory)
+    if (top / "train.bin").exists():
+        names = ["train.bin", "test.bin"]
+        limits: tuple[int, ...] = (20, 100)
+    else:
+        names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
+        limits = (10,)
+    missing = [name for name in names if not (top / name).exists()]
+    if missing:
+        raise ValueError(f"{top} lacks {', '.join(missing)} of CIFAR's binary files")
+    parts = [read_cifar(top / name, limits) for name in names]
+    images = np.concatenate([images for images, _ in parts[:-1]])
+    labels = np.concatenate([labels for _, labels in parts[:-1]])
+    return images, labels, *parts[-1]
+
+
+def read_cifar(path: str | os.PathLike, limits: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file.
+
+    Each record is one byte for each of `limits`, a class below that limit, the last of which is the
+    label; then 3072 bytes of pixels. ValueError unless the file is made of whole such records.
+    """
+    record = len(limits) + CIFAR_BYTES
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not an ordinary file")
+        size = status.st_size
+        if size == 0 or size % record or size > MOST_FILE_BYTES:
+            raise ValueError(
+                f"{path} has {size} bytes, not a whole number of records of {record} bytes each "
+                "(one at least, 2 GiB at most); get it again"
+            )
+        records = np.frombuffer(file.read(size), np.uint8)
+    if records.size != size:
+        raise ValueError(f"{path} ended after {records.size} of {size} bytes")
+    records = records.reshape(-1, record)
+    for column, limit in enumerate(limits):
+        worst = int(records[:, column].max())
+        if worst >= limit:
+            raise ValueError(f"{path} has a class {worst}; there are {limit}, from 0")
+    images = records[:, len(limits) :].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    labels = records[:, len(limits) - 1].astype(np.int64)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+def load_folders(directory: str | os.PathLike, image_size: int) -> data.DataSet:
+    """Pictures, decoded once and cut to image_size x image_size, with one folder for each class.
+
+    Without train/ and val/, one picture in five is a test image, the same ones each time. Those
+    that can't be decoded are left out, and counted in a line of output. ValueError if too few are
+    left, or if all together would take more than 8 GiB.
+    """
+    from minimixer.transfer.folders import find_splits, import_pillow
+
+    import_pillow()
+    train, val = find_splits(directory)
+    found = len(train[0]) + (0 if val is None else len(val[0]))
+    if found * image_size**2 * 3 > MOST_PIXEL_BYTES:
+        raise ValueError(f"{found} pictures of {image_size} x {image_size} are more than 8 GiB; "
+                         "lower --image-size")  # fmt: skip
+    images, labels = decode_all(train[0], train[1], image_size)
+    if val is not None:
+        return images, labels, *decode_all(val[0], val[1], image_size)
+    test, rest = np.split(permutation(len(images), TEST_PART), [len(images) // 5])
+    return images[rest], labels[rest], images[test], labels[test]
+
+
+def decode_all(
+    paths: list[str], labels: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Images uint8 (N, size, size, 3), the centre of each picture, and labels of those that could
+    be decoded."""
+    from minimixer.transfer.augment import resize_crop
+    from minimixer.transfer.folders import BadPicture, decode
+
+    images = np.zeros((len(paths), size, size, 3), np.uint8)
+
+    def fill(number: int) -> str | None:
+        try:
+            images[number] = np.asarray(resize_crop(decode(paths[number], size * 8 // 7 + 1), size))
+        except BadPicture as error:
+            return f"{paths[number]}: {error}"
+        return None
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        failures = list(pool.map(fill, range(len(paths))))
+    bad = [text for text in failures if text is not None]
+    if bad:
+        print(f"compare: {len(bad)} of {len(paths)} pictures left out; the first: {bad[0]}")
+    good = np.array([text is None for text in failures])
+    if not good.any():
+        raise ValueError(f"not one of {len(paths)} pictures could be decoded; the last: {bad[-1]}")
+    return images[good], labels[good]
+
+
+# ---- fixed shuffles, as in figure 4 of the paper ------------------------------------------------
+
+SHUFFLES = ("none", "patches", "pixels")
+
+
+def patch_orders(height: int, width: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The permutations that "patches" applies: of the S patches, and of the P P pixels of one."""
+    tokens = (height // patch) * (width // patch)
+    return permutation(tokens, PATCH_ORDER), permutation(patch * patch, PATCH_ORDER, seed=1)
+
+
+def shuffle_index(kind: str, height: int, width: int, patch: int) -> np.ndarray:
+    """Where each pixel of a shuffled image comes from: int64 (H W), places in reading order.
+
+    "none"; "patches": one permutation of the P x P patches and one of the pixels inside each;
+    "pixels": one permutation of all pixels. They are the same for all images, and a pixel keeps its
+    channels together. ValueError for another kind, or if P does not divide both sides.
+    """
+    places = np.arange(height * width)
+    if kind == "none":
+        return places
+    if kind == "pixels":
+        return permutation(height * width, PIXEL_ORDER)
+    if kind != "patches":
+        raise ValueError(f"a shuffle is one of {', '.join(SHUFFLES)}, not {kind!r}")
+    if height % patch or width % patch:
+        raise ValueError(f"{height} x {width} images can't be cut into {patch} x {patch} patches")
+    rows, columns = height // patch, width // patch
+    grid = places.reshape(rows, patch, columns, patch).transpose(0, 2, 1, 3)
+    tokens, pixels = patch_orders(height, width, patch)
+    grid = grid.reshape(rows * columns, patch * patch)[tokens][:, pixels]
+    grid = grid.reshape(rows, columns, patch, patch).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(grid).reshape(-1)
+
+
+def shuffle(images: np.ndarray, index: np.ndarray | None) -> np.ndarray:
+    """Images (N, H, W, channels), their pixels taken from the places in `index` (H W,)."""
+    if index is None:
+        return images
+    return images.reshape(len(images), len(index), -1)[:, index].reshape(images.shape)

@@ -1,0 +1,366 @@
+"""The figures of the comparison, each with its numbers as CSV beside it.
+
+    scaling      test accuracy, and its gap to train accuracy, against the number of training images
+                 at an equal number of steps (figure 2, right, of the paper)
+    frontier     accuracy against training cost and against throughput (figure 2, left): models of
+                 --sizes, each trained for 10, 30 and 100% of the budget
+    tokens       time and memory of a training step against the number S of tokens, for a Mixer and
+                 a ViT of equal, small width C, up to S = 12 C; fitted as a + b S + c S^2
+    invariance   learning curves on images as they are, with patches and the pixels inside of each
+                 shuffled, and with all pixels shuffled (figure 4)
+
+About tokens: a block of either has 8 S C^2 multiply-accumulates in its MLP along channels. Beside
+it ViT has 4 S C^2 in projections and 2 S^2 C in attention, the Mixer 2 S C D_S. So half of ViT's
+are quadratic at S = 6 C, and the two cost the same at S = D_S - 2 C. With the paper's D_S = C / 2
+that is nowhere, the Mixer always has fewer; here D_S = 8 C, so that there is a crossing to predict,
+at S = 6 C, and to measure.
+"""
+
+import itertools
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare_cells import FORMAT, kept, machine
+from compare_models import FAMILIES, count_macs, make_model, peak_bytes, step_seconds
+from compare_table import write_csv
+
+import minimixer
+from minimixer.idx import replace_file
+
+# Colours of Okabe and Ito, which colour-blind readers can tell apart; on grey paper the lines and
+# markers do it.
+LOOKS = {
+    "vit": ("#E69F00", "s", "--"),
+    "resnet": ("#0072B2", "^", "-."),
+    "mixer": ("#A0307A", "o", "-"),
+}
+NAMES = {"vit": "ViT", "resnet": "ResNet", "mixer": "Mixer"}
+BUDGET_SHARES = (0.1, 0.3, 1.0)
+TOKENS = {"cpu": (32, 16), "gpu": (64, 256)}  # width C, images a step
+ROUNDS = 3
+SHUFFLE_LOOKS = {
+    "none": ("as they are", "#000000", "o", "-"),
+    "patches": ("patches and pixels inside of them shuffled", "#0072B2", "s", "--"),
+    "pixels": ("all pixels shuffled", "#D55E00", "^", ":"),
+}
+GREY_LINE = {"color": "0.45", "linewidth": 1.2}
+
+
+def needs_data(name: str, options: Any) -> bool:
+    return name != "tokens" and not (name == "weights" and options.weights)
+
+
+def start_figure(width: float, height: float) -> Any:
+    """A matplotlib Figure, or None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: Path, *others: Path) -> None:
+    """Write the picture, if there is one, and say what was written."""
+    if figure is None:
+        print(f"wrote {', '.join(map(str, others))}; for a picture: pip install -e '.[plots]'")
+        return
+    with replace_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    print(f"wrote {', '.join(map(str, (path, *others)))}")
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """One for all panels, where it hides nothing."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
+
+
+def label(family: str, size: str, sizes: list[str]) -> str:
+    name = f"{NAMES[family]} ({FAMILIES[family]})"
+    return f"{name}, {size}" if len(sizes) > 1 else name
+
+
+def filled(size: str, sizes: list[str]) -> dict[str, Any]:
+    """Markers of further sizes are hollow."""
+    return {} if size == sizes[0] else {"markerfacecolor": "white"}
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values)
+
+
+# ---- scaling ------------------------------------------------------------------------------------
+
+
+def scaling(run: Any, source: Any) -> None:
+    rows: list[dict[str, Any]] = []
+    for size, family, share in itertools.product(run.sizes, run.models, sorted(run.options.shares)):
+        count = max(2, round(len(source.train_images) * share / 100))
+        cells = [run.final(family, size, source, seed, count) for seed in run.seeds]
+        test = spread([r["accuracy"] for _, r in cells])
+        gap = spread([r["train_accuracy"] - r["accuracy"] for _, r in cells])
+        rows.append({
+            "model": family, "size": size, "data": source.name, "share_percent": share,
+            "train_images": count, "steps": cells[0][0]["steps"], "seeds": len(cells),
+            "top1_mean": test[0], "top1_sd": test[1], "gap_mean": gap[0], "gap_sd": gap[1],
+        })  # fmt: skip
+    write_csv(run.out / "scaling.csv", rows)
+    for row in rows:
+        name, shown = f"{row['model']:7} {row['size']:6}", row["train_images"]
+        top1 = f"{row['top1_mean']:.2%} ± {row['top1_sd']:.2%}"
+        print(f"  {name} {shown:7,} images: test {top1}, gap {row['gap_mean']:.2%}")
+    figure = start_figure(9, 4.3)
+    if figure is not None:
+        left, right = figure.subplots(1, 2)
+        for size, family in itertools.product(run.sizes, run.models):
+            chosen = [r for r in rows if (r["size"], r["model"]) == (size, family)]
+            colour, marker, line = LOOKS[family]
+            for axes, key in ((left, "top1"), (right, "gap")):
+                axes.errorbar(
+                    [r["train_images"] for r in chosen],
+                    [100 * r[f"{key}_mean"] for r in chosen],
+                    [100 * r[f"{key}_sd"] for r in chosen],
+                    color=colour, marker=marker, linestyle=line, capsize=3,
+                    label=label(family, size, run.sizes), **filled(size, run.sizes),
+                )  # fmt: skip
+        left.set(ylabel="test accuracy, %")
+        right.set(ylabel="train minus test accuracy, points")
+        counts = sorted({r["train_images"] for r in rows})
+        for axes in (left, right):
+            axes.set(xlabel="training images", xscale="log")
+            axes.set_xticks(counts, [f"{n:,}" for n in counts], minor=False)
+            axes.set_xticks([], minor=True)
+            axes.grid(alpha=0.3)
+        legend_below(figure, left)
+        figure.suptitle(f"{source.name}: equal steps for every size of training set; mean and "
+                        f"standard deviation of {len(run.seeds)} seeds", fontsize=10)  # fmt: skip
+    save(figure, run.out / "scaling.png", run.out / "scaling.csv")
+
+
+# ---- frontier -----------------------------------------------------------------------------------
+
+
+def frontier(run: Any, source: Any) -> None:
+    rows: list[dict[str, Any]] = []
+    for size, family, share in itertools.product(run.sizes, run.models, BUDGET_SHARES):
+        wholes = [run.final(family, size, source, s) for s in run.seeds]
+        steps = wholes[0][0]["steps"]
+        costs = {key: statistics.median(r[key] for _, r in wholes)
+                 for key in ("train_seconds", "images_per_second")}  # fmt: skip
+        cells = [run.final(family, size, source, s, budget_share=share) for s in run.seeds]
+        results = [result for _, result in cells]
+        mean, sd = spread([r["accuracy"] for r in results])
+        if rows and (rows[-1]["model"], rows[-1]["steps"]) == (family, cells[0][0]["steps"]):
+            continue  # of a small budget even the least part is the same
+        rows.append({
+            "model": family, "size": size, "data": source.name, "budget_share": share,
+            "steps": cells[0][0]["steps"], "top1_mean": mean, "top1_sd": sd,
+            "train_flops": results[0]["train_flops"],
+            "train_seconds": costs["train_seconds"] * cells[0][0]["steps"] / steps,
+            "images_per_second": costs["images_per_second"],
+        })  # fmt: skip
+    write_csv(run.out / "frontier.csv", rows)
+    figure = start_figure(12, 4.4)
+    if figure is not None:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+        panels = figure.subplots(1, 3, sharey=True)
+        keys = ("train_flops", "train_seconds", "images_per_second")
+        scales = (1e-12, 1, 1)
+        for size, family in itertools.product(run.sizes, run.models):
+            chosen = [r for r in rows if (r["size"], r["model"]) == (size, family)]
+            colour, marker, line = LOOKS[family]
+            for axes, key, scale in zip(panels, keys, scales, strict=True):
+                points = chosen[-1:] if key == "images_per_second" else chosen
+                axes.errorbar(
+                    [scale * r[key] for r in points], [100 * r["top1_mean"] for r in points],
+                    [100 * r["top1_sd"] for r in points], color=colour, marker=marker,
+                    linestyle=line, capsize=3, label=label(family, size, run.sizes),
+                    **filled(size, run.sizes),
+                )  # fmt: skip
+        units = ("training, TFLOP (6 x MACs x images)", "training, seconds",
+                 "inference, images a second")  # fmt: skip
+        for axes, text in zip(panels, units, strict=True):
+            axes.set(xlabel=text, xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.tick_params(axis="x", labelrotation=45)
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("test accuracy, %")
+        legend_below(figure, panels[0])
+        figure.suptitle(f"{source.name}: each point is a whole run with its own schedule, mean and "
+                        f"standard deviation of {len(run.seeds)} seeds; plain code for all, on "
+                        f"{machine(run.device)}", fontsize=10)  # fmt: skip
+    save(figure, run.out / "frontier.png", run.out / "frontier.csv")
+
+
+# ---- tokens -------------------------------------------------------------------------------------
+
+
+def tokens_config(family: str, width: int, side: int) -> dict[str, Any]:
+    """A small model that sees side x side patches."""
+    config: dict[str, Any] = {"image_size": [2 * side, 2 * side], "patch_size": 2, "in_channels": 1,
+                              "num_classes": 10, "num_blocks": 2, "hidden_dim": width}  # fmt: skip
+    if family == "mixer":
+        return config | {"tokens_mlp_dim": 8 * width, "channels_mlp_dim": 4 * width}
+    return config | {"mlp_dim": 4 * width, "num_heads": 1, "pool": "mean"}
+
+
+def tokens(run: Any, source: None = None) -> None:
+    width, batch = TOKENS["cpu" if run.device == "cpu" else "gpu"]
+    sides = np.unique(np.linspace(width**0.5, (12 * width) ** 0.5 + 0.5, 8).round().astype(int))
+    measured: dict[tuple, list[dict[str, float]]] = {}
+    # Round after round: what disturbs a machine for seconds does not meet all rounds of one point.
+    for number, side, family in itertools.product(range(ROUNDS), sides.tolist(), ("mixer", "vit")):
+        config = tokens_config(family, width, side)
+        spec = {"kind": "tokens", "family": family, "size": f"c{width}", "config": config,
+                "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "clip": 1.0,
+                "batch_size": batch, "round": number, "format": FORMAT,
+                "version": minimixer.__version__, "machine": machine(run.device)}  # fmt: skip
+        found = kept(run.folder, spec, partial(measure_tokens, spec, run.device))
+        measured.setdefault((side, family), []).append(found)
+    rows: list[dict[str, Any]] = [
+        {"model": family, "tokens": side * side, "width": width, "batch_size": batch,
+         "macs": count_macs(make_model(family, tokens_config(family, width, side), 0)),
+         "step_ms": min(f["step_ms"] for f in found), "peak_mib": found[0]["peak_mib"]}
+        for (side, family), found in measured.items()
+    ]  # fmt: skip
+    write_csv(run.out / "tokens.csv", rows)
+    fits = []
+    kinds = (("step_ms", "time, ms"), ("peak_mib", "memory, MiB"), ("macs", "MACs"))
+    for (key, name), family in itertools.product(kinds, ("mixer", "vit")):
+        s, y = (
+            np.array([r[k] for r in rows if r["model"] == family], float) for k in ("tokens", key)
+        )
+        terms, error = fit_quadratic(s, y)
+        parts = terms * s[-1] ** np.arange(3)
+        shares = parts / parts.sum()
+        fits.append({"model": family, "of": key, "a": terms[0], "b": terms[1], "c": terms[2],
+                     "relative_error": error, "at_tokens": int(s[-1]), "share_a": shares[0],
+                     "share_b_s": shares[1], "share_c_s2": shares[2]})  # fmt: skip
+        print(f"  {NAMES[family]:5} {name:11} = {terms[0]:.4g} + {terms[1]:.4g} S + {terms[2]:.4g} "
+              f"S^2 (off by {error:.1%}); at S = {s[-1]:.0f}: constant {shares[0]:.0%}, S "
+              f"{shares[1]:.0%}, S^2 {shares[2]:.0%}")  # fmt: skip
+    write_csv(run.out / "tokens-fit.csv", fits)
+    curves = {(f["of"], f["model"]): np.array([f["a"], f["b"], f["c"]]) for f in fits}
+    low, high = rows[0]["tokens"], rows[-1]["tokens"]
+    crossings = {key: crossing(curves[key, "mixer"], curves[key, "vit"], low, high)
+                 for key, _ in kinds}  # fmt: skip
+    halves = {key: half(curves[key, "vit"]) for key, _ in kinds}
+    for what, where in (("the Mixer and ViT cost the same", crossings),
+                        ("half of ViT's cost is quadratic", halves)):  # fmt: skip
+        said = {k: f"S = {v:.0f}" if v else "none" for k, v in where.items()}
+        print(f"  {what}: predicted from MACs {said['macs']}; measured, time {said['step_ms']}, "
+              f"memory {said['peak_mib']} (S from {low} to {high})")  # fmt: skip
+    figure = start_figure(10, 4.2)
+    if figure is not None:
+        draw_tokens(figure, rows, curves, crossings)
+        figure.suptitle(f"a training step, width C = {width}, {batch} images, 2 blocks, D_S = 8 C; "
+                        f"plain code, the fastest of {ROUNDS} rounds, on {machine(run.device)}",
+                        fontsize=9)  # fmt: skip
+    save(figure, run.out / "tokens.png", run.out / "tokens.csv", run.out / "tokens-fit.csv")
+
+
+def measure_tokens(spec: dict[str, Any], device: str) -> dict[str, float]:
+    shape = (*spec["config"]["image_size"], 1)
+
+    def make() -> Any:
+        return make_model(spec["family"], spec["config"], 0, device)
+
+    seconds = step_seconds(make, shape, 10, spec, device)
+    return {"step_ms": 1e3 * seconds, "peak_mib": peak_bytes(make, shape, 10, spec, device) / 2**20}
+
+
+def fit_quadratic(s: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """(a, b, c), none negative, with a + b S + c S^2 nearest to y; and the root mean square of what
+    is missing, relative to y. Relative errors count, so that few tokens do as much as many do."""
+    powers = s[:, None] ** np.arange(3) / y[:, None]
+    best = (np.zeros(3), np.inf)
+    for number in range(1, 8):  # with so few terms, all choices of those that are not zero
+        chosen = [k for k in range(3) if number >> k & 1]
+        found = np.linalg.lstsq(powers[:, chosen], np.ones(len(s)), rcond=None)[0]
+        terms = np.zeros(3)
+        terms[chosen] = found
+        error = float(np.sqrt(np.mean((powers @ terms - 1) ** 2)))
+        if (found >= 0).all() and error < best[1] * (1 - 1e-9):
+            best = (terms, error)
+    return best
+
+
+def crossing(one: np.ndarray, other: np.ndarray, low: float, high: float) -> float | None:
+    """Where two curves a + b S + c S^2 meet between low and high; the last place if there are two,
+    None if there is none."""
+    difference = (other - one)[::-1]
+    places = [z.real for z in np.roots(difference) if abs(z.imag) < 1e-9 and low <= z.real <= high]
+    return max(places, default=None)
+
+
+def half(terms: np.ndarray) -> float | None:
+    """The S at which c S^2 = a + b S."""
+    a, b, c = terms
+    return float((b + np.sqrt(b * b + 4 * a * c)) / (2 * c)) if c > 0 else None
+
+
+def draw_tokens(figure: Any, rows: list[dict], curves: dict, crossings: dict) -> None:
+    panels = figure.subplots(1, 2)
+    fine = np.linspace(rows[0]["tokens"], rows[-1]["tokens"], 200)
+    for axes, key, text in zip(
+        panels, ("step_ms", "peak_mib"), ("time of a step, ms", "peak memory, MiB"), strict=True
+    ):
+        for family in ("mixer", "vit"):
+            colour, marker, line = LOOKS[family]
+            chosen = [r for r in rows if r["model"] == family]
+            axes.plot(fine, np.polyval(curves[key, family][::-1], fine), line, color=colour)
+            axes.plot([r["tokens"] for r in chosen], [r[key] for r in chosen], marker,
+                      color=colour, label=NAMES[family])  # fmt: skip
+        for place, style, said in (
+            (crossings["macs"], ":", "equal MACs"), (crossings[key], "-", "equal, by the fits")
+        ):  # fmt: skip
+            if place:
+                axes.axvline(place, linestyle=style, label=f"{said}: S = {place:.0f}", **GREY_LINE)
+        axes.set(xlabel="tokens S", ylabel=text, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9, title="points: measured; lines: a + b S + c S²", title_fontsize=8)
+
+
+# ---- invariance ---------------------------------------------------------------------------------
+
+
+def invariance(run: Any, source: Any) -> None:
+    models = [family for family in ("mixer", "resnet", "vit") if family in run.models]
+    models = [family for family in models if family != "vit"] or models
+    size, rows, whole = run.sizes[0], [], {}
+    for family, kind in itertools.product(models, SHUFFLE_LOOKS):
+        results = [run.final(family, size, source, s, shuffle=kind)[1] for s in run.seeds]
+        whole[family, kind] = spread([r["accuracy"] for r in results])
+        for points in zip(*(r["curve"] for r in results), strict=True):
+            mean, sd = spread([accuracy for _, accuracy in points])
+            rows.append({"model": family, "size": size, "data": source.name, "shuffled": kind,
+                         "step": points[0][0], "top1_mean": mean, "top1_sd": sd})  # fmt: skip
+    write_csv(run.out / "invariance.csv", rows)
+    for family in models:
+        said = [f"{text} {whole[family, kind][0]:.2%} ± {whole[family, kind][1]:.2%}"
+                for kind, (text, *_) in SHUFFLE_LOOKS.items()]  # fmt: skip
+        print(f"  {NAMES[family]:6} all test images {'; '.join(said)}")
+    figure = start_figure(4.5 * len(models), 4.5)
+    if figure is not None:
+        panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+        for axes, family in zip(panels, models, strict=True):
+            for kind, (text, colour, marker, line) in SHUFFLE_LOOKS.items():
+                chosen = [r for r in rows if (r["model"], r["shuffled"]) == (family, kind)]
+                axes.errorbar(
+                    [r["step"] for r in chosen], [100 * r["top1_mean"] for r in chosen],
+                    [100 * r["top1_sd"] for r in chosen], color=colour, marker=marker,
+                    linestyle=line, capsize=3, label=text,
+                )  # fmt: skip
+            axes.set(xlabel="training step", title=NAMES[family])
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("test accuracy, % (1,000 images)")
+        legend_below(figure, panels[0])
+        figure.suptitle(f"{source.name}, {size}: mean and standard deviation of {len(run.seeds)} "
+                        "seeds", fontsize=10)  # fmt: skip
+    save(figure, run.out / "invariance.png", run.out / "invariance.csv")

@@ -1,0 +1,128 @@
+"""examples/ablations.py: each variant is what it says, and the script writes its table."""
+
+import argparse
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import ablations
+import numpy as np
+import pytest
+from test_baselines import count_products
+from test_oracles import redraw
+
+from minimixer import Tensor, gradcheck
+from minimixer.block import MixerMLP
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "ablations.py"
+SIZES = {"patch_size": 2, "num_blocks": 3, "hidden_dim": 6, "tokens_mlp_dim": 5,
+         "channels_mlp_dim": 7, "groups": 3}  # fmt: skip
+each_variant = pytest.mark.parametrize("name", ablations.VARIANTS)
+
+
+def make(name, device="cpu", image=(8, 4, 2), **changes):
+    options = argparse.Namespace(**SIZES | {"device": device} | changes)
+    return ablations.make(name, options, image, classes=3, seed=1)
+
+
+@each_variant
+def test_gradients(name, device):
+    model = redraw(make(name, device).to("float64"), seed=2)
+    x = Tensor(np.random.default_rng(3).standard_normal((3, 8, 4, 2)), requires_grad=True)
+    x = x if device == "cpu" else Tensor(x.data, requires_grad=True, device=device)
+    gradcheck(lambda *_: model(x), [x, *model.parameters()], directions=1)
+
+
+@each_variant
+def test_multiplications_are_those_performed(name, monkeypatch, reference):
+    model, images = make(name), np.zeros((2, 8, 4, 2), np.uint8)
+    assert count_products(monkeypatch, lambda: model(images)) == 2 * ablations.macs(model)
+
+
+def test_parameters():
+    token_mlps = 3 * (2 * 8 * 5 + 5 + 8)  # of three blocks with S = 8, D_S = 5
+    mixer = make("mixer").num_parameters()
+    assert make("untied").num_parameters() == mixer + 5 * token_mlps
+    assert make("grouped").num_parameters() == mixer + 2 * token_mlps
+    assert make("joined").num_parameters() == mixer + 3 * 2 * (2 * 8 * 5 + 8)  # 5 biases b1 stay
+    assert make("reducing").blocks[2].token_mixing.w1.shape == (2, 5)
+    assert make("merging").blocks[2].token_mixing.w1.shape == (2, 5)
+    assert make("merging").head.weight.shape == (12, 3)
+
+
+@pytest.mark.parametrize("kind", [ablations.GroupedMLP, ablations.JoinedMLP])
+def test_one_group_is_mixer_s_token_mixing(kind, device):
+    random = np.random.default_rng(4)
+    shared, other = MixerMLP(8, 5, 0, "tanh"), kind(8, 6, 5, 1, "tanh")
+    pairs = [(p, q) for p, q in zip(shared.parameters(), other.parameters(), strict=True)]
+    for p, q in pairs:
+        p.data = random.standard_normal(p.shape)
+        q.data = p.data.reshape(q.shape)
+    x = Tensor(random.standard_normal((8, 3, 6)), dtype="float32", device=device)
+    y, bias = shared.to(device)(x)
+    same, none = other.to(device)(x)
+    assert none is None
+    np.testing.assert_allclose(same.numpy(), y.numpy() + bias.numpy()[:, None, None], atol=1e-5)
+
+
+def test_groups_do_not_see_each_other_s_channels():
+    """But for the MLPs' parameters nothing ties them: one group's input moves its output alone."""
+    layer = redraw(ablations.GroupedMLP(4, 6, 5, 3, "tanh"), seed=1)
+    x = np.random.default_rng(5).standard_normal((4, 2, 6)).astype("f4")
+    before = layer(Tensor(x))[0].data
+    x[:, :, 2:4] += 1
+    moved = abs(layer(Tensor(x))[0].data - before).max(axis=(0, 1)) > 0
+    assert moved.tolist() == [False, False, True, True, False, False]
+
+
+def test_merged_tokens_are_neighbours():
+    """2 x 2 tokens of a 4 x 2 grid: the first result depends on tokens 0, 1, 2, 3 alone."""
+    block = redraw(ablations.MergingBlock(4, 2, 3), seed=1)
+    x = np.random.default_rng(5).standard_normal((8, 1, 3)).astype("f4")
+    before = block(Tensor(x), None, None)[0].data
+    for token in range(8):
+        other = x.copy()
+        other[token] *= [1, -1, 2]
+        moved = abs(block(Tensor(other), None, None)[0].data - before).max(axis=(1, 2)) > 0
+        assert moved.tolist() == [token < 4, token >= 4]
+
+
+def run(tmp_path, *arguments):
+    small = "--limit-train 256 --epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 "
+    small += "--channels-mlp-dim 8 --groups 2 --seeds 2"
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        *small.split(),
+        "--out",
+        str(tmp_path / "out/table.csv"),
+    ]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+
+def test_the_script_writes_its_table(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out/table.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == list(ablations.VARIANTS)
+    for row in rows:
+        top1 = [float(value) for value in row["top1"].split()]
+        assert len(top1) == 2 and abs(np.mean(top1) - float(row["top1_mean"])) < 1e-4
+        assert (
+            f"{int(row['parameters']):,}" in done.stdout and f"{int(row['macs']):,}" in done.stdout
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments, message", [
+        (["--patch-size", "4", "--only", "merging"], "7 x 7 tokens can't be merged"),
+        (["--groups", "3", "--only", "grouped"], "8 channels can't be cut into 3"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--data-dir", "nowhere"], "nowhere is not a directory"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said(tmp_path, arguments, message):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,460 @@
+"""The comparison: its data, its cells, its table and figures, on settings that take seconds."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minimixer import Mixer, kernels
+from minimixer.checkpoint import save_checkpoint
+from minimixer.idx import write_idx
+from minimixer.kernels.threads import blas_on_one_thread
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch):
+    """The scripts import each other by their bare names; what they switch globally is undone."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = np.seterr()
+    with blas_on_one_thread:  # products as small as these wait for each other on several
+        yield
+    np.seterr(**before)
+    kernels.use("auto")
+
+
+@pytest.fixture
+def cells():
+    return importlib.import_module("compare_cells")
+
+
+@pytest.fixture
+def data():
+    return importlib.import_module("compare_data")
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """IDX files of 8 x 8 images in four classes, each with one bright row."""
+    path, rng = tmp_path / "digits", np.random.default_rng(0)
+    path.mkdir()
+    for split, count in (("train", 96), ("t10k", 40)):
+        labels = np.arange(count) % 4
+        images = rng.integers(0, 100, (count, 8, 8))
+        images[np.arange(count), 2 * labels] += 150
+        write_idx(path / f"{split}-images-idx3-ubyte", images.astype(np.uint8))
+        write_idx(path / f"{split}-labels-idx1-ubyte", labels.astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, digits, capsys):
+    """Runs compare.py: (status, output, errors)."""
+    compare = importlib.import_module("compare")
+    monkeypatch.setattr(importlib.import_module("compare_models"), "TIMED_SECONDS", 0.0)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, out="out"):
+        usual = ["--data", str(digits), "--sizes=nano", "--budget=24", "--batch-size=16"]
+        usual += ["--lrs=0.003,0.01", "--out", out]
+        monkeypatch.setattr(sys, "argv", ["examples/compare.py", *usual, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            compare.script()
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
+
+    return run
+
+
+def read(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+
+def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cells):
+    status, said, _ = run()
+    assert status == 0
+    rows = read(tmp_path / "out" / "comparison.csv")
+    assert [r["model"] for r in rows] == ["vit", "resnet", "mixer"]
+    assert [r["family"] for r in rows] == ["attention", "convolution", "MLP"]
+    for row in rows:
+        missing = {key for key, value in row.items() if value == ""}
+        fast = {"fast_train_seconds", "fast_images_per_second"}
+        assert missing == (set() if row["model"] == "mixer" else fast)
+        each = [float(a) for a in row["top1_each"].split()]
+        assert row["seeds"] == "0 1 2" and len(each) == 3 and min(each) >= 0.25
+        assert np.isclose(float(row["top1_mean"]), np.mean(each))
+        assert np.isclose(float(row["top1_sd"]), np.std(each, ddof=1))
+        assert np.isclose(float(row["gap"]), float(row["train_top1_mean"]) - np.mean(each))
+        assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16
+        for key in ("train_seconds", "images_per_second", "peak_bytes"):
+            assert float(row[key]) > 0
+        assert int(row["peak_bytes"]) > 16 * int(row["parameters"])  # with gradients and averages
+        assert f"{float(row['top1_mean']):.2%}"[:-1] in said
+    mixer = rows[2]
+    model = Mixer(image_size=8, patch_size=2, in_channels=1, num_classes=4, num_blocks=2,
+                  hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=128)  # fmt: skip
+    assert int(mixer["parameters"]) == model.num_parameters()
+    assert int(mixer["macs"]) == model.summary().macs
+    assert "\033" not in said and "held-out training images" in said
+    sweep = read(tmp_path / "out" / "sweep.csv")
+    assert len(sweep) == 6 and [r["lr"] for r in sweep] == ["0.003", "0.01"] * 3
+    for family, row in zip(("vit", "resnet", "mixer"), rows, strict=True):
+        tried = [r for r in sweep if r["model"] == family]
+        chosen = [r for r in tried if r["chosen"] == "True"]
+        assert [r["lr"] for r in chosen] == [row["lr"]]
+        assert chosen[0]["held_out_top1"] == max(r["held_out_top1"] for r in tried)
+
+    assert run(out="again")[0] == 0
+    exact = ("top1_each", "train_top1_mean", "parameters", "macs", "lr", "peak_bytes")
+    for one, other in zip(rows, read(tmp_path / "again" / "comparison.csv"), strict=True):
+        assert [one[key] for key in exact[:-1]] == [other[key] for key in exact[:-1]]
+        assert np.isclose(int(one["peak_bytes"]), int(other["peak_bytes"]), rtol=0.01)
+
+    # Nothing that is finished runs again; what is damaged or gone does.
+    trained = []
+    train = cells.train
+
+    def count(model, spec, *others):
+        trained.append((spec["family"], spec["seed"]))
+        return train(model, spec, *others)
+
+    monkeypatch.setattr(cells, "train", count)
+    assert run()[0] == 0 and trained == []
+    files = sorted((tmp_path / "out" / "cells").glob("final-*.json"))
+    specs = [json.loads(file.read_text())["spec"] for file in files]
+    files[0].unlink()
+    files[4].write_text(files[4].read_text()[:-50])
+    files[8].write_text(files[7].read_text())
+    assert run()[0] == 0
+    assert sorted(trained) == sorted((specs[i]["family"], specs[i]["seed"]) for i in (0, 4, 8))
+    again = read(tmp_path / "out" / "comparison.csv")
+    assert [r["top1_each"] for r in again] == [r["top1_each"] for r in rows]
+
+
+def test_ctrl_c_between_and_inside_of_cells(run, monkeypatch, cells, tmp_path):
+    train, calls = cells.train, []
+
+    def stop(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    monkeypatch.setattr(cells, "train", stop)
+    status, _, errors = run("--models=mixer")
+    assert status == 130 and "to go on: python examples/compare.py --data" in errors
+    assert len(list((tmp_path / "out" / "cells").glob("*.json"))) == 3
+    assert run("--models=mixer")[0] == 0
+    assert len(calls) == 4 + 2  # of two in the sweep and three in the table, the third was cut off
+
+
+def test_equal_operations_and_equal_seconds(run, tmp_path, monkeypatch):
+    arguments = ("--models=mixer,vit", "--lrs=0.003")
+    assert run("--equal=flops", "--budget=0.001", *arguments)[0] == 0
+    for row in read(tmp_path / "out" / "comparison.csv"):
+        step = float(row["train_flops"]) / int(row["steps"])
+        assert 1e9 - step < float(row["train_flops"]) <= 1e9
+    seconds = iter([0.005, 0.01])
+    compare = importlib.import_module("compare")
+    monkeypatch.setattr(compare, "step_seconds", lambda *_: next(seconds))
+    for _ in range(2):  # a speed that was measured once counts from then on
+        assert run("--equal=seconds", "--budget=0.3", *arguments)[0] == 0
+        rows = read(tmp_path / "out" / "comparison.csv")
+        assert [(r["model"], r["steps"]) for r in rows] == [("mixer", "60"), ("vit", "30")]
+
+
+def test_a_rate_that_diverges_is_not_chosen(run, tmp_path):
+    assert run("--models=mixer", "--lrs=0.003,1e30")[0] == 0
+    sweep = read(tmp_path / "out" / "sweep.csv")
+    assert [(r["lr"], r["diverged"]) for r in sweep] == [("0.003", "False"), ("1e+30", "True")]
+    status, _, errors = run("--models=mixer", "--lrs=1e30")
+    assert status == 2 and "every learning rate diverged" in errors
+
+
+def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
+    starts = []
+    load = cells.starting_weights
+
+    def note(folder, spec, model):
+        weights = load(folder, spec, model)
+        starts.append((spec, weights))
+        return weights
+
+    monkeypatch.setattr(cells, "starting_weights", note)
+    status, said, _ = run(
+        "--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=20",
+        "--fine-lrs=0.03",
+    )  # fmt: skip
+    assert status == 0 and "fine-tuned on 20 images" in said
+    for row in read(tmp_path / "out" / "transfer.csv"):
+        assert row["train_images"] == "20" and float(row["upstream_top1_mean"]) >= 0.5
+        assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16 * 2
+    assert len(starts) == 3 * (1 + 3)
+    for spec, weights in starts:
+        assert not weights["head.weight"].any() and weights["stem.weight" if spec["family"] != (
+            "resnet") else "body.root.weight"].any()  # fmt: skip
+        assert (spec["optimizer"], spec["weight_decay"], spec["clip"]) == ("sgd", 0, 1)
+    arguments = ("--upstream", f"{digits}:0-1", "--downstream", "mnist:0-1")
+    status, _, errors = run(*arguments)
+    assert status == 2 and "images of one size" in errors
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+def test_figures_from_cells(run, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install -e '.[plots]'")
+    status, _, _ = run("--models=mixer,resnet", "--lrs=0.01", "--shares=40,100",
+                       "--figure=scaling,invariance,frontier,weights")  # fmt: skip
+    assert status == 0
+    out = tmp_path / "out"
+    scaling = read(out / "scaling.csv")
+    assert [(r["model"], r["train_images"]) for r in scaling] == [
+        ("mixer", "35"), ("mixer", "88"), ("resnet", "35"), ("resnet", "88")
+    ]  # fmt: skip
+    assert len({r["steps"] for r in scaling}) == 1
+    curves = read(out / "invariance.csv")
+    kinds = {(r["model"], r["shuffled"]) for r in curves}
+    assert len(curves) == 6 * 8 and len(kinds) == 6
+    assert len(read(out / "frontier.csv")) == 2  # all parts of so small a budget are the least
+    units = read(out / "weights.csv")
+    assert sorted(int(r["unit"]) for r in units) == list(range(16))
+    assert all(float(r["cosine"]) <= 1 for r in units)
+    for name in ("scaling", "invariance", "frontier", "units", "stem"):
+        assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_figure_of_tokens(run, tmp_path, monkeypatch):
+    figures = importlib.import_module("compare_figures")
+    monkeypatch.setattr(figures, "TOKENS", {"cpu": (4, 2)})
+    monkeypatch.setattr(figures, "ROUNDS", 1)
+    status, said, _ = run("--figure=tokens")
+    rows = read(tmp_path / "out" / "tokens.csv")
+    assert status == 0 and max(int(r["tokens"]) for r in rows) >= 12 * 4
+    fits = read(tmp_path / "out" / "tokens-fit.csv")
+    macs = {r["model"]: r for r in fits if r["of"] == "macs"}
+    block, per_token = 12 * 16, 4 * 4  # of each block; of the stem
+    assert np.isclose(float(macs["vit"]["b"]), 2 * block + per_token, rtol=1e-6)
+    assert np.isclose(float(macs["vit"]["c"]), 2 * 2 * 4, rtol=1e-6)
+    assert np.isclose(float(macs["mixer"]["b"]), 2 * (8 * 16 + 2 * 8 * 16) + per_token, rtol=1e-6)
+    assert float(macs["mixer"]["c"]) < 1e-6
+    assert "the same: predicted from MACs S = 24;" in said  # 6 C
+
+
+def test_weights_of_any_checkpoint(run, tmp_path):
+    model = Mixer(image_size=(4, 6), patch_size=2, num_blocks=1, hidden_dim=8, tokens_mlp_dim=5,
+                  channels_mlp_dim=4, num_classes=3)  # fmt: skip
+    save_checkpoint(tmp_path / "own.npz", model)
+    Mixer(image_size=8, patch_size=2, num_blocks=1, hidden_dim=8, tokens_mlp_dim=5,
+          channels_mlp_dim=4, num_classes=3).export(tmp_path / "theirs.npz", "npz")  # fmt: skip
+    for name in ("own", "theirs"):
+        status, said, _ = run("--figure=weights", "--weights", tmp_path / f"{name}.npz")
+        assert status == 0 and "5 hidden units" in said
+        assert read(tmp_path / "out" / "weights.csv")[-1]["partner"] == ""  # an odd number
+    status, _, errors = run("--figure=weights", "--weights", tmp_path / "own.npz", "--block=1")
+    assert status == 2 and "counted from 0" in errors
+
+
+def test_fits_and_crossings():
+    figures = importlib.import_module("compare_figures")
+    s = np.array([4.0, 9, 16, 25, 36])
+    terms, error = figures.fit_quadratic(s, 5 + 0.5 * s + 0.25 * s**2)
+    np.testing.assert_allclose(terms, [5, 0.5, 0.25], rtol=1e-9)
+    assert error < 1e-12
+    terms, error = figures.fit_quadratic(s, 5 + 3 * s - 0.02 * s**2)
+    assert (terms >= 0).all() and terms[2] == 0 and 0 < error < 0.1
+    one, other = np.array([0, 10.0, 0]), np.array([0, 4.0, 0.5])
+    assert np.isclose(figures.crossing(one, other, 1, 100), 12)
+    assert figures.crossing(one, other, 20, 100) is None
+    assert np.isclose(figures.half(np.array([0, 6.0, 0.5])), 12)
+    assert figures.half(one) is None
+
+
+def test_frequencies_and_partners():
+    weights = importlib.import_module("compare_weights")
+    x = np.arange(8)
+    wave = np.cos(2 * np.pi * 2 * x / 8)
+    images = np.stack([np.ones((8, 8)), np.tile(wave, (8, 1)), np.outer(wave, wave), 0 * x + wave[:, None]])  # fmt: skip # noqa: E501
+    np.testing.assert_allclose(weights.radial_frequency(images), [0, 2, 8**0.5, 2], atol=1e-9)
+    vectors = np.array([[1.0, 0], [-1, 0.1], [0, 1], [0.1, -1], [5, 5]])
+    order, cosines = weights.pair(vectors, np.array([4.0, 3, 2, 1, 0]))
+    assert order.tolist()[0] == 4 and sorted(order.tolist()) == [0, 1, 2, 3, 4]
+    assert order.tolist()[1] in (1, 3) and order.tolist()[-1] not in cosines
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def test_held_out_images_and_parts(data, digits):
+    source = data.load(str(digits))
+    assert (len(source.train_images), len(source.held_images)) == (88, 8)
+    train, held = ({image.tobytes() for image in part}
+                   for part in (source.train_images, source.held_images))  # fmt: skip
+    assert len(train) == 88 and len(held) == 8 and not train & held
+    again = data.load(str(digits))
+    np.testing.assert_array_equal(source.train_images, again.train_images)
+    assert source.fingerprint == again.fingerprint != data.load(f"{digits}:0-2").fingerprint
+    part = data.load(f"{digits}:3,1")
+    assert part.classes == 2 and len(part.test_labels) == 20
+    bright = part.test_images[:, :, :, 0].mean(axis=2).argmax(axis=1)
+    np.testing.assert_array_equal(bright, np.array([6, 2])[part.test_labels])
+
+
+@pytest.mark.parametrize("wrong", ["0", "0-0", "3-1", "1,1", "0--2", "0-9", "0,,1"])
+def test_wrong_classes(data, digits, wrong):
+    with pytest.raises(ValueError):
+        data.load(f"{digits}:{wrong}")
+
+
+def cifar_file(path, labels, limits, seed=0):
+    """A file of CIFAR's; returns its images (N, 32, 32, 3)."""
+    images = np.random.default_rng(seed).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    columns = [np.asarray(labels) % limit for limit in limits[:-1]] + [np.asarray(labels)]
+    pixels = images.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+    records = np.concatenate([np.stack(columns, axis=1).astype(np.uint8), pixels], axis=1)
+    records.tofile(path)
+    return images
+
+
+def test_cifar_10(data, tmp_path):
+    top = tmp_path / "cifar-10-batches-bin"
+    top.mkdir()
+    images = [cifar_file(top / f"data_batch_{n}.bin", [n, 9, 0, 5, 5, 2], (10,), n)
+              for n in range(1, 6)]  # fmt: skip
+    test = cifar_file(top / "test_batch.bin", [3, 4, 9], (10,), 7)
+    for place in (top, tmp_path):  # also the folder in which the archive was unpacked
+        source = data.load(str(place))
+        assert source.classes == 10 and source.shape == (32, 32, 3)
+        np.testing.assert_array_equal(source.test_images, test)
+        assert source.test_labels.tolist() == [3, 4, 9]
+    x, y, *_ = data.load_cifar(top)
+    np.testing.assert_array_equal(x, np.concatenate(images))
+    assert y.tolist() == [label for n in range(1, 6) for label in (n, 9, 0, 5, 5, 2)]
+    (top / "data_batch_4.bin").unlink()
+    with pytest.raises(ValueError, match=r"lacks data_batch_4\.bin"):
+        data.load(str(top))
+
+
+def test_cifar_100_takes_the_fine_labels(data, tmp_path):
+    labels = np.arange(40) % 100 + 55
+    cifar_file(tmp_path / "train.bin", labels, (20, 100))
+    cifar_file(tmp_path / "test.bin", [99, 0], (20, 100))
+    assert data.load_cifar(tmp_path)[1].tolist() == labels.tolist()
+    assert data.load(str(tmp_path)).classes == 100
+
+
+@pytest.mark.parametrize("change", ["cut", "longer", "empty", "label", "coarse", "directory"])
+def test_damaged_cifar_is_refused(data, tmp_path, change):
+    path, limits = tmp_path / "test.bin", (20, 100)
+    cifar_file(path, [1, 2, 3], limits)
+    content = bytearray(path.read_bytes())
+    if change == "directory":
+        path.unlink()
+        path.mkdir()
+    elif change in ("label", "coarse"):
+        content[3074 + (change == "label")] = 100
+    if change != "directory":
+        kept = {"cut": content[:-1], "longer": content + b"x", "empty": b""}.get(change, content)
+        path.write_bytes(kept)
+    with pytest.raises((ValueError, OSError), match=r"test\.bin"):
+        data.read_cifar(path, limits)
+
+
+def test_pickles_are_not_opened(data, tmp_path):
+    (tmp_path / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(ValueError, match="binary version"):
+        data.load(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_folders(data, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
+    for name, colour in (("red", (255, 0, 0)), ("sky", (0, 100, 255))):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            image.new("RGB", (20, 12), colour).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "red" / "bad.png").write_bytes(b"no picture")
+    source = data.load(str(tmp_path), 8)
+    assert source.shape == (8, 8, 3) and len(source.test_images) == 8
+    assert "1 of 41 pictures left out" in capsys.readouterr().out
+    np.testing.assert_array_equal(source.test_images[:, 3, 3, 0] > 100, source.test_labels == 0)
+
+
+# ---- shuffles -----------------------------------------------------------------------------------
+
+
+def test_shuffles_are_permutations(data):
+    images = np.arange(2 * 8 * 12 * 3, dtype=np.int64).reshape(2, 8, 12, 3)
+    for kind in data.SHUFFLES:
+        index = data.shuffle_index(kind, 8, 12, 4)
+        assert sorted(index) == list(range(96))
+        shuffled = data.shuffle(images, index)
+        np.testing.assert_array_equal(
+            shuffled.reshape(2, 96, 3), images.reshape(2, 96, 3)[:, index]
+        )
+        assert (kind == "none") == np.array_equal(index, np.arange(96))
+    index = data.shuffle_index("patches", 8, 12, 4).reshape(8, 12)
+    for row in (0, 4):
+        for column in (0, 4, 8):  # all pixels of a patch come from one patch
+            patch = index[row : row + 4, column : column + 4]
+            assert len({(p // 12 // 4, p % 12 // 4) for p in patch.ravel().tolist()}) == 1
+    with pytest.raises(ValueError, match="cut into"):
+        data.shuffle_index("patches", 8, 12, 5)
+
+
+def test_a_mixer_with_permuted_weights_sees_shuffled_patches_as_it_saw_the_others(data):
+    model = Mixer(image_size=8, patch_size=4, in_channels=2, num_classes=3, num_blocks=2,
+                  hidden_dim=8, tokens_mlp_dim=6, channels_mlp_dim=10)  # fmt: skip
+    rng = np.random.default_rng(0)
+    for parameter in model.parameters():
+        parameter.data = rng.normal(0, 0.5, parameter.shape).astype("float32")
+    images = rng.integers(0, 256, (5, 8, 8, 2), dtype=np.uint8)
+    expected = model(images).numpy()
+    tokens, pixels = data.patch_orders(8, 8, 4)
+    weight = model.stem.weight.numpy().reshape(16, 2, -1)
+    model.stem.weight.data = weight[pixels].reshape(32, -1)
+    for block in model.blocks:
+        for name in ("w1", "w2", "b2"):
+            parameter = getattr(block.token_mixing, name)
+            parameter.data = parameter.numpy()[tokens]
+    shuffled = data.shuffle(images, data.shuffle_index("patches", 8, 8, 4))
+    np.testing.assert_allclose(model(shuffled).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert abs(model(images).numpy() - expected).max() > 0.1
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["--seeds=0,1"], "three seeds"),
+        (["--seeds=0,1,1"], "must differ"),
+        (["--models=mixer,cnn"], "cnn"),
+        (["--sizes=huge"], "huge"),
+        (["--figure=table,pie"], "pie"),
+        (["--budget=3"], "24 steps"),
+        (["--budget=nan"], "--budget"),
+        (["--equal=flops", "--budget=1e-9"], "steps"),
+        (["--lrs=0"], "--lrs"),
+        (["--shares=0,50"], "--shares"),
+        (["--batch-size=-1"], "--batch-size"),
+        (["--upstream=mnist"], "go together"),
+        (["--data=nowhere"], "nowhere"),
+        (["--device=tpu"], "tpu"),
+        (["--cell-minutes=0.00001"], "minutes"),
+        (["--weights=gone.npz", "--figure=weights"], "gone.npz"),
+    ],
+)
+def test_wrong_options_are_one_sentence(run, wrong, message):
+    status, _, errors = run(*wrong)
+    assert status == 2 and message in errors
+    assert errors.count("\n") == 1 and errors.startswith("compare")
