@@ -5,6 +5,7 @@
     python examples/benchmark.py --variant mixer_b16 --batch-size 256 --device cuda \\
         --precision bfloat16 --peers torch,jax                          ratios, on a GPU
     ... --profile                                                       where the time goes
+    ... --distributed 2                             processes together: benchmark_distributed.py
 
 Each side runs in a fresh process, in turn, `--runs` times, from the same weights (all drawn at
 random, the head's too), with its batch on the device already. Nothing is timed unless the sides'
@@ -28,6 +29,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from benchmark_distributed import compare_processes
 from benchmark_peers import PACKAGES, Growth, time_steps
 from benchmark_profile import large_product, profile, time_products
 
@@ -51,6 +53,8 @@ def main() -> None:
         return
     sides = ["minimixer", *check_options(options)]
     config = config_of(options.variant)
+    if options.distributed:
+        return compare_processes(options, config)
     settings = {
         "config": config, "precision": options.precision, "device": options.device,
         "mode": options.mode, "graph": options.graph, "work": options.work.split(","),
@@ -99,6 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--warm-up", type=int, default=10, help="untimed steps (default: 10)")
     add("--seconds", type=float, default=2.0, help="of timed steps, at least (default: 2)")
     add("--steps", type=int, help="exactly so many timed steps instead")
+    add("--distributed", type=int, default=0, metavar="N", help="N processes beside one")
+    add("--weak", action="store_true", help="with it: --batch-size is that of each")
     add("--profile", action="store_true", help="also print time and rates per operation")
     add("--worker", nargs=3, help=argparse.SUPPRESS)
     return parser
@@ -124,6 +130,8 @@ def check_options(options) -> list[str]:
     for name in ("batch_size", "runs", "seconds"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive")
+    if options.distributed and (options.distributed < 2 or options.peers):
+        raise ValueError("--distributed needs 2 processes or more, and has no --peers")
     if options.warm_up < 0 or (options.steps is not None and options.steps < 1):
         raise ValueError("--warm-up must not be negative, --steps must be positive")
     device = backend.check_device(options.device)

@@ -3,6 +3,7 @@
     python examples/finetune.py --weights Mixer-B_16.npz --data pictures/
     python examples/finetune.py --weights Mixer-B_16.npz --data pictures/ --probe ridge --shots 5
     python examples/finetune.py --variant mixer_s32 --data pictures/
+    mpirun -n 2 python examples/finetune.py ... --device cuda        two GPUs
 
 DATA holds a folder of pictures for each class, or train/ and val/ with such folders; without val/,
 a tenth of each class is held out. The defaults are the paper's recipes: for weights SGD with
@@ -18,26 +19,25 @@ import argparse
 import contextlib
 import os
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from finetune_probe import check_shots, probe_ridge
+from finetune_setup import SIZES, find_data, fingerprint, make_model
 from options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
-from training import Run, parts, set_precision
+from training import Run, on_each_rank, parts, set_precision
 
-from minimixer import SGD, AdamW, Mixer, Tensor, backend, record, schedule
+from minimixer import SGD, AdamW, Mixer, Tensor, parallel, schedule
 from minimixer import functional as F
-from minimixer.backend import Purpose, random_bits
 from minimixer.optim import Optimizer
+from minimixer.parallel import World
 from minimixer.report import save_pictures
 from minimixer.transfer.augment import mixup, mixup_share, one_hot
-from minimixer.transfer.folders import Found, find_splits
+from minimixer.transfer.folders import Found
 from minimixer.transfer.freeze import freeze
 from minimixer.transfer.loader import Loader, LoaderError
 from minimixer.transfer.probe import choose_shots
-from minimixer.transfer.remake import remake
 
 SETTINGS = {
     "data": ("", "directory of pictures"),
@@ -85,19 +85,23 @@ NEW_MODEL = {
     "randaugment": 2, "mixup": 0.5, "stochastic_depth": 0.1,
 }  # fmt: skip  # the paper's pretraining (its section 3), at a smaller scale
 ON_GPU = {"precision": "bfloat16"}
-SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 
 def main() -> int:
+    with parallel.start() as world:  # of one process, unless mpirun started several
+        return finetune(world)
+
+
+def finetune(world: World) -> int:
     options, given = parse(make_parser)
-    run = Run(options, given, SETTINGS)
+    run = Run(options, given, SETTINGS, world)
     if not options.resume:  # else they are those of the run; what was given comes before all
         defaults = NEW_MODEL if options.variant else {}
         defaults = defaults | (ON_GPU if options.device != "cpu" else {})
         for name in defaults.keys() - given:
             setattr(options, name, defaults[name])
     check_settings(options)
-    device = backend.check_device(options.device)
+    device = world.use(options.device)
 
     # ---- data, model, optimizer
     train, val = find_data(options)
@@ -107,6 +111,8 @@ def main() -> int:
     model = make_model(options, class_names, run).to(device)
     set_precision(model, options, given)
     if options.probe == "ridge":
+        if world.size > 1:
+            raise ValueError("--probe ridge is for one process: start it without mpirun")
         return probe_ridge(options, run, model, train, val)
     if options.shots:
         chosen = choose_shots(labels, options.shots, options.seed)
@@ -126,10 +132,12 @@ def main() -> int:
     pictures = Loader(
         paths, labels, model.height, options.batch_size, options.seed, workers=options.workers,
         scale=(options.min_area, 1.0), layers=options.randaugment, magnitude=options.magnitude,
-        flip=bool(options.flip), drop_last=True,
+        flip=bool(options.flip), drop_last=True, part=(world.rank, world.size),
     )  # fmt: skip
-    held_out = Loader(val[0], val[1], model.height, 64, train=False, workers=options.workers)
+    held_out = Loader(val[0], val[1], model.height, 64, train=False, workers=options.workers,
+                      part=(world.rank, world.size))  # fmt: skip
     batch_size = pictures.recipe.batch_size
+    world.check_batch_size(batch_size)
     print(
         f"{len(paths):,} pictures of {len(class_names)} classes, {len(val[0]):,} to validate on; "
         f"Mixer with {model.num_parameters():,} parameters on {device}; "
@@ -139,30 +147,35 @@ def main() -> int:
     # ---- training
     # labels count what is right; the loss sees targets (B, K), smoothed and blended; share is an
     # array (1,), so that a recorded step can be given another.
-    def train_step(images, labels, targets, share):
-        """One step on a batch, in --accumulate parts: (mean loss, how many were right)."""
-        if options.mixup:  # of numbers that are no longer uint8, and before the batch is cut
+    def train_step(images, labels, targets, share, *, count, first):
+        """One step on a batch of `count` pictures, of which these are the ones from `first` on, in
+        --accumulate parts: (their share of the mean loss, how many were right)."""
+        if options.mixup and len(labels):  # of numbers that are no longer uint8
             images = mixup(model.convert(images).data, share)
             targets = mixup(targets, share)
         total, right = 0.0, 0
-        for part in parts(len(images), options.accumulate):
-            model.random.start_at(part.start)
+        for part in parts(len(labels), options.accumulate):
+            model.random.start_at(first + part.start)
             logits = model(Tensor(images[part]) if options.mixup else images[part])
-            loss = F.cross_entropy(logits, targets[part], reduction="sum") / len(images)
+            loss = F.cross_entropy(logits, targets[part], reduction="sum") / count
             loss.backward()
             total += loss.detach()
             right += (logits.data.argmax(axis=1) == labels[part]).sum()
+        world.sum_gradients(model)  # over all processes
         if options.clip:
             optimizer.clip_grad_norm(options.clip)
         optimizer.step()
         optimizer.zero_grad()
         return total, right
 
-    train_step = record(train_step, model, optimizer, graph=options.graph)
+    if options.accumulate == 1:
+        world.overlap(model)
+    take_step = on_each_rank(train_step, model, optimizer, world, options.graph)
     warmup_steps = int(options.warmup * options.steps)
     every = options.eval_every or max(1, options.steps // 10)
     ends = [*range(every, options.steps, every), options.steps]
     total, done = options.steps * batch_size, run.step * batch_size
+    skipped: list[tuple[str, str]] = []
     try:
         with pictures, held_out, run.bar(total, done) as bar:
             batches = run.waiting(endless(pictures, run.step))
@@ -173,31 +186,45 @@ def main() -> int:
                     try:
                         images, labels = next(batches)
                     except LoaderError as error:
-                        if not run.trained:
+                        if not run.trained or world.size > 1:
                             raise
                         print(f"\nfinetune: {error}", file=sys.stderr)
                         run.stop()
                         return 2
-                    if not len(labels):  # nothing of this batch could be decoded
+                    counts = world.gather([len(labels)])[:, 0].astype(int)  # of all processes
+                    if not counts.any():  # nothing of this batch could be decoded
                         run.skip()
                         continue
                     optimizer.lr_factor = schedule(
                         run.step, options.steps, warmup_steps, options.schedule
                     )
-                    targets = one_hot(labels, len(class_names), options.label_smoothing)
-                    share = np.ones(1, np.float32)
+                    share, seen = np.ones(1, np.float32), labels
                     if options.mixup:
                         share[0] = mixup_share(options.mixup, options.seed, run.step)
-                    run.add(len(labels), *train_step(images, labels, targets, share))
+                        images, seen = with_previous(world, images, labels)
+                    targets = one_hot(seen, len(class_names), options.label_smoothing)
+                    run.add(counts.sum(), *take_step(counts, images, labels, targets, share))
                     if run.interrupted:
                         return run.stop()
                 run.end_row({"step": run.step}, lambda: validate(model, held_out, run))
             batches.close()
-            report(options, run, model, val, held_out, len(pictures.skipped))
+            skipped = everyones(world, pictures.skipped + held_out.skipped)
+            report(options, run, model, val, held_out, len(skipped))
     finally:
-        for path, reason in pictures.skipped + held_out.skipped:
+        for path, reason in skipped or pictures.skipped + held_out.skipped:
             print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
     return 0
+
+
+def with_previous(
+    world: World, images: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both with the example before the first of them in front: the last of the rank before, or
+    further back where that has none; before the first of all comes the last of all."""
+    ends = world.every((images[-1:], labels[-1:]))
+    before = [ends[(world.rank - n) % world.size] for n in range(1, world.size + 1)]
+    image, label = next(end for end in before if len(end[1]))
+    return np.concatenate([image, images]), np.concatenate([label, labels])
 
 
 def endless(pictures: Loader, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -208,15 +235,28 @@ def endless(pictures: Loader, step: int) -> Iterator[tuple[np.ndarray, np.ndarra
         step = (epoch + 1) * len(pictures)
 
 
-def predict(model: Mixer, pictures: Loader) -> tuple[np.ndarray, np.ndarray]:
-    """(probabilities (N, K), labels (N,)) of the pictures that can be decoded."""
-    found = [(model.predict_proba(x), labels) for x, labels in pictures.epoch(0) if len(labels)]
-    probabilities, labels = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+def everyones(world: World, skipped: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What any process skipped, once."""
+    return list(dict(entry for some in world.every(skipped) for entry in some).items())
+
+
+def predict(model: Mixer, pictures: Loader, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """(probabilities (N, K), labels (N,)) of the pictures that can be decoded: every process looks
+    at its part of each batch."""
+    found = []
+    for images, labels in pictures.epoch(0):
+        some = model.predict_proba(images) if len(labels) else np.empty((0, model.num_classes))
+        found.append((some, labels))
+    batches = zip(*world.every(found), strict=True)  # in the order of the pictures
+    in_order = [part for batch in batches for part in batch]
+    probabilities, labels = (np.concatenate(arrays) for arrays in zip(*in_order, strict=True))
+    if not len(labels):
+        raise ValueError("not one picture to validate on could be decoded")
     return probabilities, labels
 
 
 def validate(model: Mixer, pictures: Loader, run: Run) -> dict[str, float]:
-    probabilities, labels = predict(model, pictures)
+    probabilities, labels = predict(model, pictures, run.world)
     true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return {
         "val_loss": float(-np.log(true_class.clip(1e-30)).mean()),
@@ -226,12 +266,14 @@ def validate(model: Mixer, pictures: Loader, run: Run) -> dict[str, float]:
 
 
 def report(
-    options: argparse.Namespace, run: Run, model: Mixer, val: Found, held_out: Loader, skipped: int
-) -> None:
-    probabilities, labels = predict(model, held_out)
-    skipped += len(held_out.skipped)
+    options: argparse.Namespace, run: Run, model: Mixer, val: Found, held_out: Loader,
+    skipped: int,
+) -> None:  # fmt: skip
+    probabilities, labels = predict(model, held_out, run.world)
+    unread = {path for path, _ in everyones(run.world, held_out.skipped)}
+    if run.world.rank:
+        return
     run.write_metrics()
-    unread = {path for path, _ in held_out.skipped}
     shown = Pictures([path for path in val[0] if path not in unread], held_out)
     written = save_pictures(run.out, run.history, shown, labels, probabilities, val[2])
     seconds = sum(row["seconds"] for row in run.history)
@@ -250,77 +292,6 @@ def report(
     )
     if not written:
         print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
-
-
-# ---- data and model -----------------------------------------------------------------------------
-
-
-def find_data(options: argparse.Namespace) -> tuple[Found, Found]:
-    """(train, val), each (paths, labels, class names); a held-out share where there is no val/."""
-    train, val = find_splits(options.data)
-    paths, labels, class_names = train
-    if val is not None:
-        return train, val
-    order = np.argsort(random_bits(options.seed, Purpose.SHUFFLE, 0, 1, 0, np.arange(len(labels))))
-    held = np.zeros(len(labels), dtype=bool)
-    for label, name in enumerate(class_names):
-        members = order[labels[order] == label]
-        if len(members) < 2:
-            raise ValueError(f"class {name} has 1 picture; it needs 2, one of them to hold out")
-        count = round(options.holdout * len(members))
-        held[members[: min(max(1, count), len(members) - 1)]] = True
-    halves = []
-    for chosen in (~held, held):
-        halves.append(([paths[i] for i in np.flatnonzero(chosen)], labels[chosen], class_names))
-    return halves[0], halves[1]
-
-
-def fingerprint(*parts: Found) -> int:
-    """A number that tells data sets apart: by names of files within their classes, not by place."""
-    found = 0
-    for paths, _, class_names in parts:
-        names = ["/".join(path.split(os.sep)[-2:]) for path in paths]
-        found = zlib.crc32("\0".join([*names, *class_names]).encode(errors="replace"), found)
-    return found
-
-
-def make_model(options: argparse.Namespace, class_names: list[str], run: Run) -> Mixer:
-    """The model to train; for --probe ridge, one without a head."""
-    if options.resume:
-        return Mixer.load(run.checkpoint)
-    classes = 0 if options.probe == "ridge" else len(class_names)
-    own = {"mean": options.mean, "std": options.std, "approximate": options.approximate}
-    own = {name: numbers(text) if name != "approximate" else text
-           for name, text in own.items() if text}  # fmt: skip
-    if options.variant:
-        sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
-        sizes["image_size"] = options.image_size or 224
-        return Mixer.from_name(
-            options.variant, num_classes=classes, class_names=class_names if classes else None,
-            seed=options.seed, stochastic_depth=options.stochastic_depth, **sizes, **own,
-        )  # fmt: skip
-    keep = options.head == "keep"
-    model = Mixer.from_pretrained(
-        options.weights, num_classes=None if keep else classes, in_channels=3, **own
-    )
-    state = model.state_dict()
-    if keep:  # whose classes may come in another order than the folders
-        names = model.class_names or (class_names if model.num_classes == classes else [])
-        if sorted(names) != sorted(class_names):
-            theirs, ours = (", ".join(n)[:80] for n in (names or ["without names"], class_names))
-            raise ValueError(f"--head keep: it is for {model.num_classes} classes, {theirs}; the "
-                             f"folders are {ours}")  # fmt: skip
-        order = [names.index(name) for name in class_names]
-        for name in ("head.weight", "head.bias"):
-            state[name] = state[name][..., order]
-    model = remake(model, state, stochastic_depth=options.stochastic_depth,
-                   class_names=class_names if classes else None)  # fmt: skip
-    model.random.seed = options.seed
-    if options.image_size:
-        model = model.resize(options.image_size)
-    if model.height != model.width:
-        raise ValueError(f"{options.weights} is for {model.height} x {model.width}, not square")
-    return model
 
 
 class Pictures:

@@ -3,6 +3,7 @@
     python examples/train_mnist.py                      the embedded MNIST, a few minutes on 2 cores
     python examples/train_mnist.py --device cuda        the same on a GPU
     python examples/train_mnist.py --data-dir DIR       Fashion-MNIST, KMNIST, your own
+    mpirun -n 2 python examples/train_mnist.py          two processes; with --device cuda, GPUs
 
 Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit for bit.
 """
@@ -12,10 +13,11 @@ import zlib
 
 import numpy as np
 from options import Parser, check_choice, check_range, parse, run_script
-from training import Run, parts, set_precision
+from training import Run, on_each_rank, parts, set_precision
 
-from minimixer import AdamW, Mixer, backend, data, record, schedule
+from minimixer import AdamW, Mixer, data, parallel, schedule
 from minimixer import functional as F
+from minimixer.parallel import World
 from minimixer.report import save_pictures
 
 # Chosen on 5,000 held-out training images; the test set had no say.
@@ -53,13 +55,19 @@ GPU_SETTINGS = {
 
 
 def main() -> int:
+    with parallel.start() as world:  # of one process, unless mpirun started several
+        return train(world)
+
+
+def train(world: World) -> int:
     options, given = parse(make_parser)
-    run = Run(options, given, SETTINGS)
+    run = Run(options, given, SETTINGS, world)
     if not options.resume and options.device != "cpu":
         for name in GPU_SETTINGS.keys() - given:
             setattr(options, name, GPU_SETTINGS[name])
     check_settings(options)
-    device = backend.check_device(options.device)
+    device = world.use(options.device)
+    world.check_batch_size(options.batch_size)
 
     # ---- data, model, optimizer
     source = options.data_dir or "the embedded MNIST"
@@ -102,23 +110,27 @@ def main() -> int:
     )
 
     # ---- training
-    def train_step(images, labels):
-        """One step on a batch, in --accumulate parts: (mean loss, how many were right)."""
+    def train_step(images, labels, *, count, first):
+        """One step on a batch of `count` images, of which these are the ones from `first` on, in
+        --accumulate parts: (their share of the mean loss, how many were right)."""
         total, right = 0.0, 0
         for part in parts(len(images), options.accumulate):
-            model.random.start_at(part.start)
+            model.random.start_at(first + part.start)
             logits = model(images[part])
-            loss = F.cross_entropy(logits, labels[part], reduction="sum") / len(images)
+            loss = F.cross_entropy(logits, labels[part], reduction="sum") / count
             loss.backward()
             total += loss.detach()
             right += (logits.data.argmax(axis=1) == labels[part]).sum()
+        world.sum_gradients(model)  # over all processes
         if options.clip:
             optimizer.clip_grad_norm(options.clip)
         optimizer.step()
         optimizer.zero_grad()
         return total, right
 
-    train_step = record(train_step, model, optimizer, graph=options.graph)
+    if options.accumulate == 1:
+        world.overlap(model)
+    step = on_each_rank(train_step, model, optimizer, world, options.graph)
     epochs_done, batches_done = divmod(run.step, len(batches))
     done = epochs_done * len(train_images) + batches_done * options.batch_size
     with run.bar(options.epochs * len(train_images), done) as bar:
@@ -129,12 +141,18 @@ def main() -> int:
                 optimizer.lr_factor = schedule(
                     run.step, total_steps, warmup_steps, options.schedule
                 )
-                run.add(len(labels), *train_step(images, labels))
+                mine = world.part(len(labels))
+                found = step(world.parts(len(labels)), images[mine], labels[mine])
+                run.add(len(labels), *found)
                 if run.interrupted:
                     return run.stop()
-            run.end_row({"epoch": epoch + 1}, lambda: evaluate(model, test_images, test_labels))
+            run.end_row(
+                {"epoch": epoch + 1}, lambda: evaluate(model, test_images, test_labels, world)
+            )
 
     # ---- report
+    if world.rank:
+        return 0
     run.write_metrics()
     seconds = sum(row["seconds"] for row in run.history)
     probabilities = model.predict_proba(test_images)
@@ -152,14 +170,20 @@ def main() -> int:
     return 0
 
 
-def evaluate(model: Mixer, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    # A GPU wants large pieces, the CPU's cache small ones.
-    probabilities = model.predict_proba(images, 256 if model.device == "cpu" else 2000)
-    true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return {
-        "test_loss": float(-np.log(true_class.clip(1e-30)).mean()),
-        "test_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-    }
+def evaluate(
+    model: Mixer, images: np.ndarray, labels: np.ndarray, world: World
+) -> dict[str, float]:
+    """Mean loss and accuracy; every process looks at its part of the images."""
+    part, loss, right = world.part(len(labels)), 0.0, 0
+    images, labels = images[part], labels[part]
+    if len(labels):
+        # A GPU wants large pieces, the CPU's cache small ones.
+        probabilities = model.predict_proba(images, 256 if model.device == "cpu" else 2000)
+        true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        loss = -np.log(true_class.clip(1e-30)).sum()
+        right = (probabilities.argmax(axis=1) == labels).sum()
+    loss, right, count = world.sum([loss, right, len(labels)])
+    return {"test_loss": float(loss / count), "test_accuracy": float(right / count)}
 
 
 # ---- options --------------------------------------------------------------------------------

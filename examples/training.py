@@ -2,7 +2,7 @@
 their own; they tell a Run what came of each step, and it shows progress, writes down what was
 learned so far, and stops between two steps when it is asked to.
 
-    run = Run(options, given, SETTINGS)                    # checks the directory; recalls settings
+    run = Run(options, given, SETTINGS, world)             # checks the directory; recalls settings
     run.start(model, optimizer, steps, fingerprint)        # or goes on where the last one stopped
     with run.bar(total, done):
         for epoch in range(len(run.history), epochs):
@@ -11,6 +11,9 @@ learned so far, and stops between two steps when it is asked to.
                 if run.interrupted:
                     return run.stop()
             run.end_row({"epoch": epoch + 1}, evaluate)    # of metrics.csv, and a checkpoint
+
+With several processes (minimixer/parallel) each has a Run of its own. They add up what they learned
+of a step, rank 0 alone writes files, and they stop after the same step.
 """
 
 import argparse
@@ -25,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,11 @@ import numpy as np
 from options import Settings, dashes
 from tqdm import tqdm
 
-from minimixer import Mixer, backend, fetch
+from minimixer import Mixer, backend, fetch, parallel, record
 from minimixer.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from minimixer.idx import replace_file
 from minimixer.optim import Optimizer
+from minimixer.parallel import World
 
 LAG = 8  # steps that a GPU may be behind: it works on while Python prepares the next ones
 # What a checkpoint holds beyond weights and optimizer; the numbers are of the row to come.
@@ -53,11 +57,14 @@ class Run:
     one with other `settings` than those that were `given`. Else `options` gets its settings.
     """
 
-    def __init__(self, options: argparse.Namespace, given: set[str], settings: Settings):
-        self.options, self.given, self.settings = options, given, settings
+    def __init__(
+        self, options: argparse.Namespace, given: set[str], settings: Settings, world: World
+    ):  # fmt: skip
+        self.options, self.given, self.settings, self.world = options, given, settings, world
         self.out = Path(options.out)
         self.checkpoint = self.out / "checkpoint.npz"
-        self._prepare_directory()
+        if world.rank == 0:
+            self._prepare_directory()
         if options.resume:
             self._recall_settings()
         self.saved = options.resume  # is the checkpoint one of this run?
@@ -72,13 +79,21 @@ class Run:
         self.progress = {"settings": values, "data": data, "step": 0, "steps": steps}
         self._begin_row()
         self.progress["history"] = []
+        world = self.world
+        world.check_same(
+            settings=values, data=data, steps=steps, weights=model.buffer.values,
+            code=parallel.code() if world.size > 1 else "",
+        )  # fmt: skip
         if self.options.resume:
-            self.progress = load_checkpoint(self.checkpoint, model, optimizer)
+            if world.rank == 0:
+                self.progress = load_checkpoint(self.checkpoint, model, optimizer)
+            self.progress = world.share(self.progress)
+            world.broadcast(model, optimizer)
             if self.progress["data"] != data or self.progress["steps"] != steps:
                 raise ValueError(f"the data hold other images than those of the run in {self.out}")
             self.progress["settings"] = values  # the data may have moved
         self.step = self.progress["step"]
-        self._signals = StopSignal()
+        self._signals, self.interrupted = StopSignal(world.rank == 0), False
 
     def _begin_row(self) -> None:
         self.progress.update(images=0, loss_sum=0.0, correct=0, seconds=0.0, waited=0.0)
@@ -105,9 +120,12 @@ class Run:
                 yield batch
 
     def add(self, size: int, loss: Any, correct: Any) -> None:
-        """Step number `step` was made on `size` images: mean loss, how many were right. ValueError
-        once it is seen that a loss was not finite."""
-        self._coming.append((self.step, size, fetch(loss, correct)))
+        """Step number `step` was made on `size` images of all ranks: this rank's share of their
+        mean loss, and how many of its own were right. ValueError once it is seen that a loss was
+        not finite. `interrupted` is set once it is seen that somebody, on any rank, has pressed
+        Ctrl-C."""
+        found = (np.asarray(x) if isinstance(x, (int, float)) else x for x in (loss, correct))
+        self._coming.append((self.step, size, fetch(*found)))
         self.step += 1
         self._read(self.lag)
 
@@ -120,11 +138,15 @@ class Run:
         progress = self.progress
         while len(self._coming) > most:
             step, size, fetched = self._coming.popleft()
-            loss, correct = (float(value) for value in fetched.results())
-            if not np.isfinite(loss):
-                raise self._diverged(f"the loss became {loss}", step)
+            each = self.world.gather([*fetched.results(), self._signals.requested])
+            for rank, loss in enumerate(each[:, 0]):
+                if not np.isfinite(loss):
+                    where = f" on rank {rank}" if self.world.size > 1 else ""
+                    raise self._diverged(f"the loss became {loss}{where}", step)
+            loss, correct, requested = each.sum(axis=0).tolist()
+            self.interrupted = self.interrupted or requested > 0
             progress["step"] = step + 1
-            progress["images"] += size
+            progress["images"] += int(size)
             progress["loss_sum"] += loss * size
             progress["correct"] += int(correct)
             progress["seconds"] = time.perf_counter() - self._started
@@ -152,12 +174,16 @@ class Run:
         self._begin_row()
         progress["step"] = self.step
         try:
-            save_checkpoint(self.checkpoint, self.model, self.optimizer, progress)
+            self._save()
         except ValueError as error:  # weights that are not finite
             raise self._diverged(str(error), self.step - 1) from None
         self.saved = True
         self.write_metrics()
         self._started = time.perf_counter()
+
+    def _save(self) -> None:
+        if self.world.rank == 0:
+            save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -165,24 +191,20 @@ class Run:
         return self.progress["history"]
 
     def write_metrics(self) -> None:
-        write_rows(self.out / "metrics.csv", self.history)
+        if self.world.rank == 0:
+            write_rows(self.out / "metrics.csv", self.history)
 
     @property
     def trained(self) -> bool:
         """Has anything been learned so far?"""
         return bool(self.history or self.progress["images"] or self._coming)
 
-    @property
-    def interrupted(self) -> bool:
-        """Has somebody pressed Ctrl-C?"""
-        return self._signals.requested
-
     def stop(self) -> int:
         """Save all, say how to go on, and return the status to exit with."""
         self._read(0)
         self._bar.close()
         self.progress["step"] = self.step
-        save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress)
+        self._save()
         again = [sys.argv[0], "--resume", "--out", str(self.out)]
         for name in sorted(self.given - self.settings.keys() - {"resume", "out"}):
             value = getattr(self.options, name)
@@ -244,7 +266,7 @@ class Run:
 
     def _recall_settings(self) -> None:
         """Take the settings of the run to resume; ValueError if others were asked for."""
-        stored = self._read_progress()["settings"]
+        stored = self.world.share(self._read_progress()["settings"] if not self.world.rank else 0)
         for name in self.settings:
             if name.startswith("data") and name in self.given:
                 continue  # the data may have moved; their number tells whether they are the same
@@ -259,15 +281,16 @@ class StopSignal:
     """Ctrl-C takes effect between two steps, when weights and progress belong together; also one
     that comes during a validation. A second one stops at once."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, tells: bool) -> None:
+        self.requested, self.tells = False, tells
         signal.signal(signal.SIGINT, self.note)
         signal.signal(signal.SIGTERM, self.note)
 
     def note(self, number: int, frame: Any) -> None:
         self.requested = True
         signal.signal(number, signal.SIG_DFL)
-        os.write(2, b"\nstopping after the next step; once more: at once\n")
+        if self.tells:
+            os.write(2, b"\nstopping after the next step; once more: at once\n")
 
 
 def set_precision(model: Mixer, options: argparse.Namespace, given: set[str]) -> None:
@@ -279,6 +302,28 @@ def set_precision(model: Mixer, options: argparse.Namespace, given: set[str]) ->
             raise
         options.precision = "float32"
     model.set_precision(options.precision)
+
+
+def on_each_rank(
+    train_step: Callable, model: Mixer, optimizer: Optimizer, world: World, graph: str
+) -> Callable:
+    """step(counts, *arrays), for train_step(*arrays, count=, first=), recorded as a CUDA graph.
+
+    counts  how many examples each rank has; the arrays are those of this rank
+    count   all of them;  first  the number among them of this rank's first
+    """
+    recorded = record(train_step, model, optimizer, graph=graph)
+    plain = record(train_step, model, optimizer, graph="off")
+
+    def step(counts: Sequence[int], *arrays: Any) -> Any:
+        where = {"count": int(sum(counts)), "first": int(sum(counts[: world.rank]))}
+        if min(counts):
+            return recorded(*arrays, **where)
+        # Some rank has no examples, and nothing to record: then no rank may, as a recording holds
+        # the sum of all ranks' gradients.
+        return (plain if counts[world.rank] else train_step)(*arrays, **where)
+
+    return step
 
 
 def parts(size: int, count: int) -> list[slice]:

@@ -34,8 +34,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     report.py       what a model costs, layer by layer; pictures
     checkpoint.py   saving and resuming
 
-After it: `kernels/`, the same functions again for speed, and `transfer/`, weights and pictures from
-outside; nothing above needs them.
+After it: `kernels/`, the same functions again for speed, `transfer/`, weights and pictures from
+outside, and `parallel/`, several processes that train one model; nothing above needs them.
 """
 
 import importlib.util

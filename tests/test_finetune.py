@@ -24,6 +24,7 @@ from minimixer.transfer.probe import choose_shots, pooled_features, ridge
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 import finetune  # noqa: E402  (needs Pillow)
+import finetune_setup  # noqa: E402
 import options as command_line  # noqa: E402
 import train_mnist  # noqa: E402
 import transfer  # noqa: E402
@@ -321,11 +322,11 @@ def test_without_val_a_share_of_each_class_is_held_out(run, folder, capsys):
     run("--data", folder / "train", "--holdout=0.25")
     assert "19 pictures of 3 classes, 6 to validate on" in capsys.readouterr().out
     options = finetune.make_parser().parse_args(["--data", str(folder / "train")])
-    train, val = finetune.find_data(options)
+    train, val = finetune_setup.find_data(options)
     assert set(train[0]).isdisjoint(val[0]) and sorted(val[1]) == [0, 1, 2]
     assert sorted(train[0] + val[0]) == sorted(find_images(folder / "train")[0])
     options.seed = 5
-    assert finetune.find_data(options)[1][0] != val[0]
+    assert finetune_setup.find_data(options)[1][0] != val[0]
 
 
 @pytest.mark.slow

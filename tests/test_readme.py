@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
-    part.strip()
+    re.sub(r"^mpirun -n \d+ ", "", part.strip())  # what it starts
     for language, block in BLOCKS
     if language == "bash"
     for line in block.splitlines()

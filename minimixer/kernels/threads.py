@@ -114,6 +114,14 @@ def use_threads(count: int | None) -> None:
     blas_on_one_thread.limit = count
 
 
+def limit_blas(count: int) -> None:
+    """BLAS, and so all of this, is to use at most so many: where processes share a machine."""
+    functions = _blas()
+    if functions is not None:
+        get_count, set_count = functions
+        set_count(min(get_count(), count))
+
+
 # ---- our threads --------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ Nothing here has a state: what is drawn is a pure function of (seed, epoch, exam
 >>> one_hot(np.array([2, 0]), 3, smoothing=0.3)
 array([[0.1, 0.1, 0.8],
        [0.8, 0.1, 0.1]], dtype=float32)
->>> mixup(np.eye(3), share=0.75)
+>>> mixup(np.eye(3)[[2, 0, 1, 2]], share=0.75)
 array([[0.75, 0.  , 0.25],
        [0.25, 0.75, 0.  ],
        [0.  , 0.25, 0.75]])
@@ -203,6 +203,8 @@ class Recipe:
     layers: int
     magnitude: float
     flip: bool = True
+    rank: int = 0  # of `ranks` that share every batch
+    ranks: int = 1
 
     def order(self, epoch: int, count: int) -> np.ndarray:
         """The numbers of the examples in the order of `epoch`: int64 (count,)."""
@@ -211,6 +213,12 @@ class Recipe:
             return examples
         keys = random_bits(self.seed, Purpose.SHUFFLE, epoch, 0, 0, examples)
         return np.argsort(keys, kind="stable")
+
+    def rows(self, batch: int, count: int) -> tuple[int, int]:
+        """Where our part of a batch begins and ends, in an epoch of `count` examples."""
+        begin = batch * self.batch_size
+        size = min(self.batch_size, count - begin)
+        return begin + size * self.rank // self.ranks, begin + size * (self.rank + 1) // self.ranks
 
     def picture(self, path: str, epoch: int, example: int) -> np.ndarray:
         """uint8 (size, size, 3). BadPicture if the file can't be decoded."""
@@ -264,8 +272,9 @@ def mixup_share(p: float, seed: int, step: int) -> float:
 
 
 def mixup(values: Array, share: Any) -> Array:
-    """share values[b] + (1 - share) values[b - 1] for each b of (B, ...), with the last before the
-    first: for images, and with the same share for their targets.
+    """share values[b] + (1 - share) values[b - 1] for b = 1 ... B of (B + 1, ...) -> (B, ...): each
+    example blended with the one before, of images, and with the same share of their targets. Of a
+    whole batch the first comes after the last: put that in front.
 
     values are floating-point, on CPU or GPU, and stay as they are; TypeError for integers (uint8
     would wrap around). `share`: one for the whole batch, as in the authors' code; a number, or an
@@ -273,7 +282,4 @@ def mixup(values: Array, share: Any) -> Array:
     """
     if values.dtype.kind in "iub":
         raise TypeError(f"mixup: needs floating-point arrays, not {values.dtype}")
-    other = namespace(values).roll(values, 1, axis=0)
-    other *= 1 - share
-    other += values * share
-    return other
+    return values[1:] * share + values[:-1] * (1 - share)

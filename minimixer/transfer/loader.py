@@ -69,6 +69,7 @@ class Loader:
     0 this one. The last batch may be smaller (with `drop_last` it is left out then), and so is one
     with a file that can't be decoded, down to none: `skipped` lists each such (path, reason) once.
     The workers live until `close`, the end of a `with`, or an epoch that was not walked to its end.
+    part (rank, ranks): of each batch only this rank's part is decoded and comes (parallel/).
     ValueError for empty or unequal lists and for numbers out of range.
     """
 
@@ -76,7 +77,7 @@ class Loader:
         self, paths: Sequence[str | os.PathLike], labels: Any, size: int, batch_size: int,
         seed: int = 0, train: bool = True, workers: int = 0,
         scale: tuple[float, float] = (0.05, 1.0), layers: int = 0, magnitude: float = 10,
-        flip: bool = True, drop_last: bool = False,
+        flip: bool = True, drop_last: bool = False, part: tuple[int, int] = (0, 1),
     ):  # fmt: skip
         self.paths, self.labels = [os.fsdecode(path) for path in paths], np.asarray(labels)
         if not self.paths or self.labels.shape != (len(self.paths),):
@@ -98,6 +99,8 @@ class Loader:
             layers=_check_integer("layers", layers, 0, 100),
             magnitude=magnitude,
             flip=bool(flip),
+            rank=_check_integer("rank", part[0], 0, part[1] - 1),
+            ranks=part[1],
         )
         self.drop_last = bool(drop_last)
         self.skipped: list[tuple[str, str]] = []
@@ -117,8 +120,8 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of `epoch` from number `start` on: images uint8 (B, size, size, 3), labels
         int64 (B,); B is 0 for a batch of which nothing can be decoded. One epoch at a time.
-        LoaderError if a worker dies or fails, or if nothing of the whole epoch could be decoded;
-        ImportError without Pillow."""
+        LoaderError if a worker dies or fails, or if nothing of the whole epoch could be decoded
+        (where parts are all that there is); ImportError without Pillow."""
         import_pillow()
         epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
         return self._epoch(epoch, _check_integer("start", start, 0, len(self)))
@@ -130,8 +133,8 @@ class Loader:
         order = self.order(epoch)
         try:
             for index, images, failures in self._images(order, epoch, start):
-                begin = index * self.recipe.batch_size
-                examples = order[begin : begin + len(images)]
+                begin, end = self.recipe.rows(index, len(order))
+                examples = order[begin:end]
                 for row, reason in failures:
                     self._skip(self.paths[examples[row]], reason)
                 if failures:
@@ -144,18 +147,17 @@ class Loader:
             self._busy = False
             if not finished:
                 self.close()
-        if empty and not start:
+        if empty and not start and self.recipe.ranks == 1:
             raise LoaderError(f"Loader: no picture could be decoded; the last one: {reason}")
 
     def _images(
         self, order: np.ndarray, epoch: int, start: int
     ) -> Iterator[tuple[int, np.ndarray, Failures]]:
-        size, batch = self.recipe.size, self.recipe.batch_size
         if not self.workers:
+            size = self.recipe.size
             for index in range(start, len(self)):
-                count = min(batch, len(order) - index * batch)
-                images = np.zeros((count, size, size, 3), np.uint8)
-                begin = index * batch
+                begin, end = self.recipe.rows(index, len(order))
+                images = np.zeros((end - begin, size, size, 3), np.uint8)
                 yield index, images, _fill(images, self.recipe, self.paths, order, epoch, begin)
             return
         if self._team is None:
@@ -197,9 +199,10 @@ class _Team:
 
     def __init__(self, recipe: Recipe, paths: list[str], workers: int):
         context = multiprocessing.get_context("spawn")
-        self.count, self.batch = len(paths), recipe.batch_size
-        self.ahead = 2 + -(-2 * workers // self.batch)  # small batches: two pictures a worker
-        memory = context.RawArray(ctypes.c_uint8, self.ahead * self.batch * recipe.size**2 * 3)
+        self.count, self.recipe = len(paths), recipe
+        most = -(-recipe.batch_size // recipe.ranks)  # pictures of a batch
+        self.ahead = 2 + -(-2 * workers // most)  # small batches: two pictures a worker
+        memory = context.RawArray(ctypes.c_uint8, self.ahead * most * recipe.size**2 * 3)
         self._slots = _as_slots(memory, recipe)
         names = b"\0".join(map(os.fsencode, paths))
         text = context.RawArray(ctypes.c_char, len(names))
@@ -243,12 +246,12 @@ class _Team:
             if isinstance(found, str):
                 raise LoaderError(f"Loader: a worker failed:\n{found}")
             failures += found
-        count = min(self.batch, self.count - index * self.batch)
-        return self._slots[index % self.ahead, :count].copy(), sorted(failures)
+        begin, end = self.recipe.rows(index, self.count)
+        return self._slots[index % self.ahead, : end - begin].copy(), sorted(failures)
 
 
 def _as_slots(memory: Any, recipe: Recipe) -> np.ndarray:
-    shape = (-1, recipe.batch_size, recipe.size, recipe.size, 3)
+    shape = (-1, -(-recipe.batch_size // recipe.ranks), recipe.size, recipe.size, 3)
     return np.frombuffer(memory, np.uint8).reshape(shape)
 
 
@@ -281,8 +284,8 @@ def _work(pipe: Any, recipe: Recipe, text: Any, memory: Any, worker: int, worker
             try:
                 if epoch != last:
                     last, order = epoch, recipe.order(epoch, len(paths))
-                begin = index * recipe.batch_size
-                rows = slots[index % len(slots)][: len(paths) - begin]
+                begin, end = recipe.rows(index, len(paths))
+                rows = slots[index % len(slots)][: end - begin]
                 found = _fill(rows, recipe, paths, order, epoch, begin, worker, workers)
             except Exception:
                 found = traceback.format_exc()

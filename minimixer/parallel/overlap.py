@@ -1,0 +1,89 @@
+"""Sums while backward goes on: the gradients of the last blocks are ready long before the first's.
+
+Backward goes through the blocks from the last to the first. When it has left one, the weights of
+that and of all later blocks have their gradients, which lie side by side in the buffer: they can be
+added up over the ranks, on a stream of their own, while the GPU computes those of earlier blocks.
+
+    compute   | backward of blocks 11 ... 9 | 8 ... 6 | 5 ... 3 | 2 ... 0, stem |   | step
+    sums                                    | 11 - 9  | 8 - 6   | 5 - 3         | rest
+
+A marker at the entrance of every fourth part of the blocks tells: in forward it changes nothing,
+its backward runs when the block behind it is done. Only in recorded steps (graph.py), which all
+ranks take alike; elsewhere `World.sum_gradients` adds up everything at the end.
+
+Next: `examples/train_mnist.py`, where all of this is used.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .. import backend
+from ..autograd import Function
+from ..backend import Array
+
+BUCKETS = 4
+
+
+class Marker(Function):
+    """y = x; when the gradient comes by, `passed` is called."""
+
+    half = True
+    takes_numbers = False
+
+    def forward(self, x, passed):
+        self.passed = passed
+        return x[...]  # a view: y is another Tensor
+
+    def backward(self, dy):
+        self.passed()
+        return dy
+
+
+class Overlap:
+    """Sums a model's gradients by `all_reduce`, part by part. It has `blocks`, called as
+    block(x, ...), and every Parameter is trained."""
+
+    def __init__(self, model: Any, all_reduce: Callable[[Array], None]):
+        cupy = sys.modules["cupy"]
+        self.model, self.all_reduce = model, all_reduce
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.summed: int | None = None  # from here to the last matrix
+        blocks = model.blocks
+        self.last = max(p.stop for p in model.parameters() if p.ndim > 1)
+        for part in range(1, BUCKETS):
+            index = len(blocks) * part // BUCKETS
+            if index:
+                matrices = [p for p in blocks[index].parameters() if p.ndim > 1]
+                self._mark(blocks[index], min(p.start for p in matrices))
+
+    def _mark(self, block: Any, start: int) -> None:
+        forward, passed = block.forward, partial(self._passed, start)
+
+        def marked(x: Any, *others: Any) -> Any:
+            return forward(Marker.apply(x, passed=passed), *others)
+
+        block.forward = marked
+
+    def _passed(self, start: int) -> None:
+        stop = self.last if self.summed is None else self.summed
+        if sys.modules["cupy"].cuda.get_current_stream().is_capturing() and start < stop:
+            backend.join()
+            self.summed = start
+            self._sum(start, stop)
+
+    def finish(self) -> bool:
+        """Sum what is left, and let the current stream wait. False if nothing was summed yet."""
+        if self.summed is None:
+            return False
+        first, self.summed = self.summed, None
+        self._sum(0, first)
+        self._sum(self.last, self.model.buffer.size)
+        sys.modules["cupy"].cuda.get_current_stream().wait_event(self.stream.record())
+        return True
+
+    def _sum(self, start: int, stop: int) -> None:
+        self.stream.wait_event(sys.modules["cupy"].cuda.get_current_stream().record())
+        with self.stream:
+            self.all_reduce(self.model.buffer.gradients[start:stop])

@@ -1,0 +1,312 @@
+"""Data parallelism on the CPU: any number of processes trains the same model, and all end together.
+
+`mpirun` starts parallel_worker.py, a training script; what a process alone would do is the oracle.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minimixer import Linear, parallel
+from minimixer.parallel.same import describe, differences
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+_missing = [
+    name for name, found in (("mpi4py", importlib.util.find_spec("mpi4py")), ("mpirun", MPIRUN))
+    if not found
+]  # fmt: skip
+needs_mpi = pytest.mark.skipif(
+    bool(_missing), reason=f"no {' and no '.join(_missing)}: pip install -e '.[distributed]'"
+)
+# A thread for each of several processes on few cores; and what Open MPI wants to be told.
+ENVIRONMENT = {
+    **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]),
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}  # fmt: skip
+RUNS = {
+    "sgd": {},
+    "sgd uneven": {"batch_size": 13, "accumulate": 2},
+    "adamw": {"optimizer": "adamw"},
+    "adamw uneven": {"optimizer": "adamw", "batch_size": 13},
+    "frozen": {"optimizer": "adamw", "freeze": True},
+}
+
+
+def command(processes, *runs):
+    words = [sys.executable, str(WORKER), json.dumps(runs)]
+    return words if processes == 1 else [MPIRUN, "-n", str(processes), *words]
+
+
+def launch(processes, *runs, cwd=None):
+    """(status, stdout, stderr) of the worker; what outlasts 60 s fails the test."""
+    done = subprocess.run(
+        command(processes, *runs), capture_output=True, text=True, env=ENVIRONMENT, timeout=60,
+        stdin=subprocess.DEVNULL, cwd=cwd,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def results(directory, processes, runs):
+    """What each run, a dict by name, ended with."""
+    files = {name: directory / f"{name} {processes}.npz" for name in runs}
+    status, out, err = launch(
+        processes, *[{**run, "out": str(files[name])} for name, run in runs.items()]
+    )
+    said = [line for line in err.splitlines() if "compiling kernels" not in line]
+    assert status == 0 and not said, err
+    assert out.count("trained") == len(runs)  # by rank 0, and by nobody else
+    return {name: dict(np.load(file)) for name, file in files.items()}
+
+
+def assert_same(run, expected, name):
+    assert set(run) == set(expected) and np.abs(expected["logits"]).max() > 0.1
+    for key, value in expected.items():
+        if value.dtype.kind != "f":
+            continue
+        # Adam magnifies the rounding noise of a gradient that is zero.
+        noisy = "adamw" in name and key.endswith("token_mixing.b2")
+        np.testing.assert_allclose(
+            run[key], value, rtol=0, atol=1e-9 if noisy else 1e-12, err_msg=f"{name}: {key}"
+        )
+    assert run["right"] == expected["right"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("alone"), 1, RUNS)
+
+
+# ---- the same model, whatever the number of processes -------------------------------------------
+
+
+def test_a_process_alone_does_without_mpi(alone):
+    assert not any(run["mpi"] for run in alone.values())
+    assert all(run["losses"][-5:].mean() < run["losses"][:5].mean() for run in alone.values())
+
+
+@needs_mpi
+@pytest.mark.parametrize("processes", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_processes_trains_the_same_model(tmp_path, alone, processes):
+    together = results(tmp_path, processes, RUNS)
+    for name in RUNS:
+        assert together[name]["mpi"]
+        assert_same(together[name], alone[name], name)
+
+
+@needs_mpi
+def test_what_one_rank_stops_resumes_with_any_number_of_processes(tmp_path, alone):
+    """In float64 to 1e-12, and bit for bit with as many processes as before."""
+    checkpoint, name = str(tmp_path / "checkpoint.npz"), "adamw uneven"
+    run = RUNS[name]
+    stop = {"checkpoint": checkpoint, "fault": {"kind": "stop", "rank": 1, "step": 18}}
+    assert launch(3, {**run, **stop}) == (0, "saved 19\n", "")
+    for processes in (1, 2, 3):
+        resumed = results(tmp_path, processes, {name: {**run, "resume": checkpoint}})[name]
+        assert_same(resumed | {"losses": alone[name]["losses"]}, alone[name], name)
+    straight = results(tmp_path, 3, {name: run})[name]
+    for key in straight.keys() - {"losses"}:
+        np.testing.assert_array_equal(resumed[key], straight[key])
+
+
+SUMS = """
+import numpy as np
+from minimixer import parallel
+with parallel.start() as world:
+    for size in (0, 1, 2, 3, 7, 1000, 5, 100_000):
+        for dtype in ("float32", "float64"):
+            arrays = [np.random.default_rng(rank).normal(size=size).astype(dtype)
+                      for rank in range(world.size)]
+            mine = arrays[world.rank].copy()
+            world._all_reduce(mine)
+            expected = arrays[0].copy()
+            for other in arrays[1:]:
+                expected += other
+            assert mine.tobytes() == expected.tobytes(), (size, dtype)
+    total = world.sum([world.rank, 0.5, world.rank == 1])
+    assert total.tolist() == [3, 1.5, 1] and world.any(world.rank == 2) and not world.any(False)
+    assert world.share(world.rank) == 0 and world.gather([world.rank])[:, 0].tolist() == [0, 1, 2]
+    world.barrier()
+    print("all")
+"""
+
+
+@needs_mpi
+def test_sums_are_added_from_rank_0_on():
+    done = subprocess.run(
+        [MPIRUN, "-n", "3", sys.executable, "-c", SUMS], capture_output=True, text=True,
+        env=ENVIRONMENT, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all\n", "")
+
+
+# ---- all end together ---------------------------------------------------------------------------
+
+
+def launch_to_fail(directory, processes, run, **fault):
+    """(stdout, stderr) of a run in which a fault is planted; it must end within 10 s of it."""
+    mark = directory / "mark"
+    fault |= {"mark": str(mark)}
+    status, out, err = launch(processes, {**run, "fault": fault})
+    assert status != 0 and "trained" not in out
+    assert time.time() - mark.stat().st_mtime < 10
+    return out, err
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("error", ["rank 2: the disk is full"]),
+        ("bug", ["rank 2: Traceback", "KeyError: 'lost'"]),
+        ("exit", ["rank 2: stopped"]),
+    ],
+)
+def test_an_error_on_one_rank_ends_all_while_they_wait_in_a_sum(tmp_path, kind, words):
+    _, err = launch_to_fail(tmp_path, 3, {}, kind=kind, rank=2, step=5)
+    assert all(err.count(word) == 1 for word in words), err
+    assert ("Traceback" in err) == (kind == "bug")
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ({"fault": {"kind": "nan", "rank": 1, "step": 5}}, "rank 1: the loss became nan at step 6"),
+        (
+            {"fault": {"kind": "settings", "rank": 1}},
+            "settings.batch_size is 6 on rank 1, but 12 on rank 0",
+        ),
+        ({"fault": {"kind": "data", "rank": 1}}, "data.images is uint8 (27, 8, 8, 1) "),
+        ({"fault": {"kind": "weights", "rank": 1}}, "weights is float64 "),
+        ({"batch_size": 1}, "2 processes for a batch of 1: each needs an example"),
+        ({"device": "cuda:1"}, "cuda:1 is one GPU, and 2 processes need their own"),
+    ],
+    ids=["nan", "settings", "data", "weights", "batch", "device"],
+)
+def test_what_all_ranks_find_is_said_once_in_one_sentence(run, words):
+    began = time.monotonic()
+    status, out, err = launch(2, run)
+    assert status != 0 and time.monotonic() - began < 10
+    assert err.startswith("parallel_worker: ") and words in err.splitlines()[0]
+    assert err.count("parallel_worker: ") == 1 and "Traceback" not in err
+    if run.get("fault"):
+        assert "rank 1" in err
+    assert "trained" not in out
+
+
+@needs_mpi
+def test_a_killed_rank_ends_the_run_and_the_checkpoint_is_whole(tmp_path, alone):
+    checkpoint = str(tmp_path / "checkpoint.npz")
+    run = {"checkpoint": checkpoint, "save_at": 20}
+    out, _ = launch_to_fail(tmp_path, 3, run, kind="kill", rank=1, step=30)
+    assert "saved 20" in out
+    resumed = results(tmp_path, 2, {"sgd": {"resume": checkpoint}})["sgd"]
+    assert_same(resumed | {"losses": alone["sgd"]["losses"]}, alone["sgd"], "sgd")
+
+
+@needs_mpi
+def test_no_process_is_left_when_mpirun_itself_is_ended():
+    runs = [{"fault": {"kind": "slow", "rank": 1, "step": 5}}]
+    process = subprocess.Popen(
+        command(2, *runs), env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    time.sleep(1.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) != 0
+
+
+# ---- a world of one, and what can be seen without others ----------------------------------------
+
+
+def test_a_world_of_one_changes_nothing(capsys):
+    model = Linear(3, 2)
+    model.weight.grad = np.ones((3, 2), np.float32)
+    with pytest.raises(KeyError), parallel.start() as world:
+        print("heard")
+        assert (world.rank, world.size, world.use("cpu"), world.device) == (0, 1, "cpu", "cpu")
+        assert world.part(5) == slice(0, 5) and world.share({"a": 1}) == {"a": 1}
+        world.check_batch_size(1)
+        world.check_same(a=1)
+        world.broadcast(model)
+        world.sum_gradients(model)
+        world.barrier()
+        assert model.weight.grad.sum() == 6 and model.bias.grad is None
+        assert world.any(True) and not world.any(False)
+        np.testing.assert_array_equal(world.sum([1.5, True]), [1.5, 1])
+        raise KeyError
+    assert capsys.readouterr().out == "heard\n" and "mpi4py" not in sys.modules
+
+
+def test_a_model_on_another_device_is_refused():
+    world, model = parallel.World(), Linear(3, 2)
+    world._all_reduce, world.device = pytest.fail, "cuda:1"
+    with pytest.raises(ValueError, match="the model is on cpu, this rank's device: cuda:1"):
+        world.sum_gradients(model)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 12, 13])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_parts_are_even_and_together_the_whole(count, size):
+    world, found = parallel.World(), []
+    world.size = size
+    for world.rank in range(size):
+        found.append(range(count)[world.part(count)])
+    assert [number for part in found for number in part] == list(range(count))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    if size > count:
+        with pytest.raises(ValueError, match=f"{size} processes for a batch of {count}"):
+            world.check_batch_size(count)
+
+
+def test_what_differs_is_named():
+    same = describe({"a": {"b": 1, "c": {"d": None}}, "e": np.arange(3)})
+    assert list(same) == ["a.b", "a.c.d", "e"] and differences([same, dict(same)]) == ""
+    other = describe({"a": {"b": 1.0, "c": {"d": None}}, "e": np.arange(3.0)})
+    text = differences([same, other, other, same])
+    assert "a.b is 1.0 on ranks 1, 2, but 1 on rank 0" in text and "e is float64 (3,) " in text
+    assert "missing" in differences([same, {}]) and "a.c" not in text
+    for a, b in (("x" * 100, "x" * 99 + "y"), (np.zeros(2), -np.zeros(2)), (True, 1)):
+        assert differences([describe({"it": a}), describe({"it": b})]).startswith("it is ")
+    long = describe({"it": "x" * 1000})["it"]
+    assert len(long) < 50
+    assert describe({"it": np.ones((4, 4)).T[::2]}) == describe({"it": np.ones((2, 4))})
+
+
+def test_the_code_is_minimixers_sources_and_the_script():
+    code = parallel.code()
+    assert code == parallel.code() and {"minimixer", "script", "python", "numpy"} <= set(code)
+    assert all(len(text) >= 5 for text in code.values())
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_without_mpi4py_it_is_said_what_to_install(monkeypatch, name):
+    for other in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
+    assert parallel.start().size == 1
+    monkeypatch.setenv(name, "4")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ValueError, match=r"4 processes talk through mpi4py .*\[distributed\]"):
+        parallel.start()
+
+
+@needs_mpi
+def test_an_mpi_other_than_the_launchers_is_found():
+    code = "from minimixer import parallel; parallel.start()"
+    environment = {**ENVIRONMENT, "OMPI_COMM_WORLD_SIZE": "3"}  # started by another MPI's mpirun
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode and "knows of 1: it is another MPI than the launcher's" in done.stderr

@@ -1,0 +1,162 @@
+"""The example scripts started with mpirun make the same models, metrics and files as without."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_parallel import ENVIRONMENT, MPIRUN, needs_mpi
+from test_train_mnist import SCRIPT, SMALL, history, killed_at_last, make_data, without_times
+
+from minimixer import Mixer
+from minimixer.checkpoint import read_checkpoint, save_checkpoint
+
+pytestmark = needs_mpi
+FINETUNE = SCRIPT.with_name("finetune.py")
+WORDS = [*SMALL, "--stochastic-depth=0.5", "--batch-size=13", "--epochs=3", "--max-shift=1"]
+
+
+def start(processes, script, *words, cwd):
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), *sys.path])}
+    command = [sys.executable, script, *words]
+    command = command if processes == 1 else [MPIRUN, "-n", processes, *command]
+    return subprocess.Popen(
+        [str(word) for word in command], cwd=cwd, env=environment, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(processes, script, *words, cwd, status=0):
+    """(stdout, stderr)"""
+    with start(processes, script, *words, cwd=cwd) as process, killed_at_last(process):
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode != 0) == (status != 0) and "Traceback" not in err, err
+    return out, err
+
+
+def assert_close(out, other):
+    """In float32, but for what AdamW makes of rounding noise: the gradient of token mixing's last
+    bias is exactly zero."""
+    ours, theirs = (read_checkpoint(path / "checkpoint.npz")[1] for path in (out, other))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if name.startswith("weights/") and not name.endswith("token_mixing.b2"):
+            np.testing.assert_allclose(value, theirs[name], rtol=2e-3, atol=2e-4, err_msg=name)
+    for one, two in zip(*(without_times(history(path)) for path in (out, other)), strict=True):
+        for key in one:
+            if key != "waiting":
+                assert float(one[key]) == pytest.approx(float(two[key]), rel=2e-3, abs=1e-3), key
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data") / "small", train=66)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, small):
+    path = tmp_path_factory.mktemp("alone")
+    run(1, SCRIPT, *WORDS, "--data-dir", small, "--out=run", cwd=path)
+    return path / "run"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_same_training(small, alone, tmp_path, processes):
+    """66 images in batches of 13, so that the last, of one image, leaves ranks without any."""
+    out, _ = run(processes, SCRIPT, *WORDS, "--data-dir", small, "--out=run", cwd=tmp_path)
+    assert_close(tmp_path / "run", alone)
+    assert out.count("test accuracy") == out.count("66 training images") == 1  # rank 0 alone
+    assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(alone))
+
+
+def test_killed_and_resumed_by_others(small, alone, tmp_path):
+    """SIGKILL of one rank ends all; the checkpoint is whole, and any number goes on with it."""
+    words = [*WORDS, "--data-dir", small, "--out=run"]
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import os, runpy, signal, sys\nfrom minimixer import AdamW\nstep, calls = AdamW.step, []\n"
+        "def watched(self):\n    step(self)\n    calls.append(1)\n"
+        "    if len(calls) == 9 and os.environ['PMI_RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"AdamW.step = watched\nsys.argv[0] = {str(SCRIPT)!r}\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    if (
+        "PMI"
+        not in subprocess.run([MPIRUN, "-n", "1", "env"], capture_output=True, text=True).stdout
+    ):
+        pytest.skip("this mpirun does not set PMI_RANK")
+    began = time.monotonic()
+    run(2, slow, *words, cwd=tmp_path, status=1)
+    assert time.monotonic() - began < 15
+    progress = read_checkpoint(tmp_path / "run" / "checkpoint.npz")[0]["progress"]
+    assert len(progress["history"]) == 1
+    run(3, SCRIPT, "--resume", "--out=run", cwd=tmp_path)
+    assert_close(tmp_path / "run", alone)
+
+
+def test_ctrl_c_stops_all_after_the_same_step(small, alone, tmp_path):
+    words = [*WORDS, "--epochs=100000", "--data-dir", small, "--out=run"]
+    with start(2, SCRIPT, *words, cwd=tmp_path) as process, killed_at_last(process):
+        while "accuracy" not in process.stderr.read(60):
+            pass
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode != 0 and "Traceback" not in err
+    assert len(re.findall("to go on: python", out)) == 1
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.npz")[0]["progress"]["step"] > 0
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--batch-size=1"], "2 processes for a batch of 1"),
+    (["--lr=1e30"], "the loss became .* on rank"),
+    (["--data-dir=none"], "none is not a directory"), (["--nonsense"], "--nonsense"),
+    (["--device=cuda:0"], "cuda"), (["--resume"], "there is no"),
+])  # fmt: skip
+def test_what_ends_all_is_said_once(small, tmp_path, words, message):
+    _, err = run(
+        2, SCRIPT, *WORDS, "--data-dir", small, "--out=run", *words, cwd=tmp_path, status=2
+    )
+    assert len(re.findall(message, err)) in (1, 2) and err.count("train_mnist: ") <= 1, err
+    assert not (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+def test_fine_tuning(tmp_path):
+    """Mixup across ranks, unreadable pictures, workers, validation: as one process does it."""
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
+    rng = np.random.default_rng(0)
+    for number in range(33):
+        path = tmp_path / "pictures" / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100 + 70 * (number % 3), (12, 12, 3), dtype=np.uint8)
+        image.fromarray(pixels).save(path)
+        if number % 5 == 2:
+            path.write_bytes(b"broken")
+    model = Mixer(image_size=8, patch_size=4, num_blocks=2, hidden_dim=8, tokens_mlp_dim=6,
+                  channels_mlp_dim=12, num_classes=2)  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data = parameter.data + rng.normal(size=parameter.shape).astype("f4") * 0.2
+    save_checkpoint(tmp_path / "w.npz", model)
+    words = ["--weights=w.npz", "--data=pictures", "--steps=9", "--batch-size=7", "--mixup=0.5",
+             "--label-smoothing=0.1", "--stochastic-depth=0.4", "--eval-every=4", "--lr=0.05",
+             "--holdout=0.3", "--workers=1", "--accumulate=2"]  # fmt: skip
+    for processes in (1, 2, 3):
+        out, err = run(processes, FINETUNE, *words, f"--out=run{processes}", cwd=tmp_path)
+        assert_close(tmp_path / f"run{processes}", tmp_path / "run1")
+        assert err.count("skipped pictures") == 7 and "7 files skipped" in out
+    _, err = run(2, FINETUNE, *words, "--probe=ridge", "--out=p", cwd=tmp_path, status=2)
+    assert "start it without mpirun" in err
+
+
+def test_the_benchmark(tmp_path):
+    words = ["--distributed=2", "--batch-size=8", "--runs=1", "--warm-up=1", "--seconds=0.1"]
+    out, _ = run(1, SCRIPT.with_name("benchmark.py"), *words, cwd=tmp_path)
+    for text in ("images/s of 2 processes over", "efficiency", "exposed communication"):
+        assert text in out
+    assert Path(tmp_path).exists()
