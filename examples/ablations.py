@@ -270,7 +270,13 @@ def main() -> int:
     check_range(options, "hidden_dim tokens_mlp_dim channels_mlp_dim", 1, np.inf)
     check_range(options, "lr", 1e-12, np.inf)
     check_range(options, "weight_decay max_shift limit_train", 0, np.inf)
+    if len(set(options.only)) < len(options.only):
+        raise ValueError("--only: each model once")
     options.device = backend.check_device(options.device)
+    out = Path(options.out)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a directory; name a file in it")
+    out.parent.mkdir(parents=True, exist_ok=True)
     load = (lambda: data.load_directory(options.data_dir)) if options.data_dir else data.load_mnist
     train_images, train_labels, test_images, test_labels = load()
     if options.limit_train:
@@ -290,12 +296,12 @@ def main() -> int:
             top1.append(float((model.predict(test_images) == test_labels).mean()))
         rows.append({
             "model": name, "parameters": model.num_parameters(), "macs": macs(model),
-            "top1_mean": np.mean(top1), "top1_deviation": np.std(top1, ddof=1) if top1[1:] else 0.0,
+            "top1_mean": np.mean(top1),
+            "top1_deviation": np.std(top1, ddof=1) if top1[1:] else np.nan,  # of one: unknown
             "seconds": seconds / options.seeds, "top1": " ".join(f"{value:.4f}" for value in top1),
         })  # fmt: skip
         print_row(rows[-1])
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        write_rows(Path(options.out), rows)
+        write_rows(out, rows)
     print(
         f"{options.epochs} epochs, {options.seeds} seeds on {options.device}; wrote {options.out}"
     )

@@ -5,6 +5,7 @@
     python examples/compare.py --data DIR                   Fashion-MNIST, CIFAR, picture folders
     python examples/compare.py --figure scaling             accuracy against training-set size
     python examples/compare.py --upstream mnist:0-4 --downstream mnist:5-9 --examples 200
+    mpirun -n 2 python examples/compare.py --device cuda    each process trains models of its own
 
 Figures, several with commas: table (the default), scaling, frontier, tokens, invariance, weights.
 compare_data.py tells what can be named as data, compare_models.py what is compared and how its
@@ -27,12 +28,12 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import compare_figures
-import numpy as np
 from compare_cells import Result, cell_path, complete, kept, machine, run_cell
 from compare_data import Data, load
 from compare_models import (
@@ -46,11 +47,13 @@ from compare_models import (
     step_seconds,
     train_flops,
 )
-from compare_table import table, transfer, write_csv
+from compare_table import table, transfer
 from compare_weights import weights
-from options import Parser
+from options import Parser, run_script
+from training import write_rows
 
-from minimixer import backend
+from minimixer import parallel
+from minimixer.parallel import World
 
 SWEEP_SHARE = 4  # a run of the sweep has one step in so many of a whole run
 LEAST_STEPS = 24
@@ -65,11 +68,11 @@ FIGURES = {
 class Comparison:
     """What the table and the figures ask for results: each is trained once and then kept."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.out = options, Path(options.out)
-        self.device = backend.check_device(options.device)
+    def __init__(self, options: argparse.Namespace, world: World, out: Path):
+        self.options, self.world, self.out = options, world, out
+        self.device = world.use(options.device)
         self.models, self.sizes, self.seeds = options.models, options.sizes, options.seeds
-        self.folder = self.out / "cells"
+        self.folder = Path(options.out) / "cells"  # of all processes
         self.sweeps: dict[tuple, list[dict[str, Any]]] = {}
         self.counted: dict[str, int] = {}  # MACs
         self.told: set[Path] = set()  # cells that a line was printed about
@@ -106,6 +109,17 @@ class Comparison:
                   flush=True)  # fmt: skip
         return result
 
+    def for_each(self, items: Sequence[Any], compute: Callable[[Any], Any]) -> list[Any]:
+        """[compute(item) for item in items]. With several processes each first makes the cells of
+        its own share, and then finds the others' in their files."""
+        for item in items[self.world.rank :: self.world.size]:
+            compute(item)
+        return [compute(item) for item in items]
+
+    def each_seed(self, compute: Callable, *arguments: Any, **more: Any) -> list[Any]:
+        """compute(*arguments, seed=seed) for each seed."""
+        return self.for_each(self.seeds, lambda seed: compute(*arguments, seed=seed, **more))
+
     # ---- budgets --------------------------------------------------------------------------------
 
     def steps(self, family: str, size: str, source: Data) -> int:
@@ -125,7 +139,8 @@ class Comparison:
                 def make() -> Any:
                     return make_model(family, spec["config"], 0, self.device)
 
-                return {"seconds": step_seconds(make, source.shape, source.classes, spec,
+                trained = spec | {"batch_size": batch}
+                return {"seconds": step_seconds(make, source.shape, source.classes, trained,
                                                 self.device)}  # fmt: skip
 
             measured = kept(self.folder, complete(spec, source, self.device), measure)
@@ -150,10 +165,14 @@ class Comparison:
                   f"{len(source.test_images):,} for the test, {source.shape}")  # fmt: skip
         budget = "the size's own" if options.budget is None else f"{options.budget:g}"
         unit = {"steps": "steps", "flops": "10^12 operations", "seconds": "seconds of training"}
+        rest = ", all of them in fine-tuning" if options.upstream else ""
         print(f"equal  {unit[options.equal]}: {budget}; seeds {', '.join(map(str, self.seeds))}; "
               f"shifts up to {options.max_shift}; on {machine(self.device)}\n"
-              f"sweep  the same rates for all models, 1 / {SWEEP_SHARE} of the steps, scored by "
-              "accuracy on held-out training images", flush=True)  # fmt: skip
+              f"sweep  the same rates for all models, 1 / {SWEEP_SHARE} of the steps{rest}, scored "
+              "by accuracy on held-out training images", flush=True)  # fmt: skip
+        for size in self.sizes:  # a budget that is too small for one is found out before training
+            for family in self.models:
+                self.steps(family, size, sources[0])
 
     # ---- cells ----------------------------------------------------------------------------------
 
@@ -164,10 +183,13 @@ class Comparison:
         the table's. Ties: the smaller loss."""
         steps = max(LEAST_STEPS, changes.pop("steps") // SWEEP_SHARE)
         rows = []
-        for lr in rates:
+
+        def trial(lr: float) -> tuple[float, Spec, Result]:
             spec = self.spec("sweep", family, size, source, lr=lr, steps=steps,
                              seed=max(self.seeds) + 1, **changes)  # fmt: skip
-            found = self.run(spec, source)
+            return lr, spec, self.run(spec, source)
+
+        for lr, spec, found in self.for_each(list(rates), trial):
             loss = math.inf if found["held_loss"] is None else found["held_loss"]
             diverged = found["loss"] is None or loss == math.inf
             rows.append({
@@ -187,7 +209,7 @@ class Comparison:
             edge = best["lr"] in (max(rates), min(rates)) and len(rows) > 1
             print(f"sweep  {family:7} {size:6} lr {shown} -> {best['lr']:g}"
                   + (" (at the end of what was tried)" if edge else ""), flush=True)  # fmt: skip
-            write_csv(self.out / "sweep.csv", [r for rows in self.sweeps.values() for r in rows])
+            write_rows(self.out / "sweep.csv", [r for rows in self.sweeps.values() for r in rows])
         return best["lr"]
 
     def final(
@@ -201,14 +223,15 @@ class Comparison:
         spec = self.spec("final", family, size, source, lr=lr, seed=seed, shuffle=shuffle,
                          steps=max(LEAST_STEPS, round(steps * budget_share)),
                          train_images=count or len(source.train_images))  # fmt: skip
-        spec["keep"] = spec["keep"] and budget_share == 1
+        spec["keep"] = spec["keep"] and spec["steps"] == steps
         return spec, self.run(spec, source)
 
     def fine_tuned(
         self, family: str, size: str, up: Data, down: Data, seed: int
     ) -> tuple[Result, Spec, Result]:
         """Pretrained on `up`, then fine-tuned on --examples images of `down` as in the paper: a
-        fresh head, SGD with momentum, no weight decay. (upstream result, spec, result)"""
+        fresh head, SGD with momentum, no weight decay. The rate is chosen on held-out images of
+        `down`, whose labels come on top of those. (upstream result, spec, result)"""
         options = self.options
         count = min(options.examples or len(down.train_images), len(down.train_images))
         steps = options.fine_steps or max(LEAST_STEPS, self.steps(family, size, up) // 4)
@@ -235,7 +258,9 @@ def listed(kind: Any, least: float = -math.inf) -> Any:
 
     def read(text: str) -> list[Any]:
         values = [kind(part) for part in text.split(",")]
-        if len(set(values)) < len(values) or (kind is not str and not min(values) >= least):
+        if len(set(values)) < len(values) or (
+            kind is not str and not all(least <= v < math.inf for v in values)
+        ):
             raise argparse.ArgumentTypeError(f"values must differ and suit, got {text}")
         return values
 
@@ -300,16 +325,31 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--fine-steps must be {LEAST_STEPS} at least")
     if (options.upstream is None) != (options.downstream is None):
         raise ValueError("--upstream and --downstream go together")
+    if not 0 < options.cell_minutes < math.inf:
+        raise ValueError("--cell-minutes must be positive")
+    if not options.upstream and (options.examples or options.fine_steps):
+        raise ValueError("--examples and --fine-steps are of --upstream and --downstream")
     if options.upstream and options.figure != ["table"]:
         raise ValueError("--upstream has a table alone, no figures")
 
 
 def main() -> int:
-    np.seterr(all="ignore")  # a rate that diverges is noted in the sweep
-    options = make_parser().parse_args()
-    check_options(options)
-    run = Comparison(options)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with parallel.start() as world, tempfile.TemporaryDirectory() as elsewhere:
+        options = make_parser().parse_args()
+        check_options(options)
+        # All processes make cells; what is made of them rank 0 keeps, and others write for nobody.
+        return compare(Comparison(options, world, Path(elsewhere if world.rank else options.out)))
+
+
+def compare(run: Comparison) -> int:
+    options = run.options
+    if run.world.rank == 0:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run.folder):  # found out before training
+            pass
+        for claim in run.folder.glob("*.claim"):  # of a run that was killed
+            claim.unlink()
+    run.world.barrier()
     source = None
     if options.upstream:
         up, down = (load(spec, options.image_size) for spec in (options.upstream,
@@ -327,18 +367,17 @@ def main() -> int:
 
 def script() -> None:
     """main, with what the user can mend said in one sentence."""
-    try:
-        sys.exit(main())
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
-        text = "; ".join(line.strip() for line in str(problem).splitlines())
-        if isinstance(problem, MemoryError):
-            text = f"out of memory; --batch-size or smaller --sizes need less: {text}"
-        print(f"compare: {text}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        again = shlex.join(["python", *sys.argv])
-        print(f"\ncompare: stopped; what was finished is kept, to go on: {again}", file=sys.stderr)
-        sys.exit(130)
+
+    def program() -> int:
+        try:
+            return main()
+        except KeyboardInterrupt:
+            again = shlex.join(["python", *sys.argv])
+            print(f"\ncompare: stopped; what was finished is kept, to go on: {again}",
+                  file=sys.stderr)  # fmt: skip
+            return 130
+
+    run_script(program, "compare", "--batch-size or smaller --sizes need less")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import time
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,17 +161,27 @@ def cell_path(folder: Path, spec: Spec) -> Path:
 
 def kept(folder: Path, spec: Spec, compute: Callable[[], Result]) -> Result:
     """The result of `spec`: from its file, or computed and written there. A file that is damaged or
-    belongs to another spec is computed anew."""
+    belongs to another spec is computed anew; one that another process is about to write (then there
+    is a claim beside it) is waited for."""
     path = cell_path(folder, spec)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = json.loads(path.read_bytes())
-        if found["spec"] == spec:
-            return found["result"]
-    result = compute()
-    text = json.dumps({"spec": spec, "result": result}, indent=1, allow_nan=False)
-    with replace_file(path) as file:
-        file.write(text.encode())
-    return result
+    claim = path.with_suffix(".claim")
+    while True:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(path.read_bytes())
+            if found["spec"] == spec:
+                return found["result"]
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+            break
+        time.sleep(0.1)
+    try:
+        result = compute()
+        text = json.dumps({"spec": spec, "result": result}, indent=1, allow_nan=False)
+        with replace_file(path) as file:
+            file.write(text.encode())
+        return result
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def run_cell(folder: Path, spec: Spec, source: Data, device: str, most_minutes: float) -> Result:
@@ -229,6 +242,7 @@ def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: 
     if not (spec["keep"] or spec["start"]):
         return result  # costs do not depend on the images; those of the table's cells hold here too
     steps = spec["steps"]
+    spec = spec | {"batch_size": min(spec["batch_size"], count)}  # as it was trained
     result |= {
         "train_seconds": steps * step_seconds(make, shape, classes, spec, device),
         "images_per_second": inference_rate(model, shape, device),
@@ -257,10 +271,14 @@ def starting_weights(folder: Path, spec: Spec, model: Any) -> dict[str, np.ndarr
     if not path.exists():
         raise ValueError(f"{path} is missing: did upstream training diverge? Remove the .json of "
                          "that name to repeat it")  # fmt: skip
-    if isinstance(model, Mixer):
-        weights = Mixer.load(path).state_dict()
-    else:
-        with np.load(path, allow_pickle=False) as file:
-            weights = dict(file)
-    return {name: value if name.startswith("head.") else weights[name]
-            for name, value in model.state_dict().items()}  # fmt: skip
+    try:
+        if isinstance(model, Mixer):
+            weights = Mixer.load(path).state_dict()
+        else:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                weights = dict(file)
+        weights |= {n: v for n, v in model.state_dict().items() if n.startswith("head.")}
+        return {name: weights[name] for name in model.state_dict()}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and the .json of that name, "
+                         "and the same command makes it again") from None  # fmt: skip

@@ -72,25 +72,27 @@ def load(spec: str, image_size: int = 64) -> Data:
     else:
         arrays = load_folders(source, image_size)
     train_images, train_labels, test_images, test_labels = arrays
-    if chosen is not None:
-        there = data.num_classes(np.concatenate([train_labels, test_labels]))
-        if max(chosen) >= there:
-            raise ValueError(f"{spec}: {source} has the classes 0 to {there - 1}")
-        train_images, train_labels = choose_classes(train_images, train_labels, chosen)
-        test_images, test_labels = choose_classes(test_images, test_labels, chosen)
-    if len(train_images) < 24 or not len(test_images):
-        met = f"{len(train_images)} and {len(test_images)}"
-        raise ValueError(f"{spec} has {met} training and test images; 24 and 1 are needed at least")
     fingerprint = 0
-    for array in (train_images, train_labels, test_images, test_labels):
+    for array in arrays:
         fingerprint = zlib.crc32(np.ascontiguousarray(array).data, fingerprint)
+    name = f"{fingerprint:08x}-{len(train_images)}-{len(test_images)}"
+    # Split before classes are chosen, so that what is held out downstream is so upstream too.
     order = permutation(len(train_images), HELD_OUT)
     held, rest = np.split(order, [min(5000, len(order) // 12)])
-    return Data(
-        spec, train_images[rest], train_labels[rest], train_images[held], train_labels[held],
-        test_images, test_labels, data.num_classes(np.concatenate([train_labels, test_labels])),
-        f"{fingerprint:08x}-{len(train_images)}-{len(test_images)}",
-    )  # fmt: skip
+    parts = [(train_images[rest], train_labels[rest]), (train_images[held], train_labels[held]),
+             (test_images, test_labels)]  # fmt: skip
+    classes = data.num_classes(np.concatenate([train_labels, test_labels]))
+    if chosen is not None:
+        if max(chosen) >= classes:
+            raise ValueError(f"{spec}: {source} has the classes 0 to {classes - 1}")
+        parts = [choose_classes(*part, chosen) for part in parts]
+        classes, name = len(chosen), f"{name}:{','.join(map(str, chosen))}"
+    counts = [len(labels) for _, labels in parts]
+    if counts[0] < 22 or not all(counts[1:]):
+        met = ", ".join(map(str, counts))
+        raise ValueError(f"{spec} has {met} images to train on, held out for the sweep, and to "
+                         "test; 22, 1 and 1 are needed at least")  # fmt: skip
+    return Data(spec, *parts[0], *parts[1], *parts[2], classes, name)
 
 
 def permutation(count: int, purpose: int, seed: int = 0) -> np.ndarray:
@@ -167,6 +169,11 @@ def load_cifar(directory: str | os.PathLike) -> data.DataSet:
     return images, labels, *parts[-1]
 
 
+def _no_wait(path: str, flags: int) -> int:
+    """For open(): a pipe that nobody writes to is found out instead of waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_cifar(path: str | os.PathLike, limits: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file.
 
@@ -174,7 +181,7 @@ def read_cifar(path: str | os.PathLike, limits: tuple[int, ...]) -> tuple[np.nda
     label; then 3072 bytes of pixels. ValueError unless the file is made of whole such records.
     """
     record = len(limits) + CIFAR_BYTES
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_no_wait) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is not an ordinary file")
@@ -217,7 +224,9 @@ def load_folders(directory: str | os.PathLike, image_size: int) -> data.DataSet:
                          "lower --image-size")  # fmt: skip
     images, labels = decode_all(train[0], train[1], image_size)
     if val is not None:
-        return images, labels, *decode_all(val[0], val[1], image_size)
+        test_images, test_labels = decode_all(val[0], val[1], image_size)
+        mixed = permutation(len(test_labels), TEST_PART)  # curves are taken on the first of them
+        return images, labels, test_images[mixed], test_labels[mixed]
     test, rest = np.split(permutation(len(images), TEST_PART), [len(images) // 5])
     return images[rest], labels[rest], images[test], labels[test]
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from compare_cells import FORMAT, kept, machine
 from compare_models import FAMILIES, count_macs, make_model, peak_bytes, step_seconds
-from compare_table import write_csv
+from training import write_rows
 
 import minimixer
 from minimixer.idx import replace_file
@@ -99,7 +99,7 @@ def scaling(run: Any, source: Any) -> None:
     rows: list[dict[str, Any]] = []
     for size, family, share in itertools.product(run.sizes, run.models, sorted(run.options.shares)):
         count = max(2, round(len(source.train_images) * share / 100))
-        cells = [run.final(family, size, source, seed, count) for seed in run.seeds]
+        cells = run.each_seed(run.final, family, size, source, count=count)
         test = spread([r["accuracy"] for _, r in cells])
         gap = spread([r["train_accuracy"] - r["accuracy"] for _, r in cells])
         rows.append({
@@ -107,7 +107,7 @@ def scaling(run: Any, source: Any) -> None:
             "train_images": count, "steps": cells[0][0]["steps"], "seeds": len(cells),
             "top1_mean": test[0], "top1_sd": test[1], "gap_mean": gap[0], "gap_sd": gap[1],
         })  # fmt: skip
-    write_csv(run.out / "scaling.csv", rows)
+    write_rows(run.out / "scaling.csv", rows)
     for row in rows:
         name, shown = f"{row['model']:7} {row['size']:6}", row["train_images"]
         top1 = f"{row['top1_mean']:.2%} ± {row['top1_sd']:.2%}"
@@ -146,14 +146,15 @@ def scaling(run: Any, source: Any) -> None:
 def frontier(run: Any, source: Any) -> None:
     rows: list[dict[str, Any]] = []
     for size, family, share in itertools.product(run.sizes, run.models, BUDGET_SHARES):
-        wholes = [run.final(family, size, source, s) for s in run.seeds]
+        wholes = run.each_seed(run.final, family, size, source)
         steps = wholes[0][0]["steps"]
         costs = {key: statistics.median(r[key] for _, r in wholes)
                  for key in ("train_seconds", "images_per_second")}  # fmt: skip
-        cells = [run.final(family, size, source, s, budget_share=share) for s in run.seeds]
+        cells = run.each_seed(run.final, family, size, source, budget_share=share)
         results = [result for _, result in cells]
         mean, sd = spread([r["accuracy"] for r in results])
-        if rows and (rows[-1]["model"], rows[-1]["steps"]) == (family, cells[0][0]["steps"]):
+        this = family, size, cells[0][0]["steps"]
+        if rows and tuple(rows[-1][key] for key in ("model", "size", "steps")) == this:
             continue  # of a small budget even the least part is the same
         rows.append({
             "model": family, "size": size, "data": source.name, "budget_share": share,
@@ -162,7 +163,7 @@ def frontier(run: Any, source: Any) -> None:
             "train_seconds": costs["train_seconds"] * cells[0][0]["steps"] / steps,
             "images_per_second": costs["images_per_second"],
         })  # fmt: skip
-    write_csv(run.out / "frontier.csv", rows)
+    write_rows(run.out / "frontier.csv", rows)
     figure = start_figure(12, 4.4)
     if figure is not None:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -229,7 +230,7 @@ def tokens(run: Any, source: None = None) -> None:
          "step_ms": min(f["step_ms"] for f in found), "peak_mib": found[0]["peak_mib"]}
         for (side, family), found in measured.items()
     ]  # fmt: skip
-    write_csv(run.out / "tokens.csv", rows)
+    write_rows(run.out / "tokens.csv", rows)
     fits = []
     kinds = (("step_ms", "time, ms"), ("peak_mib", "memory, MiB"), ("macs", "MACs"))
     for (key, name), family in itertools.product(kinds, ("mixer", "vit")):
@@ -245,7 +246,7 @@ def tokens(run: Any, source: None = None) -> None:
         print(f"  {NAMES[family]:5} {name:11} = {terms[0]:.4g} + {terms[1]:.4g} S + {terms[2]:.4g} "
               f"S^2 (off by {error:.1%}); at S = {s[-1]:.0f}: constant {shares[0]:.0%}, S "
               f"{shares[1]:.0%}, S^2 {shares[2]:.0%}")  # fmt: skip
-    write_csv(run.out / "tokens-fit.csv", fits)
+    write_rows(run.out / "tokens-fit.csv", fits)
     curves = {(f["of"], f["model"]): np.array([f["a"], f["b"], f["c"]]) for f in fits}
     low, high = rows[0]["tokens"], rows[-1]["tokens"]
     crossings = {key: crossing(curves[key, "mixer"], curves[key, "vit"], low, high)
@@ -335,13 +336,15 @@ def invariance(run: Any, source: Any) -> None:
     models = [family for family in models if family != "vit"] or models
     size, rows, whole = run.sizes[0], [], {}
     for family, kind in itertools.product(models, SHUFFLE_LOOKS):
-        results = [run.final(family, size, source, s, shuffle=kind)[1] for s in run.seeds]
+        results = [
+            result for _, result in run.each_seed(run.final, family, size, source, shuffle=kind)
+        ]
         whole[family, kind] = spread([r["accuracy"] for r in results])
         for points in zip(*(r["curve"] for r in results), strict=True):
             mean, sd = spread([accuracy for _, accuracy in points])
             rows.append({"model": family, "size": size, "data": source.name, "shuffled": kind,
                          "step": points[0][0], "top1_mean": mean, "top1_sd": sd})  # fmt: skip
-    write_csv(run.out / "invariance.csv", rows)
+    write_rows(run.out / "invariance.csv", rows)
     for family in models:
         said = [f"{text} {whole[family, kind][0]:.2%} ± {whole[family, kind][1]:.2%}"
                 for kind, (text, *_) in SHUFFLE_LOOKS.items()]  # fmt: skip

@@ -41,7 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "grid": 4, "steps": 200, "batch_size": 64,
         "mixer": {"num_blocks": 2, "hidden_dim": 32, "tokens_mlp_dim": 16, "channels_mlp_dim": 128},
         "vit": {"num_blocks": 2, "hidden_dim": 28, "mlp_dim": 112, "num_heads": 2},
-        "resnet": {"block_counts": [1, 1, 1], "width": 8, "groups": 4},
+        "resnet": {"block_counts": [1, 1, 1], "width": 6, "groups": 4},
     },
     "tiny": {
         "grid": 4, "steps": 800, "batch_size": 64,

@@ -1,19 +1,15 @@
 """The table of the comparison: a row for each model, printed and as CSV."""
 
 import argparse
-import csv
-import io
 import os
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 from compare_cells import Result
 from compare_data import Data
 from compare_models import FAMILIES, Spec
-
-from minimixer.idx import replace_file
+from training import write_rows
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170}  # of the terminal's 256
 
@@ -22,9 +18,9 @@ def table(run: Any, source: Data) -> None:
     rows = []
     for size in run.sizes:
         for family in run.models:
-            cells = [run.final(family, size, source, seed) for seed in run.seeds]
+            cells = run.each_seed(run.final, family, size, source)
             rows.append(make_row(source.name, run.options, cells))
-    write_csv(run.out / "comparison.csv", rows)
+    write_rows(run.out / "comparison.csv", rows)
     print_table(rows)
     print(f"wrote {run.out / 'comparison.csv'} and {run.out / 'sweep.csv'}")
 
@@ -38,19 +34,21 @@ def transfer(run: Any, up: Data, down: Data) -> None:
     rows = []
     for size in run.sizes:
         for family in run.models:
-            found = [run.fine_tuned(family, size, up, down, seed) for seed in run.seeds]
+            found = run.each_seed(run.fine_tuned, family, size, up, down)
             row = make_row(f"{up.name} -> {down.name}", run.options, [f[1:] for f in found])
             before = [f[0] for f in found]
             row["finetune_seconds"] = row["train_seconds"]
             row["finetune_flops"] = row["train_flops"]
-            for key in ("train_seconds", "train_flops", "images_seen"):
-                row[key] = statistics.fmean(r[key] for r in before) + row[key]
+            row["train_seconds"] += statistics.median(r["train_seconds"] for r in before)
+            for key in ("train_flops", "images_seen"):  # the same for all seeds
+                row[key] += before[0][key]
+            row["peak_bytes"] = max(row["peak_bytes"], *(r["peak_bytes"] for r in before))
             row["fast_train_seconds"] = ""  # of two runs with other optimizers: not measured
             row["upstream_top1_mean"] = statistics.fmean(r["accuracy"] for r in before)
             rows.append(row)
             print(f"cells  {family:7} {size:6} upstream test {row['upstream_top1_mean']:.2%}, "
                   f"downstream {row['top1_mean']:.2%}", flush=True)  # fmt: skip
-    write_csv(run.out / "transfer.csv", rows)
+    write_rows(run.out / "transfer.csv", rows)
     print(f"pretrained on {up.name}, fine-tuned on {rows[0]['train_images']:,} images of "
           f"{down.name}; training cost is that of both")  # fmt: skip
     print_table(rows)
@@ -71,7 +69,8 @@ def make_row(data: str, options: argparse.Namespace, cells: list[tuple[Spec, Res
     return {
         "family": FAMILIES[spec["family"]], "model": spec["family"], "size": spec["size"],
         "data": data, "equal": options.equal, "steps": spec["steps"],
-        "batch_size": spec["batch_size"], "train_images": spec["train_images"], "lr": spec["lr"],
+        "batch_size": min(spec["batch_size"], spec["train_images"]),
+        "train_images": spec["train_images"], "lr": spec["lr"],
         "seeds": " ".join(str(s["seed"]) for s, _ in cells),
         "top1_mean": statistics.fmean(accuracies), "top1_sd": statistics.stdev(accuracies),
         "top1_each": " ".join(str(a) for a in accuracies),
@@ -120,12 +119,3 @@ def print_table(rows: list[dict]) -> None:
     print("top-1: mean and standard deviation over the seeds; gap: train minus test, in points; "
           "TFLOP: of training,\n6 x MACs x images; times: plain code for all, and, last, with the "
           "Mixer's fast kernels")  # fmt: skip
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    with replace_file(path) as file:
-        file.write(text.getvalue().encode())

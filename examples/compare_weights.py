@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from compare_cells import cell_path, complete
 from compare_figures import save, start_figure
-from compare_table import write_csv
+from training import write_rows
 
 from minimixer import Mixer
 
@@ -40,7 +40,7 @@ def weights(run: Any, source: Any) -> None:
     order, cosines = pair(units.reshape(len(units), -1), frequencies)
     partners = {int(a): int(b) for i, j in zip(order[::2], order[1::2], strict=False)
                 for a, b in ((i, j), (j, i))}  # fmt: skip
-    write_csv(run.out / "weights.csv", [
+    write_rows(run.out / "weights.csv", [
         {"block": number, "place": place, "unit": int(unit), "partner": partners.get(int(unit), ""),
          "cosine": cosines.get(int(unit), ""), "frequency_cycles_per_image": frequencies[unit]}
         for place, unit in enumerate(order)

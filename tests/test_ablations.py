@@ -110,9 +110,11 @@ def test_the_script_writes_its_table(tmp_path):
     for row in rows:
         top1 = [float(value) for value in row["top1"].split()]
         assert len(top1) == 2 and abs(np.mean(top1) - float(row["top1_mean"])) < 1e-4
+        assert abs(np.std(top1, ddof=1) - float(row["top1_deviation"])) < 1e-4
         assert (
             f"{int(row['parameters']):,}" in done.stdout and f"{int(row['macs']):,}" in done.stdout
         )
+    assert any(len(set(row["top1"].split())) == 2 for row in rows)  # seeds differ
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,8 @@ def test_the_script_writes_its_table(tmp_path):
         (["--patch-size", "4", "--only", "merging"], "7 x 7 tokens can't be merged"),
         (["--groups", "3", "--only", "grouped"], "8 channels can't be cut into 3"),
         (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--only", "mixer", "mixer"], "each model once"),
+        (["--out", "."], ". is a directory"),
         (["--data-dir", "nowhere"], "nowhere is not a directory"),
     ],
 )  # fmt: skip

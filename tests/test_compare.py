@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -171,6 +172,68 @@ def test_equal_operations_and_equal_seconds(run, tmp_path, monkeypatch):
         assert [(r["model"], r["steps"]) for r in rows] == [("mixer", "60"), ("vit", "30")]
 
 
+def test_what_cells_are_trained_and_scored_on(run, monkeypatch, cells):
+    """The sweep never sees the test images, runs differ by their seeds, and shuffled models are
+    trained and scored on shuffled images."""
+    compare, evaluate, train = importlib.import_module("compare"), cells.evaluate, cells.train
+    load, make, scored, begun, seen = compare.load, cells.make_model, [], [], []
+    sources = []
+
+    def note_evaluate(model, images, labels, index=None):
+        scored.append((begun[-1], images, index is not None))
+        return evaluate(model, images, labels, index)
+
+    def note_train(model, spec, images, labels, index, *others):
+        begun.append(spec)
+        assert len(images) == len(labels) == spec["train_images"]
+        return train(model, spec, images, labels, index, *others)
+
+    def note_make(family, config, seed, *others):
+        seen.append(("make", seed))
+        return make(family, config, seed, *others)
+
+    def note_batches(images, labels, size, seed, shift):
+        seen.append(("batches", seed))
+        return batches(images, labels, size, seed, shift)
+
+    def note_shuffle(images, index):
+        if begun and index is not None and len(images) == begun[-1]["batch_size"]:
+            seen.append(("shuffle", begun[-1]["shuffle"]))
+        return shuffle(images, index)
+
+    def note_load(*arguments):
+        sources.append(load(*arguments))
+        return sources[-1]
+
+    batches, shuffle = cells.data.Batches, cells.shuffle
+    monkeypatch.setattr(compare, "load", note_load)
+    monkeypatch.setattr(cells, "evaluate", note_evaluate)
+    monkeypatch.setattr(cells, "train", note_train)
+    monkeypatch.setattr(cells, "make_model", note_make)
+    monkeypatch.setattr(cells.data, "Batches", note_batches)
+    monkeypatch.setattr(cells, "shuffle", note_shuffle)
+    figures = "--figure=scaling,invariance"
+    assert run("--models=mixer", figures, "--shares=40,100", "--lrs=0.01")[0] == 0
+    (source,) = sources
+    sets = {"train": source.train_images, "held": source.held_images, "test": source.test_images}
+
+    def name(images):
+        return next(n for n, whole in sets.items() if np.shares_memory(images, whole))
+
+    for spec, images, shuffled in scored:
+        assert name(images) in ({"held"} if spec["kind"] == "sweep" else {"train", "test"})
+        assert shuffled == (spec["shuffle"] != "none")
+    finals = [spec for spec in begun if spec["kind"] == "final"]
+    assert {s["seed"] for s in finals} == {0, 1, 2}
+    assert not {s["seed"] for s in begun if s["kind"] == "sweep"} & {0, 1, 2}
+    for what in ("make", "batches"):
+        assert {seed for kind, seed in seen if kind == what} == {0, 1, 2, 3}
+    for kind in ("patches", "pixels"):
+        assert seen.count(("shuffle", kind)) >= 3 * 24
+        whole = [name(i) for s, i, _ in scored if (s["seed"], s["shuffle"]) == (0, kind)]
+        assert whole[-2:] == ["test", "train"] and whole.count("test") == 8 + 1
+
+
 def test_a_rate_that_diverges_is_not_chosen(run, tmp_path):
     assert run("--models=mixer", "--lrs=0.003,1e30")[0] == 0
     sweep = read(tmp_path / "out" / "sweep.csv")
@@ -188,7 +251,16 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
         starts.append((spec, weights))
         return weights
 
+    train = cells.train
+
+    def check_start(model, spec, *others):
+        if spec["start"] is not None:
+            for name, value in model.state_dict().items():
+                np.testing.assert_array_equal(value, starts[-1][1][name])
+        return train(model, spec, *others)
+
     monkeypatch.setattr(cells, "starting_weights", note)
+    monkeypatch.setattr(cells, "train", check_start)
     status, said, _ = run(
         "--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=20",
         "--fine-lrs=0.03",
@@ -197,14 +269,67 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
     for row in read(tmp_path / "out" / "transfer.csv"):
         assert row["train_images"] == "20" and float(row["upstream_top1_mean"]) >= 0.5
         assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16 * 2
+        before = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob(
+            f"final-{row['model']}-*.json")]  # fmt: skip
+        assert int(row["peak_bytes"]) == max(c["result"]["peak_bytes"] for c in before)
     assert len(starts) == 3 * (1 + 3)
     for spec, weights in starts:
         assert not weights["head.weight"].any() and weights["stem.weight" if spec["family"] != (
             "resnet") else "body.root.weight"].any()  # fmt: skip
         assert (spec["optimizer"], spec["weight_decay"], spec["clip"]) == ("sgd", 0, 1)
+        path = tmp_path / "out" / "cells" / spec["start"]
+        up = json.loads(path.with_suffix(".json").read_text())
+        assert up["spec"]["seed"] == (spec["seed"] if spec["kind"] == "final" else 0)
+    for file in (tmp_path / "out" / "cells").glob("final-*"):
+        if '"start": "final' in file.read_text(errors="replace"):
+            file.unlink()
+        elif file.suffix == ".npz":
+            file.write_bytes(file.read_bytes()[:1000])
+    for family in ("vit", "mixer"):
+        status, _, errors = run(
+            "--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=20",
+            "--fine-lrs=0.03", "--models", family,
+        )  # fmt: skip
+        assert status == 2 and "is damaged" in errors and errors.count("\n") == 1
     arguments = ("--upstream", f"{digits}:0-1", "--downstream", "mnist:0-1")
     status, _, errors = run(*arguments)
     assert status == 2 and "images of one size" in errors
+
+
+def test_costs_are_of_the_batch_that_was_trained(run, tmp_path, digits, monkeypatch):
+    """Fine-tuning on 10 images has steps of 10, whatever --batch-size says."""
+    cells, sizes = importlib.import_module("compare_cells"), []
+    step_seconds = cells.step_seconds
+
+    def note(make, shape, classes, spec, *others):
+        sizes.append((spec["start"] is not None, spec["batch_size"]))
+        return step_seconds(make, shape, classes, spec, *others)
+
+    monkeypatch.setattr(cells, "step_seconds", note)
+    assert run("--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=10",
+               "--fine-lrs=0.03", "--models=vit")[0] == 0  # fmt: skip
+    assert set(sizes) == {(False, 16), (True, 10)}
+    (row,) = read(tmp_path / "out" / "transfer.csv")
+    assert row["batch_size"] == "10" and int(row["images_seen"]) == 24 * (16 + 10)
+
+
+def test_a_frontier_of_two_sizes(run, tmp_path):
+    """Rows are left out only where a smaller part of one model's budget is the same run."""
+    assert run("--models=mixer", "--sizes=nano,tiny", "--lrs=0.01", "--figure=frontier")[0] == 0
+    assert [r["size"] for r in read(tmp_path / "out" / "frontier.csv")] == ["nano", "tiny"]
+
+
+@pytest.mark.parametrize("shape, classes", [((28, 28, 1), 10), ((32, 32, 3), 10)])
+@pytest.mark.parametrize("size", ["nano", "tiny", "small", "base"])
+def test_models_of_a_size_have_about_equal_parameters(size, shape, classes):
+    models = importlib.import_module("compare_models")
+    counts = [
+        models.make_model(
+            f, models.model_config(f, size, shape, classes), seed=None
+        ).num_parameters()
+        for f in models.FAMILIES
+    ]
+    assert max(counts) < 1.5 * min(counts)
 
 
 # ---- figures ------------------------------------------------------------------------------------
@@ -221,6 +346,12 @@ def test_figures_from_cells(run, tmp_path):
         ("mixer", "35"), ("mixer", "88"), ("resnet", "35"), ("resnet", "88")
     ]  # fmt: skip
     assert len({r["steps"] for r in scaling}) == 1
+    kept = [json.loads(file.read_text()) for file in (out / "cells").glob("final-*.json")]
+    for row in scaling:
+        gaps = [c["result"]["train_accuracy"] - c["result"]["accuracy"] for c in kept
+                if (c["spec"]["family"], c["spec"]["train_images"], c["spec"]["shuffle"])
+                == (row["model"], int(row["train_images"]), "none")]  # fmt: skip
+        assert len(gaps) == 3 and np.isclose(float(row["gap_mean"]), np.mean(gaps))
     curves = read(out / "invariance.csv")
     kinds = {(r["model"], r["shuffled"]) for r in curves}
     assert len(curves) == 6 * 8 and len(kinds) == 6
@@ -351,6 +482,13 @@ def test_cifar_100_takes_the_fine_labels(data, tmp_path):
     assert data.load(str(tmp_path)).classes == 100
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_cifar_from_a_pipe_is_refused_and_not_waited_for(data, tmp_path):
+    os.mkfifo(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match=r"train\.bin is not an ordinary file"):
+        data.read_cifar(tmp_path / "train.bin", (20, 100))
+
+
 @pytest.mark.parametrize("change", ["cut", "longer", "empty", "label", "coarse", "directory"])
 def test_damaged_cifar_is_refused(data, tmp_path, change):
     path, limits = tmp_path / "test.bin", (20, 100)
@@ -385,6 +523,20 @@ def test_folders(data, tmp_path, capsys):
     source = data.load(str(tmp_path), 8)
     assert source.shape == (8, 8, 3) and len(source.test_images) == 8
     assert "1 of 41 pictures left out" in capsys.readouterr().out
+    np.testing.assert_array_equal(source.test_images[:, 3, 3, 0] > 100, source.test_labels == 0)
+
+
+def test_test_pictures_of_folders_are_mixed(data, tmp_path):
+    """Learning curves are taken on the first 1,000: these must not be of the first classes."""
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
+    for part in ("train", "val"):
+        for name, colour in (("a", (255, 0, 0)), ("b", (0, 100, 255))):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(20):
+                path = tmp_path / part / name / f"{number}.png"
+                image.new("RGB", (8, 8), colour).save(path)
+    source = data.load(str(tmp_path), 8)
+    assert set(source.test_labels[:20].tolist()) == {0, 1}
     np.testing.assert_array_equal(source.test_images[:, 3, 3, 0] > 100, source.test_labels == 0)
 
 
@@ -446,6 +598,10 @@ def test_a_mixer_with_permuted_weights_sees_shuffled_patches_as_it_saw_the_other
         (["--equal=flops", "--budget=1e-9"], "steps"),
         (["--lrs=0"], "--lrs"),
         (["--shares=0,50"], "--shares"),
+        (["--shares=50,nan"], "--shares"),
+        (["--lrs=0.003,nan"], "--lrs"),
+        (["--examples=20"], "--upstream"),
+        (["--cell-minutes=nan"], "--cell-minutes"),
         (["--batch-size=-1"], "--batch-size"),
         (["--upstream=mnist"], "go together"),
         (["--data=nowhere"], "nowhere"),

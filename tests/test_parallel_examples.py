@@ -1,5 +1,6 @@
 """The example scripts started with mpirun make the same models, metrics and files as without."""
 
+import csv
 import os
 import re
 import signal
@@ -152,6 +153,22 @@ def test_fine_tuning(tmp_path):
         assert err.count("skipped pictures") == 7 and "7 files skipped" in out
     _, err = run(2, FINETUNE, *words, "--probe=ridge", "--out=p", cwd=tmp_path, status=2)
     assert "start it without mpirun" in err
+
+
+def test_the_comparison_is_shared_out(small, tmp_path):
+    """Two processes train different models; the table is that of one."""
+    words = ["--data", small, "--sizes=nano", "--models=mixer,vit", "--lrs=0.003,0.01,0.03",
+             "--budget=24", "--batch-size=8"]  # fmt: skip
+    found = []
+    for processes in (1, 2):
+        script = SCRIPT.with_name("compare.py")
+        run(processes, script, *words, f"--out=run{processes}", cwd=tmp_path)
+        out = tmp_path / f"run{processes}"
+        with open(out / "comparison.csv", newline="") as file:
+            rows = [{k: row[k] for k in ("model", "top1_each", "lr", "macs")}
+                    for row in csv.DictReader(file)]  # fmt: skip
+        found.append((rows, sorted(path.name for path in (out / "cells").iterdir())))
+    assert found[0] == found[1] and len(found[0][1]) == 2 * 3 + 2 * 3 * 2  # weights beside finals
 
 
 def test_the_benchmark(tmp_path):
