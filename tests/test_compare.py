@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimixer import Mixer, kernels
+from minimixer import AdamW, Mixer, backend, kernels
+from minimixer import functional as F
 from minimixer.checkpoint import save_checkpoint
+from minimixer.data import Batches
 from minimixer.idx import write_idx
 from minimixer.kernels.threads import blas_on_one_thread
 
@@ -311,6 +313,46 @@ def test_costs_are_of_the_batch_that_was_trained(run, tmp_path, digits, monkeypa
     assert set(sizes) == {(False, 16), (True, 10)}
     (row,) = read(tmp_path / "out" / "transfer.csv")
     assert row["batch_size"] == "10" and int(row["images_seen"]) == 24 * (16 + 10)
+
+
+def test_all_models_are_trained_by_the_same_recipe(cells):
+    """Against the same steps by hand: warm-up, cosine, clipped gradients, AdamW with its decay."""
+    models, rng = importlib.import_module("compare_models"), np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    labels = rng.integers(0, 3, 24)
+    config = {"image_size": [8, 8], "in_channels": 1, "num_classes": 3, "patch_size": 4,
+              **models.SIZES["nano"]["mixer"]}  # fmt: skip
+    spec = {"optimizer": "adamw", "lr": 0.05, "weight_decay": 0.05, "clip": 0.01, "warmup": 0.1,
+            "steps": 20, "batch_size": 8, "seed": 3, "max_shift": 1}  # fmt: skip
+    trained, by_hand = (models.make_model("mixer", config, 5) for _ in range(2))
+    cells.train(trained, spec, images, labels, None, lambda step: None, "", 1)
+    optimizer = AdamW(by_hand.parameters(), lr=0.05, weight_decay=0.05)
+    batches = Batches(images, labels, 8, 3, 1)
+    by_hand.train()
+    for step in range(20):
+        x, y = batches.batch(*divmod(step, 3))
+        F.cross_entropy(by_hand(x), y).backward()
+        rising, falling = (step + 1) / 2, 0.5 * (1 + np.cos(np.pi * (step - 2) / 18))
+        optimizer.lr_factor = rising if step < 2 else falling
+        optimizer.clip_grad_norm(0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, value in by_hand.state_dict().items():
+        np.testing.assert_array_equal(trained.state_dict()[name], value, name)
+
+
+def test_plain_code_is_what_is_timed(run, tmp_path, monkeypatch):
+    """But for the Mixer's fast time, which comes once for each of its two columns."""
+    models, seen = importlib.import_module("compare_models"), []
+    time_calls = models.time_calls
+
+    def watched(call, device):
+        seen.append(backend.twins == {})
+        return time_calls(call, device)
+
+    monkeypatch.setattr(models, "time_calls", watched)
+    run("--sizes=nano", "--models=mixer,vit", "--budget=24", "--lrs=0.01")
+    assert seen.count(False) == 3 * 2 and seen.count(True) == 3 * 2 * 2
 
 
 def test_a_frontier_of_two_sizes(run, tmp_path):
