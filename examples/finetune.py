@@ -103,6 +103,9 @@ def finetune(world: World) -> int:
     check_settings(options)
     device = world.use(options.device)
 
+    if "workers" not in given:
+        options.workers = max(1, options.workers // world.local_size)
+
     # ---- data, model, optimizer
     train, val = find_data(options)
     paths, labels, class_names = train
@@ -176,6 +179,7 @@ def finetune(world: World) -> int:
     ends = [*range(every, options.steps, every), options.steps]
     total, done = options.steps * batch_size, run.step * batch_size
     skipped: list[tuple[str, str]] = []
+    barren = 0  # batches in a row of which nothing could be decoded
     try:
         with pictures, held_out, run.bar(total, done) as bar:
             batches = run.waiting(endless(pictures, run.step))
@@ -194,7 +198,13 @@ def finetune(world: World) -> int:
                     counts = world.gather([len(labels)])[:, 0].astype(int)  # of all processes
                     if not counts.any():  # nothing of this batch could be decoded
                         run.skip()
+                        barren += 1
+                        if world.size > 1 and barren >= len(pictures):  # a Loader sees its part
+                            raise LoaderError("no picture could be decoded")
+                        if run.interrupted:
+                            return run.stop()
                         continue
+                    barren = 0
                     optimizer.lr_factor = schedule(
                         run.step, options.steps, warmup_steps, options.schedule
                     )

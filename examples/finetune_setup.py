@@ -37,10 +37,12 @@ def find_data(options: argparse.Namespace) -> tuple[Found, Found]:
 
 
 def fingerprint(*parts: Found) -> int:
-    """A number that tells data sets apart: by names of files within their classes, not by place."""
+    """A number that tells data sets apart: by names of files within their classes, and their sizes,
+    not by place nor by all that is in them."""
     found = 0
     for paths, _, class_names in parts:
         names = ["/".join(path.split(os.sep)[-2:]) for path in paths]
+        names += [str(os.path.getsize(path)) if os.path.isfile(path) else "" for path in paths]
         found = zlib.crc32("\0".join([*names, *class_names]).encode(errors="replace"), found)
     return found
 

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        raise ValueError(f"{message}; see --help")
 
     def add_settings(self, settings: Settings, notes: Mapping[str, str] | None = None) -> None:
         """An option for each setting, of the type of its default; `notes` go to the help."""

@@ -142,7 +142,7 @@ def train(world: World) -> int:
                     run.step, total_steps, warmup_steps, options.schedule
                 )
                 mine = world.part(len(labels))
-                found = step(world.parts(len(labels)), images[mine], labels[mine])
+                found = step(world.counts(len(labels)), images[mine], labels[mine])
                 run.add(len(labels), *found)
                 if run.interrupted:
                     return run.stop()

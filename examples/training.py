@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,8 @@ class Run:
         self.options, self.given, self.settings, self.world = options, given, settings, world
         self.out = Path(options.out)
         self.checkpoint = self.out / "checkpoint.npz"
+        apart = settings.keys() | {"out", "workers"}  # may differ, or are compared by start()
+        world.check_same(options={k: v for k, v in vars(options).items() if k not in apart})
         if world.rank == 0:
             self._prepare_directory()
         if options.resume:
@@ -130,8 +133,9 @@ class Run:
         self._read(self.lag)
 
     def skip(self) -> None:
-        """Step number `step` has no images."""
+        """Step number `step` has no images. `interrupted` is set as by `add`."""
         self.step += 1
+        self.interrupted = self.interrupted or self.world.any(self._signals.requested)
 
     def _read(self, most: int) -> None:
         """Take in results, the oldest first, until at most so many are still to come."""
@@ -173,6 +177,7 @@ class Run:
         })  # fmt: skip
         self._begin_row()
         progress["step"] = self.step
+        self.world.check_same(weights=self.model.buffer.values)  # or they have drifted apart
         try:
             self._save()
         except ValueError as error:  # weights that are not finite
@@ -205,13 +210,14 @@ class Run:
         self._bar.close()
         self.progress["step"] = self.step
         self._save()
-        again = [sys.argv[0], "--resume", "--out", str(self.out)]
+        again = ["mpirun", "-n", str(self.world.size)] if self.world.size > 1 else []
+        again += ["python", sys.argv[0], "--resume", "--out", str(self.out)]
         for name in sorted(self.given - self.settings.keys() - {"resume", "out"}):
             value = getattr(self.options, name)
             again += [dashes(name)] if value is True else [dashes(name), str(value)]
         print(
             f"stopped after step {self.step} of {self.progress['steps']}, saved in "
-            f"{self.checkpoint}; to go on: python {shlex.join(again)}"
+            f"{self.checkpoint}; to go on: {shlex.join(again)}"
         )
         return 130
 
@@ -318,7 +324,10 @@ def on_each_rank(
     def step(counts: Sequence[int], *arrays: Any) -> Any:
         where = {"count": int(sum(counts)), "first": int(sum(counts[: world.rank]))}
         if min(counts):
-            return recorded(*arrays, **where)
+            with warnings.catch_warnings():
+                if world.size > 1:  # one rank that doesn't record would wait for the others' sums
+                    warnings.filterwarnings("error", message=".*could not be recorded")
+                return recorded(*arrays, **where)
         # Some rank has no examples, and nothing to record: then no rank may, as a recording holds
         # the sum of all ranks' gradients.
         return (plain if counts[world.rank] else train_step)(*arrays, **where)

@@ -39,6 +39,7 @@ from strategies import (
 import minimixer
 from minimixer import Function, Tensor, functional, loss, ops, rearrange
 from minimixer.backend import is_array, namespace, to_device
+from minimixer.parallel import overlap
 
 # ---- numbers with a bound on their rounding error -----------------------------------------------
 
@@ -857,6 +858,10 @@ def _to(x, device):
     return rearrange.to(x, device=device)
 
 
+def _marked(x):
+    return overlap.Marker.apply(x, passed=lambda: None)
+
+
 def _scale_gradient(x, scale):
     return functional.scale_gradient(x, to_device(scale, x.device))
 
@@ -898,6 +903,7 @@ _ALL = [
            swapped=lambda a, b, dy: (dy * (a < b), dy * (a > b)),
            both_get_all=lambda a, b, dy: (dy, dy),
            both_get_half=lambda a, b, dy: (dy / 2, dy / 2)),
+    single(overlap.Marker, _marked, lambda x: x, doubled=lambda x, dy: 2 * dy),
     single(ops.Negative, ops.negative, lambda x: -x, minus_dropped=lambda x, dy: dy),
     single(ops.Exp, ops.exp, lambda x: x.exp(), y_dropped=lambda x, dy: dy),
     single(ops.Log, ops.log, lambda x: x.log(), positive, times_x=lambda x, dy: dy * x),

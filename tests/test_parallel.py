@@ -3,6 +3,7 @@
 `mpirun` starts parallel_worker.py, a training script; what a process alone would do is the oracle.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -11,12 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minimixer import Linear, parallel
+from minimixer import Linear, Mixer, parallel
+from minimixer import functional as F
+from minimixer.parallel.overlap import Overlap
 from minimixer.parallel.same import describe, differences
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
@@ -310,3 +314,74 @@ def test_an_mpi_other_than_the_launchers_is_found():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30
     )
     assert done.returncode and "knows of 1: it is another MPI than the launcher's" in done.stderr
+
+
+# ---- sums amid backward, without a GPU ----------------------------------------------------------
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """A stand-in for CuPy, as far as overlap.py asks for it: [is a graph being recorded?]"""
+    state = [True]
+    stream = types.SimpleNamespace(
+        is_capturing=lambda: state[0], record=lambda: None, wait_event=lambda event: None
+    )
+
+    class Stream(contextlib.nullcontext):
+        def __init__(self, non_blocking):
+            super().__init__()
+
+        def record(self):
+            return None
+
+        def wait_event(self, event):
+            pass
+
+    cuda = types.SimpleNamespace(Stream=Stream, get_current_stream=lambda: stream)
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
+    return state
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 12])
+def test_all_is_summed_once_and_when_it_is_final(num_blocks, checkpoint_blocks, capturing):
+    model = Mixer(
+        image_size=8, patch_size=4, in_channels=1, num_classes=3, num_blocks=num_blocks,
+        hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8, checkpoint_blocks=checkpoint_blocks,
+    )  # fmt: skip
+    summed, images = [], np.random.default_rng(0).random((2, 8, 8, 1), "float32")
+
+    def all_reduce(part):
+        whole = model.buffer.gradients
+        start = (part.ctypes.data - whole.ctypes.data) // part.itemsize
+        summed.append((start, start + part.size, part.copy()))
+
+    overlap = Overlap(model, all_reduce)
+
+    def step():
+        summed.clear()
+        for parameter in model.parameters():
+            parameter.grad = None
+        F.cross_entropy(model(images), [0, 1]).backward()
+
+    def whole_is_summed():
+        parts = sorted(summed, key=lambda part: part[0])
+        assert [part[0] for part in parts] == [0, *(part[1] for part in parts[:-1])]
+        assert parts[-1][1] == model.buffer.size
+        for start, stop, values in parts:
+            np.testing.assert_array_equal(values, model.buffer.gradients[start:stop])
+
+    for _ in range(2):
+        step()
+        assert overlap.finish() == (num_blocks > 1)
+        if num_blocks > 1:
+            whole_is_summed()
+            assert len(summed) == min(num_blocks, 4) + 1
+    step()  # a recording that fails behind backward, and then a step without
+    capturing[0] = False
+    step()
+    assert not overlap.finish() and not summed
+    capturing[0] = True
+    step()
+    if overlap.finish():
+        whole_is_summed()

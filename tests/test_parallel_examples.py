@@ -102,16 +102,68 @@ def test_killed_and_resumed_by_others(small, alone, tmp_path):
     assert_close(tmp_path / "run", alone)
 
 
-def test_ctrl_c_stops_all_after_the_same_step(small, alone, tmp_path):
+@pytest.mark.parametrize("who", ["mpirun", "one rank"])
+def test_ctrl_c_stops_all_after_the_same_step(small, tmp_path, who):
     words = [*WORDS, "--epochs=100000", "--data-dir", small, "--out=run"]
     with start(2, SCRIPT, *words, cwd=tmp_path) as process, killed_at_last(process):
         while "accuracy" not in process.stderr.read(60):
             pass
-        process.send_signal(signal.SIGINT)
+        if who == "mpirun":
+            process.send_signal(signal.SIGINT)
+        else:
+            ours = [p for p in Path("/proc").iterdir() if working_in(p) == str(tmp_path)]
+            ranks = [int(p.name) for p in ours if b"PMI_RANK=1" in environment_of(p)]
+            assert ranks, "no process of rank 1"
+            os.kill(min(ranks), signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode != 0 and "Traceback" not in err
-    assert len(re.findall("to go on: python", out)) == 1
+    assert len(re.findall("to go on: mpirun -n 2 python", out)) == 1
     assert read_checkpoint(tmp_path / "run" / "checkpoint.npz")[0]["progress"]["step"] > 0
+
+
+def environment_of(process):
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def working_in(process):
+    try:
+        return os.readlink(process / "cwd")
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("option, text", [
+    ("--lr=0.5", r"settings\.lr is 0\.5 on rank 1"), ("--graph=off", r"options\.graph is 'off' on"),
+    ("--nonsense", "rank 1: unrecognized arguments: --nonsense"),
+])  # fmt: skip
+def test_ranks_with_other_options(small, tmp_path, option, text):
+    """Found before the first step, whichever option it is."""
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(
+        "import os, runpy, sys\n"
+        f"sys.argv[0] = {str(SCRIPT)!r}\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        f"sys.argv += [{option!r}] * (os.environ.get('PMI_RANK') == '1')\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    words = [*WORDS, "--data-dir", small, "--out=run"]
+    _, err = run(2, wrapper, *words, cwd=tmp_path, status=2)
+    assert re.search(text, err), err
+    assert not (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+def test_not_one_picture(tmp_path):
+    pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
+    for name in ("a/1.png", "a/2.png", "a/3.png", "b/1.png", "b/2.png", "b/3.png"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / name).touch()
+    words = ["--variant=mixer_s32", "--image-size=8", "--patch-size=4", "--num-blocks=1",
+             "--hidden-dim=8", "--data=pictures", "--workers=0", "--steps=50",
+             "--out=run"]  # fmt: skip
+    _, err = run(2, FINETUNE, *words, cwd=tmp_path, status=2)
+    assert "no picture could be decoded" in err
 
 
 @pytest.mark.parametrize("words, message", [

@@ -1,8 +1,9 @@
 """Sums while backward goes on: the gradients of the last blocks are ready long before the first's.
 
 Backward goes through the blocks from the last to the first. When it has left one, the weights of
-that and of all later blocks have their gradients, which lie side by side in the buffer: they can be
-added up over the ranks, on a stream of their own, while the GPU computes those of earlier blocks.
+that and of all later blocks have their gradients. The buffer holds matrices first, from the stem's
+to the head's, and then vectors: so those of the later blocks lie side by side, and can be added up
+over the ranks, on a stream of their own, while the GPU computes those of earlier blocks.
 
     compute   | backward of blocks 11 ... 9 | 8 ... 6 | 5 ... 3 | 2 ... 0, stem |   | step
     sums                                    | 11 - 9  | 8 - 6   | 5 - 3         | rest
@@ -43,7 +44,8 @@ class Marker(Function):
 
 class Overlap:
     """Sums a model's gradients by `all_reduce`, part by part. It has `blocks`, called as
-    block(x, ...), and every Parameter is trained."""
+    block(x, ...), and every Parameter is trained. Its blocks hold on to this: a copy of the model
+    is to be made before."""
 
     def __init__(self, model: Any, all_reduce: Callable[[Array], None]):
         cupy = sys.modules["cupy"]
@@ -52,11 +54,11 @@ class Overlap:
         self.summed: int | None = None  # from here to the last matrix
         blocks = model.blocks
         self.last = max(p.stop for p in model.parameters() if p.ndim > 1)
-        for part in range(1, BUCKETS):
-            index = len(blocks) * part // BUCKETS
-            if index:
-                matrices = [p for p in blocks[index].parameters() if p.ndim > 1]
-                self._mark(blocks[index], min(p.start for p in matrices))
+        self.first = self.last  # where the stretch that is summed first begins
+        for index in sorted({len(blocks) * part // BUCKETS for part in range(1, BUCKETS)} - {0}):
+            matrices = [p for p in blocks[index].parameters() if p.ndim > 1]
+            self.first = min(p.start for p in matrices)
+            self._mark(blocks[index], self.first)
 
     def _mark(self, block: Any, start: int) -> None:
         forward, passed = block.forward, partial(self._passed, start)
@@ -67,7 +69,8 @@ class Overlap:
         block.forward = marked
 
     def _passed(self, start: int) -> None:
-        stop = self.last if self.summed is None else self.summed
+        # A recording that failed may have left `summed` behind: the first stretch begins anew.
+        stop = self.last if self.summed is None or start == self.first else self.summed
         if sys.modules["cupy"].cuda.get_current_stream().is_capturing() and start < stop:
             backend.join()
             self.summed = start
@@ -75,9 +78,9 @@ class Overlap:
 
     def finish(self) -> bool:
         """Sum what is left, and let the current stream wait. False if nothing was summed yet."""
-        if self.summed is None:
-            return False
         first, self.summed = self.summed, None
+        if first is None or not sys.modules["cupy"].cuda.get_current_stream().is_capturing():
+            return False
         self._sum(0, first)
         self._sum(self.last, self.model.buffer.size)
         sys.modules["cupy"].cuda.get_current_stream().wait_event(self.stream.record())

@@ -37,7 +37,8 @@ from .sums import HostSum, NcclSum
 # How launchers tell a process how many there are: MPICH and Intel MPI, Open MPI, Slurm's srun.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = 2.0  # seconds in which all ranks fail if they fail for one reason
-_PLAIN = (ValueError, TypeError, OSError, MemoryError)  # told in a sentence, others with traceback
+# Told in a sentence, others with traceback.
+_PLAIN = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
 def start() -> "World":
@@ -59,7 +60,13 @@ def start() -> "World":
             f"knows of {MPI.COMM_WORLD.size}: it is another MPI than the launcher's; {install} "
             "brings a pair, and an mpi4py built with the launcher's mpicc is one too"
         )
-    return World(MPI.COMM_WORLD)
+    try:
+        return World(MPI.COMM_WORLD)
+    except BaseException as error:  # the others wait for us, and no `with` sees to it yet
+        print(f"rank {MPI.COMM_WORLD.rank}: {_words(error)}", file=sys.stderr, flush=True)
+        time.sleep(0.1)
+        MPI.COMM_WORLD.Abort(2)
+        os._exit(2)
 
 
 class World:
@@ -138,7 +145,7 @@ class World:
         from another by more than one, and some are empty if there are fewer examples than ranks."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def parts(self, count: int) -> list[int]:
+    def counts(self, count: int) -> list[int]:
         """How many of `count` examples each rank has."""
         borders = [count * rank // self.size for rank in range(self.size + 1)]
         return [b - a for a, b in itertools.pairwise(borders)]
@@ -286,6 +293,8 @@ class World:
         if self.size == 1 or error is None:
             return
         status = 2 if isinstance(error, _PLAIN) else 1  # as the examples' own
+        if isinstance(error, KeyboardInterrupt):
+            status = 130
         if isinstance(error, SystemExit):
             if error.code in (None, 0):
                 return
