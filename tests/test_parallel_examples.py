@@ -207,6 +207,7 @@ def test_fine_tuning(tmp_path):
     assert "start it without mpirun" in err
 
 
+@pytest.mark.slow
 def test_the_comparison_is_shared_out(small, tmp_path):
     """Two processes train different models; the table is that of one."""
     words = ["--data", small, "--sizes=nano", "--models=mixer,vit", "--lrs=0.003,0.01,0.03",
