@@ -73,7 +73,8 @@ class EncoderBlock(Module):
         self.mlp = MixerMLP(channels, mlp_dim, -1, approximate)
 
     def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
-        """x + y + bias is the block's input, and its output in the same form: see block.py."""
+        """x + y + bias is the block's input, and its output in the same form: the sum is put off to
+        the LayerNorm that reads it, as in minimixer/block.py."""
         x, h = add_norm(x, y, bias, self.norm1)
         y, bias = self.attention(h)
         x, h = add_norm(x, y, bias, self.norm2)

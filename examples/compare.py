@@ -89,6 +89,9 @@ class Comparison:
             "shuffle": "none", "patch_size": patch_size(source.shape, SIZES[size]["grid"]),
             "start": None, **changes,
         }  # fmt: skip
+        # Are weights and costs to be kept? Of whole runs on all images as they are, which the table
+        # shows and fine-tuning starts from. `start` names the weights that fine-tuning begins with.
+        # Both are part of the spec, and so of the cell's name.
         whole = spec["train_images"] == len(source.train_images)
         spec["keep"] = (
             kind == "final" and whole and not (spec["start"] or spec["shuffle"] != "none")

@@ -5,7 +5,12 @@ as a small JSON file whose name ends in a hash of the spec, and which appears wh
 So a comparison goes on after any interruption, and what is finished never runs again. Weights
 are kept beside it where a figure or a transfer needs them.
 
-`train` is the training loop, the same for all models.
+`train` is the training loop, the same for all models. The way of a result:
+
+    Comparison.final, .learning_rate     what is asked for, as a spec
+    run_cell                             with what does not depend on the model: data, machine
+    kept                                 from its file; else, once,
+    _compute -> train, evaluate, ...     from training and measuring
 
 A final cell holds test accuracy, that on training images as they are, without shifts (5,000 of
 them), the test accuracy on 1,000 images at 8 points of the training, parameters and MACs, and

@@ -88,7 +88,8 @@ ON_GPU = {"precision": "bfloat16"}
 
 
 def main() -> int:
-    with parallel.start() as world:  # of one process, unless mpirun started several
+    # Of one process, unless mpirun started several.
+    with parallel.start(plain=(LoaderError,)) as world:
         return finetune(world)
 
 

@@ -117,6 +117,29 @@ def test_the_script_writes_its_table(tmp_path):
     assert any(len(set(row["top1"].split())) == 2 for row in rows)  # seeds differ
 
 
+def test_seeds_and_test_images(tmp_path, monkeypatch):
+    """Each run has weights of its own seed, and is judged on the test images alone."""
+    rng, made, judged = np.random.default_rng(0), [], []
+    images, labels = rng.integers(0, 256, (40, 28, 28, 1), dtype=np.uint8), np.arange(40) % 10
+    test = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8), np.arange(20) % 10
+    monkeypatch.setattr(ablations.data, "load_mnist", lambda: (images, labels, *test))
+    original, predict = ablations.make, ablations.Mixer.predict
+
+    def make(*arguments):
+        made.append((arguments[-1], original(*arguments).stem.weight.data.tobytes()))
+        return original(*arguments)
+
+    monkeypatch.setattr(ablations, "make", make)
+    monkeypatch.setattr(ablations.Mixer, "predict", lambda model, images: (
+        judged.append(images) or predict(model, images)
+    ))  # fmt: skip
+    words = ["--only", "mixer", "--seeds", "3", "--epochs", "1", "--num-blocks", "2"]
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--out", str(tmp_path / "t.csv")])
+    assert ablations.main() == 0
+    assert [seed for seed, _ in made] == [0, 1, 2] and len({weights for _, weights in made}) == 3
+    assert len(judged) == 3 and all(images is test[0] for images in judged)
+
+
 @pytest.mark.parametrize(
     "arguments, message", [
         (["--patch-size", "4", "--only", "merging"], "7 x 7 tokens can't be merged"),

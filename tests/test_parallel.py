@@ -316,6 +316,20 @@ def test_an_mpi_other_than_the_launchers_is_found():
     assert done.returncode and "knows of 1: it is another MPI than the launcher's" in done.stderr
 
 
+@needs_mpi
+def test_ranks_share_the_cores_of_a_machine():
+    code = (
+        "from minimixer import parallel\nfrom minimixer.kernels import threads\n"
+        "with parallel.start() as world:\n"
+        "    print(world.gather([threads._blas()[0]() if threads._blas() else 1]).ravel().max())"
+    )
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([MPIRUN, "-n", "2", sys.executable, "-c", code], capture_output=True,
+                          text=True, env=environment, timeout=60)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= max(1, len(os.sched_getaffinity(0)) // 2)
+
+
 # ---- sums amid backward, without a GPU ----------------------------------------------------------
 
 

@@ -41,8 +41,9 @@ PATIENCE = 2.0  # seconds in which all ranks fail if they fail for one reason
 _PLAIN = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
-def start() -> "World":
-    """The world that this process belongs to: of one, unless mpirun or srun started several.
+def start(plain: tuple[type[Exception], ...] = ()) -> "World":
+    """The world that this process belongs to: of one, unless mpirun or srun started several. Errors
+    of the kinds `plain`, as ValueError and others, are told in a sentence, without a traceback.
 
     Only then is mpi4py imported. ValueError if it can't be, or if its MPI is not the launcher's.
     """
@@ -61,9 +62,9 @@ def start() -> "World":
             "brings a pair, and an mpi4py built with the launcher's mpicc is one too"
         )
     try:
-        return World(MPI.COMM_WORLD)
+        return World(MPI.COMM_WORLD, plain)
     except BaseException as error:  # the others wait for us, and no `with` sees to it yet
-        print(f"rank {MPI.COMM_WORLD.rank}: {_words(error)}", file=sys.stderr, flush=True)
+        print(f"rank {MPI.COMM_WORLD.rank}: {_words(error, _PLAIN)}", file=sys.stderr, flush=True)
         time.sleep(0.1)
         MPI.COMM_WORLD.Abort(2)
         os._exit(2)
@@ -76,7 +77,8 @@ class World:
     comm    MPI's communicator; None: there is no other process
     """
 
-    def __init__(self, comm: Any = None):
+    def __init__(self, comm: Any = None, plain: tuple[type[Exception], ...] = ()):
+        self._plain: tuple[type[BaseException], ...] = (*_PLAIN, *plain)
         self.comm, self.rank, self.size, self.device = comm, 0, 1, "cpu"
         self.local_rank, self.local_size = 0, 1
         self._all_reduce: Callable[[Array], None] | None = None
@@ -292,7 +294,7 @@ class World:
             sys.stdout, sys.stderr = self._streams
         if self.size == 1 or error is None:
             return
-        status = 2 if isinstance(error, _PLAIN) else 1  # as the examples' own
+        status = 2 if isinstance(error, self._plain) else 1  # as the examples' own
         if isinstance(error, KeyboardInterrupt):
             status = 130
         if isinstance(error, SystemExit):
@@ -300,13 +302,14 @@ class World:
                 return
             status = error.code if isinstance(error.code, int) else 1
         if self._all_fail():
-            if hasattr(signal, "alarm"):  # a GPU that waits for another must not hold up the end
+            # A GPU that waits for another must not hold up the end.
+            if self.device != "cpu" and hasattr(signal, "alarm"):
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(5)
             if self.rank > 0:
                 raise SystemExit(status)
             return
-        print(f"rank {self.rank}: {_words(error)}", file=sys.stderr, flush=True)
+        print(f"rank {self.rank}: {_words(error, self._plain)}", file=sys.stderr, flush=True)
         time.sleep(0.1)  # for mpirun to pass it on
         self.comm.Abort(status)
         os._exit(status)  # MPICH's Abort comes back
@@ -322,12 +325,12 @@ class World:
         return False
 
 
-def _words(error: BaseException) -> str:
+def _words(error: BaseException, plain: tuple[type[BaseException], ...]) -> str:
     if isinstance(error, SystemExit):
         return str(error.code) if isinstance(error.code, str) else "stopped"
     text = str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, _PLAIN):
+    if isinstance(error, plain):
         return text
     return "".join(traceback.format_exception(error)).rstrip()
