@@ -320,14 +320,13 @@ def on_each_rank(
     """
     recorded = record(train_step, model, optimizer, graph=graph)
     plain = record(train_step, model, optimizer, graph="off")
+    if world.size > 1:  # one rank that doesn't record would wait for the others' sums
+        warnings.filterwarnings("error", message=".*could not be recorded")
 
     def step(counts: Sequence[int], *arrays: Any) -> Any:
         where = {"count": int(sum(counts)), "first": int(sum(counts[: world.rank]))}
         if min(counts):
-            with warnings.catch_warnings():
-                if world.size > 1:  # one rank that doesn't record would wait for the others' sums
-                    warnings.filterwarnings("error", message=".*could not be recorded")
-                return recorded(*arrays, **where)
+            return recorded(*arrays, **where)
         # Some rank has no examples, and nothing to record: then no rank may, as a recording holds
         # the sum of all ranks' gradients.
         return (plain if counts[world.rank] else train_step)(*arrays, **where)

@@ -5,7 +5,7 @@ The worker and its faults are those of test_parallel.py.
 
 import numpy as np
 import pytest
-from test_parallel import assert_same, launch, launch_to_fail, needs_mpi, results
+from test_parallel import RUNS, assert_same, launch, launch_to_fail, needs_mpi, results
 
 from minimixer import backend
 
@@ -23,13 +23,6 @@ def _why_not() -> str | None:
 _reason = _why_not()
 pytestmark = [needs_mpi, pytest.mark.skipif(_reason is not None, reason=f"{_reason}")]
 GPU = {"device": "cuda"}
-RUNS = {
-    "sgd": {},
-    "sgd uneven": {"batch_size": 13, "accumulate": 2},
-    "adamw": {"optimizer": "adamw"},
-    "adamw uneven": {"optimizer": "adamw", "batch_size": 13},
-    "frozen": {"optimizer": "adamw", "freeze": True},
-}
 
 
 @pytest.fixture(scope="module")
