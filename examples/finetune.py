@@ -180,6 +180,12 @@ def finetune(world: World) -> int:
     ends = [*range(every, options.steps, every), options.steps]
     total, done = options.steps * batch_size, run.step * batch_size
     skipped: list[tuple[str, str]] = []
+    seen_last: list[np.ndarray] = []  # probabilities and labels of the last validation
+
+    def validate():
+        seen_last[:] = predict(model, held_out, world)
+        return metrics(*seen_last, run)
+
     barren = 0  # batches in a row of which nothing could be decoded
     try:
         with pictures, held_out, run.bar(total, done) as bar:
@@ -217,10 +223,11 @@ def finetune(world: World) -> int:
                     run.add(counts.sum(), *take_step(counts, images, labels, targets, share))
                     if run.interrupted:
                         return run.stop()
-                run.end_row({"step": run.step}, lambda: validate(model, held_out, run))
+                run.end_row({"step": run.step}, validate)
             batches.close()
+            probabilities, true = seen_last or predict(model, held_out, world)  # or --resume
             skipped = everyones(world, pictures.skipped + held_out.skipped)
-            report(options, run, model, val, held_out, len(skipped))
+            report(run, val, held_out, probabilities, true, len(skipped))
     finally:
         for path, reason in skipped or pictures.skipped + held_out.skipped:
             print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
@@ -266,8 +273,7 @@ def predict(model: Mixer, pictures: Loader, world: World) -> tuple[np.ndarray, n
     return probabilities, labels
 
 
-def validate(model: Mixer, pictures: Loader, run: Run) -> dict[str, float]:
-    probabilities, labels = predict(model, pictures, run.world)
+def metrics(probabilities: np.ndarray, labels: np.ndarray, run: Run) -> dict[str, float]:
     true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return {
         "val_loss": float(-np.log(true_class.clip(1e-30)).mean()),
@@ -277,10 +283,9 @@ def validate(model: Mixer, pictures: Loader, run: Run) -> dict[str, float]:
 
 
 def report(
-    options: argparse.Namespace, run: Run, model: Mixer, val: Found, held_out: Loader,
+    run: Run, val: Found, held_out: Loader, probabilities: np.ndarray, labels: np.ndarray,
     skipped: int,
 ) -> None:  # fmt: skip
-    probabilities, labels = predict(model, held_out, run.world)
     unread = {path for path, _ in everyones(run.world, held_out.skipped)}
     if run.world.rank:
         return
@@ -296,7 +301,7 @@ def report(
     print(
         f"accuracy {(probabilities.argmax(axis=1) == labels).mean():.2%} on {len(labels):,} "
         f"pictures after the last step\n"
-        f"{options.steps} steps in {seconds:.0f} s, {images / max(1e-9, seconds):,.1f} pictures/s, "
+        f"{run.step} steps in {seconds:.0f} s, {images / max(1e-9, seconds):,.1f} pictures/s, "
         f"of which {waited / max(1e-9, seconds):.0%} waiting for pictures; "
         f"{skipped} files skipped\n"
         f"wrote {', '.join(str(p) for p in [run.checkpoint, run.out / 'metrics.csv', *written])}"
