@@ -61,7 +61,7 @@ from tqdm import tqdm
 import minimixer
 from minimixer import Mixer, Tensor, backend, data, schedule
 from minimixer.checkpoint import save_checkpoint
-from minimixer.idx import replace_file
+from minimixer.files import replace_file
 
 Result = dict[str, Any]
 FORMAT = 1  # of the cells; older ones are not looked at

@@ -28,7 +28,7 @@ from compare_models import FAMILIES, count_macs, make_model, peak_bytes, step_se
 from training import write_rows
 
 import minimixer
-from minimixer.idx import replace_file
+from minimixer.files import replace_file
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; on grey paper the lines and
 # markers do it.

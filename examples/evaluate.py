@@ -25,7 +25,7 @@ from options import positive, run_script
 from predict import Failures, load_model, make_parser, predict, read_batches
 
 from minimixer import Mixer, data
-from minimixer.idx import replace_file
+from minimixer.files import replace_file
 from minimixer.transfer.folders import find_images, import_pillow
 
 BINS = 15

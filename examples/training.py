@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from minimixer import Mixer, backend, fetch, parallel, record
 from minimixer.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from minimixer.idx import replace_file
+from minimixer.files import replace_file
 from minimixer.optim import Optimizer
 from minimixer.parallel import World
 

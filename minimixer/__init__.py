@@ -25,8 +25,11 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     mixer.py        the model
     schedules.py    how the learning rate changes
     optim.py        SGD, Adam, AdamW, clipping
+    names.py        names from outside, made fit to show
+    files.py        reading what may be anything; writing whole files; locks
     idx.py          IDX files: how to read what somebody else wrote
     data.py         data sets, the embedded MNIST, batches, shifts
+    metrics.py      accuracy and the like, from logits
     staging.py      batches to a GPU and results back, while both sides work on
     fingerprint.py  whether a model is still the same
     recording.py    a list of requests to a GPU, and the memory that they use

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .backend import to_numpy
-from .idx import replace_file
+from .files import replace_file
 from .loss_scale import SCALE_HOLDS, SMALLEST_SCALE
 from .mixer import Mixer
 from .optim import Optimizer

@@ -19,7 +19,7 @@ that was stopped in epoch 1 finds its next batch without walking through those b
 >>> shift_images(images[:1], np.array([[0, 1]]))[0, :, :, 0].tolist()  # one pixel to the right
 [[0, 0], [0, 2]]
 
-Next: `staging.py`, batches on their way to a GPU.
+Next: `metrics.py`, whether it was worth it.
 """
 
 import itertools

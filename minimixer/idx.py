@@ -4,10 +4,9 @@ An IDX file is 0, 0, the code of an element type, the number of dimensions; then
 as a big-endian uint32; then the elements, big-endian, last dimension fastest. Nothing else.
 
 What a header claims is not believed until the bytes are there: memory grows with what was read.
-What is written appears whole or not at all.
 
 >>> import tempfile
->>> path = Path(tempfile.mkdtemp()) / "numbers-idx2-ubyte.gz"
+>>> path = tempfile.mkdtemp() + "/numbers-idx2-ubyte.gz"
 >>> write_idx(path, np.array([[1, 2], [3, 4]], dtype="uint8"))
 >>> read_idx(path)
 array([[1, 2],
@@ -16,19 +15,17 @@ array([[1, 2],
 Next: `data.py`.
 """
 
-import contextlib
 import gzip
 import math
 import os
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from .files import MOST_BYTES, check_unpacked, open_file, replace_file
+
 _ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_MOST_BYTES = 1 << 36  # a header that claims more than 64 GiB is taken for damage
 _CHUNK_BYTES = 1 << 20
 
 
@@ -40,10 +37,11 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     array. A false header is safe to meet: memory grows with what was read, not with its claim.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
+                packed = os.fstat(file.fileno()).st_size
                 with gzip.GzipFile(fileobj=file) as unpacked:
-                    return _read_array(unpacked)
+                    return _read_array(unpacked, packed)
             return _read_array(file)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         met = f"damaged gzip data ({error})"
@@ -52,7 +50,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     raise ValueError(f"{os.fspath(path)}: {met}; check that it is an IDX file, or fetch it again")
 
 
-def _read_array(file: BinaryIO | gzip.GzipFile) -> np.ndarray:
+def _read_array(file: BinaryIO | gzip.GzipFile, packed: int | None = None) -> np.ndarray:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _ELEMENT_TYPES:
         codes = ", ".join(f"{code:02x}" for code in _ELEMENT_TYPES)
@@ -65,8 +63,10 @@ def _read_array(file: BinaryIO | gzip.GzipFile) -> np.ndarray:
         raise ValueError(f"it ends within its header of {4 + 4 * dimensions} bytes")
     shape = tuple(np.frombuffer(header, ">u4").tolist())  # Python integers: they don't overflow
     claimed = math.prod(shape) * dtype.itemsize
-    if not 0 < claimed <= _MOST_BYTES:
-        raise ValueError(f"it claims shape {shape}, {claimed} bytes, not 1 to {_MOST_BYTES}")
+    if not 0 < claimed <= MOST_BYTES:
+        raise ValueError(f"it claims shape {shape}, {claimed} bytes, not 1 to {MOST_BYTES}")
+    if packed is not None:
+        check_unpacked(claimed, packed)
     data = bytearray()
     while len(data) < claimed:
         chunk = file.read(min(_CHUNK_BYTES, claimed - len(data)))
@@ -103,19 +103,3 @@ def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
         data = gzip.compress(data, compresslevel=6, mtime=0)  # no time stamp, which would differ
     with replace_file(path) as file:
         file.write(data)
-
-
-@contextlib.contextmanager
-def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` once it is whole; until then, and if the block
-    raises, whatever had that name before stays as it was."""
-    path = Path(os.path.realpath(path))  # of a link, the file it leads to
-    temporary = path.with_name(f"{path.name}.tmp")  # beside it: a rename stays on one disk
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # else the new name can reach the disk before the bytes do
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -313,18 +313,22 @@ class Mixer(Module):
 
     # ---- using a trained model ------------------------------------------------------------------
 
-    def predict_proba(self, images: Any, batch_size: int = 256) -> np.ndarray:
-        """images (N, H, W, in) -> class probabilities (N, K), computed without dropout."""
+    def predict_logits(self, images: Any, batch_size: int = 256) -> np.ndarray:
+        """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time."""
         check_sizes(batch_size=batch_size)
         self.check_shape(images)
         if self.head is None:
             raise ValueError("predict: this model has no head (num_classes=0)")
         with no_grad(), evaluating():
             parts = [
-                to_numpy(softmax(self(images[i : i + batch_size])))
+                to_numpy(self(images[i : i + batch_size]).data)
                 for i in range(0, len(images), batch_size)
             ]
         return np.concatenate(parts)
+
+    def predict_proba(self, images: Any, batch_size: int = 256) -> np.ndarray:
+        """images (N, H, W, in) -> class probabilities (N, K), computed without dropout."""
+        return softmax(self.predict_logits(images, batch_size))
 
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
         """images (N, H, W, in) -> the most probable class of each, int64 (N,)."""

@@ -18,7 +18,7 @@ Python.
 >>> round(float(layer(np.ones((1, 1), "float32")).data[0, 0]), 3)
 3.0
 
-Next: `idx.py`, the files that hold what to train on.
+Next: `names.py`, the files that hold what to train on.
 """
 
 import math

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .idx import replace_file
+from .files import replace_file
 
 
 class Row(NamedTuple):

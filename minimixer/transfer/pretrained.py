@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import load_model
-from ..idx import replace_file
+from ..files import replace_file
 from ..mixer import Mixer
 from ..variants import check_config
 from .arrays import read_arrays, write_npz

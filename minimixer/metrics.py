@@ -1,0 +1,109 @@
+"""How good a model's answers are: accuracy, top k, the mean loss, and the accuracy of each class.
+
+All of it from logits. A probability has been rounded: where the true class has 1e-40, float32 says
+0, and its logarithm is lost. Everything is a sum over examples, so that batches add up, and the
+parts of several processes, too.
+
+>>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 1000.0, 0.0]])
+>>> metrics = Metrics(num_classes=3).add(logits, np.array([0, 1, 2]))
+>>> round(metrics.accuracy, 2), round(metrics.top(2), 2), metrics.per_class.tolist()
+(0.33, 0.67, [1.0, 0.0, 0.0])
+>>> round(metrics.loss, 2)
+333.94
+
+Next: `staging.py`, batches on their way to a GPU.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .backend import Array, to_numpy
+from .mixer import Mixer
+
+
+def correct(logits: Array, labels: Array) -> Array:
+    """How many rows of logits (B, K) are largest at their label (B,): a 0-d array, on the device.
+    For training steps, which must not wait for it."""
+    return (logits.argmax(axis=1) == labels).sum()
+
+
+def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes of each row (N, K) come before its label: 0 is right. Of equal logits the
+    first comes first; a row with NaN has the last rank for any label."""
+    rows = np.arange(len(labels))
+    true = logits[rows, labels][:, None]
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    found = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)  # sorting takes 8x memory
+    return np.where(np.isnan(logits).any(axis=1), logits.shape[1], found)
+
+
+def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-log p of each row's label, as cross_entropy has it, in float64: (N,)."""
+    with np.errstate(invalid="ignore"):  # of infinite logits: NaN, which says it
+        shifted = logits.astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+
+
+class Metrics:
+    """Sums over labelled examples of `num_classes` classes. Without examples the means are NaN."""
+
+    def __init__(self, num_classes: int):
+        k = self.num_classes = num_classes
+        self.sums = np.zeros(1 + 3 * k)  # the loss; of each class: examples, right ones; ranks
+        self.class_counts, self.class_right, self._ranks = (
+            self.sums[1 + i * k : 1 + (i + 1) * k] for i in range(3)
+        )
+
+    def add(self, logits: Array, labels: Array) -> "Metrics":
+        """Count a batch: logits (B, K), labels (B,) from 0 to K - 1; ValueError on other shapes."""
+        logits, labels = to_numpy(logits), to_numpy(labels)
+        if logits.shape != (*labels.shape, self.num_classes):
+            raise ValueError(f"Metrics of {self.num_classes} classes: logits (B, K) and labels "
+                             f"(B,) are {logits.shape} and {labels.shape}")  # fmt: skip
+        rank = ranks(logits, labels)
+        self.sums[0] += losses(logits, labels).sum()
+        np.add.at(self.class_counts, labels, 1)
+        np.add.at(self.class_right, labels[rank == 0], 1)
+        np.add.at(self._ranks, rank[rank < self.num_classes], 1)
+        return self
+
+    def over(self, add_up: Callable[[np.ndarray], np.ndarray]) -> "Metrics":
+        """With the examples of all processes: `add_up` is World.sum."""
+        self.sums[...] = add_up(self.sums)
+        return self
+
+    @property
+    def count(self) -> int:
+        return int(self.class_counts.sum())
+
+    @property
+    def loss(self) -> float:
+        """The mean of `losses`."""
+        return float(self.sums[0] / self.count) if self.count else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        return self.top(1)
+
+    def top(self, k: int) -> float:
+        """The share of examples whose class is among the k largest logits."""
+        return float(self._ranks[:k].sum() / self.count) if self.count else float("nan")
+
+    @property
+    def per_class(self) -> np.ndarray:
+        """The accuracy of each class (K,); NaN where it has no examples."""
+        none = self.class_counts == 0
+        return np.where(none, np.nan, self.class_right / np.where(none, 1, self.class_counts))
+
+
+def evaluate(
+    model: Mixer, images: np.ndarray, labels: np.ndarray, batch_size: int = 256
+) -> Metrics:
+    """Metrics of `model` on images (N, H, W, in) and labels (N,), computed without dropout."""
+    found = Metrics(model.num_classes)
+    for i in range(0, len(labels), batch_size):
+        part = slice(i, i + batch_size)
+        found.add(model.predict_logits(images[part], batch_size), labels[part])
+    return found
