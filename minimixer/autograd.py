@@ -43,6 +43,7 @@ from .backend import (
     same_device,
     twin,
     use_device_of,
+    widen,
 )
 from .grad_mode import is_grad_enabled
 
@@ -97,9 +98,14 @@ class Function:
         backward(self, *gradients)          one per output, None if unused -> one per input
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
-    Neither may write into an array that it did not make. `takes_numbers`: inputs may be Python
-    numbers; `optional`: the positions of inputs that may be None; `half`: inputs may be stored in
-    two bytes, and are then computed with in float32; their gradients may be given in float32.
+    Neither may write into an array that it did not make. Class attributes say what else it can do:
+        takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
+        optional        the positions of inputs that may be None
+        half            it takes two-byte arrays (and gives gradients of them in two bytes or in
+                        float32). Otherwise both ways are computed in float32, the results rounded
+        whole           integers and booleans, which have no gradient: None refuses them, "kept"
+                        takes them as they are, "float32" reads them as that
+        quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
     """
 
     __slots__ = (
@@ -110,12 +116,14 @@ class Function:
     takes_numbers: ClassVar[bool] = True
     optional: ClassVar[tuple[int, ...]] = ()
     half: ClassVar[bool] = False
+    whole: ClassVar[str | None] = None
+    quiet: ClassVar[bool] = False
 
     needs: tuple[bool, ...]
     input_kinds: tuple[Any, ...]  # per input: shape and dtype
     num_outputs: int
     parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, None) or None
-    special: bool  # on a GPU, or in float16: backward has to prepare something
+    special: bool  # on a GPU, in two bytes, or quiet: backward has to prepare something
     versions: Sequence[tuple[Variable, int]]  # the Parameters read, and how often they had changed
     precision: str | None  # of matrix products, as the Parameters' model wants it: "tf32" or None
 
@@ -144,11 +152,18 @@ class Function:
         node.precision = None
         for parameter in parameters:
             node.precision = node.precision or parameter.precision
+        two_bytes = first is not None and first.dtype.itemsize == 2 and is_half(first.dtype)
         try:
-            result = node.forward(*arrays, **options)
-        except ValueError as error:
+            if two_bytes and not node.half:
+                result = _rounded_forward(node, arrays, options, first.dtype)
+            elif node.quiet:
+                result = _quiet_forward(node, arrays, options)
+            else:
+                result = node.forward(*arrays, **options)
+        except (ValueError, TypeError, OverflowError) as error:
             met = ", ".join(describe(a) if is_array(a) else repr(a) for a in arrays)
-            raise ValueError(f"{cls.__name__} of {met}: {error}") from None
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{cls.__name__} of {met}: {error}") from None
         several = isinstance(result, tuple)
         outputs = result if several else (result,)
         if True not in node.needs:
@@ -157,7 +172,7 @@ class Function:
 
         node.num_outputs = len(outputs)
         on_gpu = on_gpu or namespace(outputs[0]) is not np
-        node.special = on_gpu or (first is not None and first.dtype.char == "e")
+        node.special = on_gpu or two_bytes or node.quiet
         node.input_kinds = tuple([(a.shape, a.dtype) if is_array(a) else None for a in arrays])
         node.parents = tuple(
             [_parent(v) if need else None for v, need in zip(inputs, node.needs, strict=True)]
@@ -182,6 +197,27 @@ class Function:
         """Forget what forward kept, and the way to the inputs."""
         self.__dict__.clear()
         self.parents, self.versions = None, ()
+
+
+@np.errstate(all="ignore")
+def _quiet_forward(node: Function, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
+    return node.forward(*arrays, **options)
+
+
+def _rounded_forward(
+    node: Function, arrays: Sequence[Any], options: dict[str, Any], dtype: np.dtype
+) -> Any:
+    """Of two-byte arrays, by a Function that knows float32: widened, computed with, rounded."""
+    arrays = [widen(a) if is_array(a) else a for a in arrays]
+    result = _quiet_forward(node, arrays, options)
+    if isinstance(result, tuple):
+        return tuple([_round(y, dtype) for y in result])
+    return _round(result, dtype)
+
+
+@np.errstate(over="ignore")  # float16 ends at 65504: beyond is infinite
+def _round(array: Any, dtype: np.dtype) -> Array:
+    return namespace(array).asarray(array).astype(dtype)
 
 
 def _variable(output: Any) -> Variable:
@@ -226,15 +262,14 @@ def _read_inputs(
             arrays.append(None)
             continue
         elif is_array(value):
+            if value.ndim == 0 and function.takes_numbers and _is_a_number(value, inputs):
+                arrays.append(value.item())
+                continue
             array = value
         else:
-            kinds = "a Tensor, an array or a number" if function.takes_numbers else "a Tensor"
-            raise TypeError(f"{name}: expected {kinds} as input {len(arrays)}, got {value!r:.60}")
-        if array.dtype not in FLOAT_DTYPES and not (function.half and is_half(array.dtype)):
-            raise TypeError(
-                f"{name}: works on float32 or float64{' or two-byte floats' * function.half}, got "
-                f"{describe(array)}; convert it first, for example with .to('float32')"
-            )
+            raise _unexpected(function, len(arrays), value)
+        if array.dtype not in FLOAT_DTYPES and not is_half(array.dtype):
+            return _read_whole_numbers(function, inputs)
         if first is None:
             first = array
         else:
@@ -247,7 +282,58 @@ def _read_inputs(
                     first = value.data
                 arrays[index] = value.read(first.dtype)  # type: ignore[attr-defined]
                 _check_match(name, first, arrays[index])
+    elif first is None and arrays and arrays[0] is not None:  # numbers alone, as Tensor reads them
+        arrays[0] = first = np.asarray(arrays[0], dtype=np.float32)
     return arrays, first, parameters
+
+
+def _unexpected(function: type[Function], position: int, value: Any) -> TypeError:
+    kinds = "a Tensor, an array or a number" if function.takes_numbers else "a Tensor"
+    return TypeError(
+        f"{function.__name__}: expected {kinds} as input {position}, got {value!r:.60}"
+    )
+
+
+def _is_a_number(array: Array, inputs: Sequence[Any]) -> bool:
+    """A 0-d NumPy array beside a Tensor is no more than a Python number, which never promotes."""
+    return namespace(array) is np and any(isinstance(value, Variable) for value in inputs)
+
+
+def _read_whole_numbers(
+    function: type[Function], inputs: Sequence[Any]
+) -> tuple[list[Any], Any, list[Variable]]:
+    """As _read_inputs, where integers or booleans are among them: alone as `whole` says, or single
+    numbers beside floats, `(losses * mask).sum() / mask.sum()`; all else is a TypeError."""
+    values = [value.data if isinstance(value, Variable) else value for value in inputs]
+    for position, value in enumerate(values):
+        if not (is_array(value) or isinstance(value, (bool, int, float, np.generic))):
+            raise _unexpected(function, position, value)
+    odd = [a for a in values if is_array(a) and a.dtype.kind in "iub"]
+    kinds = {a.dtype.kind in "iub" for a in values if is_array(a)}
+    if kinds == {True} and function.whole is not None:
+        for array in odd:
+            if not same_device(array, odd[0]):
+                _check_match(function.__name__, odd[0], array)
+        values = [v.item() if isinstance(v, np.generic) else v for v in values]
+        if function.whole == "float32" or any(isinstance(v, float) for v in values):
+            values = [v.astype(np.float32) if is_array(v) else v for v in values]
+        return values, next(v for v in values if is_array(v)), []
+    single = function.takes_numbers and all(array.ndim == 0 for array in odd)
+    if odd and len(kinds) == 2 and single:
+        return _read_inputs(
+            function,
+            [
+                v if not is_array(a) or a.dtype.kind not in "iub" else a.item()
+                for v, a in zip(inputs, values, strict=True)
+            ],
+        )
+    met = next(
+        a for a in values if is_array(a) and not (a.dtype in FLOAT_DTYPES or is_half(a.dtype))
+    )
+    raise TypeError(
+        f"{function.__name__}: works on float32, float64 or two-byte floats, got {describe(met)}; "
+        "convert it first, for example with .to('float32')"
+    )
 
 
 def _check_match(name: str, first: Array, other: Array) -> None:

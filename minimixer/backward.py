@@ -23,7 +23,17 @@ from typing import Any
 import numpy as np
 
 from .autograd import Function, Variable, added
-from .backend import Array, describe, is_array, is_half, join, namespace, one, use_device_of
+from .backend import (
+    Array,
+    describe,
+    is_array,
+    is_half,
+    join,
+    namespace,
+    one,
+    use_device_of,
+    widen,
+)
 
 
 def backward(root: Variable, gradient: Array | None = None, retain_graph: bool = False) -> None:
@@ -42,11 +52,12 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
         root.accumulate_grad(gradient)
         return
 
-    waiting = _count_uses(root.node)
+    waiting = count_uses(root.node)
     arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.num_outputs}
     arrived[root.node][root.output_index] = gradient
     sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
     ready = [root.node]
+    quiet = None  # from a node on whose infinities are right, NumPy shall not warn of what follows
     del gradient
     try:
         while ready:
@@ -56,6 +67,9 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
             if gradients is None:  # nothing reached it, but those behind it wait for its word
                 results: Any = (None,) * len(parents)
             else:
+                if node.special and quiet is None:
+                    quiet = np.errstate(all="ignore")
+                    quiet.__enter__()
                 results = _fire(node, gradients)
             if not retain_graph:
                 node.release()
@@ -84,6 +98,8 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
                     ready.append(source)
             gradients = results = result = None  # else they would outlive the next node
     finally:
+        if quiet is not None:
+            quiet.__exit__()
         join()
 
 
@@ -109,7 +125,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
     return gradient if gradient.base is None else gradient.copy()  # a view of what may change
 
 
-def _count_uses(root: Function) -> dict[Function, int]:
+def count_uses(root: Function) -> dict[Function, int]:
     """How often each node's outputs were used by nodes that `root` depends on. No recursion:
     a chain of 10,000 operations is nothing unusual, and Python's stack is shorter."""
     uses = {root: 0}
@@ -166,12 +182,12 @@ def _fire(node: Function, gradients: list[Array | None]) -> tuple[Array | None, 
 
 
 def _prepared(node: Function, gradients: list[Array | None]) -> Any:
-    """node.backward on its GPU; in float16 an overflow is no accident, and the optimizer looks."""
-    use_device_of(next(gradient for gradient in gradients if gradient is not None))
-    in_float16 = any(kind and kind[1] == np.float16 for kind in node.input_kinds)
-    on_overflow: Any = "ignore" if in_float16 else None
-    with np.errstate(over=on_overflow, invalid=on_overflow):
-        return node.backward(*gradients)
+    """node.backward on its GPU; in float32, where forward was."""
+    first = next(gradient for gradient in gradients if gradient is not None)
+    use_device_of(first)
+    if is_half(first.dtype) and not node.half:
+        gradients = [None if gradient is None else widen(gradient) for gradient in gradients]
+    return node.backward(*gradients)
 
 
 def _converted(node: Function, index: int, result: Any) -> Array:

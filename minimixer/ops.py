@@ -19,7 +19,6 @@ Next: `rearrange.py`, the operations that move numbers about or collect them.
 """
 
 import math
-import operator
 from typing import Any
 
 from .autograd import Function, Variable
@@ -62,28 +61,17 @@ class _Binary(Function):
         return da, db
 
 
-def _in_float32(function: Any, a: Any, b: Any) -> Any:
-    """function(a, b), of two-byte arrays in float32 and rounded: a Python number among them would
-    promote some of them for good."""
-    dtype = getattr(a, "dtype", None)
-    if dtype is None or not is_half(dtype):
-        dtype = getattr(b, "dtype", None)
-        if dtype is None or not is_half(dtype):
-            return function(a, b)
-    return function(*(widen(x) if is_array(x) else x for x in (a, b))).astype(dtype)
-
-
 # ---- arithmetic ---------------------------------------------------------------------------------
 
 
 class Add(_Binary):
     """y = a + b: da = dy, db = dy."""
 
-    half = True
+    whole = "kept"
 
     def forward(self, a, b):
         self.keep_shapes(a, b)
-        return _in_float32(operator.add, a, b)
+        return a + b
 
     def backward(self, dy):
         return self.undo(dy if self.needs[0] else None, dy if self.needs[1] else None)
@@ -91,6 +79,8 @@ class Add(_Binary):
 
 class Subtract(_Binary):
     """y = a - b: da = dy, db = -dy."""
+
+    whole = "kept"
 
     def forward(self, a, b):
         self.keep_shapes(a, b)
@@ -103,22 +93,23 @@ class Subtract(_Binary):
 class Multiply(_Binary):
     """y = a b: da = dy b, db = dy a."""
 
-    half = True
+    whole = "kept"
 
     def forward(self, a, b):
         self.keep_shapes(a, b)
         self.a = a if self.needs[1] else None
         self.b = b if self.needs[0] else None
-        return _in_float32(operator.mul, a, b)
+        return a * b
 
     def backward(self, dy):
-        need_a, need_b = self.needs
-        da = _in_float32(operator.mul, dy, self.b) if need_a else None
-        return self.undo(da, _in_float32(operator.mul, dy, self.a) if need_b else None)
+        da = dy * self.b if self.needs[0] else None
+        return self.undo(da, dy * self.a if self.needs[1] else None)
 
 
 class Divide(_Binary):
-    """y = a / b: da = dy / b, db = -dy y / b."""
+    """y = a / b: da = dy / b, db = -dy (y / b): where b is tiny da may overflow, and y be 0."""
+
+    whole, quiet = "float32", True
 
     def forward(self, a, b):
         self.keep_shapes(a, b)
@@ -128,13 +119,16 @@ class Divide(_Binary):
         return y
 
     def backward(self, dy):
-        da = dy / self.b
-        db = -da * self.y if self.needs[1] else None
-        return self.undo(da if self.needs[0] else None, db)
+        da = dy / self.b if self.needs[0] else None
+        db = -dy * (self.y / self.b) if self.needs[1] else None
+        return self.undo(da, db)
 
 
 class Power(_Binary):
-    """y = a^b: da = dy b a^(b-1), db = dy y ln a, taken as 0 where a = 0."""
+    """y = a^b: da = dy b a^(b-1), 0 where b = 0: a^0 is 1 everywhere, though a^-1 be infinite.
+    db = dy y ln a, 0 where a = 0 and b >= 0: 0^b is 0 around there, but at b = 0 itself."""
+
+    whole, quiet = "kept", True
 
     def forward(self, a, b):
         self.keep_shapes(a, b)
@@ -145,21 +139,19 @@ class Power(_Binary):
 
     def backward(self, dy):
         a, b = self.a, self.b
+        xp = namespace(dy)
         da = db = None
         if self.needs[0]:
             if is_array(b):
-                zero = b == 0  # a^0 is 1 everywhere: its slope is 0 even where a^-1 is not finite
-                xp = namespace(dy)
-                da = dy * b * a ** xp.where(zero, b, b - 1)
+                da = xp.where(b == 0, 0, dy * (b * a ** (b - 1)))
             else:
-                da = dy * (b * _power(a, b - 1)) if b else namespace(dy).zeros_like(dy)
-        if self.needs[1]:
-            xp = namespace(dy)
-            if is_array(a):
-                log_a = xp.log(xp.where(a == 0, 1, a))
+                da = dy * (b * _power(a, b - 1)) if b else xp.zeros_like(dy)
+        if self.needs[1]:  # here b is an array; a may be a number
+            if is_array(a) or a > 0:
+                log_a = xp.log(a) if is_array(a) else math.log(a)
             else:
-                log_a = math.log(a) if a > 0 else 0.0 if a == 0 else math.nan
-            db = dy * self.y * log_a
+                log_a = -math.inf if a == 0 else math.nan
+            db = xp.where((a == 0) & (b >= 0), 0, dy * (self.y * log_a))
         return self.undo(da, db)
 
 
@@ -177,6 +169,8 @@ def _power(a: Any, b: Any) -> Any:
 
 class Negative(Function):
     """dx = -dy."""
+
+    whole = "kept"
 
     def forward(self, x):
         return -x
@@ -234,6 +228,8 @@ class MatMul(Function):
 class Exp(Function):
     """y = e^x is its own slope: dx = dy y."""
 
+    quiet = True
+
     def forward(self, x):
         self.y = namespace(x).exp(x)
         return self.y
@@ -244,6 +240,8 @@ class Exp(Function):
 
 class Log(Function):
     """dx = dy / x."""
+
+    quiet = True
 
     def forward(self, x):
         self.x = x
@@ -256,6 +254,8 @@ class Log(Function):
 class Sqrt(Function):
     """dx = dy / (2 y): infinite at 0."""
 
+    quiet = True
+
     def forward(self, x):
         self.y = namespace(x).sqrt(x)
         return self.y
@@ -266,6 +266,8 @@ class Sqrt(Function):
 
 class Tanh(Function):
     """dx = dy (1 - y^2)."""
+
+    quiet = True
 
     def forward(self, x):
         self.y = namespace(x).tanh(x)
@@ -278,17 +280,20 @@ class Tanh(Function):
 class Erf(Function):
     """y = 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x; its slope is the integrand."""
 
+    quiet = True
+
     def forward(self, x):
         self.x = x
         return erf_of_array(x)
 
     def backward(self, dy):
-        xp = namespace(dy)
-        return dy * (2 / math.sqrt(math.pi) * xp.exp(-self.x * self.x))
+        return dy * (2 / math.sqrt(math.pi) * namespace(dy).exp(-self.x * self.x))
 
 
 class Abs(Function):
     """The slope at the kink, x = 0, is taken as 0."""
+
+    whole, quiet = "kept", True
 
     def forward(self, x):
         self.x = x
@@ -296,6 +301,19 @@ class Abs(Function):
 
     def backward(self, dy):
         return dy * namespace(dy).sign(self.x)
+
+
+class Relu(Function):
+    """The larger of x and 0; the slope at the kink, x = 0, is taken as 0. NaN stays NaN."""
+
+    whole = "kept"
+
+    def forward(self, x):
+        self.y = namespace(x).maximum(x, 0)
+        return self.y
+
+    def backward(self, dy):
+        return namespace(dy).where(self.y <= 0, 0, dy)
 
 
 class Clip(Function):
@@ -312,11 +330,13 @@ class Clip(Function):
         return xp.clip(x, low, high)
 
     def backward(self, dy):
-        return dy * self.inside
+        return namespace(dy).where(self.inside, dy, 0)
 
 
 class Maximum(_Binary):
-    """The larger of two; where they are equal each gets half of the gradient."""
+    """The larger of two; equal, each gets half of the gradient. With a NaN each gets all of it."""
+
+    whole = "kept"
 
     def forward(self, a, b):
         self.keep_shapes(a, b)
@@ -324,14 +344,16 @@ class Maximum(_Binary):
         return namespace(a if is_array(a) else b).maximum(a, b)
 
     def backward(self, dy):
-        half = (0.5 * (self.a == self.b)).astype(dy.dtype)
-        da = dy * ((self.a > self.b) + half) if self.needs[0] else None
-        db = dy * ((self.b > self.a) + half) if self.needs[1] else None
-        return self.undo(da, db)
+        where = namespace(dy).where
+        shared = where(self.a == self.b, 0.5 * dy, dy)
+        da = where(self.a < self.b, 0, shared) if self.needs[0] else None
+        return self.undo(da, where(self.b < self.a, 0, shared) if self.needs[1] else None)
 
 
 class Where(_Binary):
     """a where the condition (a boolean array, not differentiated) holds, else b."""
+
+    whole = "kept"
 
     def forward(self, a, b, condition):
         self.keep_shapes(a, b)
@@ -339,10 +361,9 @@ class Where(_Binary):
         return namespace(self.condition).where(self.condition, a, b)
 
     def backward(self, dy):
-        xp = namespace(dy)
-        da = xp.where(self.condition, dy, 0) if self.needs[0] else None
-        db = xp.where(self.condition, 0, dy) if self.needs[1] else None
-        return self.undo(da, db)
+        where = namespace(dy).where
+        da = where(self.condition, dy, 0) if self.needs[0] else None
+        return self.undo(da, where(self.condition, 0, dy) if self.needs[1] else None)
 
 
 # ---- the functions ------------------------------------------------------------------------------
@@ -363,6 +384,7 @@ tanh = Tanh.apply
 erf = Erf.apply
 absolute = Abs.apply
 maximum = Maximum.apply
+relu = Relu.apply
 
 
 def clip(x, low: float | None = None, high: float | None = None):

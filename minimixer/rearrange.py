@@ -1,8 +1,8 @@
 """Collecting numbers and moving them about: sums, maxima, reshapes, slices, joins.
 
-All but Max are linear in x with ones and zeros as factors, so backward applies the transposed
-map to dy: what a sum collected is spread out again, what was cut out is put back in its place,
-what was joined is taken apart.
+All but extremes and variances are linear in x with ones and zeros as factors, so backward applies
+the transposed map to dy: what a sum collected is spread out again, what was cut out is put back in
+its place, what was joined is taken apart.
 
 >>> import numpy as np
 >>> from minimixer.autograd import Variable
@@ -17,6 +17,7 @@ Next: `tensor.py`, which gives the operations their usual signs.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class _Reduction(Function):
 
     def keep_axis(self, x: Array, axis: Axis) -> None:
         self.shape = x.shape
-        axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        axes = range(x.ndim) if axis is None else axis if type(axis) is tuple else (axis,)
         self.kept_shape = list(x.shape)
         for i in axes:
             if not -x.ndim <= i < x.ndim:
@@ -61,6 +62,8 @@ class _Reduction(Function):
 class Sum(_Reduction):
     """Every element of x adds to y once: each gets y's gradient."""
 
+    whole = "kept"
+
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
         return namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims))
@@ -72,10 +75,11 @@ class Sum(_Reduction):
 class Mean(_Reduction):
     """The sum divided by the number n of elements: each gets dy / n.
 
-    Of two-byte numbers the mean is float32, as its sum of many must be.
+    Of two-byte numbers the mean is float32, as its sum of many must be; of integers and booleans
+    too: the mean of `predictions == labels` is the accuracy.
     """
 
-    half = True
+    half, whole, quiet = True, "float32", True
 
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
@@ -92,19 +96,60 @@ class Mean(_Reduction):
 
 
 class Max(_Reduction):
-    """The largest element; where several are equal they share the gradient evenly."""
+    """The largest element; where several are equal they share the gradient evenly. NaN is larger
+    than all."""
+
+    whole = "kept"
+    pick = "max"
 
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
-        y = namespace(x).asarray(x.max(axis=axis, keepdims=keepdims))
+        y = namespace(x).asarray(getattr(x, self.pick)(axis=axis, keepdims=keepdims))
         self.x, self.y = x, y
         return y
 
     def backward(self, dy):
-        largest = self.x == self.y.reshape(self.kept_shape)
+        x, xp = self.x, namespace(dy)
+        chosen = (x == self.y.reshape(self.kept_shape)) | (x != x)  # x != x: NaN
         axes = tuple(i for i, n in enumerate(self.kept_shape) if n != self.shape[i])
-        winners = largest.sum(axis=axes, keepdims=True).astype(dy.dtype)
-        return largest * self.spread(dy.reshape(self.kept_shape) / winners)
+        winners = chosen.sum(axis=axes, keepdims=True).astype(dy.dtype)
+        return xp.where(chosen, self.spread(dy.reshape(self.kept_shape) / winners), 0)
+
+
+class Min(Max):
+    """The smallest element, likewise."""
+
+    pick = "min"
+
+
+class Var(_Reduction):
+    """y = 1/m sum (x - mean)^2, where m is the number of elements less `correction`; NaN if that
+    leaves none. dx = 2/m (x - mean) dy: that the mean moves too adds nothing, for the sum of
+    x - mean is 0."""
+
+    quiet = True
+
+    def forward(self, x, axis=None, keepdims=False, correction=1):
+        self.keep_axis(x, axis)
+        count = x.size // math.prod(self.kept_shape) if x.size else 0
+        self.m = count - correction if count > correction else 0
+        self.centred = x - x.mean(axis=axis, keepdims=True)
+        squares = self.centred * self.centred
+        return namespace(x).asarray(squares.sum(axis=axis, keepdims=keepdims) / self.m)
+
+    def backward(self, dy):
+        return self.spread(2 * dy / self.m) * self.centred
+
+
+class Std(Var):
+    """The root of Var; where it is 0 the slope is taken as 0."""
+
+    def forward(self, x, axis=None, keepdims=False, correction=1):
+        self.y = namespace(x).sqrt(super().forward(x, axis, keepdims, correction))
+        return self.y
+
+    def backward(self, dy):
+        return super().backward(namespace(dy).where(self.y == 0, 0, dy / (2 * self.y)))
 
 
 # ---- shape --------------------------------------------------------------------------------------
@@ -113,7 +158,7 @@ class Max(_Reduction):
 class Reshape(Function):
     """The same elements in another shape, and back."""
 
-    half = True
+    half, whole = True, "kept"
 
     def forward(self, x, shape):
         self.shape = x.shape
@@ -126,7 +171,7 @@ class Reshape(Function):
 class Transpose(Function):
     """Axis k of y is axis `axes[k]` of x; the way back is the inverse permutation."""
 
-    half = True
+    half, whole = True, "kept"
 
     def forward(self, x, axes):
         positive = [axis + x.ndim if axis < 0 else axis for axis in axes]
@@ -144,6 +189,8 @@ class Index(Function):
 
     An element that was picked several times collects all of its gradients.
     """
+
+    whole = "kept"
 
     def forward(self, x, index):
         index = index if isinstance(index, tuple) else (index,)
@@ -177,7 +224,7 @@ def _index_array(index: Any, x: Array) -> Any:
 class Concatenate(Function):
     """Arrays joined along an axis; backward cuts dy where they meet."""
 
-    takes_numbers = False
+    takes_numbers, whole = False, "kept"
 
     def forward(self, *arrays, axis):
         xp = namespace(arrays[0])
@@ -202,7 +249,7 @@ class Concatenate(Function):
 class Stack(Function):
     """Arrays side by side along a new axis; backward takes dy apart along it."""
 
-    takes_numbers = False
+    takes_numbers, whole = False, "kept"
 
     def forward(self, *arrays, axis):
         self.axis = axis
@@ -228,12 +275,25 @@ class To(Function):
 # ---- the functions -----------------------------------------------------------------------------
 
 
+def whole(value: Any, what: str) -> int:
+    """`value` as a Python int; TypeError if it is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, got {value!r:.60}") from None
+
+
 def _axes(axis: Any) -> Axis:
-    return tuple(axis) if isinstance(axis, list) else axis
+    if axis is None or type(axis) is int:
+        return axis
+    if isinstance(axis, (tuple, list)):
+        return tuple([whole(i, "an axis") for i in axis])
+    return whole(axis, "an axis (or None, or a tuple of axes)")
 
 
 def sum(x, axis: Axis = None, keepdims: bool = False):
-    """The sum along one axis, several (a tuple) or all (None); keepdims leaves them as length 1."""
+    """The sum along one axis, several (a tuple) or all (None); keepdims leaves them as length 1.
+    TypeError if an axis is no whole number, ValueError if there is no such axis."""
     return Sum.apply(x, axis=_axes(axis), keepdims=keepdims)
 
 
@@ -247,14 +307,31 @@ def max(x, axis: Axis = None, keepdims: bool = False):
     return Max.apply(x, axis=_axes(axis), keepdims=keepdims)
 
 
+def min(x, axis: Axis = None, keepdims: bool = False):
+    """The smallest element along one axis, several or all; see `sum`."""
+    return Min.apply(x, axis=_axes(axis), keepdims=keepdims)
+
+
+def var(x, axis: Axis = None, keepdims: bool = False, correction: float = 1):
+    """The variance along one axis, several or all; see `sum`. As in PyTorch it is the unbiased one,
+    a sum of squares divided by n - 1; with correction=0 by n, as NumPy does."""
+    return Var.apply(x, axis=_axes(axis), keepdims=keepdims, correction=correction)
+
+
+def std(x, axis: Axis = None, keepdims: bool = False, correction: float = 1):
+    """The standard deviation, the root of `var`."""
+    return Std.apply(x, axis=_axes(axis), keepdims=keepdims, correction=correction)
+
+
 def reshape(x, shape: Sequence[int] | int):
     """The same elements in another shape, last axis fastest; one length may be -1."""
-    return Reshape.apply(x, shape=shape)
+    lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
+    return Reshape.apply(x, shape=tuple([whole(n, "a length in a shape") for n in lengths]))
 
 
 def transpose(x, axes: Sequence[int]):
     """Axis k of the result is axis `axes[k]` of x; `axes` names each of x's axes once."""
-    return Transpose.apply(x, axes=tuple(axes))
+    return Transpose.apply(x, axes=tuple([whole(axis, "an axis") for axis in axes]))
 
 
 def index(x, key):
@@ -270,12 +347,12 @@ def _some(tensors: Sequence[Any]) -> Sequence[Any]:
 
 def concatenate(tensors, axis: int = 0):
     """Join along an existing axis. ValueError if there is nothing to join, or shapes differ."""
-    return Concatenate.apply(*_some(tensors), axis=axis)
+    return Concatenate.apply(*_some(tensors), axis=whole(axis, "an axis"))
 
 
 def stack(tensors, axis: int = 0):
     """Join along a new axis. ValueError if there is nothing to join, or shapes differ."""
-    return Stack.apply(*_some(tensors), axis=axis)
+    return Stack.apply(*_some(tensors), axis=whole(axis, "an axis"))
 
 
 def to(x, dtype: Any = None, device: str | None = None):

@@ -461,6 +461,16 @@ def reductions(draw, domain=normal, empty=True):
 
 
 @st.composite
+def variances(draw):
+    """Along axes of three and more in all, so that there are at least two degrees of freedom."""
+    shape = draw(shapes(min_dims=1, min_side=3, max_side=5))
+    x = distinct(np.random.default_rng(draw(seeds)), shape)
+    axis = draw(st.none() | one_axis(len(shape)))
+    options = {"axis": axis, "keepdims": draw(st.booleans())}
+    return Case((x,), options | {"correction": draw(st.sampled_from([0, 1, 0.5]))})
+
+
+@st.composite
 def reshapes(draw):
     shape = draw(shapes(min_side=1))
     x = normal(np.random.default_rng(draw(seeds)), shape)
@@ -879,6 +889,27 @@ def _larger(a, b):
     return select(lambda u, v: np.where(a.value > b.value, u, v), a, b)
 
 
+def _smallest(x, axis, keepdims):
+    return select(lambda v: v.min(axis=axis, keepdims=keepdims), x)
+
+
+def var_formula(x, axis, keepdims, correction):
+    centred = x - x.mean(axis=axis, keepdims=True)
+    squares = (centred * centred).sum(axis=axis, keepdims=keepdims)
+    count = x.value.size // max(1, squares.value.size)
+    return squares / (count - correction)
+
+
+def _variances(function, reference, **terms):
+    """Of seven numbers and more, which all differ: no deviation is near 0."""
+    case = _one(distinct, (4, 7, 2), axis=1, keepdims=False, correction=1)
+    return Operation(function, function.apply, reference, variances(), {"one axis": Fixed(case, {
+        "divided by n": lambda inputs, options, dys, dxs: [dxs[0] * 6 / 7],
+        "mean kept": lambda inputs, options, dys, dxs: [
+            dxs[0] * inputs[0] / (inputs[0] - inputs[0].mean(axis=1, keepdims=True) + 1e-9)],
+        **terms})})  # fmt: skip
+
+
 def _limited(x, low, high):
     return Rounded(
         np.minimum(np.maximum(x.value, -9 if low is None else low), 9 if high is None else high)
@@ -916,6 +947,8 @@ _ALL = [
            normal_density=lambda x, dy: dy * 2 / math.sqrt(math.pi) * np.exp(-x * x / 2)),
     single(ops.Abs, ops.absolute, lambda x: Rounded(abs(x.value)), nonzero,
            sign_dropped=lambda x, dy: dy),
+    single(ops.Relu, ops.relu, lambda x: Rounded(np.maximum(x.value, 0)), nonzero,
+           everywhere=lambda x, dy: dy, nowhere=lambda x, dy: dy * (x < 0)),
     Operation(
         ops.Clip, ops.clip, _limited, clips(),
         {"both limits": Fixed(Case((_one(between).inputs[0], -0.5, 0.75)), {
@@ -973,6 +1006,15 @@ _ALL = [
             "shared by the row": elementwise(lambda x, dy: _spread(x, dy, 1) / 3),
         })},
     ),
+    Operation(
+        rearrange.Min, rearrange.min, _smallest, reductions(distinct, empty=False),
+        {"one axis": Fixed(_one(distinct, (4, 3, 2), axis=1, keepdims=False), {
+            "to the largest": elementwise(
+                lambda x, dy: _spread(x, dy, 1) * (x == x.max(axis=1, keepdims=True))),
+        })},
+    ),
+    _variances(rearrange.Var, var_formula),
+    _variances(rearrange.Std, lambda *case, **options: var_formula(*case, **options).sqrt()),
     Operation(
         rearrange.Reshape, rearrange.reshape, lambda x, shape: x.reshape(shape), reshapes(),
         {"matrix": Fixed(Case(_one().inputs, {"shape": (3, 8)}), {
