@@ -10,6 +10,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     backward.py     the walk back along it
     ops.py          arithmetic and elementwise functions, each forward beside its backward
     rearrange.py    sums, reshapes, slices: where gradients go when numbers move
+    habits.py       what is typed out of habit, and what to write instead
     tensor.py       Tensor: the usual signs for all that
     gradcheck.py    finite differences against backward
     loss.py         softmax cross-entropy

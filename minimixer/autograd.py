@@ -306,7 +306,8 @@ def _read_whole_numbers(
     numbers beside floats, `(losses * mask).sum() / mask.sum()`; all else is a TypeError."""
     values = [value.data if isinstance(value, Variable) else value for value in inputs]
     for position, value in enumerate(values):
-        if not (is_array(value) or isinstance(value, (bool, int, float, np.generic))):
+        left_out = value is None and position in function.optional
+        if not (left_out or is_array(value) or isinstance(value, (bool, int, float, np.generic))):
             raise _unexpected(function, position, value)
     odd = [a for a in values if is_array(a) and a.dtype.kind in "iub"]
     kinds = {a.dtype.kind in "iub" for a in values if is_array(a)}

@@ -99,7 +99,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
             gradients = results = result = None  # else they would outlive the next node
     finally:
         if quiet is not None:
-            quiet.__exit__()
+            quiet.__exit__(None, None, None)
         join()
 
 

@@ -13,7 +13,7 @@ means, variances and the gradients of weights, sums of very many terms, stay flo
 >>> from minimixer import Tensor
 >>> x = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
 >>> linear(x, Tensor(np.ones((3, 2))), Tensor(np.array([0.0, 10.0])))
-Tensor([[ 6. 16.]], dtype=float64, requires_grad=True)
+Tensor([[ 6., 16.]], dtype=float64, requires_grad=True)
 
 Next: `parameters.py`, where the weights live.
 """

@@ -7,7 +7,7 @@ one operation here: the sum is then read once instead of twice.
 >>> import numpy as np
 >>> x = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
 >>> layer_norm(x, Tensor(np.ones(3)), Tensor(np.zeros(3)))
-Tensor([[-1.22474395  0.          1.22474395]], dtype=float64, requires_grad=True)
+Tensor([[-1.22474395,  0.        ,  1.22474395]], dtype=float64, requires_grad=True)
 
 Next: `functional.py`, the other layers.
 """

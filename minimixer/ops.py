@@ -114,8 +114,7 @@ class Divide(_Binary):
     def forward(self, a, b):
         self.keep_shapes(a, b)
         y = a / b
-        self.b = b
-        self.y = y if self.needs[1] else None
+        self.b, self.y = b, (y if self.needs[1] else None)
         return y
 
     def backward(self, dy):
@@ -133,8 +132,7 @@ class Power(_Binary):
     def forward(self, a, b):
         self.keep_shapes(a, b)
         y = _power(a, b)
-        self.a, self.b = a, b
-        self.y = y if self.needs[1] else None
+        self.a, self.b, self.y = a, b, (y if self.needs[1] else None)
         return y
 
     def backward(self, dy):
@@ -147,12 +145,13 @@ class Power(_Binary):
             else:
                 da = dy * (b * _power(a, b - 1)) if b else xp.zeros_like(dy)
         if self.needs[1]:  # here b is an array; a may be a number
-            if is_array(a) or a > 0:
-                log_a = xp.log(a) if is_array(a) else math.log(a)
-            else:
-                log_a = -math.inf if a == 0 else math.nan
+            log_a = xp.log(a) if is_array(a) else _log(a)
             db = xp.where((a == 0) & (b >= 0), 0, dy * (self.y * log_a))
         return self.undo(da, db)
+
+
+def _log(a: float) -> float:
+    return math.log(a) if a > 0 else -math.inf if a == 0 else math.nan
 
 
 def _power(a: Any, b: Any) -> Any:
@@ -369,7 +368,6 @@ class Where(_Binary):
 # ---- the functions ------------------------------------------------------------------------------
 #
 # Of Tensors, arrays or numbers; what each does, the class of its name says.
-
 add = Add.apply
 subtract = Subtract.apply
 multiply = Multiply.apply

@@ -13,7 +13,7 @@ its place, what was joined is taken apart.
 [[1. 1.]
  [2. 2.]]
 
-Next: `tensor.py`, which gives the operations their usual signs.
+Next: `habits.py`, what is typed out of habit.
 """
 
 import math
@@ -48,7 +48,7 @@ class _Reduction(Function):
 
     def keep_axis(self, x: Array, axis: Axis) -> None:
         self.shape = x.shape
-        axes = range(x.ndim) if axis is None else axis if type(axis) is tuple else (axis,)
+        axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
         self.kept_shape = list(x.shape)
         for i in axes:
             if not -x.ndim <= i < x.ndim:
@@ -283,7 +283,14 @@ def whole(value: Any, what: str) -> int:
         raise TypeError(f"{what} must be a whole number, got {value!r:.60}") from None
 
 
-def _axes(axis: Any) -> Axis:
+RENAMED = {"dim": "axis", "keepdim": "keepdims", "ddof": "correction", "unbiased": "correction"}
+
+
+def axes(axis: Any, unknown: dict[str, Any]) -> Axis:
+    """What was given as `axis`, checked; `unknown`: what else was given by name."""
+    for name in unknown:
+        instead = f"{RENAMED[name]}=" if name in RENAMED else "axis= and keepdims="
+        raise TypeError(f"there is no {name}= here: write {instead}")
     if axis is None or type(axis) is int:
         return axis
     if isinstance(axis, (tuple, list)):
@@ -291,36 +298,36 @@ def _axes(axis: Any) -> Axis:
     return whole(axis, "an axis (or None, or a tuple of axes)")
 
 
-def sum(x, axis: Axis = None, keepdims: bool = False):
+def sum(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
     """The sum along one axis, several (a tuple) or all (None); keepdims leaves them as length 1.
     TypeError if an axis is no whole number, ValueError if there is no such axis."""
-    return Sum.apply(x, axis=_axes(axis), keepdims=keepdims)
+    return Sum.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def mean(x, axis: Axis = None, keepdims: bool = False):
+def mean(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
     """The mean along one axis, several or all; see `sum`."""
-    return Mean.apply(x, axis=_axes(axis), keepdims=keepdims)
+    return Mean.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def max(x, axis: Axis = None, keepdims: bool = False):
+def max(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
     """The largest element along one axis, several or all; see `sum`."""
-    return Max.apply(x, axis=_axes(axis), keepdims=keepdims)
+    return Max.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def min(x, axis: Axis = None, keepdims: bool = False):
+def min(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
     """The smallest element along one axis, several or all; see `sum`."""
-    return Min.apply(x, axis=_axes(axis), keepdims=keepdims)
+    return Min.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def var(x, axis: Axis = None, keepdims: bool = False, correction: float = 1):
+def var(x, axis: Axis = None, keepdims: bool = False, correction: float = 1, **unknown: Any):
     """The variance along one axis, several or all; see `sum`. As in PyTorch it is the unbiased one,
     a sum of squares divided by n - 1; with correction=0 by n, as NumPy does."""
-    return Var.apply(x, axis=_axes(axis), keepdims=keepdims, correction=correction)
+    return Var.apply(x, axis=axes(axis, unknown), keepdims=keepdims, correction=correction)
 
 
-def std(x, axis: Axis = None, keepdims: bool = False, correction: float = 1):
+def std(x, axis: Axis = None, keepdims: bool = False, correction: float = 1, **unknown: Any):
     """The standard deviation, the root of `var`."""
-    return Std.apply(x, axis=_axes(axis), keepdims=keepdims, correction=correction)
+    return Std.apply(x, axis=axes(axis, unknown), keepdims=keepdims, correction=correction)
 
 
 def reshape(x, shape: Sequence[int] | int):
@@ -345,14 +352,14 @@ def _some(tensors: Sequence[Any]) -> Sequence[Any]:
     return tensors
 
 
-def concatenate(tensors, axis: int = 0):
+def concatenate(tensors, axis: int = 0, **unknown: Any):
     """Join along an existing axis. ValueError if there is nothing to join, or shapes differ."""
-    return Concatenate.apply(*_some(tensors), axis=whole(axis, "an axis"))
+    return Concatenate.apply(*_some(tensors), axis=axes(axis, unknown))
 
 
-def stack(tensors, axis: int = 0):
+def stack(tensors, axis: int = 0, **unknown: Any):
     """Join along a new axis. ValueError if there is nothing to join, or shapes differ."""
-    return Stack.apply(*_some(tensors), axis=whole(axis, "an axis"))
+    return Stack.apply(*_some(tensors), axis=axes(axis, unknown))
 
 
 def to(x, dtype: Any = None, device: str | None = None):

@@ -32,9 +32,10 @@ from .backend import (
     to_numpy,
 )
 from .backward import backward
+from .habits import Habits
 
 
-class Tensor(Variable):
+class Tensor(Variable, Habits):
     """A NumPy or CuPy array `data` with a gradient `grad` (an array, or None) of the same shape.
 
     data            array (not copied: do not change it before backward), number or nested list
@@ -42,13 +43,14 @@ class Tensor(Variable):
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
     dtype, device   convert to these: "float32", "float64"; "cpu", "cuda", "cuda:N"
 
-    Tensors in "float16" or "bfloat16" are what layers compute in these precisions; most operations
-    want float32. Arithmetic keeps the dtype: Python numbers never promote, and two Tensors of
-    different dtype or device are a TypeError. Comparisons return boolean Tensors without gradient.
+    Arithmetic keeps the dtype: Python numbers and 0-d arrays never promote, and two Tensors of
+    different dtype or device are a TypeError. In "float16" and "bfloat16" each operation computes
+    in float32 and rounds its result; the mean stays float32. Comparisons give boolean Tensors.
+    Booleans and integers have no gradient: they are added and compared as in NumPy, divided and
+    averaged as float32, so that `(predictions == labels).mean()` is the accuracy.
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # array + Tensor: NumPy and CuPy leave it to Tensor.__radd__
     __array_priority__ = 1000
 
     def __init__(
@@ -103,20 +105,22 @@ class Tensor(Variable):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
+        values = np.array2string(to_numpy(self.data), separator=", ", prefix="Tensor(")
         where = "" if self.device == "cpu" else f", device={self.device!r}"
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({to_numpy(self.data)}, dtype={self.dtype}{where}{grad})"
+        return f"Tensor({values}, dtype={self.dtype}{where}{grad})"
 
     def __bool__(self) -> bool:
         return bool(self.data)
 
     __hash__ = object.__hash__  # by identity, although == compares elements
 
-    def __float__(self) -> float:
-        return float(self.data.item())
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.numpy(), dtype=dtype)
+        """By NumPy's rules: np.array(x) is a copy, np.asarray(x) may share memory as numpy() does,
+        and copy=False is a ValueError where another dtype or a GPU needs a copy."""
+        if copy is False and self.device != "cpu":
+            raise ValueError(f"values on {self.device} can't be had without a copy: copy=None")
+        return np.array(self.numpy(), dtype=dtype, copy=copy if self.device == "cpu" else None)
 
     def __deepcopy__(self, memo: dict) -> "Tensor":
         if self.node is not None:
@@ -136,10 +140,10 @@ class Tensor(Variable):
         """The same values, cut off from the graph."""
         return Tensor(self.data)
 
-    def to(self, *targets: Any) -> "Tensor":
-        """`to("cuda")`, `to("float64")` or both, in any order; differentiable. ValueError if the
-        device can't be used here."""
-        dtype, device = split_targets(targets)
+    def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> "Tensor":
+        """`to("cuda")`, `to("float64")` or both, in any order or by name; differentiable.
+        ValueError if the device can't be used here."""
+        dtype, device = split_targets(targets, dtype, device)
         device = self.device if device is None else check_device(device)
         if device == self.device and (dtype is None or dtype == self.dtype):  # float64 == None!
             return self
@@ -198,9 +202,7 @@ class Tensor(Variable):
         return ops.absolute(self)
 
     def __getitem__(self, key):
-        if _is_float(self.dtype):
-            return rearrange.index(self, key)
-        return Tensor(self.data[key.data if isinstance(key, Variable) else key])
+        return rearrange.index(self, key)
 
     def __eq__(self, other):  # type: ignore[override]
         return Tensor(self.data == _plain(other))
@@ -222,18 +224,45 @@ class Tensor(Variable):
 
     # ---- methods --------------------------------------------------------------------------------
 
-    def sum(self, axis=None, keepdims=False):
-        return rearrange.sum(self, axis, keepdims)
+    def sum(self, axis=None, keepdims=False, **unknown):
+        return rearrange.sum(self, axis, keepdims, **unknown)
 
-    def mean(self, axis=None, keepdims=False):
-        return rearrange.mean(self, axis, keepdims)
+    def mean(self, axis=None, keepdims=False, **unknown):
+        return rearrange.mean(self, axis, keepdims, **unknown)
 
-    def max(self, axis=None, keepdims=False):
-        return rearrange.max(self, axis, keepdims)
+    def max(self, axis=None, keepdims=False, **unknown):
+        return rearrange.max(self, axis, keepdims, **unknown)
 
-    def argmax(self, axis=None):
+    def min(self, axis=None, keepdims=False, **unknown):
+        return rearrange.min(self, axis, keepdims, **unknown)
+
+    def var(self, axis=None, keepdims=False, correction=1, **unknown):
+        """A sum of squares divided by n - correction: 1 as in PyTorch, 0 as in NumPy."""
+        return rearrange.var(self, axis, keepdims, correction, **unknown)
+
+    def std(self, axis=None, keepdims=False, correction=1, **unknown):
+        return rearrange.std(self, axis, keepdims, correction, **unknown)
+
+    def argmax(self, axis=None, keepdims=False, **unknown):
         """Where the largest element is; the first one, if there are several. No gradient."""
-        return Tensor(namespace(self.data).asarray(self.data.argmax(axis=axis)))
+        return self._reduced("argmax", axis, keepdims, unknown)
+
+    def argmin(self, axis=None, keepdims=False, **unknown):
+        """Where the smallest element is; likewise."""
+        return self._reduced("argmin", axis, keepdims, unknown)
+
+    def any(self, axis=None, keepdims=False, **unknown):
+        """Is any element true, that is not 0?"""
+        return self._reduced("any", axis, keepdims, unknown)
+
+    def all(self, axis=None, keepdims=False, **unknown):
+        """Are all elements true, that is not 0?"""
+        return self._reduced("all", axis, keepdims, unknown)
+
+    def _reduced(self, name: str, axis: Any, keepdims: bool, unknown: dict[str, Any]) -> "Tensor":
+        axis = rearrange.axes(axis, unknown)
+        result = getattr(self.data, name)(axis=axis, keepdims=keepdims)
+        return Tensor(namespace(self.data).asarray(result))
 
     def reshape(self, *shape):
         """reshape(2, 3) or reshape((2, 3)); one length may be -1."""
@@ -283,8 +312,11 @@ def _plain(value: Any) -> Any:
     return value.data if isinstance(value, Variable) else value
 
 
-def split_targets(targets: tuple[Any, ...]) -> tuple[np.dtype | None, str | None]:
+def split_targets(
+    targets: tuple[Any, ...], dtype: Any = None, device: Any = None
+) -> tuple[np.dtype | None, str | None]:
     """("cuda", "float64") -> (dtype("float64"), "cuda"): what `.to(...)` was asked for."""
+    targets += tuple([target for target in (dtype, device) if target is not None])
     dtypes, devices = [], []
     for target in targets:
         if isinstance(target, str) and (target == "cpu" or target.startswith("cuda")):

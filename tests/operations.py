@@ -1161,13 +1161,20 @@ def expected(operation: Operation, case: Case, dtype: str = "float64") -> list[R
     return list(result) if isinstance(result, tuple) else [result]
 
 
+def _finfo_of_bfloat16() -> Any:
+    import ml_dtypes
+
+    return ml_dtypes.finfo("bfloat16")
+
+
 def within_rounding(found: np.ndarray, right: Rounded, slack: float = 2.0) -> bool:
     """Whether `found` differs from NumPy's value by rounding alone.
 
     `slack` 2: the bound is to first order, and a fused function adds in another order.
     """
-    info = np.finfo(found.dtype)
-    allowed = slack * right.error * (info.eps / 2) + (right.error > 0) * float(info.tiny)
+    info = np.finfo(found.dtype) if found.dtype.name != "bfloat16" else _finfo_of_bfloat16()
+    tiny = float(info.smallest_normal)
+    allowed = slack * right.error * (float(info.eps) / 2) + (right.error > 0) * tiny
     return bool((abs(found.astype(np.float64) - right.value) <= allowed).all())
 
 

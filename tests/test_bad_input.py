@@ -186,7 +186,8 @@ def test_operands_that_are_none():
 @pytest.mark.parametrize("dtype", ["int64", "bool", "complex128"])
 def test_dtypes_without_gradient(dtype, device):
     x = Tensor(to_device(np.ones((2, 3), dtype), device))
-    refuses(lambda: x + 1, "Add", dtype, "(2, 3)", "float32", error=TypeError)
+    refuses(lambda: x.exp(), "Exp", dtype, "(2, 3)", "float32", error=TypeError)
+    refuses(lambda: x + ones(2, 3, device=device), "Add", dtype, "(2, 3)", error=TypeError)
     refuses(lambda: F.gelu(x), "GELU", dtype, error=TypeError)
     array = to_device(np.ones((2, 3), dtype), device)
     refuses(lambda: Tensor(array, requires_grad=True), dtype, "(2, 3)", error=TypeError)
@@ -195,11 +196,8 @@ def test_dtypes_without_gradient(dtype, device):
 
 @each_half
 def test_two_byte_floats(dtype, device):
-    """Activations may be; Parameters, and operations that no layer needs, say what they want."""
+    """Activations may be; Parameters say what they want."""
     x = ones(2, 3, device=device).to(dtype)
-    refusing = {"Exp": ops.exp, "Divide": lambda x: x / 2, "MatMul": lambda x: x @ x.T}
-    for name, function in refusing.items():
-        refuses(lambda f=function: f(x), name, dtype, "(2, 3)", ".to('float32')", error=TypeError)
     refuses(lambda: Parameter(x.data), dtype, "(2, 3)", "float32", error=TypeError)
     assert (x + 1).dtype == F.gelu(x).dtype == x.dtype
 

@@ -27,12 +27,13 @@ from operations import (
     tensors,
     within_rounding,
 )
-from strategies import LAYOUTS, same_memory, with_layout
+from strategies import LAYOUTS, each_half, same_memory, with_layout
 
 from minimixer import Function, GradientError, Tensor, backend, gradcheck, no_grad, ops, rearrange
 from minimixer import functional as F
 from minimixer.backend import device_of, is_array, to_device, to_numpy
 from minimixer.backward import backward
+from minimixer.precision import as_dtype
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 FIXED = [
@@ -287,6 +288,38 @@ def test_gradients_in_float32_agree_with_float64(operation, device):
         run_backward(outputs_of(operation, rounded, fine))
         for i in case.arrays:
             assert_close(coarse[i].grad, fine[i].grad, 3e-4)
+
+
+@each_half
+@each_operation
+def test_two_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
+    """Values within the bound that the formula gives for this precision; gradients within a few
+    of its roundings of those in float64, of the same numbers."""
+    dtype = as_dtype(dtype)
+    rounding = 2.0 ** -(8 if dtype.name == "bfloat16" else 11)
+
+    @for_each(device, operation.draw)
+    def check(case):
+        stored = Case(
+            tuple(
+                v.astype(dtype).astype("float64") if isinstance(v, np.ndarray) else v
+                for v in case.inputs
+            ),
+            case.options,
+        )
+        short, fine = (tensors(stored, device, d) for d in (dtype, "float64"))
+        outputs, right = outputs_of(operation, stored, short), expected(operation, stored)
+        for y, wanted in zip(outputs, right, strict=True):
+            assert y.dtype in (dtype, "float32") and within_rounding(y.numpy(), wanted)
+        seeds = seeds_for(outputs)
+        run_backward(outputs, seeds)
+        run_backward(
+            outputs_of(operation, stored, fine), [seed.astype("float64") for seed in seeds]
+        )
+        for i in case.arrays:
+            assert short[i].grad is None or short[i].grad.dtype == dtype
+            found = None if short[i].grad is None else short[i].grad.astype("float64")
+            assert_close(found, fine[i].grad, 8 * rounding)
 
 
 @each_fixed

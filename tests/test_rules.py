@@ -924,10 +924,16 @@ def test_rule_06_a_memory_map_is_on_the_cpu(device, tmp_path):
 def test_rule_06_only_floats_do_arithmetic(device, dtype):
     x, odd = leaf(device, np.ones((2, 2))), Tensor(put(device, np.ones((2, 2)), dtype))
     for function in BINARY:
-        for pair in ((x, odd), (odd, x), (odd, odd)):
+        for pair in ((x, odd), (odd, x)):
             with pytest.raises(TypeError, match=dtype):
                 function(*pair)
-    for function in (ops.exp, ops.negative, rearrange.sum, F.gelu):
+    for function in (
+        ops.exp,
+        ops.sqrt,
+        F.gelu,
+        lambda odd: odd @ odd,
+        lambda odd: F.linear(odd, odd),
+    ):
         with pytest.raises(TypeError, match=dtype):
             function(odd)
     with pytest.raises(TypeError, match=dtype):
@@ -938,25 +944,78 @@ def test_rule_06_only_floats_do_arithmetic(device, dtype):
         x * 1j
 
 
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "uint8", "bool"])
+def test_rule_06_whole_numbers_alone_are_counted_with(device, dtype):
+    """As NumPy does; what is divided, averaged or met by a float is float32."""
+    a = put(device, np.array([[3, 1], [0, 2]]), dtype)
+    x = Tensor(a)
+    host = to_numpy(a)
+    for y, wanted in (
+        (x + x, host + host), (x * x, host * host), (x.sum(), host.sum()), (x.max(), host.max()),
+        (x.sum(axis=0), host.sum(axis=0)), (x.min(axis=1), host.min(axis=1)), (x[0], host[0]),
+        (x.T, host.T), (x.reshape(4), host.reshape(4)), (stack([x, x]), np.stack([host, host])),
+        (maximum(x, x), host), (where(x == x, x, x), host), (abs(x), host),
+        (x.argmax(axis=1), host.argmax(axis=1)), (x.any(axis=0), host.any(axis=0)),
+        (x.all(), host.all()), (~x, ~host), (x & x, host), (x | x, host), (x ^ x, host ^ host),
+    ):  # fmt: skip
+        assert is_array(y.data) and y.dtype == wanted.dtype and not y.requires_grad
+        np.testing.assert_array_equal(to_numpy(y.data), wanted)
+    for y, wanted in (
+        (x.mean(), host.mean()), (x.mean(axis=1), host.mean(axis=1)), (x / 2, host / 2),
+        (x * 0.5, host * 0.5), (1.5 + x, host + 1.5), (x / (x + x + 1), host / (host + host + 1.0)),
+    ):  # fmt: skip
+        assert is_array(y.data) and y.dtype == "float32"
+        np.testing.assert_allclose(to_numpy(y.data), wanted, rtol=1e-6)
+    losses = leaf(device, [1.0, 2.0])
+    mean = (losses * 2).sum() / x.sum()  # one whole number beside floats
+    mean.backward()
+    assert mean.dtype == "float32" and mean.item() == 6 / host.sum()
+    if dtype == "bool":
+        with pytest.raises(TypeError, match=r"Subtract of bool \(2, 2\)"):
+            x - x
+
+
 @each_half
-def test_rule_06_two_byte_floats_where_layers_need_them(device, dtype):
-    """Elsewhere they are refused, and nowhere do they meet float32 by accident."""
+def test_rule_06_two_byte_floats_never_meet_float32_by_accident(device, dtype):
     x = leaf(device, np.ones((2, 2)))
     low = x.to(dtype)
-    taken = (ops.add, ops.multiply, F.linear)
     for function in BINARY:
-        for pair in ((x, low), (low, x), *([] if function in taken else [(low, low)])):
+        for pair in ((x, low), (low, x)):
             with pytest.raises(TypeError, match=dtype):
                 function(*pair)
-    for function in (ops.exp, ops.negative, rearrange.sum, rearrange.max):
-        with pytest.raises(TypeError, match=rf"float32.*{dtype} \(2, 2\)"):
-            function(low)
-    for y in (*[function(low, low) for function in taken], F.gelu(low), low.T, low.reshape(4)):
+    pairs = [function(low, 2 * low) for function in BINARY]
+    for y in (*pairs, F.gelu(low), -low, low.exp(), low.max(), low.sum(), low.T, low.reshape(4)):
         assert y.dtype == dtype and y.device == x.device
         x.grad = None
         y.backward(backend.namespace(y.data).ones_like(y.data), retain_graph=True)
-        assert x.grad.dtype == "float32" and x.grad.any()
+        assert x.grad.dtype == "float32" and (x.grad.any() or y is pairs[3])  # x / 2x is constant
     assert low.mean().dtype == "float32"
+
+
+def test_rule_06_backward_rounds_what_it_is_given_for_two_bytes(device):
+    """Every input's gradient, whether it stays float32 until its leaf or goes on in two bytes."""
+
+    class Three(Function):
+        half = True
+
+        def forward(self, *arrays):
+            return arrays[0] + arrays[1] + arrays[2]
+
+        def backward(self, dy):
+            dtype = self.wrong or "float32"
+            return tuple(n * dy.astype(dtype) for n in (1, 2, 3))
+
+    leaves = [leaf(device, np.ones(2)) for _ in range(3)]
+    Three.wrong = None
+    Three.apply(*[x.to("float16") for x in leaves]).backward(put(device, np.ones(2), "float16"))
+    for n, x in enumerate(leaves, 1):
+        assert x.grad.dtype == "float32"
+        same(x.grad, np.full(2, n))
+    for dtype, wrong in (("float16", "float64"), ("float64", "float32"), ("float32", "float16")):
+        Three.wrong = wrong
+        inputs = [leaf(device, np.ones(2), dtype) for _ in range(3)]
+        with pytest.raises(TypeError, match=f"returned {wrong} as the gradient .*0, {dtype}"):
+            Three.apply(*inputs).backward(put(device, np.ones(2), dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
