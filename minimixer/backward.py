@@ -52,7 +52,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
         root.accumulate_grad(gradient)
         return
 
-    waiting = count_uses(root.node)
+    waiting = _count_uses(root.node)
     arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.num_outputs}
     arrived[root.node][root.output_index] = gradient
     sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
@@ -125,7 +125,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
     return gradient if gradient.base is None else gradient.copy()  # a view of what may change
 
 
-def count_uses(root: Function) -> dict[Function, int]:
+def _count_uses(root: Function) -> dict[Function, int]:
     """How often each node's outputs were used by nodes that `root` depends on. No recursion:
     a chain of 10,000 operations is nothing unusual, and Python's stack is shorter."""
     uses = {root: 0}

@@ -14,8 +14,12 @@ False
 Next: `autograd.py`, which keeps the record.
 """
 
+import functools
+import inspect
 import threading
+import types
 from contextlib import ContextDecorator
+from typing import Any
 
 
 class _Mode(threading.local):  # each thread has its own
@@ -34,13 +38,32 @@ def is_grad_enabled() -> bool:
 
 
 class set_grad_enabled(ContextDecorator):
-    """Within it, operations are recorded for backward or not. Context manager or decorator."""
+    """Within it, operations are recorded for backward or not. Context manager or decorator, also
+    of generators and coroutines: it then holds while they run, and not for who waits for them."""
 
     def __init__(self, enabled: bool):
         self.enabled = enabled
 
     def _recreate_cm(self):  # a decorator is one object for all calls and threads
         return set_grad_enabled(self.enabled)
+
+    def __call__(self, function: Any) -> Any:
+        def generator(*args: Any, **options: Any) -> Any:
+            return (yield from _stepwise(self, function(*args, **options)))
+
+        async def coroutine(*args: Any, **options: Any) -> Any:
+            return await types.coroutine(_stepwise)(self, function(*args, **options))
+
+        if inspect.isgeneratorfunction(function):
+            return functools.wraps(function)(generator)
+        if inspect.iscoroutinefunction(function):
+            return functools.wraps(function)(coroutine)
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{type(self).__name__} can't decorate an asynchronous generator: write `with "
+                f"{type(self).__name__}():` inside it, around what lies between its yields"
+            )
+        return super().__call__(function)
 
     def __enter__(self):
         _mode.before.append(_mode.enabled)
@@ -49,6 +72,26 @@ class set_grad_enabled(ContextDecorator):
 
     def __exit__(self, *_):
         _mode.enabled = _mode.before.pop()
+
+
+def _stepwise(mode: set_grad_enabled, steps: Any) -> Any:
+    """Run a generator (or a coroutine, which is one inside) from yield to yield, each step within
+    `mode`: between two of them the mode is that of whoever asks for the next."""
+    step, sent = steps.send, None
+    while True:
+        try:
+            with mode._recreate_cm():
+                yielded = step(sent)
+        except StopIteration as end:
+            return end.value
+        try:
+            step, sent = steps.send, (yield yielded)
+        except GeneratorExit:
+            with mode._recreate_cm():
+                steps.close()
+            raise
+        except BaseException as error:
+            step, sent = steps.throw, error
 
 
 class no_grad(set_grad_enabled):

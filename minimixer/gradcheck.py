@@ -9,6 +9,10 @@ are about 1e-10 of L: unless the gradient is a million times smaller than L, one
 one part in a thousand is far outside. To check a function with many outputs, L is their sum with
 random weights: a mistake in any output shows.
 
+Numbers do not show everything: a Function that writes into an array which is not its own may be
+right by itself and spoil what others make of that array. So it is also looked at whether forward
+and backward leave what they are given as it was, and whether a second backward says the same.
+
 >>> from minimixer import Tensor
 >>> x = Tensor([0.5, -1.5, 2.0], dtype="float64", requires_grad=True)
 >>> gradcheck(lambda x: (x * x.tanh()).sum(), [x])
@@ -17,8 +21,10 @@ True
 Next: `loss.py`, the first gradient derived by hand.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +36,8 @@ from .tensor import Tensor
 
 
 class GradientError(AssertionError):
-    """backward and finite differences disagree; says where, by how much and what to look at."""
+    """backward and finite differences disagree, or a Function changes what is not its own; says
+    where, by how much and what to look at."""
 
 
 def gradcheck(
@@ -52,7 +59,8 @@ def gradcheck(
 
     Afterwards the inputs' `grad` is that of L.
 
-    The function must be smooth at `inputs` and return one or several float64 Tensors.
+    The function must be smooth at `inputs` and return one or several float64 Tensors. GradientError
+    too if forward or backward writes into an array that it did not make.
     """
     name = getattr(function, "__qualname__", repr(function))
     tensors = [_as_tensor(value, position, name) for position, value in enumerate(inputs)]
@@ -71,7 +79,11 @@ def _check(
     tolerance: float,
     random: np.random.Generator,
 ) -> bool:
-    outputs = _outputs(function, tensors, name)
+    given = _Unchanged([(f"argument {i}", t.data) for i, t in enumerate(tensors)])
+    returned = _Unchanged([])
+    with _watching(returned):
+        outputs = _outputs(function, tensors, name)
+    given.check(f"{name} changed", "must leave its inputs as they are")
     weights = [
         to_device(random.uniform(0.5, 1.5, y.shape) * random.choice([-1, 1], y.shape), y.device)
         for y in outputs
@@ -79,7 +91,9 @@ def _check(
     needing = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
     if not needing:
         raise GradientError(f"{name}: no output depends on an input that requires a gradient")
-    _WeightedSum.apply(*[y for y, _ in needing], weights=[w for _, w in needing]).backward()
+    given.add([(f"output {i}", y.data) for i, y in enumerate(outputs)])
+    total = _WeightedSum.apply(*[y for y, _ in needing], weights=[w for _, w in needing])
+    _backward_twice(total, given, returned, tensors, name)
     size = sum(float(abs(y.data * w).sum()) for y, w in zip(outputs, weights, strict=True))
 
     def weighted_sum() -> float:
@@ -91,14 +105,7 @@ def _check(
         if not tensor.requires_grad or tensor.size == 0:
             continue
         found = tensor.grad
-        if found is None:
-            found = np.zeros(tensor.shape)
-        elif found.shape != tensor.shape or found.dtype != np.float64:
-            raise GradientError(
-                f"{name}: the gradient of argument {position} is {describe(found)}, "
-                f"the argument {describe(tensor.data)}"
-            )
-        found = to_device(found, "cpu")
+        found = np.zeros(tensor.shape) if found is None else to_device(found, "cpu")
         original = tensor.data.copy()
         steps: list[Any]
         if directions is None:
@@ -127,7 +134,94 @@ def _check(
                     f"{where}: backward gives {backward_says:.9g}, finite differences "
                     f"{differences_say:.9g}; {_hint(pairs)}"
                 )
+    given.check(
+        f"{name}: when it was called again, it changed", "must return new arrays at each call"
+    )
     return True
+
+
+class _Unchanged:
+    """Arrays that nobody may write into, by name, each with a copy of what it held."""
+
+    def __init__(self, named: Sequence[tuple[str, Any]]):
+        self.watched: list[tuple[str, Any, Any]] = []
+        self.add(named)
+
+    def add(self, named: Sequence[tuple[str, Any]]) -> None:
+        self.watched += [(name, a, to_device(a, "cpu").copy()) for name, a in named]
+
+    def check(self, who: str, rule: str) -> None:
+        for name, array, before in self.watched:
+            if to_device(array, "cpu").tobytes() != before.tobytes():
+                raise GradientError(f"{who} {name}, {describe(array)}; it {rule}")
+
+
+def _backward_twice(
+    total: Tensor, given: _Unchanged, returned: _Unchanged, tensors: Sequence[Tensor], name: str
+) -> None:
+    gradients = []
+    for retain_graph in (True, False):
+        for tensor in tensors:
+            tensor.grad = None
+        returned.watched.clear()
+        total.backward(retain_graph=retain_graph)
+        given.check(f"{name}: backward changed", "must not write into what forward was given")
+        returned.check(f"{name}: backward changed, once it was returned,", "must stay as it is")
+        found = [None if t.grad is None else to_device(t.grad, "cpu") for t in tensors]
+        gradients.append([None if g is None else g.tobytes() for g in found])
+    for position, (first, second) in enumerate(zip(*gradients, strict=True)):
+        if first != second:
+            raise GradientError(
+                f"{name}: a second backward gives argument {position} another gradient; backward "
+                "must leave what forward kept for it as it was"
+            )
+
+
+@contextlib.contextmanager
+def _watching(returned: _Unchanged) -> Iterator[None]:
+    """Look over the shoulder of every Function that this thread applies meanwhile: at its forward,
+    and at its backward whenever that comes. From outside, by what makes a node of a Function, so
+    that no operation takes longer for it; one thread after the other."""
+    thread = threading.get_ident()
+
+    def watch(node: Function) -> None:
+        if threading.get_ident() == thread:
+            for step in ("forward", "backward"):
+                vars(node)[step] = _watched(node, step, getattr(node, step), returned)
+
+    with _one_at_a_time:
+        before = vars(Function).get("__init__")
+        Function.__init__ = watch  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            if before is None:
+                del Function.__init__
+            else:
+                Function.__init__ = before  # type: ignore[method-assign]
+
+
+_one_at_a_time = threading.RLock()
+
+
+def _watched(
+    node: Function, step: str, method: Callable[..., Any], returned: _Unchanged
+) -> Callable[..., Any]:
+    def watching(*arrays: Any, **options: Any) -> Any:
+        what = "input" if step == "forward" else "gradient"
+        given = _Unchanged([(f"{what} {i}", a) for i, a in enumerate(arrays) if is_array(a)])
+        results = method(*arrays, **options)
+        given.check(
+            f"{type(node).__name__}.{step} changed",
+            "may belong to others too: write 2 * x, not x *= 2",
+        )
+        if step == "backward":
+            many = results if isinstance(results, (tuple, list)) else [results]
+            found = [g for g in many if is_array(g)]
+            returned.add([(f"a gradient of {type(node).__name__}", g) for g in found])
+        return results
+
+    return watching
 
 
 class _WeightedSum(Function):

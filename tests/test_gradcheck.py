@@ -1,6 +1,7 @@
 """The gradient check itself: what it accepts, what it rejects, what it says, what it leaves."""
 
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -246,6 +247,159 @@ def test_a_sign_error_in_the_operations_that_could_do_the_weighting(name, monkey
         "Add": lambda x: x + 3,
     }
     rejected(functions[name], [draw((4, 6))])
+
+
+class Watched(Function):
+    """x -> 2 x; `forward_by` and `backward_by` do something else besides."""
+
+    spoil_forward = spoil_backward = staticmethod(lambda node, array: None)
+
+    def forward(self, x):
+        type(self).spoil_forward(self, x)
+        self.factor = namespace(x).full(x.shape, 2.0)
+        return self.result(2 * x)
+
+    def result(self, y):
+        return y
+
+    def backward(self, dy):
+        type(self).spoil_backward(self, dy)
+        return self.factor * dy
+
+
+def in_place(node, array):
+    array *= 2
+
+
+def through_a_view(node, array):
+    array.reshape(-1)[:1] += 1
+
+
+def saved(node, array):
+    node.factor *= -1
+
+
+class Reusing(Watched):
+    """Every call returns one and the same array."""
+
+    buffers: ClassVar[dict] = {}
+
+    def result(self, y):
+        buffer = self.buffers.setdefault((namespace(y), y.shape), y)
+        buffer[...] = y
+        return buffer
+
+
+@pytest.mark.parametrize("spoil", [in_place, through_a_view])
+@pytest.mark.parametrize("around", [
+    lambda f, w, x: f(x), lambda f, w, x: w + f(x), lambda f, w, x: f(x) + w,
+    lambda f, w, x: w * f(w - x), lambda f, w, x: (f(w.exp()), x)], ids=range(5))  # fmt: skip
+def test_a_backward_that_writes_into_its_gradient(spoil, around, device, monkeypatch):
+    """Right by itself, and it spoils the gradient of whatever else the sum was made of."""
+    inputs = [to_device(draw((4, 6), seed), device) for seed in (0, 1)]
+    assert gradcheck(lambda w, x: around(Watched.apply, w, x), inputs)
+    monkeypatch.setattr(Watched, "spoil_backward", spoil)
+    message = rejected(lambda w, x: around(Watched.apply, w, x), inputs)
+    assert "Watched.backward changed gradient 0, float64 (4, 6)" in message
+
+
+@pytest.mark.parametrize("spoil", [in_place, through_a_view])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_forward_that_writes_into_its_input(spoil, requires_grad, device, monkeypatch):
+    monkeypatch.setattr(Watched, "spoil_forward", spoil)
+    x, w = leaf(draw((4, 6)), device, requires_grad=requires_grad), leaf(draw((4, 6)), device)
+    message = rejected(lambda w, x: w + Watched.apply(x), [w, x])
+    assert "Watched.forward changed input 0, float64 (4, 6)" in message and "x *= 2" in message
+
+
+def test_a_forward_that_spoils_what_another_function_kept(device, monkeypatch):
+    monkeypatch.setattr(Watched, "spoil_forward", in_place)
+    message = rejected(lambda x: Watched.apply(x.exp()), [to_device(draw((4, 6)), device)])
+    assert "Watched.forward changed input 0" in message
+
+
+def test_a_function_that_writes_into_its_argument(device):
+    def doubling(x):
+        x.data *= 2
+        return x * 1
+
+    assert "doubling changed argument 0" in rejected(doubling, [to_device(draw((2, 3)), device)])
+
+
+def test_nothing_is_watched_afterwards():
+    with pytest.raises(StopIteration):
+        gradcheck(lambda x: next(iter(())), [draw((2,))])
+    assert "__init__" not in vars(Function)
+    node = (leaf([1.0]) * 2).node
+    assert "forward" not in vars(node) and "backward" not in vars(node)
+
+
+def test_a_backward_that_changes_what_it_saved(device, monkeypatch):
+    monkeypatch.setattr(Watched, "spoil_backward", saved)
+    x = to_device(draw((4, 6)), device)
+    rejected(lambda x: Watched.apply(x), [x])
+
+    class OnlyOnce(Function):  # right the first time, wrong after retain_graph=True
+        def forward(self, x):
+            self.x = x.copy()
+            return x * x
+
+        def backward(self, dy):
+            self.x *= 2
+            self.x *= dy
+            return self.x
+
+    message = rejected(lambda x: OnlyOnce.apply(x), [x])
+    assert "second backward gives argument 0 another gradient" in message
+
+
+def test_a_backward_that_writes_into_an_input_or_a_result(device, monkeypatch):
+    class Keeping(Watched):
+        def forward(self, x):
+            self.x = x
+            return super().forward(x)
+
+    x = to_device(draw((4, 6)), device)
+    monkeypatch.setattr(Keeping, "spoil_backward", lambda node, dy: in_place(None, node.x))
+    assert "backward changed argument 0" in rejected(lambda x: Keeping.apply(x), [x])
+    Keeping.result = lambda self, y: setattr(self, "x", y) or y
+    assert "backward changed output 0" in rejected(lambda x: Keeping.apply(x), [x])
+
+
+def test_a_forward_that_returns_the_same_array_at_each_call(device):
+    x = to_device(draw((4, 6)), device)
+    message = rejected(lambda x: Reusing.apply(x), [x])
+    assert "called again, it changed output 0" in message and "new arrays" in message
+
+
+def test_a_backward_that_returns_the_same_array_at_each_call(device):
+    class Same(Watched):
+        buffer: ClassVar[list] = []
+
+        def backward(self, dy):
+            if not self.buffer:
+                self.buffer.append(dy.copy())
+            self.buffer[0][...] = 2 * dy
+            return self.buffer[0]
+
+    x = to_device(draw((4, 6)), device)
+    assert gradcheck(lambda x: Same.apply(x), [x])  # alone there is nothing to spoil
+    message = rejected(lambda x: Same.apply(x) * 3 + Same.apply(x * 5), [x])
+    assert "a gradient of Same" in message
+
+
+def test_outputs_and_gradients_may_be_what_came_in(device):
+    """Views and the arrays themselves are no mistake: nobody writes into them."""
+
+    class Through(Function):
+        def forward(self, x):
+            return x
+
+        def backward(self, dy):
+            return dy
+
+    x = to_device(draw((4, 6)), device)
+    assert gradcheck(lambda x: (Through.apply(x), x.reshape(24), x.T, x + x), [x])
 
 
 # ---- what it says -------------------------------------------------------------------------------

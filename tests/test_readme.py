@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import minimixer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,6 +38,21 @@ def test_python_blocks(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert len(names["predicted"]) == 5 and names["loss"].item() < 3
+
+
+def test_the_function_that_readme_defines_is_right_everywhere():
+    block = next(b for _, b in BLOCKS if "class Softplus" in b)
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    for dtype in ("float32", "float64", "float16"):
+        x = np.array([-np.inf, -60000, -100, -1, 0, 1, 100, 60000, np.inf], dtype)
+        t = minimixer.Tensor(x, requires_grad=True)
+        y = names["Softplus"].apply(t)
+        y.backward(np.ones_like(x))
+        with np.errstate(over="ignore"):
+            slope = 1 / (1 + np.exp(-x.astype("float64")))
+        np.testing.assert_allclose(y.numpy(), np.logaddexp(x.astype("float64"), 0), 1e-3, 1e-6)
+        np.testing.assert_allclose(t.grad, slope, rtol=1e-3, atol=1e-6)
 
 
 def test_the_benchmark_measures():

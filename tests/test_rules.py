@@ -1,6 +1,7 @@
 """The fourteen rules of the engine: each test is named after the rule that it holds the code to."""
 
 import ast
+import asyncio
 import gc
 import hashlib
 import itertools
@@ -41,6 +42,7 @@ from minimixer import (
 from minimixer import backward as walk
 from minimixer import functional as F
 from minimixer.backend import Purpose, is_array, matmul, random_bits, to_device, to_numpy, uniform
+from minimixer.grad_mode import set_grad_enabled
 from minimixer.nn import StochasticDepth
 from minimixer.optim import CLIP, FINITE, LR_FACTOR, STEP
 from minimixer.parameters import ParameterBuffer
@@ -1088,6 +1090,65 @@ def test_rule_07_no_grad_as_context_and_decorator(device):
     assert is_grad_enabled() and (x * 2.0).requires_grad
     with pytest.raises(ValueError, match="no_grad"):
         quiet().backward()
+
+
+@pytest.mark.parametrize("mode, inside", [(no_grad, False), (enable_grad, True)])
+def test_rule_07_generators_and_coroutines_keep_the_mode_while_they_run(mode, inside):
+    closed = []
+
+    @mode()
+    def steps(n):
+        """Its doc."""
+        try:
+            for i in range(n):
+                try:
+                    sent = yield i, is_grad_enabled()
+                    assert is_grad_enabled() is inside and sent in (None, "sent")
+                except KeyError:
+                    assert is_grad_enabled() is inside
+                    yield "caught"
+        finally:
+            closed.append(is_grad_enabled())
+        return "done"
+
+    @mode()
+    async def waits():
+        first = is_grad_enabled()
+        await asyncio.sleep(0)
+        return first, is_grad_enabled()
+
+    async def beside():
+        seen = []
+        for _ in range(3):
+            seen.append(is_grad_enabled())
+            await asyncio.sleep(0)
+        return seen
+
+    async def several():
+        return await asyncio.gather(waits(), beside(), waits())
+
+    assert steps.__doc__ == "Its doc." and steps.__name__ == "steps"
+    for outside in (True, False):
+        with set_grad_enabled(outside):
+            for number, step in enumerate(steps(3)):
+                assert step == (number, inside) and is_grad_enabled() is outside
+            running = steps(3)
+            next(running)
+            assert running.send("sent") == (1, inside) and is_grad_enabled() is outside
+            assert running.throw(KeyError()) == "caught" and is_grad_enabled() is outside
+            running.close()
+            with pytest.raises(StopIteration, match="done"):
+                next(steps(0))
+            mine = (inside, inside)
+            assert asyncio.run(several()) == [mine, [outside] * 3, mine]
+            assert is_grad_enabled() is outside
+    assert closed and set(closed) == {inside}
+
+    async def numbers():
+        yield 1
+
+    with pytest.raises(TypeError, match=f"{mode.__name__}.* asynchronous generator"):
+        mode()(numbers)
 
 
 def test_rule_07_nothing_is_kept_under_no_grad(device):
