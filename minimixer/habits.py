@@ -63,18 +63,35 @@ class _Instead:
 
 
 class _Ufunc:
-    """NumPy's hook for np.exp(x) and the like. Asked of the class it is `_call_ufunc`; of a Tensor
-    it is None, by which NumPy and CuPy leave array + Tensor to Tensor.__radd__."""
+    """What NumPy asks the class for, on np.exp(x) and on array + x, is `_call_ufunc`. CuPy asks the
+    Tensor, and None lets it leave array + x to x.__radd__."""
 
     def __get__(self, tensor: Any, kind: type) -> Any:
         return _call_ufunc if tensor is None else None
 
 
 def _call_ufunc(tensor: Any, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-    own = getattr(ops, ufunc.__name__, None) if method == "__call__" and not options else None
-    if own is None:
-        raise _no_gradient(ufunc.__name__)
-    return own(*inputs)
+    name = ufunc.__name__
+    if method == "__call__" and not options:
+        if name in _SIGNS:  # of an array and a Tensor: the Tensor's method for the other side
+            sign, mirrored = _SIGNS[name]
+            first, second = inputs
+            if isinstance(first, Habits):
+                return sign(first, second)
+            return getattr(second, mirrored)(first)
+        if hasattr(ops, name):
+            return getattr(ops, name)(*inputs)
+    raise _no_gradient(name)
+
+
+_SIGNS: dict[str, tuple[Callable[..., Any], str]] = {
+    "equal": (operator.eq, "__eq__"), "not_equal": (operator.ne, "__ne__"),
+    "less": (operator.lt, "__gt__"), "less_equal": (operator.le, "__ge__"),
+    "greater": (operator.gt, "__lt__"), "greater_equal": (operator.ge, "__le__"),
+    "bitwise_and": (operator.and_, "__rand__"), "bitwise_or": (operator.or_, "__ror__"),
+    "bitwise_xor": (operator.xor, "__rxor__"), "remainder": (operator.mod, "__rmod__"),
+    "floor_divide": (operator.floordiv, "__rfloordiv__"),
+}  # fmt: skip
 
 
 def _no_gradient(name: str) -> TypeError:

@@ -292,7 +292,7 @@ class Erf(Function):
 class Abs(Function):
     """The slope at the kink, x = 0, is taken as 0."""
 
-    whole, quiet = "kept", True
+    whole = "kept"
 
     def forward(self, x):
         self.x = x

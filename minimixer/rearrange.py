@@ -79,7 +79,7 @@ class Mean(_Reduction):
     too: the mean of `predictions == labels` is the accuracy.
     """
 
-    half, whole, quiet = True, "float32", True
+    half, whole = True, "float32"
 
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
@@ -89,7 +89,10 @@ class Mean(_Reduction):
             y = sum_rows(x.reshape(len(x), math.prod(x.shape[1:]))).reshape(x.shape[1:])
             y /= self.count
             return y
-        return namespace(x).asarray(widen(x).mean(axis=axis, keepdims=keepdims))
+        x = widen(x)
+        if not x.size:  # the mean of nothing is NaN; NumPy's warns
+            return namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims) * math.nan)
+        return namespace(x).asarray(x.mean(axis=axis, keepdims=keepdims))
 
     def backward(self, dy):
         return self.spread((dy / self.count).astype(self.dtype, copy=False))
@@ -133,7 +136,7 @@ class Var(_Reduction):
         self.keep_axis(x, axis)
         count = x.size // math.prod(self.kept_shape) if x.size else 0
         self.m = count - correction if count > correction else 0
-        self.centred = x - x.mean(axis=axis, keepdims=True)
+        self.centred = x - x.sum(axis=axis, keepdims=True) / count
         squares = self.centred * self.centred
         return namespace(x).asarray(squares.sum(axis=axis, keepdims=keepdims) / self.m)
 

@@ -111,7 +111,7 @@ def test_transpose(device):
         refuses(lambda axes=axes: x.transpose(*axes), "Transpose", "(2, 3)", axes, error=ValueError)
 
 
-@pytest.mark.parametrize("name", ["sum", "mean", "max"])
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "var", "std"])
 def test_axes_of_reductions(name, device):
     x = ones(2, 3, device=device)
     for axis in (2, -3, (0, 5), (0, 0)):

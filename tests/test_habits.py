@@ -1,14 +1,31 @@
 """What people do with a library, right after reading its first page."""
 
 import copy
+import math
 import pickle
 import threading
 
 import numpy as np
 import pytest
 
-from minimixer import SGD, AdamW, Function, Linear, Mixer, Module, Tensor
+from minimixer import (
+    SGD,
+    AdamW,
+    Function,
+    Linear,
+    Mixer,
+    Module,
+    Tensor,
+    concatenate,
+    habits,
+    no_grad,
+    ops,
+    rearrange,
+    stack,
+    where,
+)
 from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
 from minimixer.checkpoint import save_checkpoint
 from minimixer.nn import Dropout
 
@@ -121,6 +138,214 @@ def test_tensors_and_numbers():
     np.testing.assert_array_equal(x.grad, [12])
     with pytest.raises(TypeError, match="stack"):
         Tensor([x, "x"])
+
+
+# ---- NumPy's protocols ---------------------------------------------------------------------------
+
+
+def test_a_snapshot_does_not_follow_the_training(device):
+    layer = Linear(2, 1).to(device)
+    t = Tensor(layer.weight.data)
+    for value in (t, layer.weight):
+        for snapshot in (np.array(value), np.copy(value), np.array(value, dtype="float64")):
+            before = snapshot.copy()
+            value.data[...] = value.data + 1
+            np.testing.assert_array_equal(snapshot, before)
+            snapshot[...] = 99
+            assert not (value.numpy() == 99).any()
+    state = layer.state_dict()
+    layer.weight.data[...] = 7
+    assert not (np.asarray(to_numpy(state["weight"])) == 7).any()
+
+
+def test_numpys_rules_for_copy_and_dtype(device):
+    t = Tensor([1.0, 2.0], device=device)
+    on_cpu = device == "cpu"
+    assert np.shares_memory(np.asarray(t), t.numpy()) is on_cpu
+    assert np.shares_memory(np.array(t, copy=None), t.numpy()) is on_cpu
+    assert np.shares_memory(np.asarray(t, dtype="float32"), t.numpy()) is on_cpu
+    assert np.asarray(t, dtype="float64").dtype == "float64"
+    assert not np.shares_memory(np.array(t), t.numpy())
+    for options in ({"dtype": "float64"}, *([] if on_cpu else [{}])):
+        with pytest.raises(ValueError, match="copy"):
+            np.array(t, copy=False, **options)
+    if on_cpu:
+        assert np.shares_memory(np.array(t, copy=False), t.data)
+        assert np.shares_memory(np.asarray(t, dtype="float32", copy=False), t.data)
+
+
+def test_numpys_functions_keep_the_gradient_or_say_that_they_cannot(device):
+    def gradient(function):
+        x = Tensor([[0.5, 1.5], [2.5, 3.5]], requires_grad=True, device=device)
+        y = function(x)
+        assert isinstance(y, Tensor) and y.device == x.device
+        y.sum().backward()
+        return y.numpy(), to_numpy(x.grad)
+
+    for theirs, ours in (
+        (np.exp, lambda x: x.exp()), (np.tanh, lambda x: x.tanh()), (np.abs, abs),
+        (lambda x: np.add(x, 2.0), lambda x: x + 2), (lambda x: np.power(x, 3), lambda x: x**3),
+        (np.sum, lambda x: x.sum()), (lambda x: np.mean(x, axis=0), lambda x: x.mean(axis=0)),
+        (lambda x: np.max(x, axis=1, keepdims=True), lambda x: x.max(axis=1)), (np.min, Tensor.min),
+        (lambda x: np.reshape(x, (4, 1)), lambda x: x.reshape(4, 1)), (np.transpose, lambda x: x.T),
+        (lambda x: np.concatenate([x, x]), lambda x: concatenate([x, x])),
+        (lambda x: np.stack([x, x], axis=1), lambda x: stack([x, x], 1)),
+        (lambda x: np.where((x > 1).data, x, 0.0), lambda x: where(x > 1, x, 0)),
+        (lambda x: np.clip(x, 1, 3), lambda x: x.clip(1, 3)),
+    ):  # fmt: skip
+        for found, right in zip(gradient(theirs), gradient(ours), strict=True):
+            np.testing.assert_array_equal(found.ravel(), right.ravel())
+    x = Tensor([1.0, 2.0], requires_grad=True, device=device)
+    for function in (np.sin, np.dot, np.prod, np.linalg.norm, np.cumsum, np.var, np.add.reduce):
+        two = (x, x) if function is np.dot else (x,)
+        with pytest.raises(TypeError, match=r"np\.\w+ of a Tensor .* gradient.*x\.numpy\(\)"):
+            function(*two)
+    assert np.allclose(x, [1, 2]) and np.shape(x) == (2,) and np.argsort(x).tolist() == [0, 1]
+    assert np.linalg.norm(x.detach()) == np.linalg.norm(x.numpy())
+    with no_grad():
+        assert np.prod(x) == 2
+    a = to_device(np.array([1.0, 2.0], "float32"), device)
+    for y in (a + x, a - x, a * x, a / x, a**x, a @ x):
+        assert isinstance(y, Tensor) and y.requires_grad
+    for y in (a == x, a <= x, a >= x, x == a, ~(a != x), ~(a < x), ~(a > x), (a == a) & (x == x)):
+        assert isinstance(y, Tensor) and y.dtype == bool and y.numpy().all()
+    assert ((a + 5) // x.detach()).tolist() == [6, 3] and (a + 1 > x).tolist() == [True, True]
+
+
+# ---- single numbers, whole numbers ---------------------------------------------------------------
+
+
+def test_a_tensor_of_one_number_is_a_number(device):
+    for shape in ((), (1,), (1, 1)):
+        x = Tensor(np.full(shape, 2.71828, "float32"), requires_grad=True, device=device)
+        assert f"{x:.4f}" == "2.7183" and f"{x:10.1e}" == "   2.7e+00" and f"{x}" == repr(x)
+        assert round(x, 2) == round(x.item(), 2) and round(x) == 3 and int(x) == 2
+        assert math.floor(x) == 2 and math.ceil(x) == 3 and float(x) == x.item() == complex(x)
+        assert +x is x and bool(x) and x.tolist() == x.numpy().tolist()
+        y = +(x ** np.array(2))
+        assert y.dtype == "float32" and y.item() == pytest.approx(2.71828**2)
+    index = Tensor(np.array([1, 3, 2]), device=device).argmax()
+    assert (
+        "abc"[index] == "b" and range(9)[index] == 1 and int(index) == 1 and f"{index:03d}" == "001"
+    )
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]], device=device)
+    assert 4 in x and 5 not in x and [row.tolist() for row in reversed(x)] == [[3, 4], [1, 2]]
+    for wrong, words in (
+        (lambda: float(x), "float()"), (lambda: int(x), "int()"), (lambda: round(x, 2), "round()"),
+        (lambda: f"{x:.2f}", "'.2f'"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"one element.*\(2, 2\).*\.mean\(\)") as caught:
+            wrong()
+        assert words in str(caught.value)
+    with pytest.raises(TypeError, match=r"whole number, got float32 .*argmax"):
+        "abc"[x[0, 0]]
+
+
+@pytest.mark.parametrize(
+    "number", [np.array(2), np.array(2.0), np.float64(2), True, np.array(True)]
+)
+def test_0d_arrays_are_numbers(number, device):
+    x = Tensor([1.0, 3.0], requires_grad=True, device=device)
+    for y in (x + number, number + x, x / number, x**number, number**x, ops.maximum(x, number)):
+        assert y.dtype == "float32" and y.requires_grad and y.device == x.device
+
+
+def test_the_accuracy(device):
+    logits = Tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], device=device)
+    labels = to_device(np.array([1, 0, 0, 0]), device)
+    right = logits.argmax(axis=1) == labels
+    assert right.mean().item() == 0.75 and right.mean().dtype == "float32"
+    assert right.sum().item() == 3 and right.sum().dtype == np.int64
+    assert (~right).sum().item() == 1 and right.any().item() and not right.all().item()
+    both = right & (Tensor(labels) == 0)
+    assert both.tolist() == [False, True, False, True]
+    assert (right.sum() / len(labels)).item() == 0.75 and f"{right.mean():.0%}" == "75%"
+    with pytest.raises(TypeError, match=r"& does not work on float32 and float32.*x > 0"):
+        logits & logits
+    assert (Tensor(labels) // 2).tolist() == [0, 0, 0, 0] and (logits % 1).dtype == "float32"
+    with pytest.raises(TypeError, match=r"// has no gradient.*detach"):
+        Tensor([1.0], requires_grad=True, device=device) // 2
+
+
+def test_numbers_alone_are_read_as_float32():
+    for y, wanted in (
+        (ops.clip(1.5, 0, 1), 1), (ops.exp(0.0), 1), (ops.add(1, 2), 3), (rearrange.sum(2.5), 2.5),
+        (rearrange.reshape(2, (1, 1)), [[2]]), (ops.where(np.array(True), 1, 2), 1),
+        (ops.relu(-1), 0),
+    ):  # fmt: skip
+        assert y.dtype == "float32" and y.tolist() == wanted
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def test_pytorchs_short_names(device):
+    x = Tensor(np.arange(24.0).reshape(2, 3, 4) - 5, requires_grad=True, device=device)
+    a = x.numpy()
+    for y, wanted in (
+        (x.flatten(), a.ravel()), (x.flatten(1), a.reshape(2, 12)),
+        (x.flatten(0, 1), a.reshape(6, 4)), (x.relu(), a * (a > 0)),
+        (x.view(6, -1), a.reshape(6, 4)), (x.permute(2, 0, 1), a.transpose(2, 0, 1)),
+        (x.swapaxes(0, -1), a.swapaxes(0, 2)), (x.unsqueeze(1), a[:, None]),
+        (x.unsqueeze(-1), a[..., None]), (x[:1].squeeze(), a[0]), (x[:1].squeeze(0), a[0]),
+        (x.squeeze(0), a), (x.min(axis=1), a.min(axis=1)), (x.cpu(), a), (x.float(), a),
+        (x.var(axis=1), a.var(axis=1, ddof=1)), (x.std(correction=0), a.std()), (x.double(), a),
+        (x.to(dtype="float32", device="cpu"), a), (x.to(device=device), a), (x.half(), a),
+    ):  # fmt: skip
+        assert y.requires_grad and y.shape == wanted.shape
+        np.testing.assert_allclose(y.numpy(), wanted, rtol=1e-6)
+    assert x.detach().long().dtype == np.int64 and x.numel() == 24 and x.dim() == 3
+    assert x.argmin().item() == 0 and x.argmax(axis=2, keepdims=True).shape == (2, 3, 1)
+    assert Tensor(2.0).flatten().shape == (1,)
+    for wrong in (lambda: x.flatten(2, 1), lambda: x.unsqueeze(5), lambda: x.squeeze(3),
+                  lambda: x.swapaxes(0, 3), lambda: x.flatten(0, 3)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"out of range for \d dimensions|start_dim"):
+            wrong()
+
+
+@pytest.mark.parametrize("name", habits.INSTEAD)
+def test_other_names_say_what_to_write(name):
+    x = Tensor([1.0])
+    with pytest.raises(AttributeError, match=f"Tensor has no {name} here: write "):
+        getattr(x, name)
+    assert not hasattr(x, name) and name not in vars(Tensor)
+    assert hasattr(Tensor, name)  # for help() and the like it is there
+
+
+def test_other_keywords_say_what_to_write():
+    x = Tensor([[1.0, 2.0]])
+    for name in ("sum", "mean", "max", "min", "var", "std", "argmax", "argmin", "any", "all"):
+        with pytest.raises(TypeError, match="no dim= here: write axis="):
+            getattr(x, name)(dim=1)
+        with pytest.raises(TypeError, match="no keepdim= here: write keepdims="):
+            getattr(x, name)(1, keepdim=True)
+        with pytest.raises(TypeError, match="no out= here"):
+            getattr(x, name)(out=None)
+        for axis in (1.0, "0", (0, 1.5)):
+            with pytest.raises(TypeError, match=r"an axis .*must be a whole number, got ['01(]"):
+                getattr(x, name)(axis=axis)
+    for join in (concatenate, stack):
+        with pytest.raises(TypeError, match="no dim= here: write axis="):
+            join([x, x], dim=1)
+        with pytest.raises(TypeError, match=r"whole number, got 1\.0"):
+            join([x, x], 1.0)
+    with pytest.raises(TypeError, match=r"a length in a shape must be a whole number, got 2.0"):
+        x.reshape(2.0, 1)
+    with pytest.raises(TypeError, match=r"an axis must be a whole number, got 1.0"):
+        x.transpose(1.0, 0)
+    with pytest.raises(TypeError, match=r"can't be assigned.*where\(mask, new, x\)"):
+        x[0] = 1
+
+
+def test_what_a_tensor_looks_like(device):
+    where_to = "" if device == "cpu" else ", device='cuda:0'"
+    for value, text in (
+        ([1.0, 2.5], "Tensor([1. , 2.5], dtype=float32"), (3, "Tensor(3, dtype=int64"),
+        ([[True], [False]], "Tensor([[ True],\n        [False]], dtype=bool"),
+    ):  # fmt: skip
+        assert repr(Tensor(value, device=device)) == f"{text}{where_to})"
+    x = Tensor([1.0], requires_grad=True, device=device)
+    assert repr(x) == f"Tensor([1.], dtype=float32{where_to}, requires_grad=True)"
 
 
 def test_unknown_names_are_not_ignored():

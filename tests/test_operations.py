@@ -31,7 +31,7 @@ from strategies import LAYOUTS, each_half, same_memory, with_layout
 
 from minimixer import Function, GradientError, Tensor, backend, gradcheck, no_grad, ops, rearrange
 from minimixer import functional as F
-from minimixer.backend import device_of, is_array, to_device, to_numpy
+from minimixer.backend import device_of, is_array, namespace, to_device, to_numpy
 from minimixer.backward import backward
 from minimixer.precision import as_dtype
 
@@ -450,6 +450,57 @@ def test_powers_at_zero(device):
     assert gradients_of(ops.power, a, b) == [[0, 1, 0], [0, 0, 0]]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_infinities_and_nan_are_pytorchs_and_no_warning(dtype, device):
+    """Values and slopes that PyTorch 2.13 gives for these; pytest makes every warning an error."""
+    inf, nan = np.inf, np.nan
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+    for function, x, y, slope in (
+        (lambda x: 0.0**x, [-1, 0, 2, nan], [inf, 1, 0, nan], [-inf, 0, 0, nan]),
+        (lambda x: (-2.0) ** x, [2, -1], [4, -0.5], [nan, nan]),
+        (lambda x: x**0, [0, inf, nan], [1, 1, 1], [0, 0, 0]),
+        (lambda x: x**-1, [0, 2, -inf], [inf, 0.5, 0], [-inf, -0.25, 0]),
+        (lambda x: x**0.5, [-1, 0, 4], [nan, 0, 2], [nan, inf, 0.25]),
+        (lambda x: x**2, [inf, nan], [inf, nan], [inf, nan]),
+        (lambda x: 1 / x, [0, inf, nan], [inf, 0, nan], [-inf, 0, nan]),
+        (lambda x: x / 0, [0, 1, -1], [nan, inf, -inf], [inf, inf, inf]),
+        (ops.exp, [-inf, inf, nan, 1e4], [0, inf, nan, inf], [0, inf, nan, inf]),
+        (ops.log, [0, inf, -1, nan], [-inf, inf, nan, nan], [inf, 0, -1, nan]),
+        (ops.sqrt, [0, inf, -1, nan], [0, inf, nan, nan], [inf, 0, nan, nan]),
+        (ops.tanh, [-inf, inf, nan], [-1, 1, nan], [0, 0, nan]),
+        (ops.erf, [-inf, 6e4, nan], [-1, 1, nan], [0, 0, nan]),
+        (ops.relu, [-inf, inf, nan, 0], [0, inf, nan, 0], [0, 1, 1, 0]),
+        (abs, [-inf, inf, nan], [inf, inf, nan], [-1, 1, nan]),
+        (lambda x: x[:0].var(), [2], nan, [0]),
+        (lambda x: x.clip(-1, 1), [-inf, inf, nan, 1], [-1, 1, nan, 1], [0, 0, 0, 1]),
+        (lambda x: ops.maximum(x, 1.0), [nan, inf, 0], [nan, inf, 1], [1, 1, 0]),
+        (lambda x: ops.maximum(nan, x), [nan, inf, 0], [nan, nan, nan], [1, 1, 1]),
+        (lambda x: x.max(), [1, nan, 3, nan], nan, [0, 0.5, 0, 0.5]),
+        (lambda x: x.min(), [1, nan, 3], nan, [0, 1, 0]),
+        (lambda x: x.max(), [inf, 1, inf], inf, [0.5, 0, 0.5]),
+        (lambda x: x.var(), [2], nan, [nan]),
+        (lambda x: x.std(), [2, 2, 2], 0, [0, 0, 0]),
+        (lambda x: x[:0].mean(), [2], nan, [0]),
+        (lambda x: (x * x).sum().sqrt(), [0, 0], 0, [nan, nan]),
+    ):
+        x = leaf(x, device, dtype)
+        found = function(x)
+        found.backward(namespace(found.data).ones_like(found.data))
+        np.testing.assert_allclose(found.numpy(), y, rtol=1e-3)
+        np.testing.assert_allclose(to_numpy(x.grad), slope, rtol=1e-3)
+    a, b = leaf([0, 0, 1], device, dtype), leaf([tiny, -tiny, inf], device, dtype)
+    y = a / b
+    y.backward(namespace(y.data).ones_like(y.data))
+    np.testing.assert_array_equal(y.numpy(), [0, 0, 0])
+    np.testing.assert_array_equal(to_numpy(b.grad), [0, 0, 0])
+    a, b = leaf([0, 0, -1, 0], device, dtype), leaf([-1, 0, 2, nan], device, dtype)
+    y = a**b
+    y.backward(namespace(y.data).ones_like(y.data))
+    np.testing.assert_array_equal(y.numpy(), [inf, 1, 1, nan])
+    np.testing.assert_array_equal(to_numpy(a.grad), [-inf, 0, -2, nan])
+    np.testing.assert_array_equal(to_numpy(b.grad), [-inf, 0, nan, nan])
+
+
 @dtypes
 @pytest.mark.parametrize("number", [2, 0.3, np.float64(0.3), np.float32(0.3), np.int64(2)],
                          ids=lambda n: f"{type(n).__name__} {n}")  # fmt: skip
@@ -504,6 +555,9 @@ ON_A_NUMBER = {
     "Sum": lambda x: x.sum(),
     "Mean": lambda x: x.mean(),
     "Max": lambda x: x.max(),
+    "Min": lambda x: x.min(),
+    "Var": lambda x: x.var(correction=0) + x,
+    "Relu": lambda x: x.relu(),
     "Reshape": lambda x: x.reshape(1).reshape(()),
     "Transpose": lambda x: x.T,
     "Index": lambda x: x[...],
@@ -528,7 +582,7 @@ def test_zero_dimensions(function, device):
     "shape, axis", [((0, 3), 1), ((3, 0), 0), ((2, 0, 3), (0, -1)), ((0, 2), -1)]
 )
 def test_reductions_that_leave_an_empty_array(shape, axis, device):
-    for name in ("mean", "max", "sum"):
+    for name in ("mean", "max", "min", "sum", "var", "std"):
         x = leaf(np.zeros(shape), device)
         y = getattr(x, name)(axis=axis)
         assert y.size == 0 and y.shape == np.zeros(shape).sum(axis=axis).shape
