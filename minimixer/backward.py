@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function, Variable, added
+from .autograd import Function, Variable, added, quiet
 from .backend import (
     Array,
     describe,
@@ -55,52 +55,55 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
     waiting = _count_uses(root.node)
     arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.num_outputs}
     arrived[root.node][root.output_index] = gradient
-    sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
-    ready = [root.node]
-    quiet = None  # from a node on whose infinities are right, NumPy shall not warn of what follows
     del gradient
-    try:
-        while ready:
-            node = ready.pop()
-            parents, kinds, gradients = node.parents, node.input_kinds, arrived.pop(node, None)
-            assert parents is not None
-            if gradients is None:  # nothing reached it, but those behind it wait for its word
-                results: Any = (None,) * len(parents)
-            else:
-                if node.special and quiet is None:
-                    quiet = np.errstate(all="ignore")
-                    quiet.__enter__()
-                results = _fire(node, gradients)
-            if not retain_graph:
-                node.release()
-            for position, parent in enumerate(parents):
-                if parent is None:
-                    continue
-                result = results[position]
-                source, index = parent
-                if index is None:
-                    if result is not None:
-                        source.accumulate_grad(result, kinds[position][1])
-                    continue
-                if result is not None:
-                    places = arrived.get(source)
-                    if places is None:
-                        places = arrived[source] = [None] * source.num_outputs
-                    if places[index] is None:
-                        places[index] = result
-                    elif (source, index) in sums:
-                        places[index] += result
-                    else:  # two arrays that others may also hold: their sum is a third
-                        places[index] = added(places[index], result)
-                        sums.add((source, index))
-                left = waiting[source] = waiting[source] - 1
-                if not left:
-                    ready.append(source)
-            gradients = results = result = None  # else they would outlive the next node
+    try:  # infinite slopes, and NaN behind them, are what the derivatives are: no warnings
+        quiet.copy().run(_walk, root.node, waiting, arrived, retain_graph)
     finally:
-        if quiet is not None:
-            quiet.__exit__(None, None, None)
         join()
+
+
+def _walk(
+    root: Function,
+    waiting: dict[Function, int],
+    arrived: dict[Function, list[Array | None]],
+    retain_graph: bool,
+) -> None:
+    sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
+    ready = [root]
+    while ready:
+        node = ready.pop()
+        parents, kinds, gradients = node.parents, node.input_kinds, arrived.pop(node, None)
+        assert parents is not None
+        if gradients is None:  # nothing reached it, but those behind it wait for its word
+            results: Any = (None,) * len(parents)
+        else:
+            results = _fire(node, gradients)
+        if not retain_graph:
+            node.release()
+        for position, parent in enumerate(parents):
+            if parent is None:
+                continue
+            result = results[position]
+            source, index = parent
+            if index is None:
+                if result is not None:
+                    source.accumulate_grad(result, kinds[position][1])
+                continue
+            if result is not None:
+                places = arrived.get(source)
+                if places is None:
+                    places = arrived[source] = [None] * source.num_outputs
+                if places[index] is None:
+                    places[index] = result
+                elif (source, index) in sums:
+                    places[index] += result
+                else:  # two arrays that others may also hold: their sum is a third
+                    places[index] = added(places[index], result)
+                    sums.add((source, index))
+            left = waiting[source] = waiting[source] - 1
+            if not left:
+                ready.append(source)
+        gradients = results = result = None  # else they would outlive the next node
 
 
 def _seed(root: Variable, gradient: Array | None) -> Array:
