@@ -94,14 +94,21 @@ def _stepwise(mode: set_grad_enabled, steps: Any) -> Any:
             step, sent = steps.throw, error
 
 
-class no_grad(set_grad_enabled):
+class _Bare(set_grad_enabled):
+    """What decorates without brackets too: `@no_grad`."""
+
+    def __new__(cls, function: Any = None) -> Any:
+        return super().__new__(cls) if function is None else cls()(function)
+
+
+class no_grad(_Bare):
     """`with no_grad():` or `@no_grad()`: compute without recording, and without keeping."""
 
     def __init__(self):
         super().__init__(False)
 
 
-class enable_grad(set_grad_enabled):
+class enable_grad(_Bare):
     """The opposite of no_grad, for a part inside it."""
 
     def __init__(self):

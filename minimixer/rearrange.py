@@ -179,7 +179,9 @@ class Transpose(Function):
     def forward(self, x, axes):
         positive = [axis + x.ndim if axis < 0 else axis for axis in axes]
         if sorted(positive) != list(range(x.ndim)):
-            raise ValueError(f"axes {axes} must name each of the {x.ndim} axes once")
+            raise ValueError(
+                f"axes {axes} must name each of the {x.ndim} axes once; swapaxes swaps two"
+            )
         self.back = [positive.index(i) for i in range(x.ndim)]
         return x.transpose(positive)
 

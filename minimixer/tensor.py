@@ -323,7 +323,7 @@ def split_targets(
             devices.append(target)
             continue
         try:
-            dtypes.append(as_dtype(target))
+            dtypes.append(np.dtype(object) if isinstance(target, Variable) else as_dtype(target))
         except TypeError:
             dtypes.append(np.dtype(object))
         if target is None or not (dtypes[-1].kind in "fiub" or is_half(dtypes[-1])):

@@ -285,7 +285,8 @@ def test_pytorchs_short_names(device):
     for y, wanted in (
         (x.flatten(), a.ravel()), (x.flatten(1), a.reshape(2, 12)),
         (x.flatten(0, 1), a.reshape(6, 4)), (x.relu(), a * (a > 0)),
-        (x.view(6, -1), a.reshape(6, 4)), (x.permute(2, 0, 1), a.transpose(2, 0, 1)),
+        (x.transpose((1, 0, 2)), a.transpose(1, 0, 2)), (x.view(6, -1), a.reshape(6, 4)),
+        (x.permute(2, 0, 1), a.transpose(2, 0, 1)),
         (x.swapaxes(0, -1), a.swapaxes(0, 2)), (x.unsqueeze(1), a[:, None]),
         (x.unsqueeze(-1), a[..., None]), (x[:1].squeeze(), a[0]), (x[:1].squeeze(0), a[0]),
         (x.squeeze(0), a), (x.min(axis=1), a.min(axis=1)), (x.cpu(), a), (x.float(), a),
@@ -331,6 +332,10 @@ def test_other_keywords_say_what_to_write():
             join([x, x], 1.0)
     with pytest.raises(TypeError, match=r"a length in a shape must be a whole number, got 2.0"):
         x.reshape(2.0, 1)
+    with pytest.raises(TypeError, match=r"to: expected a device .* or a dtype, got Tensor"):
+        x.to(x)
+    with pytest.raises(ValueError, match=r"each of the 3 axes once; swapaxes"):
+        x.reshape(1, 2, 1).transpose(0, 1)
     with pytest.raises(TypeError, match=r"an axis must be a whole number, got 1.0"):
         x.transpose(1.0, 0)
     with pytest.raises(TypeError, match=r"can't be assigned.*where\(mask, new, x\)"):

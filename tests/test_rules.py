@@ -1128,6 +1128,7 @@ def test_rule_07_generators_and_coroutines_keep_the_mode_while_they_run(mode, in
         return await asyncio.gather(waits(), beside(), waits())
 
     assert steps.__doc__ == "Its doc." and steps.__name__ == "steps"
+    assert mode(lambda: is_grad_enabled())() is inside  # `@no_grad` without brackets
     for outside in (True, False):
         with set_grad_enabled(outside):
             for number, step in enumerate(steps(3)):
