@@ -1,4 +1,4 @@
-"""What ViT and ResNet need and Mixer does not: softmax, convolution, pooling, GroupNorm.
+"""What ViT and ResNet need and Mixer does not: heads, convolution, pooling, GroupNorm.
 
 Written like the package's own functions: forward beside backward, the gradient derived by hand
 above it, arrays of NumPy or CuPy alike, in float32 or float64 (two-byte activations are Mixer's
@@ -25,38 +25,9 @@ import numpy as np
 
 from minimixer import Function, Tensor
 from minimixer.backend import Array, matmul, namespace, sum_rows
-from minimixer.loss import softmax_of_array
+from minimixer.loss import softmax as softmax
 
 # ---- what attention needs -----------------------------------------------------------------------
-
-
-class Softmax(Function):
-    """p[k] = e^z[k] / sum_j e^z[j] along the last axis.
-
-    z[k] is in the numerator of p[k] and in everyone's denominator:
-        d p[j] / d z[k] = p[j] (delta_jk - p[k]),
-        dz[k] = sum_j dp[j] p[j] (delta_jk - p[k]) = p[k] (dp[k] - sum_j dp[j] p[j]).
-    So a row of dz sums to 0, as adding a number to all of z changes nothing. Kept: p.
-    """
-
-    takes_numbers = False
-
-    def forward(self, z):
-        if z.ndim == 0 or z.shape[-1] == 0:
-            raise ValueError("the last axis must have at least one element")
-        p = softmax_of_array(z)[0]
-        self.p = p if self.needs[0] else None
-        return p
-
-    def backward(self, dp):
-        dz = dp * self.p
-        dz -= self.p * dz.sum(axis=-1, keepdims=True)
-        return dz
-
-
-def softmax(z: Any) -> Tensor:
-    """z (..., K) -> e^z / sum e^z along the last axis, which must not be empty (ValueError)."""
-    return Softmax.apply(z)
 
 
 class SplitHeads(Function):

@@ -31,6 +31,7 @@ from .layer_norm import add_layer_norm as add_layer_norm
 from .layer_norm import as_rows
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
+from .loss import log_softmax as log_softmax
 from .loss import softmax as softmax
 from .loss_scale import ScaleGradient as ScaleGradient
 from .loss_scale import scale_gradient as scale_gradient

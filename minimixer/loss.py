@@ -6,7 +6,8 @@ them as probabilities. Against a target distribution t (for a class label: 1 the
     loss = -sum_k t[k] log p[k] = log sum_j e^z[j] - sum_k t[k] z[k],       as sum_k t[k] = 1.
 Its gradient is as simple as can be: d/dz[k] of the first term is e^z[k] / sum_j e^z[j] = p[k], so
     dz = p - t.
-Subtracting max z from z first changes neither, and keeps e^z from overflowing. Label smoothing
+Subtracting max z from z first changes neither, and keeps e^z from overflowing and z's small
+differences from drowning in its size. Label smoothing
 replaces t by (1 - smoothing) t + smoothing / K for K classes (Szegedy et al. 2016).
 
 >>> from minimixer import Tensor
@@ -36,6 +37,7 @@ from .backend import (
     same_device,
     to_device,
     twin,
+    wide,
     widen,
 )
 from .tensor import Tensor
@@ -43,32 +45,40 @@ from .tensor import Tensor
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-def softmax_of_array(z: Array) -> tuple[Array, Array]:
-    """(p, log sum exp z) along the last axis; p is a new array."""
-    highest = z.max(axis=-1, keepdims=True)
-    p = z - highest
-    namespace(z).exp(p, out=p)
-    total = p.sum(axis=-1, keepdims=True)
-    log_total = namespace(z).log(total) + highest
-    p /= total
-    return p, log_total[..., 0]
+def shifted_softmax(z: Array, axis: int = -1) -> tuple[Array, Array, Array]:
+    """(z - max z, softmax(z), log sum_j e^(z[j] - max z)) along `axis`, all new arrays; the last,
+    in float64, keeps `axis` as 1.
+
+    The largest shifted score is 0 and its e^z is 1: nothing overflows, no digits go with a large
+    max z, and the sum, taken in float64, knows a little beside that 1. Rows of -inf alone, or with
+    an inf, give NaN.
+    """
+    xp = namespace(z)
+    with np.errstate(invalid="ignore", over="ignore"):
+        shifted = z - z.max(axis=axis, keepdims=True)
+        p = xp.exp(shifted)
+        total = p.sum(axis=axis, keepdims=True, dtype=np.float64)
+        p /= total.astype(p.dtype)
+        return shifted, p, xp.log(total)
 
 
 class CrossEntropy(Function):
     """loss = log sum_j e^z[j] - sum_k t[k] z[k] for each row: dz = p - t."""
 
+    half = True
+
     def forward(self, z, target, smoothing, reduction):
         xp = namespace(z)
         batch, classes = z.shape
-        p, log_total = softmax_of_array(z)
+        shifted, p, log_total = shifted_softmax(widen(z))
         if target.ndim == 1:  # class labels: t is one-hot, and need not be written out
             rows = xp.arange(batch)
-            picked = z[rows, target]
-        else:
-            picked = (target * z).sum(axis=-1)
+            picked = shifted[rows, target]
+        else:  # a class of weight 0 costs nothing, not even if its score is -infinity
+            picked = (target * xp.where(target > 0, shifted, 0)).sum(axis=-1)
         if smoothing:
-            picked = (1 - smoothing) * picked + smoothing * z.mean(axis=-1)
-        loss = log_total - picked
+            picked = (1 - smoothing) * picked + smoothing * shifted.mean(axis=-1)
+        loss = log_total[:, 0] - picked
         if self.needs[0]:  # p - t, in p's place
             if target.ndim == 1:
                 p[rows, target] -= 1 - smoothing
@@ -78,10 +88,11 @@ class CrossEntropy(Function):
                 p -= smoothing / classes
             self.dz = p
         self.scale = 1 / batch if reduction == "mean" else 1.0
-        return loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
+        loss = loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
+        return loss.astype(z.dtype)
 
     def backward(self, dloss):
-        return self.dz * (dloss * self.scale)[..., None]
+        return (self.dz * (widen(dloss) * self.scale)[..., None]).astype(dloss.dtype, copy=False)
 
 
 def cross_entropy(
@@ -89,7 +100,7 @@ def cross_entropy(
 ) -> Tensor:
     """-log of the probability that softmax(logits) gives to `target`.
 
-    logits           (B, K), float32 or float64
+    logits           (B, K), floating-point; two-byte ones are computed with in float32
     target           (B,) class indices, integers, or (B, K) distributions; array or Tensor
     label_smoothing  in [0, 1)
     reduction        "mean" or "sum" -> (), "none" -> (B,)
@@ -113,6 +124,7 @@ def _check_target(z: Array, target: Any) -> Array:
     if not is_array(z):
         raise TypeError(f"cross_entropy: logits must be a Tensor or an array, got {z!r:.60}")
     target = target if is_array(target) else np.asarray(target)
+    dtype = wide(z.dtype)
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"cross_entropy: logits must be (B, K) and not empty, got {z.shape}")
     if target.shape not in (z.shape[:1], z.shape):
@@ -138,7 +150,7 @@ def _check_target(z: Array, target: Any) -> Array:
     if target.dtype not in FLOAT_DTYPES:
         raise TypeError(f"cross_entropy: distributions must be float32 or 64, got {target.dtype}")
     if unchecked:
-        return target.astype(z.dtype, copy=False)
+        return target.astype(dtype, copy=False)
     sums = target.sum(axis=-1)
     smallest, least, most = float(target.min()), float(sums.min()), float(sums.max())
     if not (smallest >= 0 and least >= 1 - 1e-4 and most <= 1 + 1e-4):
@@ -146,10 +158,73 @@ def _check_target(z: Array, target: Any) -> Array:
             "cross_entropy: each row of the target must be >= 0 and sum to 1; the smallest entry "
             f"is {smallest:g}, the sums go from {least:g} to {most:g}"
         )
-    return to_device(target, device_of(z)).astype(z.dtype, copy=False)
+    return to_device(target, device_of(z)).astype(dtype, copy=False)
 
 
-def softmax(logits: Any) -> Array:
-    """(..., K) scores -> probabilities, float32 or float64, an array without gradient (for reading
-    predictions)."""
-    return softmax_of_array(widen(logits.data if isinstance(logits, Variable) else logits))[0]
+class Softmax(Function):
+    """p[k] = e^z[k] / sum_j e^z[j] along one axis.
+
+    z[k] is in the numerator of p[k] and in everyone's denominator:
+        d p[j] / d z[k] = p[j] (delta_jk - p[k]),
+        dz[k] = sum_j dp[j] p[j] (delta_jk - p[k]) = p[k] (dp[k] - sum_j dp[j] p[j]).
+    So a row of dz sums to 0, as adding a number to all of z changes nothing. Kept: p.
+    """
+
+    takes_numbers = False
+    half = True
+
+    def forward(self, z, axis):
+        self.axis = _check_axis(z, axis)
+        p = shifted_softmax(widen(z), axis)[1]
+        self.p = p if self.needs[0] else None
+        return p.astype(z.dtype, copy=False)
+
+    def backward(self, dp):
+        dz = widen(dp) * self.p
+        dz -= self.p * dz.sum(axis=self.axis, keepdims=True)
+        return dz.astype(dp.dtype, copy=False)
+
+
+class LogSoftmax(Function):
+    """y[k] = log p[k] = z[k] - log sum_j e^z[j]: d y[j] / d z[k] = delta_jk - p[k], so
+    dz[k] = dy[k] - p[k] sum_j dy[j]. Kept: p."""
+
+    takes_numbers = False
+    half = True
+
+    def forward(self, z, axis):
+        self.axis = _check_axis(z, axis)
+        y, p, log_total = shifted_softmax(widen(z), axis)
+        self.p = p if self.needs[0] else None
+        y -= log_total.astype(y.dtype)
+        return y.astype(z.dtype, copy=False)
+
+    def backward(self, dy):
+        dz = widen(dy) - self.p * widen(dy).sum(axis=self.axis, keepdims=True)
+        return dz.astype(dy.dtype, copy=False)
+
+
+def _check_axis(z: Array, axis: Any) -> int:
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"softmax: axis must be one whole number, got {axis!r:.60}")
+    if not -z.ndim <= axis < z.ndim or z.shape[axis] == 0:
+        raise ValueError(f"there must be an axis {axis}, of at least one element")
+    return int(axis)
+
+
+def softmax(logits: Any, axis: int = -1) -> Any:
+    """Scores -> probabilities along `axis`: of a Tensor a Tensor, which has its gradient; of an
+    array an array, float32 or float64. ValueError: no such axis, or an empty one."""
+    return _along_axis(Softmax, logits, axis)
+
+
+def log_softmax(logits: Any, axis: int = -1) -> Any:
+    """The logarithm of `softmax`, which stays finite where a probability is too small for a
+    number: of a Tensor a Tensor, of an array an array."""
+    return _along_axis(LogSoftmax, logits, axis)
+
+
+def _along_axis(function: type[Function], logits: Any, axis: int) -> Any:
+    if isinstance(logits, Variable):
+        return function.apply(logits, axis=axis)
+    return function.apply(widen(logits) if is_array(logits) else logits, axis=axis).data

@@ -22,11 +22,6 @@ from minimixer.rearrange import concatenate
 # ---- formulas -----------------------------------------------------------------------------------
 
 
-def softmax_formula(z):
-    e = (z - z.max(axis=-1, keepdims=True)).exp()
-    return e / e.sum(axis=-1, keepdims=True)
-
-
 def split_formula(x, heads):
     tokens, batch, width = x.shape
     parts = x.reshape(tokens, batch, 3 * heads, width // (3 * heads))
@@ -111,13 +106,6 @@ def normal_case(random, shape, **options):
     return Case((normal(random, shape),), options)
 
 
-def softmaxes():
-    return st.builds(
-        lambda front, length, seed: normal_case(np.random.default_rng(seed), (*front, length)),
-        shapes(max_dims=2), st.integers(1, 5), seeds,
-    )  # fmt: skip
-
-
 @st.composite
 def splits(draw):
     heads, size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -195,11 +183,6 @@ def weights(draw):
 def wrong(function):
     """(x, dy, options) -> the wrong gradient of the only input."""
     return lambda inputs, options, dys, dxs: [function(inputs[0], dys[0], **options)]
-
-
-def _softmax(z):
-    e = np.exp(z)
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def _group_norm_parts(inputs, options, dys):
@@ -379,19 +362,6 @@ def _group_norm_fixed(groups, relu):
 
 
 _ALL = [
-    Operation(
-        baseline_ops.Softmax, baseline_ops.softmax, softmax_formula, softmaxes(),
-        {"rows": Fixed(normal_case(_random(), (2, 3, 4)), {
-            "without the sum": wrong(lambda z, dy: dy * _softmax(z)),
-            "the diagonal alone": wrong(lambda z, dy: dy * _softmax(z) * (1 - _softmax(z))),
-            "cross-entropy's": wrong(lambda z, dy: _softmax(z) - dy),
-            "the sum without p": wrong(
-                lambda z, dy: _softmax(z) * (dy - dy.sum(axis=-1, keepdims=True))),
-            "the sum over the other axis": wrong(lambda z, dy: _softmax(z) * (
-                dy - (dy * _softmax(z)).sum(axis=-2, keepdims=True))),
-        })},
-        fused=True,
-    ),
     Operation(
         baseline_ops.SplitHeads, baseline_ops.split_heads, split_formula, splits(),
         {"three heads": Fixed(normal_case(_random(), (2, 2, 18), heads=3), {

@@ -471,6 +471,13 @@ def variances(draw):
 
 
 @st.composite
+def softmaxes(draw):
+    shape = draw(shapes(min_dims=1, min_side=1))
+    x = normal(np.random.default_rng(draw(seeds)), shape)
+    return Case((x,), {"axis": draw(st.integers(-len(shape), len(shape) - 1))})
+
+
+@st.composite
 def reshapes(draw):
     shape = draw(shapes(min_side=1))
     x = normal(np.random.default_rng(draw(seeds)), shape)
@@ -692,6 +699,16 @@ def entropy_formula(z, target, label_smoothing, reduction):
     return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
 
 
+def softmax_formula(z, axis):
+    e = (z - z.max(axis=axis, keepdims=True)).exp()
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def log_softmax_formula(z, axis):
+    shifted = z - z.max(axis=axis, keepdims=True)
+    return shifted - shifted.exp().sum(axis=axis, keepdims=True).log()
+
+
 def add_layer_norm(*inputs, outputs, **options):
     results = functional.add_layer_norm(*inputs, **options)
     return tuple(results[i] for i in outputs)
@@ -769,6 +786,17 @@ def entropy_target_not_smoothed(inputs, options, dys, dxs):
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     wrong = p - _one_hot(z, options["target"])
     return [wrong * _entropy_scale(z, dys, options["reduction"])]
+
+
+def from_softmax(change):
+    """change(p, dy, sum along the axis) -> the wrong gradient of softmax or its logarithm."""
+
+    def wrong(inputs, options, dys, dxs):
+        axis, e = options["axis"], np.exp(inputs[0])
+        p = e / e.sum(axis=axis, keepdims=True)
+        return [change(p, dys[0], lambda x: x.sum(axis=axis, keepdims=True))]
+
+    return wrong
 
 
 def index_without_adding(inputs, options, dys, dxs):
@@ -1114,6 +1142,28 @@ _ALL = [
         {f"{kind}, smoothing {smoothing}, {reduction}": _entropy_fixed(kind, smoothing, reduction)
          for kind in ("indices", "distributions")
          for smoothing, reduction in ((0.0, "mean"), (0.1, "none"), (0.2, "sum"))},
+        fused=True,
+    ),
+    Operation(
+        loss.Softmax, loss.softmax, softmax_formula, softmaxes(),
+        {f"axis {axis}": Fixed(_one(shape=(3, 4, 2), axis=axis), {
+            "without the sum": from_softmax(lambda p, dy, total: dy * p),
+            "the diagonal alone": from_softmax(lambda p, dy, total: dy * p * (1 - p)),
+            "cross-entropy's": from_softmax(lambda p, dy, total: p - dy),
+            "the sum without p": from_softmax(lambda p, dy, total: p * (dy - total(dy))),
+            "the sum over another axis": from_softmax(
+                lambda p, dy, total: p * (dy - (dy * p).sum(axis=0, keepdims=True))),
+        }) for axis in (-1, 1)},
+        fused=True,
+    ),
+    Operation(
+        loss.LogSoftmax, loss.log_softmax, log_softmax_formula, softmaxes(),
+        {f"axis {axis}": Fixed(_one(shape=(3, 4, 2), axis=axis), {
+            "without the sum": from_softmax(lambda p, dy, total: dy - p * dy),
+            "softmax's": from_softmax(lambda p, dy, total: p * (dy - total(dy * p))),
+            "the sum over another axis": from_softmax(
+                lambda p, dy, total: dy - p * dy.sum(axis=0, keepdims=True)),
+        }) for axis in (-1, 1)},
         fused=True,
     ),
 ]  # fmt: skip

@@ -427,6 +427,19 @@ def test_logits_of_another_dtype():
     refuses(lambda: F.cross_entropy(np.ones((1, 2), int), [0]), "int64", error=TypeError)
 
 
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax], ids=["softmax", "log_softmax"])
+def test_axes_of_softmax(function, device):
+    x = ones(2, 3, device=device)
+    for axis in (2, -3):
+        refuses(lambda a=axis: function(x, a), "(2, 3)", f"axis {axis}", error=ValueError)
+    for axis in ("1", 1.0, None, (0, 1), True):
+        refuses(lambda a=axis: function(x, axis=a), "axis", repr(axis), error=TypeError)
+    for empty in (ones(2, 0), ones()):
+        refuses(lambda e=empty: function(e), empty.shape, "at least one", error=ValueError)
+    for wrong in ([1.0, 2.0], 3.0, None, np.arange(3)):
+        refuses(lambda w=wrong: function(w), "oftmax", error=TypeError)
+
+
 # ---- the model ----------------------------------------------------------------------------------
 
 SMALL = {

@@ -5,6 +5,7 @@ given the very same (rounded) numbers: on the GPU and the CPU that tests the ker
 code in two bytes, for which the CPU has none.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -478,6 +479,69 @@ def test_cross_entropy(device, dtype, shape, target):
             function, {"x": z}, [np.asarray(seed)], device, dtype,
             stored=1, steps=8, terms=max(shape), floor=floor,
         )  # fmt: skip
+
+
+INF, NAN = np.inf, np.nan
+HARD_SCORES = {  # scores, target, options, what torch's float32 says or better; None: NaN
+    "large, all equal": ([[1e8, 1e8]], [0], {}, [math.log(2)]),
+    "almost sure": ([[10, 0]], [0], {}, [math.log1p(math.exp(-10))]),
+    "surer than float32 has digits": ([[20, 0]], [0], {}, [math.log1p(math.exp(-20))]),
+    "not at all": ([[10, 0]], [1], {}, [10 + math.log1p(math.exp(-10))]),
+    "an offset": ([[10001, 10000, 9999]], [1], {}, [math.log(1 + math.e + 1 / math.e)]),
+    "the largest numbers": ([[3e38, -3e38]], [0], {}, [0]),
+    "further apart than float32 goes": ([[3e38, -3e38]], [1], {}, [INF]),
+    "impossible": ([[1, -INF]], [1], {}, [INF]),
+    "impossible, and of weight 0": ([[1, -INF]], [[1.0, 0.0]], {}, [0]),
+    "impossible, with smoothing": ([[1, -INF]], [0], {"label_smoothing": 0.1}, [INF]),
+    "one class": ([[3.0]], [0], {}, [0]),
+    "one class, with smoothing": ([[-7.5]], [0], {"label_smoothing": 0.1}, [0]),
+    "nothing is possible": ([[-INF, -INF]], [0], {}, [NAN]),
+    "infinite": ([[INF, 0], [1, 1]], [0, 0], {}, [NAN, math.log(2)]),
+}
+
+
+@pytest.mark.parametrize("kind", ["kernels", "reference"])
+@pytest.mark.parametrize("name", HARD_SCORES)
+@pytest.mark.filterwarnings("error")
+def test_cross_entropy_and_softmax_of_hard_scores(device, name, kind):
+    scores, target, options, wanted = HARD_SCORES[name]
+    target = np.array(target, dtype="int64" if np.ndim(target) == 1 else "float32")
+    with reference_functions() if kind == "reference" else contextlib.nullcontext():
+        for dtype in ("float32", "float64"):
+            z = Tensor(np.array(scores, dtype), requires_grad=True, device=device)
+            right = to_device(target.astype(dtype) if target.ndim == 2 else target, device)
+            losses = F.cross_entropy(z, right, reduction="none", **options)
+            losses.sum().backward()
+            found, expected = to_numpy(losses.data), np.array(wanted)
+            if dtype == "float64" and name == "further apart than float32 goes":
+                expected = np.array([6e38])
+            np.testing.assert_allclose(found, expected, rtol=3e-7, atol=1e-15)
+            assert np.isnan(to_numpy(z.grad)).any(axis=1).tolist() == np.isnan(expected).tolist()
+            p, log_p = (to_numpy(f(z).data) for f in (F.softmax, F.log_softmax))
+            np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-6, atol=1e-30)
+            if target.ndim == 1 and not options:
+                picked = -log_p[np.arange(len(target)), target]
+                np.testing.assert_allclose(picked, expected, rtol=3e-7, atol=1e-7)
+            sums = p.sum(axis=1)
+            np.testing.assert_allclose(sums[~np.isnan(expected)], 1, rtol=1e-6)
+
+
+@each_half
+def test_the_loss_and_softmax_of_two_byte_scores(device, dtype):
+    """Computed in float32 and rounded; of an array, softmax is float32."""
+    low = Tensor(numbers(np.random.default_rng(3), (5, 4), "float32", 3), device=device).to(dtype)
+    for function in (F.softmax, F.log_softmax, lambda z: F.cross_entropy(z, [0, 1, 2, 3, 0])):
+        z, wide = (Tensor(low.to(d).data, requires_grad=True) for d in (dtype, "float32"))
+        for x in (z, wide):
+            y = function(x)
+            seed = np.arange(1, y.size + 1, dtype="float32").reshape(y.shape) / 8
+            y.backward(to_device(seed, device).astype(x.dtype))
+        assert function(z).dtype == z.grad.dtype == as_dtype(dtype)
+        close = np.testing.assert_allclose
+        found, expected = float64(function(z).data), float64(function(wide).data)
+        close(found, expected, rtol=2 * UNIT[dtype], atol=2.0**-24)  # float16's smallest
+        close(float64(z.grad), float64(wide.grad), rtol=0, atol=8 * UNIT[dtype])
+    assert isinstance(F.softmax(z), Tensor) and F.softmax(z.data).dtype == np.float32
 
 
 # ---- gradients are arrays of their own ----------------------------------------------------------

@@ -20,25 +20,25 @@ __global__ void cross_entropy(
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = highest;
     __syncthreads();
     for (int i = 0; i < blockDim.x / 32; ++i) highest = max(highest, of_warp[i]);
-    A sum = 0, expected = 0;
+    double sum = 0, expected = 0;  // near 1 and 0, a loss is what float has no digits for
     Index label = labels ? labels[row] : 0;
     A hit = A(1 - smoothing), even = A(smoothing / classes);
     for (int k = threadIdx.x; k < classes; k += blockDim.x) {
         A t = labels ? (k == label ? A(1) : A(0)) : A(targets[row * classes + k]);
         A shifted = A(z[k]) - highest;
-        sum += exp(shifted);
+        sum += double(exp(shifted));
         t = hit * t + even;
-        if (t != A(0)) expected += t * shifted;  // 0 times -infinity is no loss
+        if (t != A(0)) expected += double(t * shifted);  // 0 times -infinity is no loss
     }
     sum = block_sum(sum);
     expected = block_sum(expected);
     bool outside = label < 0 || label >= classes;
     A nan = A(0) / A(0);
-    if (threadIdx.x == 0) losses[row] = T(outside ? nan : log(sum) - expected);
+    if (threadIdx.x == 0) losses[row] = T(outside ? nan : A(log(sum) - expected));
     if (!dz) return;
     for (int k = threadIdx.x; k < classes; k += blockDim.x) {
         A t = labels ? (k == label ? A(1) : A(0)) : A(targets[row * classes + k]);
-        A p = exp(A(z[k]) - highest) / sum;
+        A p = exp(A(z[k]) - highest) / A(sum);
         dz[row * classes + k] = T(outside ? nan : A(scale) * (p - hit * t - even));
     }
 }
