@@ -15,6 +15,8 @@ Next: `functional.py`, the other layers.
 import math
 from typing import Any
 
+import numpy as np
+
 from .autograd import Function
 from .backend import Array, matmul, namespace, sum_rows, widen
 from .tensor import Tensor
@@ -29,7 +31,8 @@ class AddLayerNorm(Function):
     """s = x + y + bias;  h = gamma x_hat + beta  with  x_hat = (s - mean) / sigma,
 
     mean and sigma^2 = variance + epsilon over the C elements of each row of s. The mean is taken
-    off before squaring: E[s^2] - E[s]^2 would lose all digits in float32 where mean >> sigma.
+    off before squaring: E[s^2] - E[s]^2 would lose all digits in float32 where mean >> sigma. It is
+    taken off twice, since 6e-8 of a large mean may be much beside sigma.
 
     Backward. h gives dgamma = sum dh x_hat and dbeta = sum dh over the rows, and
     dx_hat = gamma dh. Within a row, x_hat depends on s[i] directly, through the mean and
@@ -64,10 +67,10 @@ class AddLayerNorm(Function):
         s = s.astype(x.dtype, copy=False)
         x_hat = widen(s)  # of what is stored: backward sees the same
         x_hat = x_hat - x_hat.mean(axis=-1, keepdims=True)
-        variance = xp.einsum("...c,...c->...", x_hat, x_hat)[..., None]
-        variance /= x.shape[-1]
-        variance += epsilon
-        inverse_sigma = 1 / xp.sqrt(variance)
+        x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
+        with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
+            variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
+        inverse_sigma = 1 / xp.sqrt(variance + epsilon)
         x_hat *= inverse_sigma
         gamma = widen(gamma)
         h = x_hat * gamma

@@ -57,9 +57,9 @@ def shifted_softmax(z: Array, axis: int = -1) -> tuple[Array, Array, Array]:
     with np.errstate(invalid="ignore", over="ignore"):
         shifted = z - z.max(axis=axis, keepdims=True)
         p = xp.exp(shifted)
-        total = p.sum(axis=axis, keepdims=True, dtype=np.float64)
-        p /= total.astype(p.dtype)
-        return shifted, p, xp.log(total)
+        log_total = xp.log(p.sum(axis=axis, keepdims=True, dtype=np.float64))
+        p /= p.sum(axis=axis, keepdims=True)
+        return shifted, p, log_total
 
 
 class CrossEntropy(Function):

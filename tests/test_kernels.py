@@ -422,6 +422,59 @@ def test_add_layer_norm_of_any_small_shape(device, dtype):
     run()
 
 
+HARD_ROWS = {  # what is drawn for (rows, C), where rounding of the mean may cost all digits
+    "mean 3": lambda rng, shape: 3 + rng.standard_normal(shape),
+    "mean 1e4": lambda rng, shape: 1e4 + rng.standard_normal(shape),
+    "mean -1e5, spread 0.1": lambda rng, shape: -1e5 + 0.1 * rng.standard_normal(shape),
+    "mixed sizes": lambda rng, shape: rng.standard_normal(shape) * 10 ** rng.uniform(-6, 6, shape),
+    "one far off": lambda rng, shape: 1 + 1e4 * (np.arange(shape[1]) == shape[1] - 1)
+    + 1e-3 * rng.standard_normal(shape),
+}  # fmt: skip
+by_kernels_and_plainly = pytest.mark.parametrize("kind", ["kernels", "reference"])
+
+
+def norm_of_rows(rows, form, beta, device, kind):
+    """LayerNorm of the float32 `rows`, enough of them for the fast code, with gamma 1."""
+    s = np.tile(rows, (-(-(1 << 16) // rows.size), 1))
+    x, y, bias = s, None, None
+    if form == "y and bias":  # whose sum is exact
+        x, y, bias = s / 2, s / 2, np.zeros(s.shape[1], "float32")
+    x, y, bias, gamma, beta = (
+        None if a is None else Tensor(a, device=device)
+        for a in (x, y, bias, np.ones(s.shape[1], "float32"), beta)
+    )
+    with reference_functions() if kind == "reference" else contextlib.nullcontext():
+        return to_numpy(F.add_layer_norm(x, y, bias, gamma, beta)[1].data)[: len(rows)]
+
+
+@by_kernels_and_plainly
+@pytest.mark.parametrize("form", ["x alone", "y and bias"])
+@pytest.mark.parametrize("channels", [2, 3, 96, 128, 1000, 1024])
+def test_layer_norm_of_hard_rows(device, channels, form, kind):
+    """Off by what rounding of the mean, of numbers of this size, is beside sigma, and by roundings
+    of x_hat itself: of its variance, a sum of C squares in at least 16 parts, and five more."""
+    rng = np.random.default_rng(9)
+    for name, draw in HARD_ROWS.items():
+        rows = draw(rng, (40, channels)).astype("float32")
+        h = norm_of_rows(rows, form, np.zeros(channels, "float32"), device, kind)
+        s = rows.astype("float64")
+        mean, sigma = s.mean(axis=1)[:, None], np.sqrt(s.var(axis=1) + 1e-6)[:, None]
+        x_hat = (s - mean) / sigma
+        size = abs(s).mean(axis=1)[:, None]
+        allowed = 2.5 * size / sigma + (10 + channels / 16) * abs(x_hat)
+        assert (abs(h - x_hat) <= 2.0**-24 * allowed).all(), name
+
+
+@by_kernels_and_plainly
+@pytest.mark.parametrize("form", ["x alone", "y and bias"])
+@pytest.mark.parametrize("channels", [2, 3, 96, 100, 768, 1000, 1024, 3072])
+def test_layer_norm_of_equal_numbers_is_beta(device, channels, form, kind):
+    values = np.array([12345.678, 100.3, 12.7, 1e-3, -77.0, -7e6, 3.3e7, 0.0], "float32")
+    beta = np.linspace(-1, 1, channels, dtype="float32")
+    h = norm_of_rows(np.repeat(values[:, None], channels, 1), form, beta, device, kind)
+    np.testing.assert_array_equal(h, np.broadcast_to(beta, h.shape))
+
+
 @each_dtype
 @pytest.mark.parametrize("channels", [8, 100])
 @pytest.mark.parametrize("only", ["s", "h", "h of a mean"])

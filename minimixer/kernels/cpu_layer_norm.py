@@ -29,6 +29,20 @@ class _Outer:
         return np.matmul(columns, self.rows, out=out)
 
 
+FAR = 2  # from 0, in standard deviations, is a mean whose rounding counts
+
+
+def _with_care(s: Array, rows: Array, mean: Array, inverse_sigma: Array, epsilon: float) -> Array:
+    """x_hat of these rows s, whose mean and 1 / sigma are computed anew: the mean of what is left
+    when the mean is taken off is what rounding has done to it. Exactly 0 where a row is constant.
+    """
+    mean[rows] += (s - mean[rows, None]).mean(axis=-1)
+    x_hat = s - mean[rows, None]
+    inverse_sigma[rows] = 1 / np.sqrt(np.vecdot(x_hat, x_hat) / s.shape[-1] + epsilon)
+    x_hat *= inverse_sigma[rows, None]
+    return x_hat
+
+
 class FastAddLayerNorm(AddLayerNorm):
     """Keeps s, which is alive as an output anyway (without y and bias it is x itself), with the
     mean and 1 / sigma of each row. Below, n is the number of rows in a block.
@@ -48,7 +62,7 @@ class FastAddLayerNorm(AddLayerNorm):
         rows = len(x)
         s = x if y is None and bias is None else empty(x.shape, dtype)
         h = empty(x.shape, dtype)
-        mean, inverse_sigma = np.empty((2, rows), dtype=dtype)
+        mean, variance, inverse_sigma = np.empty((3, rows), dtype=dtype)
         places = parts(rows, max(1, BLOCK // channels))
         height = max(place.stop - place.start for place in places)
         spread, scale = _Outer(np.ones(channels, dtype), height), _Outer(gamma, height)
@@ -60,7 +74,7 @@ class FastAddLayerNorm(AddLayerNorm):
         if bias is not None and bias_axis:
             every_bias = np.broadcast_to(bias, (height, channels)).copy()
         scratch = np.empty((height, channels), dtype=dtype)
-        with blas_on_one_thread, np.errstate(over="ignore"):  # as einsum is, in the plain code
+        with blas_on_one_thread, np.errstate(over="ignore"):
             for place in places:
                 s_block, h_block = s[place], h[place]  # (n, C)
                 centred = scratch[: len(s_block)]
@@ -71,17 +85,21 @@ class FastAddLayerNorm(AddLayerNorm):
                         every_bias[: len(s_block)] if bias_axis else spread(bias[place], centred)
                     )
                     np.add(x[place] if y is None else s_block, added, out=s_block)
-                np.matmul(s_block, ones, out=mean[place])  # sums, exact where a row is constant
+                np.matmul(s_block, ones, out=mean[place])  # sums
                 mean[place] /= channels
                 np.subtract(s_block, spread(mean[place], centred), out=centred)
-                variance = np.vecdot(centred, centred)
-                variance /= channels
-                variance += epsilon
-                np.sqrt(variance, out=variance)
-                np.divide(1, variance, out=inverse_sigma[place])
+                np.vecdot(centred, centred, out=variance[place])
+                variance[place] /= channels
+                sigma = variance[place] + epsilon
+                np.sqrt(sigma, out=sigma)
+                np.divide(1, sigma, out=inverse_sigma[place])
                 scale(inverse_sigma[place], h_block)  # gamma / sigma
                 h_block *= centred
                 h_block += every_beta[: len(h_block)]
+            far = np.flatnonzero(mean * mean > FAR * FAR * variance)
+            for start in range(0, len(far), height):
+                some = far[start : start + height]
+                h[some] = _with_care(s[some], some, mean, inverse_sigma, epsilon) * gamma + beta
         s = s.reshape(shape)
         if any(self.needs):
             self.s, self.mean, self.inverse_sigma, self.gamma = s, mean, inverse_sigma, gamma

@@ -57,7 +57,12 @@ __global__ void __launch_bounds__(128) add_layer_norm(
         }
         for (int i = 0; i < W; ++i) sum += A(kept[k].value[i]);
     }
-    A m = warp_sum(sum) / C, squares = 0;
+    A m = warp_sum(sum) / C, rest = 0, squares = 0;
+    #pragma unroll
+    for (int k = 0; k < K; ++k)
+        if (FULL || (k * 32 + lane) * W < C)
+            for (int i = 0; i < W; ++i) rest += A(kept[k].value[i]) - m;
+    m += warp_sum(rest) / C;  // what rounding has done to the mean, much beside a small sigma
     #pragma unroll
     for (int k = 0; k < K; ++k)
         if (FULL || (k * 32 + lane) * W < C)
@@ -197,7 +202,7 @@ __global__ void add_layer_norm_any(
             for (int c = lane; c < channels; c += 32) h[start + c] = T(1);
         return;
     }
-    A sum = 0, squares = 0;
+    A sum = 0, rest = 0, squares = 0;
     for (int c = lane; c < channels; c += 32) {
         A value = A(x[start + c]);
         if (y) value += A(y[start + c]);
@@ -207,6 +212,8 @@ __global__ void add_layer_norm_any(
     }
     const T* stored = y || bias ? s : x;  // each thread reads what it wrote itself
     A m = warp_sum(sum) / channels;
+    for (int c = lane; c < channels; c += 32) rest += A(stored[start + c]) - m;
+    m += warp_sum(rest) / channels;
     for (int c = lane; c < channels; c += 32) {
         A centred = A(stored[start + c]) - m;
         squares += centred * centred;
