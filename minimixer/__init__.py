@@ -25,6 +25,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     block.py        the Mixer block
     mixer.py        the model
     schedules.py    how the learning rate changes
+    norms.py        the norm of all gradients
     optim.py        SGD, Adam, AdamW, clipping
     names.py        names from outside, made fit to show
     files.py        reading what may be anything; writing whole files; locks

@@ -34,7 +34,6 @@ from .backend import (
     blocks,
     check_not_recorded,
     device_of,
-    matmul,
     namespace,
     to_device,
     to_numpy,
@@ -42,6 +41,7 @@ from .backend import (
     use_device_of,
 )
 from .loss_scale import adjust_scale
+from .norms import gradient_norm
 from .parameters import Parameter, ParameterBuffer
 
 LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
@@ -252,13 +252,9 @@ class Optimizer:
 
     def _gradient_norm(self) -> Array:
         """The norm of all gradients, 0-d, in the parameters' dtype."""
-        gradients, xp = self.buffer.make_gradients(), namespace(self.buffer.values)
-        fast = twin("sum_squares", gradients)
-        squares = xp.zeros((1, 1), dtype=gradients.dtype)
-        for start, stop, _, _ in self._active_ranges():
-            part = gradients[start:stop]
-            squares += fast(part) if fast else matmul(part[None, :], part[:, None])
-        return xp.sqrt(squares).reshape(())
+        gradients = self.buffer.make_gradients()
+        parts = [gradients[start:stop] for start, stop, _, _ in self._active_ranges()]
+        return gradient_norm(parts or [gradients[:1] * 0])
 
     def update(
         self, w: Array, g: Array, state: list[Array], lr: float, decay: float, scalars: Array

@@ -3,7 +3,7 @@
 >>> [round(schedule(step, 10, warmup_steps=2), 2) for step in (0, 1, 2, 6, 10)]
 [0.5, 1.0, 1.0, 0.5, 0.0]
 
-Next: `optim.py`, which multiplies its learning rate by this.
+Next: `norms.py`, how large the gradients are.
 """
 
 import math

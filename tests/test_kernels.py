@@ -709,8 +709,7 @@ def test_sum_squares(gpu, dtype, size):
         fill_free_memory_with_nan(gpu)
         array = laid_out(to_device(values.astype(dtype), gpu), layout)
         found = float(backend.twins["sum_squares", "cupy"](array)[0])
-        # a pack's squares are added in its dtype, at most 7 roundings; packs in float64
-        assert abs(found / (values**2).sum() - 1) <= 7 * UNIT[dtype] + size**0.5 * 2.0**-53
+        assert abs(found / (float64(array) ** 2).sum() - 1) <= (3 + size**0.5) * 2.0**-53
 
 
 # ---- images -------------------------------------------------------------------------------------

@@ -50,9 +50,14 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
     return True
 
 
-def sum_squares(array: Array) -> Array:
+def sum_squares(array: Array) -> Array | None:
     """(n,) -> (1, 1): partial sums by block, added in float64. BLAS's own threads would be faster
-    at this, and in the way of what comes next (threads.py)."""
-    with blas_on_one_thread, np.errstate(over="ignore"):  # as a product is: silently infinite
+    at this, and in the way of what comes next (threads.py). None, and it is left to the plain code,
+    if squares may have overflowed or come too near to 0: one look at the sum tells."""
+    with blas_on_one_thread, np.errstate(over="ignore"):
         sums = [float(np.dot(array[part], array[part])) for part in parts(array.size, BLOCK)]
-        return np.array([[np.sum(sums)]]).astype(array.dtype)
+        total = np.sum(sums)
+    limits = np.finfo(array.dtype)
+    if not float(limits.tiny) ** 0.5 < total < float(limits.max) ** 0.5:
+        return None
+    return np.array([[total]]).astype(array.dtype)

@@ -57,16 +57,15 @@ __global__ void sum_columns(const A* matrix, A* sums, Index columns, double scal
     if (threadIdx.x == 0) sums[blockIdx.x] = sum * A(scale);
 }
 
-// The sum of squares of each block's share of `values`, in double: (gridDim.x,)
+// The sum of squares of each block's share of `values`, in double, which holds the square of any
+// float: (gridDim.x,)
 template <typename P, int W>
 __global__ void sum_squares(const P* values, Index size, double* sums) {
     double sum = 0;
     Index stride = Index(gridDim.x) * blockDim.x * W;
     for (Index i = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * W; i < size; i += stride) {
         Pack<P, W> pack = load<W>(values + i);
-        P part = 0;
-        for (int j = 0; j < W; ++j) part += pack.value[j] * pack.value[j];
-        sum += double(part);
+        for (int j = 0; j < W; ++j) sum += double(pack.value[j]) * double(pack.value[j]);
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;

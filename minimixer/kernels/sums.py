@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..backend import Array, is_half, matmul, namespace, wide
+from ..backend import Array, is_half, namespace, wide
 from ..backend import sum_rows as plain_sum_rows
 from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 
@@ -57,14 +57,15 @@ def can_sum(dtype: np.dtype) -> bool:
     return usable("reduce.cu", f"sum_rows<{name}>", f"sum_columns<{name}>")
 
 
-def sum_squares(values: Array) -> Array:
-    """The sum of squares of a flat float32 or float64 array: (1,), in float64."""
+def sum_squares(values: Array) -> Array | None:
+    """The sum of squares of a flat float32 or float64 array: (1,), in float64, where the squares of
+    float32 numbers neither overflow nor vanish. None if there is no kernel."""
     width = pack(values.size, values)
     blocks = 4 * multiprocessors(values.device.id)
     sums = namespace(values).empty((1, blocks), dtype=np.float64)
     name = f"sum_squares<{type_of(values)},{width}>"
     if not usable("reduce.cu", name, "sum_columns<double>"):
-        return matmul(values[None, :], values[:, None])
+        return None
     kernel = get("reduce.cu", name)
     kernel((blocks,), (512,), (values, values.size, sums))
     return sum_columns(sums)
