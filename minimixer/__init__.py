@@ -13,6 +13,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     habits.py       what is typed out of habit, and what to write instead
     tensor.py       Tensor: the usual signs for all that
     gradcheck.py    finite differences against backward
+    checks.py       numbers and sizes that make sense
     loss.py         softmax cross-entropy
     loss_scale.py   gradients in float16
     layer_norm.py   LayerNorm and the residual connection: gradients derived by hand

@@ -135,11 +135,17 @@ def _phi_exact(x: Array, want_slope: bool) -> tuple[Array, Array | None]:
 _PHI = {"tanh": _phi_tanh, "none": _phi_exact}
 
 
+def check_form(approximate: Any) -> str:
+    """ValueError unless it is the name of a form of GELU."""
+    if approximate not in _PHI:
+        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+    return approximate
+
+
 def gelu_and_slope(x: Array, approximate: str, want_slope: bool) -> tuple[Array, Array | None]:
     """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi. The slope of
     two-byte numbers is not rounded."""
-    if approximate not in _PHI:
-        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+    check_form(approximate)
     wide_x = widen(x.reshape(-1))  # NumPy makes numbers of 0-d arrays
     phi, slope = _PHI[approximate](wide_x, want_slope)
     if slope is not None:
@@ -190,8 +196,7 @@ class MLP(Function):
     half = True
 
     def check(self, x, w1, b1, w2, axis, approximate):
-        if approximate not in _PHI:
-            raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+        check_form(approximate)
         if axis not in (0, -1):
             raise ValueError(f"axis must be 0 (first) or -1 (last), got {axis}")
         if x.ndim < 2:

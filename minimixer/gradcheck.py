@@ -18,7 +18,7 @@ and backward leave what they are given as it was, and whether a second backward 
 >>> gradcheck(lambda x: (x * x.tanh()).sum(), [x])
 True
 
-Next: `loss.py`, the first gradient derived by hand.
+Next: `checks.py`, a page on what is refused.
 """
 
 import contextlib

@@ -58,6 +58,13 @@ class Normalization:
             raise ValueError(f"mean and std must be numbers, or {channels} of them") from None
         if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):
             raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            scale, offset = (f.astype(np.float32) for f in self._pair())  # a model's shortest dtype
+            usable = np.isfinite([255 * scale, offset, 255 * scale + offset]).all()
+        if not (usable and (scale > 0).all()):
+            raise ValueError(
+                f"(x / 255 - mean) / std can't be had in float32 for mean {mean} and std {std}"
+            )
         self._factors: dict[tuple[str, str], tuple[Array, Array]] = {}
 
     def factors(self, dtype: np.dtype, device: str) -> tuple[Array, Array]:
@@ -65,10 +72,12 @@ class Normalization:
         device, since a copy to a GPU takes longer than their use there."""
         key = (dtype.name, device)
         if key not in self._factors:
-            pair = 1 / (255 * self.std), -self.mean / self.std
-            scale, offset = (to_device(values.astype(dtype), device) for values in pair)
+            scale, offset = (to_device(f.astype(dtype), device) for f in self._pair())
             self._factors[key] = scale, offset
         return self._factors[key]
+
+    def _pair(self) -> tuple[np.ndarray, np.ndarray]:
+        return 1 / (255 * self.std), -self.mean / self.std
 
     def __getstate__(self) -> dict[str, Any]:  # for copies: they may go to another device
         return {"mean": self.mean, "std": self.std, "_factors": {}}

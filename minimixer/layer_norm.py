@@ -19,6 +19,7 @@ import numpy as np
 
 from .autograd import Function
 from .backend import Array, matmul, namespace, sum_rows, widen
+from .checks import check_number
 from .tensor import Tensor
 
 
@@ -129,7 +130,13 @@ def add_layer_norm(
     (C,) for -1, or one number for each x[i] for 0. ValueError on shapes.
     Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
     """
-    return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=float(epsilon), bias_axis=bias_axis)
+    epsilon = check_epsilon(epsilon)
+    return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=epsilon, bias_axis=bias_axis)
+
+
+def check_epsilon(epsilon: Any) -> float:
+    """ValueError unless it is above zero, in float32 too: rows of equal numbers divide by it."""
+    return check_number("epsilon", epsilon, float(np.finfo(np.float32).tiny), 1e38, "[]")
 
 
 class AddBias(Function):

@@ -40,6 +40,7 @@ from .backend import (
     wide,
     widen,
 )
+from .checks import check_number
 from .tensor import Tensor
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -112,9 +113,7 @@ def cross_entropy(
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"cross_entropy: reduction must be in {_REDUCTIONS}, got {reduction!r}")
-    label_smoothing = float(label_smoothing)  # a NumPy number would promote
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
+    label_smoothing = check_number("cross_entropy: label_smoothing", label_smoothing, 0, 1)
     z = logits.data if isinstance(logits, Variable) else logits
     target = _check_target(z, target.data if isinstance(target, Variable) else target)
     return CrossEntropy.apply(logits, target=target, smoothing=label_smoothing, reduction=reduction)

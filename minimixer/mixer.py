@@ -49,10 +49,11 @@ from .backend import Array, as_dtype, check_precision, is_half, to_numpy, twin, 
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
 from .block import add_norm
+from .checks import check_sizes
 from .grad_mode import no_grad
 from .images import Normalization, check_shape, cut_patches, normalize
 from .loss import softmax
-from .nn import LayerNorm, Linear, Module, check_sizes, evaluating
+from .nn import LayerNorm, Linear, Module, evaluating
 from .parameters import ParameterBuffer, RandomCounter
 from .recompute import recompute
 from .tensor import Tensor

@@ -29,6 +29,9 @@ import numpy as np
 from . import functional as F
 from .autograd import Variable
 from .backend import Array, Purpose, is_array, namespace, random_bits, to_numpy, uniform, wide
+from .checks import all_finite, check_number
+from .checks import check_sizes as check_sizes
+from .layer_norm import check_epsilon
 from .ops import multiply
 from .parameters import Parameter, ParameterBuffer, RandomCounter
 from .tensor import Tensor, split_targets
@@ -145,8 +148,8 @@ class Module:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take all values from a state_dict. Nothing is changed unless everything fits.
 
-        ValueError names each entry that is missing, unexpected or of another shape, and shared
-        Parameters that were given two different values.
+        ValueError names each entry that is missing, unexpected, of another shape or not finite,
+        and shared Parameters that were given two different values.
         """
         own = {path: value for path, value in _walk("", self, ()) if isinstance(value, Parameter)}
         arrays = {
@@ -164,6 +167,8 @@ class Module:
                 problems.append(f"{name}: shape {array.shape}, but the model has {parameter.shape}")
             elif array.dtype.kind not in "fiu":
                 problems.append(f"{name}: {array.dtype} is not a number")
+            elif not all_finite(array, parameter.dtype):
+                problems.append(f"{name}: as {parameter.dtype} it holds NaN or infinity")
             elif not _equal(array, arrays[chosen.setdefault(id(parameter), name)]):
                 problems.append(f"{name} and {chosen[id(parameter)]} are one shared Parameter")
         if problems:
@@ -268,7 +273,7 @@ class LayerNorm(Module):
         check_sizes(channels=channels)
         self.weight = Parameter(np.ones(channels, dtype=np.float32))
         self.bias = Parameter(np.zeros(channels, dtype=np.float32))
-        self.epsilon = epsilon
+        self.epsilon = check_epsilon(epsilon)
 
     def draw_weights(self, seed: int, layer: int) -> None:
         self.weight.data = np.ones(self.weight.shape, dtype=np.float32)
@@ -282,7 +287,7 @@ class GELU(Module):
     """functional.gelu as a layer."""
 
     def __init__(self, approximate: str = "none"):
-        self.approximate = approximate
+        self.approximate = F.check_form(approximate)
 
     def forward(self, x: Any) -> Tensor:
         return F.gelu(x, self.approximate)
@@ -322,9 +327,7 @@ class RandomLayer(Module):
     layer = 0  # its number in the whole model, which tells its draws from other layers'
 
     def __init__(self, p: float = 0.5):
-        if not 0 <= p < 1:
-            raise ValueError(f"{type(self).__name__}: p must be in [0, 1), got {p}")
-        self.p = p
+        self.p = check_number(f"{type(self).__name__}: p", p, 0, 1)
         self.random = RandomCounter()
 
     @property
@@ -367,10 +370,3 @@ class StochasticDepth(RandomLayer):
         if not self.active:
             return x
         return multiply(x, self.keep(x, x.shape[1], 1)[None])
-
-
-def check_sizes(**sizes: Any) -> None:
-    """ValueError, with the name, unless every size is a whole number above zero."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")

@@ -12,6 +12,7 @@ Next: `optim.py`, which clips gradients by their norm.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def gradient_norm(parts: list[Array]) -> Array:
     infinite if one of their numbers is."""
     xp, dtype = namespace(parts[0]), parts[0].dtype
     fast = twin("sum_squares", parts[0])
-    squares = [fast(part) if fast else None for part in parts]
+    squares: list[Any] = [fast(part) if fast else None for part in parts]
     if all(square is not None for square in squares):
         return xp.sqrt(sum(squares)).astype(dtype).reshape(())
     largest = xp.stack([abs(part).max() for part in parts]).max()

@@ -21,7 +21,6 @@ Python.
 Next: `names.py`, the files that hold what to train on.
 """
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +39,7 @@ from .backend import (
     twin,
     use_device_of,
 )
+from .checks import check_number
 from .loss_scale import adjust_scale
 from .norms import gradient_norm
 from .parameters import Parameter, ParameterBuffer
@@ -47,12 +47,6 @@ from .parameters import Parameter, ParameterBuffer
 LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
-
-
-def _positive(lr: float) -> float:
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be positive, got {lr}")
-    return float(lr)
 
 
 class Optimizer:
@@ -63,7 +57,7 @@ class Optimizer:
     lr            learning rate; `lr_factor`, set by a schedule, multiplies every group's
     weight_decay  pulls weights towards 0; only matrices, not biases and LayerNorms
 
-    ValueError: no parameters, parameters of different models or twice, lr <= 0, weight_decay < 0.
+    ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0.
     """
 
     moments: tuple[str, ...] = ()  # the running averages' names, one array each
@@ -82,11 +76,8 @@ class Optimizer:
                     f"a group of Parameters is a dict of {', '.join(sorted(_GROUP_KEYS))}; got "
                     + (f"{list(group)}" if isinstance(group, dict) else f"a {type(group).__name__}")
                 )
-            # As Python numbers: NumPy's would promote float32 arrays.
-            group_lr = _positive(group.get("lr", lr))
-            decay = float(group.get("weight_decay", weight_decay))
-            if not (decay >= 0 and math.isfinite(decay)):
-                raise ValueError(f"weight_decay must not be negative, got {decay}")
+            group_lr = check_number("lr", group.get("lr", lr))
+            decay = check_number("weight_decay", group.get("weight_decay", weight_decay))
             for parameter in group["params"]:
                 if not isinstance(parameter, Parameter):
                     raise TypeError(
@@ -145,11 +136,10 @@ class Optimizer:
 
         Returns their norm before that, a 0-d array on the device (Pascanu et al. 2013).
         """
-        if not max_norm > 0:
-            raise ValueError(f"max_norm must be positive, got {max_norm}")
+        max_norm = check_number("max_norm", max_norm, ends="(]")
         self._follow()
         norm = self._gradient_norm()
-        self.control[CLIP] = namespace(norm).minimum(1, float(max_norm) / (norm + 1e-6))
+        self.control[CLIP] = namespace(norm).minimum(1, max_norm / (norm + 1e-6))
         self.clipped = True
         return norm
 
@@ -172,7 +162,8 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        self._settings = [(_positive(lr), decay) for _, decay in self._settings]
+        lr = check_number("lr", lr)
+        self._settings = [(lr, decay) for _, decay in self._settings]
         self._ranges = None
         self._changes += 1
 
@@ -183,6 +174,7 @@ class Optimizer:
 
     @lr_factor.setter
     def lr_factor(self, factor: float) -> None:
+        factor = check_number("lr_factor", factor)
         use_device_of(self.control)
         if device_of(self.control) != "cpu":
             check_not_recorded("setting lr_factor")
@@ -205,13 +197,16 @@ class Optimizer:
         step = operator.index(state["step"])
         if step < 0:
             raise ValueError(f"optimizer state: step is {step}")
-        arrays = {
-            name: [np.asarray(array, dtype=self.buffer.dtype) for array in state[name]]
-            for name in self.moments
-        }
+        with np.errstate(over="ignore"):  # infinity is refused below
+            arrays = {
+                name: [np.asarray(array, dtype=self.buffer.dtype) for array in state[name]]
+                for name in self.moments
+            }
         for name in self.moments:
             if [array.shape for array in arrays[name]] != [p.shape for p in self.parameters]:
                 raise ValueError(f"optimizer state: {name!r} does not fit the parameters")
+            if not all(np.isfinite(array).all() for array in arrays[name]):
+                raise ValueError(f"optimizer state: {name!r} holds NaN or infinity")
         for name in self.moments:
             for parameter, array in zip(self.parameters, arrays[name], strict=True):
                 parameter.window(self.state[name])[...] = to_device(array, self.buffer.device)
@@ -313,9 +308,11 @@ class SGD(Optimizer):
         self, parameters: Sequence[Any], lr: float, momentum: float = 0.0, nesterov: bool = False,
         weight_decay: float = 0.0,
     ):  # fmt: skip
-        if not 0 <= momentum < 1 or (nesterov and momentum == 0):
-            raise ValueError(f"momentum must be in [0, 1), and above 0 for nesterov: {momentum}")
-        self.momentum, self.nesterov = float(momentum), nesterov
+        self.momentum = check_number(
+            "momentum, with nesterov," if nesterov else "momentum",
+            momentum, 0, 1, "()" if nesterov else "[)",
+        )  # fmt: skip
+        self.nesterov = bool(nesterov)
         self.moments = ("momentum_buffer",) if momentum else ()
         super().__init__(parameters, lr, weight_decay)
 
@@ -347,9 +344,10 @@ class AdamW(Optimizer):
         self, parameters: Sequence[Any], lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01,
     ):  # fmt: skip
-        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps > 0):
-            raise ValueError(f"betas must be in [0, 1) and eps positive, got {betas}, {eps}")
-        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas!r:.60}")
+        b1, b2 = (check_number(f"betas[{i}]", beta, 0, 1) for i, beta in enumerate(betas))
+        self.betas, self.eps = (b1, b2), check_number("eps", eps, ends="()")
         super().__init__(parameters, lr, weight_decay)
 
     def _scalars(self):

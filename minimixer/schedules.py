@@ -8,6 +8,8 @@ Next: `norms.py`, how large the gradients are.
 
 import math
 
+from .checks import check_number
+
 
 def schedule(step: int, total_steps: int, warmup_steps: int = 0, decay: str = "cosine") -> float:
     """The factor on the learning rate at `step`, counted from 0.
@@ -20,7 +22,13 @@ def schedule(step: int, total_steps: int, warmup_steps: int = 0, decay: str = "c
     """
     if decay not in ("cosine", "linear", "constant"):
         raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', got {decay!r}")
-    if not (0 <= warmup_steps <= total_steps and step >= 0 and total_steps > 0):
+    for name, steps in (
+        ("step", step),
+        ("total_steps", total_steps),
+        ("warmup_steps", warmup_steps),
+    ):
+        check_number(name, steps)
+    if not (warmup_steps <= total_steps and total_steps > 0):
         raise ValueError(f"step {step}, {warmup_steps} steps of warm-up out of {total_steps}")
     if step < warmup_steps:
         return (step + 1) / warmup_steps

@@ -8,7 +8,7 @@ Next: `images.py`, from images to tokens.
 
 from typing import Any
 
-from .nn import check_sizes
+from .checks import check_number, check_sizes
 
 # Table 1 of the paper: N, C, P, D_S, D_C for 224 x 224 images.
 VARIANTS = {
@@ -57,7 +57,5 @@ def check_config(**config: Any) -> dict[str, Any]:
         raise ValueError(f"a {height} x {width} image can't be cut into {patch} x {patch} patches")
     if config["approximate"] not in ("tanh", "none"):
         raise ValueError(f"approximate must be 'tanh' or 'none', got {config['approximate']!r}")
-    config["stochastic_depth"] = float(config["stochastic_depth"])
-    if not 0 <= config["stochastic_depth"] < 1:
-        raise ValueError(f"stochastic_depth must be in [0, 1), got {config['stochastic_depth']}")
+    config["stochastic_depth"] = check_number("stochastic_depth", config["stochastic_depth"], 0, 1)
     return config

@@ -33,6 +33,7 @@ from minimixer import (
 from minimixer import functional as F
 from minimixer.backend import to_device
 from minimixer.loss import CrossEntropy
+from minimixer.nn import GELU
 
 
 def ones(*shape, device="cpu", dtype="float32", requires_grad=True):
@@ -496,6 +497,15 @@ def test_other_arguments_of_the_model():
     refuses(lambda: Mixer(**SMALL, std=0.0), "std", "0.0")
     refuses(lambda: Mixer(**SMALL, std=np.nan), "std", "nan")
     refuses(lambda: Mixer(**SMALL, mean="half"), "mean")
+    for wrong in (
+        {"mean": 1e300},
+        {"std": 1e-320},
+        {"std": 1e-40},
+        {"std": 1e300},
+        {"mean": -1e39},
+    ):
+        refuses(lambda w=wrong: Mixer(**SMALL, **w), *wrong, *wrong.values(), "float32")
+    refuses(lambda: GELU("Tanh"), "approximate", "'Tanh'", error=ValueError)
     refuses(lambda: Mixer(**SMALL, class_names=["a", "b"]), "2 class names", "3 classes")
     refuses(lambda: Mixer(**SMALL, dtype="float16"), "float16", "float32", error=TypeError)
     refuses(lambda: Mixer(**SMALL, dtype="int32"), "int32", error=TypeError)
@@ -582,7 +592,31 @@ def test_sizes_of_layers(make, size):
     refuses(lambda: make(size), repr(size), "at least 1", error=ValueError)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1, 1.0, 7, float("nan"), True])
+@pytest.mark.parametrize("epsilon", [0, -1, float("nan"), float("inf"), "1e-6", 1e-300], ids=repr)
+def test_epsilon(epsilon):
+    refuses(lambda: LayerNorm(3, epsilon), "epsilon", repr(epsilon), error=ValueError)
+    x, row = ones(2, 3), ones(3)
+    refuses(lambda: F.layer_norm(x, row, row, epsilon), "epsilon", repr(epsilon), error=ValueError)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300], ids=repr)
+def test_states_that_are_not_finite(value):
+    model = Mixer(**SMALL)
+    state = {name: array.astype("float64") for name, array in model.state_dict().items()}
+    state["norm.bias"][2] = value
+    with pytest.raises(ValueError, match=r"norm\.bias: as float32.*NaN or infinity"):
+        model.load_state_dict(state | {"head.bias": np.ones(3)})
+    assert not model.head.bias.data.any()
+    optimizer = AdamW(model.parameters())
+    moments = optimizer.state_dict()
+    moments["exp_avg_sq"][3] = np.full(moments["exp_avg_sq"][3].shape, value)
+    refuses(lambda: optimizer.load_state_dict({**moments, "step": 7}), "exp_avg_sq", "NaN")
+    assert optimizer.state_dict()["step"] == 0
+    if value == 1e300:
+        model.to("float64").load_state_dict(state)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1, 1.0, 7, float("nan"), True, "0.5"])
 def test_dropout(p):
     refuses(lambda: Dropout(p), "Dropout", "[0, 1)", p, error=ValueError)
 
@@ -666,8 +700,12 @@ def weight():
 
 
 @bad_optimizers
-@pytest.mark.parametrize("lr", [0, -1e-3, float("nan"), float("inf")])
+@pytest.mark.parametrize("lr", [-1e-3, float("nan"), float("inf"), "0.1", None], ids=repr)
 def test_learning_rates(make, lr):
+    optimizer = make([weight()], lr=0.1)
+    for name in ("lr", "lr_factor"):
+        refuses(lambda n=name: setattr(optimizer, n, lr), name, lr, error=ValueError)
+    assert (optimizer.lr, optimizer.lr_factor) == (0.1, 1.0)
     refuses(lambda: make([weight()], lr=lr), "lr", lr, error=ValueError)
     refuses(lambda: make([{"params": [weight()], "lr": lr}], lr=0.1), "lr", lr, error=ValueError)
 
@@ -701,6 +739,7 @@ def test_what_is_no_parameter(make, kind):
 @pytest.mark.parametrize("value", ["a tenth", None, [0.1]], ids=repr)
 def test_settings_that_are_no_numbers(value):
     """Here Python's own words will do: the traceback shows the line that was called."""
+    refuses(lambda: LayerNorm(3, value), "epsilon", error=ValueError)
     for function in (
         lambda: SGD([weight()], lr=value),
         lambda: AdamW([weight()], weight_decay=value),
@@ -714,22 +753,30 @@ def test_settings_that_are_no_numbers(value):
             function()
 
 
-@pytest.mark.parametrize("momentum, nesterov", [(-0.1, False), (1.0, False), (0.0, True)])
+@pytest.mark.parametrize(
+    "momentum, nesterov",
+    [(-0.1, False), (1.0, False), (0.0, True), (1.5, True), (float("nan"), False)],
+)
 def test_momentum(momentum, nesterov):
     refuses(
         lambda: SGD([weight()], lr=0.1, momentum=momentum, nesterov=nesterov), "momentum", momentum
     )
 
 
+NO_RATES = [1.0, 1.5, 2, -0.1, float("nan"), "0.9"]
+
+
 @pytest.mark.parametrize("make", [Adam, AdamW])
 @pytest.mark.parametrize(
-    "options",
-    [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"eps": 0.0}, {"eps": -1e-8}],
+    "options, wrong",
+    [({"betas": (beta, 0.9)}, ("betas[0]", beta)) for beta in NO_RATES]
+    + [({"betas": (0.9, beta)}, ("betas[1]", beta)) for beta in NO_RATES]
+    + [({"betas": betas}, ("betas", "two numbers")) for betas in (0.9, (0.9,), (0.9, 0.9, 0.9))]
+    + [({"eps": eps}, ("eps", eps)) for eps in (0.0, -1e-8, float("nan"), float("inf"), "small")],
     ids=str,
 )
-def test_betas_and_eps(make, options):
-    numbers = re.findall(r"-?\d[\d.e-]*", str(options))
-    refuses(lambda: make([weight()], **options), "betas", "eps", *numbers, error=ValueError)
+def test_betas_and_eps(make, options, wrong):
+    refuses(lambda: make([weight()], **options), *wrong, error=ValueError)
 
 
 @pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
@@ -742,7 +789,12 @@ def test_clipping(norm):
 def test_schedules():
     refuses(lambda: schedule(0, 10, decay="cosin"), "'cosin'", "'cosine'", "'linear'")
     refuses(lambda: schedule(0, 10, warmup_steps=11), "11", "10", error=ValueError)
-    refuses(lambda: schedule(0, 10, warmup_steps=-1), "-1", "10", error=ValueError)
+    refuses(lambda: schedule(0, 10, warmup_steps=-1), "warmup_steps", "-1", error=ValueError)
+    for wrong in (float("nan"), float("inf"), -1, "3", None):
+        refuses(lambda w=wrong: schedule(w, 10), "step", repr(wrong), error=ValueError)
+        refuses(lambda w=wrong: schedule(0, w), "total_steps", repr(wrong), error=ValueError)
+        refuses(lambda w=wrong: schedule(0, 9, w), "warmup_steps", repr(wrong), error=ValueError)
+    refuses(lambda: schedule(0, 0), "0", error=ValueError)
 
 
 def test_every_public_name_is_there():
