@@ -27,7 +27,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     mixer.py        the model
     schedules.py    how the learning rate changes
     norms.py        the norm of all gradients
-    optim.py        SGD, Adam, AdamW, clipping
+    optimizer.py    what all optimizers share: ranges, clipping, steps
+    optim.py        SGD, Adam, AdamW
     names.py        names from outside, made fit to show
     files.py        reading what may be anything; writing whole files; locks
     idx.py          IDX files: how to read what somebody else wrote

@@ -21,6 +21,7 @@ Next: `recompute.py`, layers that forget.
 import contextlib
 import math
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -81,7 +82,12 @@ class Module:
         if len({id(p.buffer) for p in parameters}) > 1:
             ParameterBuffer(parameters)
         if parameters and parameters[0].buffer is not None:
-            random = parameters[0].buffer.random
+            buffer = parameters[0].buffer
+            if buffer.count == len(parameters):
+                owner = buffer.owner and buffer.owner()
+                if owner is None or any(module is owner for _, module in self.named_modules()):
+                    buffer.owner = weakref.ref(self)  # the outermost: optimizers ask it what is new
+            random = buffer.random
             layers = [
                 (number, module)
                 for number, (_, module) in enumerate(self.named_modules())

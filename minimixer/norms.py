@@ -8,7 +8,7 @@ squares between 0 and 1, at the cost of another look at every number.
 >>> gradient_norm([np.full(3, 3e19, "float32"), np.full(1, 3e19, "float32")])
 array(6.e+19, dtype=float32)
 
-Next: `optim.py`, which clips gradients by their norm.
+Next: `optimizer.py`, which clips gradients by their norm.
 """
 
 import math

@@ -90,7 +90,12 @@ class ParameterBuffer:
     scaled     do gradients from float16 come multiplied by the loss scale?
     loss_scale (2,) float64 on the device: the scale (loss_scale.py), steps it has held
     random     the model's RandomCounter
+    owner      the Module that all of it belongs to, a weak reference
+    optimized  has an optimizer been made for some of it?
     """
+
+    owner: weakref.ref | None = None
+    optimized = False
 
     def __init__(self, parameters: Sequence["Parameter"]):
         # The parts join the largest of the buffers they come from, in its dtype and on its device.
@@ -126,7 +131,7 @@ class ParameterBuffer:
         return sum(window() is not None for window in self._windows)
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
-        return {**vars(self), "_windows": None, "_count": self.count, "low": None}
+        return {**vars(self), "_windows": None, "_count": self.count, "low": None, "owner": None}
 
     @property
     def signature(self) -> tuple[Any, ...]:

@@ -549,3 +549,106 @@ def test_schedule(device, decay, warmup):
 def test_schedule_errors(device, arguments, message):
     with pytest.raises(ValueError, match=message):
         schedule(*arguments)
+
+
+# ---- layers that came later ---------------------------------------------------------------------
+
+
+class Body(Module):
+    def __init__(self):
+        self.layers, self.head = [Linear(3, 4), Linear(4, 4)], Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.layers[1](self.layers[0](x)))
+
+
+def train_once(model, *optimizers):
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    device = model.parameters()[0].device if not optimizers else optimizers[0].buffer.device
+    (model(Tensor(np.ones((2, 3), "float32"), device=device)) ** 2).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def test_a_layer_put_in_after_the_optimizer_is_named(device):
+    """Whichever way it came in, and whatever list of its Parameters the optimizer was given."""
+    replacements = {
+        "head.weight, head.bias": lambda m: setattr(m, "head", Linear(4, 3).to(device)),
+        "layers.1.weight": lambda m: m.layers.__setitem__(1, Linear(4, 4, bias=False).to(device)),
+    }
+    for names, replace in replacements.items():
+        for choose in (lambda p: p, lambda p: [{"params": p[:2]}, {"params": p[2:]}]):
+            model = Body().to(device)
+            optimizer = SGD(choose(model.parameters()), lr=0.1)
+            train_once(model, optimizer)
+            model.layers[0].parameters()  # a part, which owns nothing
+            replace(model)
+            before = to_numpy(model.layers[0].weight.data).copy()
+            with pytest.raises(ValueError, match=f"^{names} came into.*new optimizer"):
+                train_once(model, optimizer)
+            same(model.layers[0].weight.data, before)
+            train_once(model, SGD(model.parameters(), lr=0.1))
+
+
+def test_an_optimizer_whose_layers_were_all_replaced_is_noticed(device):
+    for gather in (False, True):
+        model = Body().to(device)
+        model.parameters()
+        optimizer = SGD(model.head.parameters(), lr=0.1)
+        model.head = Linear(4, 3).to(device)
+        if gather:
+            model.parameters()
+        with pytest.raises(ValueError, match=r"head\.weight, head\.bias came into"):
+            train_once(model, optimizer)
+
+
+def test_what_is_left_out_on_purpose_is_no_newcomer(device):
+    model = Body().to(device)
+    frozen = SGD([p for p in model.parameters() if p is not model.head.bias], lr=0.1)
+    train_once(model, frozen)  # frozen, in the same buffer
+    model.head = Linear(4, 3).to(device)
+    train_once(model, frozen, SGD(model.head.parameters(), lr=0.1))  # an optimizer of its own
+    model = Body().to(device)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    model.unused, model.layers[1] = Linear(5, 5).to(device), Linear(4, 4).to(device)
+    for p in model.layers[1].parameters():
+        p.requires_grad = False
+    train_once(model, optimizer)  # no gradients, none wanted
+    model.layers[1] = lambda x: x
+    train_once(model, optimizer)  # removed
+    other = Body().to(device)
+    SGD(other.parameters(), lr=0.1)
+    train_once(model, optimizer)  # another model's layers come and go
+
+
+# ---- what PyTorch's users type ------------------------------------------------------------------
+
+
+def test_a_model_stands_for_its_parameters(device):
+    model = Body().to(device)
+    assert AdamW(model, lr=0.1).parameters == model.parameters()
+
+
+def test_names_of_pytorch(device):
+    optimizer = SGD(Body().to(device), lr=0.1)
+    optimizer.zero_grad(set_to_none=True)
+    with pytest.raises(ValueError, match=r"zero_grad\(\)"):
+        optimizer.zero_grad(set_to_none=False)
+    for name, hint in (("param_groups", "lr_factor"), ("nonsense", "nonsense")):
+        with pytest.raises(AttributeError, match=hint):
+            getattr(optimizer, name)
+
+
+def test_an_optimizer_shows_its_settings(device):
+    model = Body().to(device)
+    groups = [{"params": model.layers[0].parameters(), "lr": 0.5}, {"params": [model.head.weight]}]
+    optimizer = SGD(groups, lr=0.25, momentum=0.9, weight_decay=0.125)
+    train_once(model, optimizer)
+    assert repr(optimizer).splitlines() == [
+        "SGD(momentum=0.9, nesterov=False, step 1",
+        "  lr=0.5, weight_decay=0.125: 1 Parameters, 12 weights",
+        "  lr=0.5, weight_decay=0.0: 1 Parameters, 4 weights",
+        "  lr=0.25, weight_decay=0.125: 1 Parameters, 8 weights",
+        ")",
+    ]

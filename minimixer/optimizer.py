@@ -1,0 +1,335 @@
+"""What all optimizers share: which weights are moved, how far, and when.
+
+An optimizer holds a model's flat buffer and a list of ranges of it: (start, stop, lr, decay).
+Parameter groups, weight decay on matrices only and frozen parameters are nothing more than such
+ranges, and an update is a handful of array operations on each. The numbers that change from step
+to step (learning-rate factor, step count, clipping factor, whether the gradients are finite) lie
+in one small array, `control`, on the model's device: a GPU reads them there and never waits for
+Python.
+
+>>> from minimixer import AdamW, Mixer
+>>> AdamW(Mixer(8, 4, 1, 16, 8, 32, num_classes=10).parameters(), weight_decay=0.05)
+AdamW(betas=(0.9, 0.999), eps=1e-08, step 0
+  lr=0.001, weight_decay=0.05: 6 Parameters, 2,016 weights
+  lr=0.001, weight_decay=0.0: 12 Parameters, 182 weights
+)
+
+Next: `optim.py`, the updates.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import (
+    Array,
+    address,
+    blocks,
+    check_not_recorded,
+    device_of,
+    namespace,
+    to_device,
+    to_numpy,
+    twin,
+    use_device_of,
+)
+from .checks import check_number
+from .loss_scale import adjust_scale
+from .nn import Module
+from .norms import gradient_norm
+from .parameters import Parameter, ParameterBuffer
+
+LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
+Range = tuple[int, int, float, float]  # start, stop, lr, decay
+_GROUP_KEYS = {"params", "lr", "weight_decay"}
+
+
+class Optimizer:
+    """What all optimizers share. Subclasses define `moments` and `update`.
+
+    parameters    a model, Parameters of one, or groups: dicts with "params" and, if they differ
+                  from the defaults, "lr" and "weight_decay". Those with requires_grad=False stay.
+    lr            learning rate; `lr_factor`, set by a schedule, multiplies every group's
+    weight_decay  pulls weights towards 0; only matrices, not biases and LayerNorms
+
+    ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0.
+    """
+
+    moments: tuple[str, ...] = ()  # the running averages' names, one array each
+    constants: tuple[str, ...] = ()  # other attributes that an update depends on
+
+    def __init__(self, parameters: Sequence[Any] | Module, lr: float, weight_decay: float):
+        groups: list[Any] = list(
+            parameters.parameters() if isinstance(parameters, Module) else parameters
+        )
+        if not any(isinstance(group, dict) for group in groups):
+            groups = [{"params": groups}]
+        self.parameters: list[Parameter] = []
+        self._settings: list[tuple[float, float]] = []
+        self._changes = 0  # of them
+        for group in groups:
+            if not isinstance(group, dict) or not {"params"} <= set(group) <= _GROUP_KEYS:
+                raise ValueError(
+                    f"a group of Parameters is a dict of {', '.join(sorted(_GROUP_KEYS))}; got "
+                    + (f"{list(group)}" if isinstance(group, dict) else f"a {type(group).__name__}")
+                )
+            group_lr = check_number("lr", group.get("lr", lr))
+            decay = check_number("weight_decay", group.get("weight_decay", weight_decay))
+            for parameter in group["params"]:
+                if not isinstance(parameter, Parameter):
+                    raise TypeError(
+                        f"the optimizer takes Parameters, such as model.parameters(), got a "
+                        f"{type(parameter).__name__}"
+                    )
+                if parameter.requires_grad:
+                    self.parameters.append(parameter)
+                    self._settings.append((group_lr, decay if parameter.ndim > 1 else 0.0))
+        if not self.parameters:
+            raise ValueError("the optimizer was given no parameters to train")
+        if len({id(p) for p in self.parameters}) < len(self.parameters):
+            raise ValueError("a parameter was given to the optimizer twice")
+        if len({id(p.buffer) for p in self.parameters}) > 1:
+            raise ValueError(
+                "these parameters belong to different models; make one Module that holds them all "
+                "and use its parameters(), or one optimizer for each model"
+            )
+        buffer = self.parameters[0].buffer
+        assert buffer is not None
+        self.buffer: ParameterBuffer = buffer
+        self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])
+        self.clipped = False  # is `control` to clip the next step?
+        self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
+        self._ranges: tuple[list[bool], list[Range]] | None = None
+        self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
+        buffer.optimized = True
+        self._follow()
+
+    # ---- what a training loop calls -------------------------------------------------------------
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient, and clear the clipping factor."""
+        self._follow()
+        self._look_for_newcomers()
+        ranges = self._active_ranges()
+        if self.scaled:
+            norm = self._gradient_norm()
+            self.control[FINITE] = namespace(norm).isfinite(norm)
+        fast = twin(type(self), self.buffer.values)  # which looks at FINITE itself, on the device
+        if fast is None or not fast(self, ranges):
+            self._update_ranges(ranges)
+        if self.scaled:
+            adjust_scale(self.buffer.loss_scale, self.control[FINITE : FINITE + 1])
+        self._count_step()
+        for parameter in self.parameters:
+            parameter.version += 1
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and how they were to be clipped. `set_to_none`, PyTorch's, can't
+        be otherwise: a gradient of zeros would move weights, by momentum and decay (ValueError)."""
+        if not set_to_none:
+            raise ValueError("zero_grad: gradients are forgotten, never set to 0: zero_grad()")
+        if self.clipped:
+            use_device_of(self.control)
+            self.control[CLIP], self.clipped = 1, False
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def clip_grad_norm(self, max_norm: float) -> Array:
+        """Let the coming step see gradients of norm at most `max_norm`, all of them scaled alike.
+
+        Returns their norm before that, a 0-d array on the device (Pascanu et al. 2013).
+        """
+        max_norm = check_number("max_norm", max_norm, ends="(]")
+        self._follow()
+        norm = self._gradient_norm()
+        self.control[CLIP] = namespace(norm).minimum(1, max_norm / (norm + 1e-6))
+        self.clipped = True
+        return norm
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a recorded step (graph.py) depends on, besides what lies on the device."""
+        places = [address(array) for array in (self.control, *self.state.values())]
+        settings = [getattr(self, name) for name in self.constants]
+        return (*places, self._changes, self.clipped, *settings)
+
+    @property
+    def scaled(self) -> bool:
+        """Do gradients come from float16, and may overflow?"""
+        return self.buffer.scaled
+
+    @property
+    def lr(self) -> float:
+        """The (first group's) learning rate; assigning sets it for all groups."""
+        return self._settings[0][0]
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        lr = check_number("lr", lr)
+        self._settings = [(lr, decay) for _, decay in self._settings]
+        self._ranges = None
+        self._changes += 1
+
+    @property
+    def lr_factor(self) -> float:
+        """What a schedule multiplies every group's learning rate with."""
+        return float(self.control[LR_FACTOR])
+
+    @lr_factor.setter
+    def lr_factor(self, factor: float) -> None:
+        factor = check_number("lr_factor", factor)
+        use_device_of(self.control)
+        if device_of(self.control) != "cpu":
+            check_not_recorded("setting lr_factor")
+        self.control[LR_FACTOR] = factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"step": int, and for each moment a list of NumPy arrays, one for each parameter}."""
+        moments = {
+            name: [to_numpy(p.window(array)).copy() for p in self.parameters]
+            for name, array in self.state.items()
+        }
+        return {"step": int(self.control[STEP]), **moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another optimizer of this kind, for the same parameters, stopped."""
+        self._follow()
+        expected = {"step", *self.moments}
+        if set(state) != expected:
+            raise ValueError(f"optimizer state: expected {sorted(expected)}, got {sorted(state)}")
+        step = operator.index(state["step"])
+        if step < 0:
+            raise ValueError(f"optimizer state: step is {step}")
+        with np.errstate(over="ignore"):  # infinity is refused below
+            arrays = {
+                name: [np.asarray(array, dtype=self.buffer.dtype) for array in state[name]]
+                for name in self.moments
+            }
+        for name in self.moments:
+            if [array.shape for array in arrays[name]] != [p.shape for p in self.parameters]:
+                raise ValueError(f"optimizer state: {name!r} does not fit the parameters")
+            if not all(np.isfinite(array).all() for array in arrays[name]):
+                raise ValueError(f"optimizer state: {name!r} holds NaN or infinity")
+        for name in self.moments:
+            for parameter, array in zip(self.parameters, arrays[name], strict=True):
+                parameter.window(self.state[name])[...] = to_device(array, self.buffer.device)
+        self.control[STEP] = step
+
+    def __repr__(self) -> str:
+        constants = ", ".join(f"{name}={getattr(self, name)}" for name in self.constants)
+        parts: dict[tuple[float, float], list[int]] = {}
+        for parameter, setting in zip(self.parameters, self._settings, strict=True):
+            parts.setdefault(setting, []).append(parameter.size)
+        lines = [f"{type(self).__name__}({constants}, step {int(self.control[STEP])}"]
+        for (lr, decay), sizes in parts.items():
+            counts = f"{len(sizes)} Parameters, {sum(sizes):,} weights"
+            lines.append(f"  lr={lr}, weight_decay={decay}: {counts}")
+        return "\n".join([*lines, ")"])
+
+    def __getattr__(self, name: str) -> Any:  # what is not there
+        other = {"param_groups": "lr, lr_factor", "add_param_group": "a new optimizer with groups"}
+        hint = f"; use {other[name]}" if name in other else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+
+    def __deepcopy__(self, memo: dict) -> "Optimizer":
+        raise TypeError(
+            "copy the model, make a new optimizer from its parameters, and give that this one's "
+            "state_dict()"
+        )
+
+    # ---- how it is done -------------------------------------------------------------------------
+
+    def _count_step(self) -> None:
+        """One step more, unless the gradients were not finite; the next is not clipped so far."""
+        control, counters = self.control, self.buffer.random.counters
+        fast = twin("count_step", control)
+        if fast is None or not fast(control, counters):
+            control[STEP : STEP + 1] += control[FINITE : FINITE + 1]
+            control[CLIP] = control[FINITE] = 1
+            counters[:1] += np.uint64(1)
+        self.clipped = False
+
+    def _update_ranges(self, ranges: list[Range]) -> None:
+        buffer, gradients = self.buffer, self.buffer.make_gradients()
+        on_cpu = namespace(buffer.values) is np
+        if self.scaled and on_cpu and not self.control[FINITE]:
+            return
+        scalars = self._scalars()
+        for start, stop, lr, decay in ranges:
+            for part in blocks(buffer.values, start, stop):
+                arrays = [array[part] for array in (buffer.values, *self.state.values())]
+                before = [a.copy() for a in arrays] if self.scaled and not on_cpu else []
+                self.update(arrays[0], gradients[part], arrays[1:], lr, decay, scalars)
+                for array, old in zip(arrays, before, strict=False):  # an overflow: all as it was
+                    namespace(array).copyto(array, old, where=self.control[FINITE] == 0)
+            buffer.refresh(start, stop)
+
+    def _gradient_norm(self) -> Array:
+        """The norm of all gradients, 0-d, in the parameters' dtype."""
+        gradients = self.buffer.make_gradients()
+        parts = [gradients[start:stop] for start, stop, _, _ in self._active_ranges()]
+        return gradient_norm(parts or [gradients[:1] * 0])
+
+    def update(
+        self, w: Array, g: Array, state: list[Array], lr: float, decay: float, scalars: Array
+    ) -> None:
+        """Change w and state in place, for one block of a range."""
+        raise TypeError(f"{type(self).__name__} has no update")
+
+    def _scalars(self) -> Array:
+        """`control` in the parameters' dtype."""
+        return self.control.astype(self.buffer.dtype)
+
+    def _follow(self) -> None:
+        """Go where the model went (`to`), and notice if it took other parameters."""
+        buffer = self.buffer
+        if any(p.buffer is not buffer for p in self.parameters):
+            raise ValueError(
+                "the model's parameters were gathered anew after this optimizer was made (was a "
+                "layer replaced?); make a new optimizer from model.parameters()"
+            )
+        use_device_of(buffer.values)
+        if device_of(self.control) != buffer.device:
+            self.control = to_device(self.control, buffer.device)
+        for name, array in self.state.items():
+            if array.dtype != buffer.dtype or device_of(array) != buffer.device:
+                self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
+
+    def _look_for_newcomers(self) -> None:
+        """ValueError if the model has Parameters that came after its buffer was made, are trained
+        by no optimizer, and yet have a gradient. Those frozen on purpose lie in the buffer."""
+        if self._looked != Module.changes:
+            model = self.buffer.owner and self.buffer.owner()
+            self._looked, found = Module.changes, model.named_parameters() if model else ()
+            self._newcomers = [
+                (name, p) for name, p in found if p.requires_grad and p.buffer is not self.buffer
+            ]
+        news = [
+            name for name, p in self._newcomers
+            if p.has_grad and p.buffer is not None and not p.buffer.optimized
+        ]  # fmt: skip
+        if news:
+            raise ValueError(
+                f"{', '.join(news)} came into the model after this optimizer was made, which would "
+                "never train them; make a new optimizer from model.parameters()"
+            )
+
+    def _active_ranges(self) -> list[Range]:
+        """Stretches of the buffer with gradients and equal settings, as long as possible."""
+        has_grad = [p.has_grad for p in self.parameters]
+        if self._ranges is None or self._ranges[0] != has_grad:
+            pieces = sorted(
+                (p.start, p.stop, *setting)
+                for p, setting, has in zip(self.parameters, self._settings, has_grad, strict=True)
+                if has
+            )
+            ranges: list[Range] = []
+            for piece in pieces:
+                if ranges and ranges[-1][1:] == (piece[0], *piece[2:]):
+                    ranges[-1] = (ranges[-1][0], *piece[1:])
+                else:
+                    ranges.append(piece)
+            self._ranges = has_grad, ranges
+        return self._ranges[1]
