@@ -19,7 +19,9 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     layer_norm.py   LayerNorm and the residual connection: gradients derived by hand
     functional.py   linear, gelu, mlp: likewise
     parameters.py   Parameter and the flat buffer
-    nn.py           Module, layers, initial weights
+    describe.py     a model as a tree, and as a table
+    module.py       Module: Parameters and sub-modules by name
+    nn.py           layers, initial weights
     recompute.py    layers that forget and compute again, to save memory
     variants.py     the sizes of the paper's models
     images.py       from images to tokens
@@ -53,7 +55,7 @@ from .grad_mode import enable_grad, is_grad_enabled, no_grad
 from .gradcheck import GradientError, gradcheck
 from .graph import record
 from .mixer import Mixer
-from .nn import Dropout, LayerNorm, Linear, Module
+from .nn import GELU, Dropout, Flatten, LayerNorm, Linear, Module, ReLU, Sequential
 from .ops import clip, maximum, where
 from .optim import SGD, Adam, AdamW
 from .parameters import Parameter
@@ -68,8 +70,8 @@ if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "Dropout", "Function", "GradientError", "LayerNorm", "Linear", "Mixer",
-    "Module", "Parameter", "Tensor", "backend", "clip", "concatenate", "data", "enable_grad",
-    "fetch", "functional", "gradcheck", "is_grad_enabled", "maximum", "nn", "no_grad", "ops",
-    "optim", "rearrange", "record", "schedule", "stack", "where",
+    "GELU", "SGD", "Adam", "AdamW", "Dropout", "Flatten", "Function", "GradientError", "LayerNorm",
+    "Linear", "Mixer", "Module", "Parameter", "ReLU", "Sequential", "Tensor", "backend", "clip",
+    "concatenate", "data", "enable_grad", "fetch", "functional", "gradcheck", "is_grad_enabled",
+    "maximum", "nn", "no_grad", "ops", "optim", "rearrange", "record", "schedule", "stack", "where",
 ]  # fmt: skip

@@ -32,6 +32,8 @@ class MixerMLP(Module):
     axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)
     """
 
+    shown = ("axis", "approximate")
+
     def __init__(self, size: int, hidden: int, axis: int, approximate: str):
         self.axis, self.approximate = axis, approximate
         self.w1 = Parameter(np.zeros((size, hidden), dtype=np.float32))

@@ -200,6 +200,11 @@ class Batches:
         self.shuffle = shuffle
         self._last_order = (-1, np.arange(len(self.images)))  # one tuple: threads see both or none
 
+    def __repr__(self) -> str:
+        data = f"{len(self.images)} images {self.images.shape[1:]} of {self.images.dtype}"
+        settings = f"seed={self.seed}, max_shift={self.max_shift}, shuffle={self.shuffle}"
+        return f"Batches({data}; {len(self)} batches of {self.batch_size}, {settings})"
+
     def __len__(self) -> int:
         """The number of batches in an epoch."""
         return (len(self.images) + self.batch_size - 1) // self.batch_size

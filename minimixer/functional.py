@@ -32,9 +32,11 @@ from .layer_norm import as_rows
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
 from .loss import log_softmax as log_softmax
+from .loss import mse_loss as mse_loss
 from .loss import softmax as softmax
 from .loss_scale import ScaleGradient as ScaleGradient
 from .loss_scale import scale_gradient as scale_gradient
+from .ops import relu as relu
 from .tensor import Tensor
 
 # ---- linear -------------------------------------------------------------------------------------
@@ -271,3 +273,16 @@ def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "t
     the authors' form unless told otherwise, where `gelu` itself follows PyTorch's default.
     """
     return MLP.apply(x, w1, b1, w2, axis=axis, approximate=approximate)
+
+
+_ELSEWHERE = {  # what PyTorch has under this name, and what to write here
+    "dropout": "nn.Dropout, whose draws follow the model's seed and step",
+    "nll_loss": "cross_entropy of the scores", "tanh": "x.tanh()",
+    "sigmoid": "((x / 2).tanh() + 1) / 2",
+    "binary_cross_entropy": "cross_entropy with two classes", "l1_loss": "(x - y).abs().mean()",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    hint = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(f"functional has no {name!r}{hint}")

@@ -79,6 +79,9 @@ class Normalization:
     def _pair(self) -> tuple[np.ndarray, np.ndarray]:
         return 1 / (255 * self.std), -self.mean / self.std
 
+    def __repr__(self) -> str:
+        return f"Normalization(mean={self.mean.tolist()}, std={self.std.tolist()})"
+
     def __getstate__(self) -> dict[str, Any]:  # for copies: they may go to another device
         return {"mean": self.mean, "std": self.std, "_factors": {}}
 

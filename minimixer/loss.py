@@ -41,6 +41,9 @@ from .backend import (
     widen,
 )
 from .checks import check_number
+from .ops import power, subtract
+from .rearrange import mean
+from .rearrange import sum as sum_of
 from .tensor import Tensor
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -158,6 +161,18 @@ def _check_target(z: Array, target: Any) -> Array:
             f"is {smallest:g}, the sums go from {least:g} to {most:g}"
         )
     return to_device(target, device_of(z)).astype(dtype, copy=False)
+
+
+def mse_loss(x: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """(x - target)^2 of two Tensors or arrays of one shape: its "mean" or "sum" -> (), or "none".
+    ValueError for other shapes, which broadcasting would hide."""
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"mse_loss: reduction must be in {_REDUCTIONS}, got {reduction!r}")
+    shapes = [getattr(a, "shape", ()) for a in (x, target)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"mse_loss: x is {shapes[0]} and target {shapes[1]}; they must be alike")
+    square = power(subtract(x, target), 2)
+    return {"mean": mean, "sum": sum_of, "none": lambda y: y}[reduction](square)
 
 
 class Softmax(Function):

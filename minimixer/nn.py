@@ -1,17 +1,20 @@
 """Layers: Parameters with a forward.
 
-A Module's Parameters and sub-modules are simply its attributes, or lie in lists, tuples or dicts
-that are; found in the order in which they were assigned, and named by the path to them.
-
 >>> class Network(Module):
 ...     def __init__(self):
-...         self.layers = [Linear(4, 8), Linear(8, 2)]
+...         self.layers = Sequential(Linear(4, 8), GELU(), Linear(8, 2))
 ...         self.initialize(seed=0)
 ...     def forward(self, x):
-...         return self.layers[1](F.gelu(self.layers[0](x)))
+...         return self.layers(x)
 >>> network = Network()
->>> [name for name, _ in network.named_parameters()]
-['layers.0.weight', 'layers.0.bias', 'layers.1.weight', 'layers.1.bias']
+>>> network
+Network(58 weights
+  (layers): Sequential(58 weights
+    (0): Linear(weight (4, 8), bias (8,); 40 weights)
+    (1): GELU(approximate='none')
+    (2): Linear(weight (8, 2), bias (2,); 18 weights)
+  )
+)
 >>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
 (1, 2)
 
@@ -21,196 +24,21 @@ Next: `recompute.py`, layers that forget.
 import contextlib
 import math
 import threading
-import weakref
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from . import functional as F
-from .autograd import Variable
-from .backend import Array, Purpose, is_array, namespace, random_bits, to_numpy, uniform, wide
-from .checks import all_finite, check_number
+from .backend import Array, Purpose, namespace, random_bits, uniform, wide
+from .checks import check_number
 from .checks import check_sizes as check_sizes
 from .layer_norm import check_epsilon
-from .ops import multiply
-from .parameters import Parameter, ParameterBuffer, RandomCounter
-from .tensor import Tensor, split_targets
-
-
-class Module:
-    """Something with Parameters, sub-modules and a `forward`; calling it calls `forward`."""
-
-    training = True
-    changes: ClassVar[int] = 0  # how often an attribute of any module was set: see graph.py
-
-    def forward(self, *inputs: Any) -> Any:
-        raise TypeError(f"{type(self).__name__} has no forward")
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.forward(*inputs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(self, name, None), Parameter) and (
-            isinstance(value, Tensor) and not isinstance(value, Parameter)
-        ):
-            raise TypeError(f"{name} is a Parameter: assign the new values to {name}.data")
-        super().__setattr__(name, value)
-        Module.changes += 1
-
-    # ---- what is in it --------------------------------------------------------------------------
-
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
-        """(path, module) for this one and all below it, each once, in order of assignment."""
-        seen: set[int] = set()
-        for path, value in _walk(prefix, self, ()):
-            if isinstance(value, Module) and id(value) not in seen:
-                seen.add(id(value))
-                yield path, value
-
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(path, Parameter), each Parameter once, under its first path if it is shared."""
-        seen: set[int] = set()
-        for path, value in _walk("", self, ()):
-            if isinstance(value, Parameter) and id(value) not in seen:
-                seen.add(id(value))
-                yield path, value
-
-    def parameters(self) -> list[Parameter]:
-        """All Parameters, gathered into one flat buffer if they are not in one already."""
-        parameters = [p for _, p in self.named_parameters()]
-        if len({id(p.buffer) for p in parameters}) > 1:
-            ParameterBuffer(parameters)
-        if parameters and parameters[0].buffer is not None:
-            buffer = parameters[0].buffer
-            if buffer.count == len(parameters):
-                owner = buffer.owner and buffer.owner()
-                if owner is None or any(module is owner for _, module in self.named_modules()):
-                    buffer.owner = weakref.ref(self)  # the outermost: optimizers ask it what is new
-            random = buffer.random
-            layers = [
-                (number, module)
-                for number, (_, module) in enumerate(self.named_modules())
-                if isinstance(module, RandomLayer)
-            ]
-            if any(layer.random is not random for _, layer in layers):  # else: numbered already
-                for number, layer in layers:
-                    layer.layer, layer.random = number, random
-        return parameters
-
-    def num_parameters(self) -> int:
-        return sum(p.size for _, p in self.named_parameters())
-
-    # ---- what can be done to it -----------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> "Module":
-        """Switch what differs between training and use (dropout) on, or off."""
-        for _, module in self.named_modules():
-            module.training = mode
-        return self
-
-    def eval(self) -> "Module":
-        return self.train(False)
-
-    def zero_grad(self) -> None:
-        for _, parameter in self.named_parameters():
-            parameter.grad = None
-
-    def to(self, *targets: Any) -> "Module":
-        """`to("cuda")`, `to("float64")`, or both: in place; optimizers follow. ValueError if the
-        device can't be used here, or if the Parameters share a buffer with others'."""
-        parameters = self.parameters()
-        dtype, device = split_targets(targets)
-        if parameters and parameters[0].buffer is not None:
-            if parameters[0].buffer.count > len(parameters):
-                raise ValueError("to: these layers are part of a larger model; move that one")
-            parameters[0].buffer.to(dtype, device)
-        return self
-
-    def initialize(self, seed: int = 0) -> None:
-        """Draw all initial weights anew, every layer with a number of its own. ValueError unless
-        the seed is a whole number from 0 to 2^64 - 1."""
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be a whole number from 0 to 2^64 - 1, got {seed!r}")
-        seed = int(seed)
-        for number, (_, module) in enumerate(self.named_modules()):
-            module.draw_weights(seed, number)
-        for parameter in self.parameters()[:1]:
-            assert parameter.buffer is not None
-            parameter.buffer.random.seed = seed
-
-    def draw_weights(self, seed: int, layer: int) -> None:
-        """Give this layer's own Parameters their initial values. Layers with any define it;
-        `layer` is the layer's number in the whole model."""
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Every Parameter as a NumPy array (a copy), under each of its paths."""
-        return {
-            path: np.array(to_numpy(value.data))
-            for path, value in _walk("", self, ())
-            if isinstance(value, Parameter)
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take all values from a state_dict. Nothing is changed unless everything fits.
-
-        ValueError names each entry that is missing, unexpected, of another shape or not finite,
-        and shared Parameters that were given two different values.
-        """
-        own = {path: value for path, value in _walk("", self, ()) if isinstance(value, Parameter)}
-        arrays = {
-            name: value.data if isinstance(value, Variable) else value if is_array(value)
-            else np.asarray(value) for name, value in state.items()
-        }  # fmt: skip
-        problems = [f"missing: {name}" for name in own if name not in arrays]
-        problems += [f"unexpected: {name}" for name in arrays if name not in own]
-        chosen: dict[int, str] = {}
-        for name, parameter in own.items():
-            array = arrays.get(name)
-            if array is None:
-                continue
-            if array.shape != parameter.shape:
-                problems.append(f"{name}: shape {array.shape}, but the model has {parameter.shape}")
-            elif array.dtype.kind not in "fiu":
-                problems.append(f"{name}: {array.dtype} is not a number")
-            elif not all_finite(array, parameter.dtype):
-                problems.append(f"{name}: as {parameter.dtype} it holds NaN or infinity")
-            elif not _equal(array, arrays[chosen.setdefault(id(parameter), name)]):
-                problems.append(f"{name} and {chosen[id(parameter)]} are one shared Parameter")
-        if problems:
-            raise ValueError(
-                f"load_state_dict: {len(problems)} entries do not fit this "
-                f"{type(self).__name__}:\n  " + "\n  ".join(problems)
-            )
-        for name, parameter in own.items():
-            parameter.data = arrays[name]
-
-
-def _walk(path: str, value: Any, inside: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    """All Modules and Parameters in `value` with their paths; `inside` are those around it."""
-    if isinstance(value, Parameter):
-        yield path, value
-        return
-    if id(value) in inside:  # a part that points back at the whole
-        return
-    items: Any = ()
-    if isinstance(value, Module):
-        yield path, value
-        items = vars(value).items()
-    elif isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for name, item in items:
-        full = f"{path}.{name}" if path else f"{name}"
-        yield from _walk(full, item, (*inside, id(value)))
-
-
-def _equal(a: Array, b: Array) -> bool:
-    return a is b or np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)
-
-
-# ---- layers -------------------------------------------------------------------------------------
+from .module import Module as Module
+from .ops import multiply, relu
+from .parameters import Parameter, RandomCounter
+from .rearrange import reshape
+from .tensor import Tensor
 
 
 def lecun_normal(
@@ -275,6 +103,8 @@ class Linear(Module):
 class LayerNorm(Module):
     """Each row of x (..., channels) to mean 0 and variance 1, times weight plus bias."""
 
+    shown = ("epsilon",)
+
     def __init__(self, channels: int, epsilon: float = 1e-6):
         check_sizes(channels=channels)
         self.weight = Parameter(np.ones(channels, dtype=np.float32))
@@ -289,8 +119,50 @@ class LayerNorm(Module):
         return F.layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
+class Sequential(Module):
+    """Modules one after the other; indexed, counted and named like a list: "0.weight"."""
+
+    def __init__(self, *layers: Module):
+        for number, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"Sequential: takes Modules, one by one, got {layer!r:.60}")
+            setattr(self, str(number), layer)
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())  # which list() would ask again
+
+    def __getitem__(self, index: Any) -> Module:
+        """The layer of a number, or a Sequential of a slice, which shares its layers."""
+        found = [*self.children()][index]
+        return Sequential(*found) if isinstance(index, slice) else found
+
+    def forward(self, x: Any) -> Any:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class ReLU(Module):
+    """max(x, 0), elementwise."""
+
+    def forward(self, x: Any) -> Tensor:
+        return relu(x)
+
+
+class Flatten(Module):
+    """x (B, ...) -> (B, n): all axes but the first as one."""
+
+    def forward(self, x: Any) -> Tensor:
+        return reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
 class GELU(Module):
     """functional.gelu as a layer."""
+
+    shown = ("approximate",)
 
     def __init__(self, approximate: str = "none"):
         self.approximate = F.check_form(approximate)
@@ -329,6 +201,8 @@ class RandomLayer(Module):
     first, so that its layers are numbered. One layer called twice in a step draws the same twice.
     """
 
+    draws = True
+    shown = ("p",)
     purpose: Purpose
     layer = 0  # its number in the whole model, which tells its draws from other layers'
 
@@ -376,3 +250,16 @@ class StochasticDepth(RandomLayer):
         if not self.active:
             return x
         return multiply(x, self.keep(x, x.shape[1], 1)[None])
+
+
+_ELSEWHERE = {  # what PyTorch has under this name, and what to write here
+    "CrossEntropyLoss": "functional.cross_entropy", "MSELoss": "functional.mse_loss",
+    "Softmax": "functional.softmax", "LogSoftmax": "functional.log_softmax",
+    "ModuleList": "a list: layers in it are found", "ModuleDict": "a dict: layers in it are found",
+    "ParameterList": "a list", "Identity": "Sequential()", "Tanh": "x.tanh()",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    hint = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(f"nn has no {name!r}{hint}")

@@ -22,7 +22,9 @@ from typing import Any
 
 from .backend import namespace
 from .checks import check_number
-from .optimizer import CLIP, LR_FACTOR, STEP
+from .optimizer import CLIP, LR_FACTOR
+from .optimizer import FINITE as FINITE
+from .optimizer import STEP as STEP
 from .optimizer import Optimizer as Optimizer
 
 

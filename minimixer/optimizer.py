@@ -37,7 +37,7 @@ from .backend import (
 )
 from .checks import check_number
 from .loss_scale import adjust_scale
-from .nn import Module
+from .module import Module
 from .norms import gradient_norm
 from .parameters import Parameter, ParameterBuffer
 
@@ -301,8 +301,12 @@ class Optimizer:
         """ValueError if the model has Parameters that came after its buffer was made, are trained
         by no optimizer, and yet have a gradient. Those frozen on purpose lie in the buffer."""
         if self._looked != Module.changes:
-            model = self.buffer.owner and self.buffer.owner()
-            self._looked, found = Module.changes, model.named_parameters() if model else ()
+            owner = self.buffer.owner
+            model = None if owner is None else owner()
+            self._looked, found = (
+                Module.changes,
+                model.named_parameters() if model is not None else (),
+            )
             self._newcomers = [
                 (name, p) for name, p in found if p.requires_grad and p.buffer is not self.buffer
             ]

@@ -16,7 +16,7 @@ buffer; each Parameter starts at a multiple of 64 elements, which keeps the wind
 >>> w.start, b.start, buffer.values[:7]
 (0, 64, array([5., 5., 5., 5., 5., 5., 0.], dtype=float32))
 
-Next: `nn.py`, layers made of Parameters.
+Next: `describe.py`, what things made of Parameters look like.
 """
 
 import math
@@ -339,4 +339,4 @@ class Parameter(Tensor):
         return self._low_view
 
     def __repr__(self) -> str:
-        return f"Parameter({self.data}, dtype={self.dtype}, device={self.device!r})"
+        return super().__repr__().replace("Tensor", "Parameter", 1)

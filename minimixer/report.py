@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .describe import Table
 from .files import replace_file
 
 
@@ -75,14 +76,7 @@ class Summary:
             cells.append([layer.name, str(layer.output_shape), *(f"{n:,}" for n in layer[2:])])
         totals = (self.parameters, self.macs, self.activation_bytes)
         cells.append(["total", f"batch of {self.batch_size}", *(f"{n:,}" for n in totals)])
-        widths = [max(len(row[i]) for row in cells) for i in range(5)]
-        lines = []
-        for row in cells:
-            text = [cell.ljust(w) for cell, w in zip(row[:2], widths[:2], strict=True)]
-            text += [cell.rjust(w) for cell, w in zip(row[2:], widths[2:], strict=True)]
-            lines.append("  ".join(text))
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return str(Table(cells, words=2))
 
     __repr__ = __str__
 

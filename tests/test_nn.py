@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from minimixer import (
     Parameter,
     Tensor,
     backend,
+    data,
     nn,
     no_grad,
 )
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
-from minimixer.nn import GELU, StochasticDepth, lecun_normal
+from minimixer.nn import GELU, Sequential, StochasticDepth, lecun_normal
 
 
 def draw(shape, seed=0, low=-1.0, high=1.0):
@@ -671,3 +673,130 @@ def test_nn_names(device):
     for name in ("Linear", "LayerNorm", "GELU", "Dropout", "StochasticDepth", "Module"):
         assert hasattr(nn, name)
     assert issubclass(Mixer, Module) and F.linear is not None
+
+
+# ---- what PyTorch's users type ------------------------------------------------------------------
+
+
+def test_sequential(device):
+    layers = [Linear(3, 4), nn.ReLU(), Linear(4, 2)]
+    model = Sequential(*layers).to(device)
+    assert [n for n, _ in model.named_parameters()] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert list(model) == layers and len(model) == 3 and model[-1] is layers[2]
+    assert list(model[1:]) == layers[1:] and isinstance(model[1:], Sequential)
+    x = put(device, draw((5, 3)))
+    w = [to_numpy(p.data) for p in model.parameters()]
+    expected = np.maximum(to_numpy(x) @ w[0] + w[1], 0) @ w[2] + w[3]
+    np.testing.assert_allclose(to_numpy(model(Tensor(x)).data), expected, rtol=1e-5, atol=1e-6)
+    model(Tensor(x)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert Sequential()(x) is x
+    for wrong in ([Linear(3, 4)], F.gelu, None):
+        with pytest.raises(TypeError, match="Sequential"):
+            Sequential(Linear(3, 3), wrong)
+    with pytest.raises(IndexError):
+        model[3]
+
+
+def test_flatten(device):
+    x = Tensor(put(device, draw((2, 3, 4))), requires_grad=True)
+    y = nn.Flatten()(x)
+    same(y.data, to_numpy(x.data).reshape(2, 12))
+    assert nn.Flatten()(Tensor(put(device, draw((0, 3, 4))))).shape == (0, 12)
+
+
+def test_mse_loss(device):
+    x, t = (Tensor(put(device, draw((2, 3)) + i), requires_grad=True) for i in (0.0, 0.25))
+    square = (to_numpy(x.data) - to_numpy(t.data)) ** 2
+    for reduction, right in (("mean", square.mean()), ("sum", square.sum()), ("none", square)):
+        found = to_numpy(F.mse_loss(x, t, reduction=reduction).data)
+        np.testing.assert_allclose(found, right, rtol=1e-6)
+    F.mse_loss(x, t).backward()
+    difference = 2 * (to_numpy(x.data) - to_numpy(t.data)) / 6
+    np.testing.assert_allclose(to_numpy(x.grad), difference, rtol=1e-6)
+    np.testing.assert_allclose(to_numpy(t.grad), -difference, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3,\)"):
+        F.mse_loss(x, t[0])
+    with pytest.raises(ValueError, match=r"reduction.*'avg'"):
+        F.mse_loss(x, t, reduction="avg")
+
+
+def test_children_and_modules():
+    model = Sequential(Linear(2, 2), Sequential(GELU()))
+    assert list(model.children()) == [model[0], model[1]]
+    assert next(model.modules()) is model and len(list(model.modules())) >= 3
+    model = Sequential(Linear(2, 2))
+    model.more = [Linear(2, 2), {"a": Linear(2, 2)}]
+    assert [path for path, _ in model.named_children()] == ["0", "more.0", "more.1.a"]
+
+
+def test_freezing_all_of_a_part():
+    model = Sequential(Linear(2, 2), Linear(2, 2))
+    assert model[0].requires_grad_(False) is model[0]
+    assert [p.requires_grad for _, p in model.named_parameters()] == [False, False, True, True]
+    model.requires_grad_()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "where, name, hint",
+    [
+        (Linear(2, 2), "cuda", '.to("cuda")'), (Linear(2, 2), "half", "set_precision"),
+        (Linear(2, 2), "register_buffer", "attribute"), (Linear(2, 2), "apply", "modules()"),
+        (Linear(2, 2), "add_module", "setattr"), (Linear(2, 2), "wieght", "'wieght'"),
+        (nn, "CrossEntropyLoss", "functional.cross_entropy"), (nn, "ModuleList", "a list"),
+        (F, "dropout", "nn.Dropout"), (F, "nonsense", "'nonsense'"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+def test_what_is_not_there_says_what_to_write(where, name, hint):
+    assert not hasattr(where, name)
+    with pytest.raises(AttributeError, match=re.escape(hint)):
+        getattr(where, name)
+
+
+def test_gradients_are_never_set_to_zero():
+    Linear(2, 2).zero_grad(set_to_none=True)
+    with pytest.raises(ValueError, match=r"zero_grad\(\)"):
+        Linear(2, 2).zero_grad(set_to_none=False)
+
+
+# ---- what they look like ------------------------------------------------------------------------
+
+
+def test_a_tree_of_layers():
+    class Odd(Module):
+        def __init__(self):
+            self.scale = Parameter(np.ones(3))
+            self.heads = {"a": Linear(3, 1), "b": (Linear(3, 1), Linear(3, 1), Linear(3, 2))}
+            self.whole, self.nothing = self, []
+            self.nothing.append(self.nothing)
+            self.again, self.drop = self.heads["a"], Dropout(0.25)
+
+    one = "Linear(weight (3, 1), bias (1,); 4 weights)"
+    assert repr(Odd()).splitlines() == [
+        "Odd(scale (3,); 23 weights",
+        f"  (heads.a): {one}",
+        f"  (heads.b.0-1): 2 x {one}",
+        "  (heads.b.2): Linear(weight (3, 2), bias (2,); 8 weights)",
+        "  (whole): Odd(...)",
+        f"  (again): {one}",
+        "  (drop): Dropout(p=0.25)",
+        ")",
+    ]
+    table = str(Odd().summary()).splitlines()
+    assert table[2].split() == ["Odd", "scale", "(3,)", "3"] and table[-1].split()[-1] == "23"
+    assert len({len(line) for line in table}) == 1 and len(table) == 9
+
+
+def test_small_things_look_like_what_they_are(device):
+    assert repr(LayerNorm(3, 1e-5)) == "LayerNorm(epsilon=1e-05, weight (3,), bias (3,); 6 weights)"
+    assert repr(GELU("tanh")) == "GELU(approximate='tanh')" and repr(nn.ReLU()) == "ReLU()"
+    assert repr(Parameter(put(device, draw((3,))))).startswith("Parameter([")
+    model = Mixer(8, 4, 3, 8, 4, 16, in_channels=1, num_classes=2, mean=0.25).to(device)
+    assert "(blocks.0-2): 3 x MixerBlock(" in repr(model) and "(head): Linear(" in repr(model)
+    assert repr(model.normalization) == "Normalization(mean=[0.25], std=[0.5])"
+    batches = data.Batches(np.zeros((10, 4, 4, 1), "uint8"), np.zeros(10, int), 4, max_shift=1)
+    assert repr(batches) == (
+        "Batches(10 images (4, 4, 1) of uint8; 3 batches of 4, seed=0, max_shift=1, shuffle=True)"
+    )
