@@ -86,6 +86,26 @@ class Normalization:
         return {"mean": self.mean, "std": self.std, "_factors": {}}
 
 
+def not_normalized(images: Array, normalization: Normalization) -> str | None:
+    """Why these floats, taken as they are, are hardly what the model was trained on; or None.
+
+    Normalised images of mean > 0 have numbers below 0, and none far above (1 - mean) / std.
+    """
+    if images.dtype not in FLOAT_DTYPES and not is_half(images.dtype):
+        return None
+    low, high = (float(widen(f)) for f in (images.min(), images.max()))
+    mean, std = normalization.mean, normalization.std
+    darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
+    in_unit = 0 <= low < high <= 1 and darkest < -0.1
+    if not (in_unit or (low >= 0 and high > max(1.5, 2 * brightest))):
+        return None
+    return (
+        f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "
+        f"model's lie between {darkest:.3g} and {brightest:.3g}; pass uint8 images, or "
+        f"(x / 255 - mean) / std. If it was trained on such numbers, call set_normalization(0, 1)"
+    )
+
+
 def normalize(
     images: Array, normalization: Normalization, dtype: np.dtype, device: str, half: bool = False
 ) -> Array:

@@ -39,6 +39,7 @@ x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the pap
 Next: `schedules.py`, the first of two files about training it.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ from .block import MixerMLP as MixerMLP
 from .block import add_norm
 from .checks import check_sizes
 from .grad_mode import no_grad
-from .images import Normalization, check_shape, cut_patches, normalize
+from .images import Normalization, check_shape, cut_patches, normalize, not_normalized
 from .loss import softmax
 from .nn import LayerNorm, Linear, Module, evaluating
 from .parameters import ParameterBuffer, RandomCounter
@@ -84,6 +85,8 @@ class Mixer(Module):
     ValueError for sizes that are not positive or do not fit together, TypeError for what is not a
     size or a name at all. Section 2 of the paper.
     """
+
+    warned = False  # that images to predict from seem not to be normalised?
 
     def __init__(
         self,
@@ -315,11 +318,17 @@ class Mixer(Module):
     # ---- using a trained model ------------------------------------------------------------------
 
     def predict_logits(self, images: Any, batch_size: int = 256) -> np.ndarray:
-        """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time."""
+        """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time. A
+        warning, once, if the images are floats that seem not to be normalised."""
         check_sizes(batch_size=batch_size)
         self.check_shape(images)
         if self.head is None:
             raise ValueError("predict: this model has no head (num_classes=0)")
+        if not (self.warned or isinstance(images, Tensor)):
+            doubt = not_normalized(images[:batch_size], self.normalization)
+            if doubt:
+                self.warned = True
+                warnings.warn(doubt, stacklevel=2)
         with no_grad(), evaluating():
             parts = [
                 to_numpy(self(images[i : i + batch_size]).data)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -642,6 +643,39 @@ def test_no_images_and_no_arrays(device):
 
 
 # ---- predicting ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "normalization, scale, shift, doubtful",
+    [
+        ((0.5, 0.5), 1 / 255, 0, True), ((0.5, 0.5), 1, 0, True), ((0.5, 0.5), 2 / 255, -1, False),
+        ((0.1307, 0.3081), 1 / 255, 0, True), ((0.1307, 0.3081), 1, 0, True),
+        ((0.1307, 0.3081), 1 / 255 / 0.3081, -0.1307 / 0.3081, False),
+        ((0.0, 1.0), 1 / 255, 0, False), ((0.0, 1.0), 1, 0, True), ((0.0, 1 / 255), 1, 0, False),
+    ],
+)  # fmt: skip
+def test_floats_that_are_not_normalised_are_doubted_once(
+    device, normalization, scale, shift, doubtful
+):
+    """Where the model is asked for predictions; training and Tensors are left alone."""
+    bytes_ = np.random.default_rng(0).integers(0, 256, (6, 12, 20, 3)).astype("uint8")
+    bytes_[0, 0, 0], bytes_[0, 0, 1] = 0, 255
+    for dtype in ("float32", "float64", "float16"):
+        model = Mixer(**SMALL)
+        model.set_normalization(*normalization)
+        model.to(device)
+        floats = to_device((bytes_.astype(dtype) * scale + shift).astype(dtype), device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model(floats)
+            model.predict(bytes_)
+            model.predict(Tensor(floats.astype("float32")))
+            assert not caught
+            model.predict(floats)
+            model.predict_proba(floats, batch_size=2)
+        assert len(caught) == doubtful
+        if doubtful:
+            assert re.search(r"uint8.*\(x / 255 - mean\) / std", str(caught[0].message))
 
 
 def test_predictions_do_not_depend_on_the_batch_size(device):
