@@ -740,6 +740,29 @@ def test_rates_grow_linearly_from_zero_to_the_last(num_blocks):
     assert np.allclose(rates, expected[:, None], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_features_of_the_last_block_are_what_the_head_sees(device, rate):
+    """With stochastic depth a block has added its bias itself, without it the norm does."""
+    model = small(device, stochastic_depth=rate).train()
+    model.random.set(3)
+    images = random_images(6)
+    last = model.features(images, [-1])[0]  # (B, S, C)
+    h = F.layer_norm(last, model.norm.weight, model.norm.bias)
+    scores, expected = to_numpy(model.head(h.mean(axis=1)).data), to_numpy(model(images).data)
+    assert abs(expected).max() > 0.1
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_two_matrices_of_an_mlp_are_drawn_apart():
+    mlp = Mixer(**SMALL, seed=4).blocks[0].token_mixing
+    first, second = (to_numpy(w.data) for w in (mlp.w1, mlp.w2))
+    one_scale = second * math.sqrt(first.shape[1] / first.shape[0])  # lecun: 1 / sqrt(fan in)
+    assert (
+        abs(first - one_scale).max() > 0.1
+        and abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.5
+    )
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5, math.nan])
 def test_rates_that_make_no_sense(rate):
     with pytest.raises(ValueError, match="stochastic_depth"):

@@ -339,6 +339,16 @@ def test_layer_norm(device):
         layer(put(device, draw((2, 5))))
 
 
+def test_a_bias_that_needs_no_gradient_gets_none(device):
+    """Not even one that is computed and thrown away, by any form of the code."""
+    for rows in (3, 30_000):
+        leaves = [Tensor(put(device, draw(s)), requires_grad=True) for s in ((rows, 4), (4,), (4,))]
+        bias = Tensor(put(device, draw((4,))))
+        s, h = F.add_layer_norm(leaves[0], None, bias, *leaves[1:])
+        found = s.node.backward(s.data, h.data)
+        assert [gradient is None for gradient in found] == [False, True, True, False, False]
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu(device, approximate):
     x = np.linspace(-6, 6, 49)

@@ -2,12 +2,13 @@
 
 import contextlib
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from strategies import reference_functions
 
-from minimixer import SGD, Adam, AdamW, Linear, Module, Parameter, Tensor, schedule
+from minimixer import SGD, Adam, AdamW, Linear, Mixer, Module, Parameter, Tensor, schedule
 from minimixer.backend import to_device, to_numpy
 from minimixer.optim import Optimizer
 from minimixer.parameters import ParameterBuffer
@@ -652,3 +653,45 @@ def test_an_optimizer_shows_its_settings(device):
         "  lr=0.25, weight_decay=0.125: 1 Parameters, 8 weights",
         ")",
     ]
+
+
+# ---- small things that would be missed by no other test -----------------------------------------
+
+
+def test_equal_neighbours_are_one_range_and_others_are_not(device):
+    model = Body().to(device)
+    model.parameters()
+    settings = [1.0, 1.0, 2.0, 2.0, 2.0, 1.0]
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(model.parameters(), settings, strict=True)]
+    for given, wanted in ((model.parameters(), [1.0, 1.0]), (groups, [1.0, 2.0, 1.0, 2.0, 1.0])):
+        optimizer = SGD(given, lr=1.0, weight_decay=0.5)
+        train_once(model, optimizer)
+        ranges = optimizer._active_ranges()
+        assert all(a[1] == b[0] for a, b in pairwise(ranges))
+        assert sorted(r[2] for r in ranges) == sorted(wanted), ranges
+        for p, (lr, decay) in zip(optimizer.parameters, optimizer._settings, strict=True):
+            (own,) = [r for r in ranges if r[0] <= p.start and p.stop <= r[1]]
+            assert own[2:] == (lr, decay)
+
+
+def test_state_follows_the_models_dtype_and_steps_are_counted_one_by_one(device):
+    model = Body().to(device)
+    optimizer = AdamW(model, lr=0.1)
+    train_once(model, optimizer)
+    assert all(array.dtype == "float32" for array in optimizer.state.values())
+    same(optimizer.buffer.random.counters, [1, 0])
+    model.to("float64")
+    optimizer.zero_grad()
+    model(Tensor(np.ones((2, 3)), device=device)).sum().backward()
+    optimizer.step()
+    assert all(array.dtype == "float64" for array in optimizer.state.values())
+    same(optimizer.buffer.random.counters, [2, 0])
+
+
+def test_nothing_is_scaled_where_nothing_needs_to_be(device):
+    model = Body().to(device)
+    same(model.layers[0].weight.buffer.loss_scale, [1, 0])
+    mixer = Mixer(8, 4, 1, 8, 4, 16, in_channels=1, num_classes=2).to(device)
+    same(mixer.buffer.loss_scale, [1, 0])
+    mixer.buffer.loss_scale[...] = 8
+    same(mixer.set_precision("float32").buffer.loss_scale, [1, 0])

@@ -225,6 +225,20 @@ def test_activation_bytes_are_those_that_the_graph_keeps(device, kernels):
     run()
 
 
+def test_activation_bytes_of_a_model_larger_than_a_block(device):
+    """Where LayerNorm keeps its input and two numbers for each row."""
+    config = {"image_size": 16, "patch_size": 4, "num_blocks": 1, "hidden_dim": 128,
+              "tokens_mlp_dim": 8, "channels_mlp_dim": 8, "in_channels": 1,
+              "num_classes": 3}  # fmt: skip
+    model, batch = Mixer(**config).to(device), 64
+    images = np.zeros((batch, 16, 16, 1), "uint8")
+    logits = model(images)
+    kept = by_layer(model.summary(batch_size=batch), "activation_bytes")
+    assert kept_by_the_graph(logits, model) == kept
+    if backend.twin(F.AddLayerNorm, model.stem.weight.data) is not None:
+        assert kept["blocks.0.norm1"] == 16 * batch * (128 + 2) * 4
+
+
 @each_half
 def test_activation_bytes_of_two_byte_models(device, dtype, reference):
     case = Case(SMALL, batch=3, seed=1)
