@@ -347,6 +347,8 @@ def test_a_bias_that_needs_no_gradient_gets_none(device):
         s, h = F.add_layer_norm(leaves[0], None, bias, *leaves[1:])
         found = s.node.backward(s.data, h.data)
         assert [gradient is None for gradient in found] == [False, True, True, False, False]
+        found = s.node.backward(s.data, None)
+        assert [gradient is None for gradient in found] == [False, True, True, True, True]
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
