@@ -50,6 +50,8 @@ class Normalization:
     ValueError unless they are, mean finite and std positive.
     """
 
+    warned = False  # that images seem not to be normalised: once is enough
+
     def __init__(self, mean: Any, std: Any, channels: int):
         try:
             self.mean = np.broadcast_to(np.asarray(mean, dtype=np.float64), (channels,)).copy()

@@ -86,8 +86,6 @@ class Mixer(Module):
     size or a name at all. Section 2 of the paper.
     """
 
-    warned = False  # that images to predict from seem not to be normalised?
-
     def __init__(
         self,
         image_size: int | tuple[int, int],
@@ -324,10 +322,10 @@ class Mixer(Module):
         self.check_shape(images)
         if self.head is None:
             raise ValueError("predict: this model has no head (num_classes=0)")
-        if not (self.warned or isinstance(images, Tensor)):
+        if not (self.normalization.warned or isinstance(images, Tensor)):
             doubt = not_normalized(images[:batch_size], self.normalization)
             if doubt:
-                self.warned = True
+                self.normalization.warned = True
                 warnings.warn(doubt, stacklevel=2)
         with no_grad(), evaluating():
             parts = [
