@@ -58,23 +58,22 @@ def shifted_softmax(z: Array, axis: int = -1) -> tuple[Array, Array, Array]:
     an inf, give NaN.
     """
     xp = namespace(z)
-    with np.errstate(invalid="ignore", over="ignore"):
-        shifted = z - z.max(axis=axis, keepdims=True)
-        p = xp.exp(shifted)
-        log_total = xp.log(p.sum(axis=axis, keepdims=True, dtype=np.float64))
-        p /= p.sum(axis=axis, keepdims=True)
-        return shifted, p, log_total
+    shifted = z - z.max(axis=axis, keepdims=True)
+    p = xp.exp(shifted)
+    log_total = xp.log(p.sum(axis=axis, keepdims=True, dtype=np.float64))
+    p /= p.sum(axis=axis, keepdims=True)
+    return shifted, p, log_total
 
 
 class CrossEntropy(Function):
     """loss = log sum_j e^z[j] - sum_k t[k] z[k] for each row: dz = p - t."""
 
-    half = True
+    quiet = True
 
     def forward(self, z, target, smoothing, reduction):
         xp = namespace(z)
         batch, classes = z.shape
-        shifted, p, log_total = shifted_softmax(widen(z))
+        shifted, p, log_total = shifted_softmax(z)
         if target.ndim == 1:  # class labels: t is one-hot, and need not be written out
             rows = xp.arange(batch)
             picked = shifted[rows, target]
@@ -96,7 +95,7 @@ class CrossEntropy(Function):
         return loss.astype(z.dtype)
 
     def backward(self, dloss):
-        return (self.dz * (widen(dloss) * self.scale)[..., None]).astype(dloss.dtype, copy=False)
+        return self.dz * (dloss * self.scale)[..., None]
 
 
 def cross_entropy(
@@ -172,7 +171,9 @@ def mse_loss(x: Any, target: Any, reduction: str = "mean") -> Tensor:
     if shapes[0] != shapes[1]:
         raise ValueError(f"mse_loss: x is {shapes[0]} and target {shapes[1]}; they must be alike")
     square = power(subtract(x, target), 2)
-    return {"mean": mean, "sum": sum_of, "none": lambda y: y}[reduction](square)
+    if reduction == "none":
+        return square
+    return mean(square) if reduction == "mean" else sum_of(square)
 
 
 class Softmax(Function):
@@ -185,18 +186,18 @@ class Softmax(Function):
     """
 
     takes_numbers = False
-    half = True
+    quiet = True
 
     def forward(self, z, axis):
         self.axis = _check_axis(z, axis)
-        p = shifted_softmax(widen(z), axis)[1]
+        p = shifted_softmax(z, axis)[1]
         self.p = p if self.needs[0] else None
-        return p.astype(z.dtype, copy=False)
+        return p
 
     def backward(self, dp):
-        dz = widen(dp) * self.p
+        dz = dp * self.p
         dz -= self.p * dz.sum(axis=self.axis, keepdims=True)
-        return dz.astype(dp.dtype, copy=False)
+        return dz
 
 
 class LogSoftmax(Function):
@@ -204,18 +205,17 @@ class LogSoftmax(Function):
     dz[k] = dy[k] - p[k] sum_j dy[j]. Kept: p."""
 
     takes_numbers = False
-    half = True
+    quiet = True
 
     def forward(self, z, axis):
         self.axis = _check_axis(z, axis)
-        y, p, log_total = shifted_softmax(widen(z), axis)
+        y, p, log_total = shifted_softmax(z, axis)
         self.p = p if self.needs[0] else None
         y -= log_total.astype(y.dtype)
-        return y.astype(z.dtype, copy=False)
+        return y
 
     def backward(self, dy):
-        dz = widen(dy) - self.p * widen(dy).sum(axis=self.axis, keepdims=True)
-        return dz.astype(dy.dtype, copy=False)
+        return dy - self.p * dy.sum(axis=self.axis, keepdims=True)
 
 
 def _check_axis(z: Array, axis: Any) -> int:
