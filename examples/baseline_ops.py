@@ -126,13 +126,13 @@ class Windows:
         """(B, rows, columns, kernel, kernel * channels): every window whole, as a view in which
         pixels occur as often as windows overlap. Not to be written to."""
         padded = namespace(padded).ascontiguousarray(padded)
-        batch, _, _, channels = padded.shape
-        image, row, pixel, element = padded.strides
-        return namespace(padded).lib.stride_tricks.as_strided(
-            padded,
-            (batch, self.rows, self.columns, self.kernel, self.kernel * channels),
-            (image, row * self.stride, pixel * self.stride, row, element),
+        # Its own strides may be anything along an axis of length 1.
+        image, row, pixel, element = (
+            padded.itemsize * math.prod(padded.shape[axis:]) for axis in range(1, 5)
         )
+        shape = len(padded), self.rows, self.columns, self.kernel, pixel // element * self.kernel
+        strides = image, row * self.stride, pixel * self.stride, row, element
+        return namespace(padded).lib.stride_tricks.as_strided(padded, shape, strides)
 
 
 # ---- convolution --------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def between(random: Random, shape: tuple[int, ...]) -> np.ndarray:
 
 # ---- memory layouts -----------------------------------------------------------------------------
 
-LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "read-only")
+LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "loose", "read-only")
 layouts = st.sampled_from(LAYOUTS)
 
 
@@ -113,6 +113,10 @@ def with_layout(array: Array, layout: str) -> Array:
     if layout == "reversed":
         backwards = (..., *[slice(None, None, -1)] * array.ndim)
         return array[backwards].copy()[backwards]
+    if layout == "loose":  # contiguous all the same: nobody takes a stride along a length of 1
+        array = array.copy(order="C")
+        strides = [1040 if n == 1 else s for n, s in zip(array.shape, array.strides, strict=True)]
+        return xp.lib.stride_tricks.as_strided(array, array.shape, strides)
     array = array.copy()
     if layout == "read-only" and xp is np:
         array.flags.writeable = False
