@@ -387,23 +387,112 @@ def test_two_threads_train_two_models(small_parts):
     assert [found[0], found[1]] == expected
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_forked_process_trains_too(small_parts):
-    expected = training_step()
+def forked(work) -> int | None:
+    """What work() is in a forked process, as its exit status; None if it hangs."""
     child = os.fork()
     if child == 0:
-        os._exit(0 if training_step() == expected else 1)
+        status = 99
+        try:
+            status = int(work())
+        finally:
+            os._exit(status)
     for _ in range(600):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            break
-        time.sleep(0.05)
-    else:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-        pytest.fail("the child waits for a thread that it has not")
-    assert os.waitstatus_to_exitcode(status) == 0
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return None
+
+
+def needs_fork(test):
+    quiet = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+    return pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")(quiet(test))
+
+
+@needs_fork
+@pytest.mark.parametrize("forks", [30, pytest.param(300, marks=pytest.mark.slow)])
+def test_forked_processes_train_while_other_threads_do(small_parts, forks):
+    """A child has their locks, in whatever state, and not them."""
+    use_threads(2)
+    expected, ended, found = training_step(), threading.Event(), []
+
+    def train():
+        while not ended.is_set():
+            training_step(1)
+
+    def take_turns():
+        numbers = np.ones(3000)
+        while not ended.is_set():
+            with threads.turn:
+                np.tanh(numbers, out=numbers)
+
+    workers = [threading.Thread(target=work) for work in (train, *[take_turns] * 3)]
+    try:
+        for worker in workers:
+            worker.start()
+        for number in range(forks):
+            time.sleep(0.001 * (number % 7))
+            found.append(forked(lambda: training_step() == expected))
+            if found[-1] is None:
+                break
+    finally:
+        ended.set()
+        for worker in workers:
+            worker.join()
+        use_threads(None)
+    assert found == [1] * forks
+
+
+@needs_fork
+def test_what_was_put_aside_before_a_fork_is_done_in_both(small_parts):
+    class Forks(Function):
+        def forward(self, x):
+            return x * 1
+
+        def backward(self, dy):
+            if os.fork() == 0:
+                children.append(True)
+            return dy
+
+    rng, children = np.random.default_rng(0), []
+    values = [rng.standard_normal(shape) for shape in ((6, 5), (5,), (5, 6))]
+    x = Tensor(rng.standard_normal((3000, 6)), requires_grad=True)
+    use_threads(2)
+    found = []
+    for function in (lambda x: x * 1, Forks.apply):
+        weights = [Parameter(value) for value in values]
+        F.mlp(function(x), *weights).backward(np.ones((3000, 6)))
+        found.append([p.grad.copy() for p in weights])
+    same = all(map(np.array_equal, *found)) and blas_on_one_thread.entered == 0
+    if children:
+        os._exit(0 if same else 1)
+    use_threads(None)
+    assert same and os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+
+@pytest.mark.parametrize("granted", [0, 1, 2])
+def test_a_system_that_grants_few_threads(small_parts, monkeypatch, granted):
+    """Python in a browser grants none."""
+    expected, start, started = training_step(), threading.Thread.start, []
+
+    def limited(thread):
+        if sum(other.is_alive() for other in started) >= granted:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    use_threads(5)
+    threads._pool.cache_clear()
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    try:
+        assert training_step() == expected
+        pool = threads._pool(4)
+        assert (pool._max_workers if pool else 0) == granted
+    finally:
+        use_threads(None)
+        threads._pool.cache_clear()
 
 
 def test_choosing_the_plain_code_between_forward_and_backward(small_parts):

@@ -126,15 +126,28 @@ def limit_blas(count: int) -> None:
 
 
 @functools.cache
-def _pool(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="minimixer")
+def _pool(count: int) -> ThreadPoolExecutor | None:
+    """`count` threads, or as many as the system grants; None if it grants none, as in a browser."""
+    pool, begin = ThreadPoolExecutor(count, thread_name_prefix="minimixer"), threading.Event()
+    granted = 0
+    try:  # all at once: later, a task might have been queued, and be run, when a start fails
+        for _ in range(count):
+            pool.submit(begin.wait)
+            granted += 1
+    except RuntimeError:
+        begin.set()
+        pool.shutdown()
+        return _pool(granted) if granted else None
+    begin.set()
+    return pool
 
 
 def _submit(threads: int, function: Callable[[], None]) -> Future | None:
     """To another of `threads` threads; np.errstate, a context variable, is there as it is here.
-    None when Python is ending and starts no more."""
+    None where there is none, or when Python is ending."""
+    pool = _pool(threads - 1)
     try:
-        return _pool(threads - 1).submit(contextvars.copy_context().run, function)
+        return pool.submit(contextvars.copy_context().run, function) if pool else None
     except RuntimeError:
         return None
 
@@ -219,18 +232,17 @@ def _finish(future: Future, task: Callable[[], None]) -> None:
 
 
 def _after_fork() -> None:
-    """A forked process has none of its parent's threads, nor what they were about to do."""
+    """A forked process has none of its parent's threads, only their locks: made anew, as Python
+    does with its own (`locked()` would not tell of one that was taken just now)."""
+    turn._at_fork_reinit()  # type: ignore[attr-defined]
+    blas_on_one_thread.lock._at_fork_reinit()  # type: ignore[attr-defined]
     _pool.cache_clear()
+    _aside.waiting = [(Future(), task) for _, task in _aside.waiting]  # for `join` to do
     functions = _blas()
-    if blas_on_one_thread.entered and functions is not None:
+    if blas_on_one_thread.entered and not _aside.threads and functions is not None:
         _, set_count = functions
         set_count(blas_on_one_thread.allowed)
-    blas_on_one_thread.entered = 0
-    blas_on_one_thread.lock = threading.Lock()
-    _aside.waiting.clear()
-    _aside.threads = 0
-    if turn.locked():
-        turn.release()
+    blas_on_one_thread.entered = int(_aside.threads > 0)
 
 
 if hasattr(os, "register_at_fork"):
