@@ -27,9 +27,10 @@ import math
 import operator
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -236,28 +237,55 @@ class Batches:
             images = shift_images(images, shifts)
         return images, self.labels[examples]
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("Batches: say which epoch: `for images, labels in batches.epoch(0)`")
+
+    def epoch(self, epoch: int, start: int = 0) -> "Epoch":
         """The batches of `epoch` from number `start` on, prepared ahead by one thread.
 
         What goes wrong in the thread is raised here. The thread ends with the iterator: after the
-        last batch, at an exception, or when the iterator is closed or forgotten.
+        last batch, at an exception, or when the iterator is closed or forgotten. Where there can be
+        no thread, as in a browser, each batch is made when it is asked for.
         """
         epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
-        return self._prefetch(epoch, _check_integer("start", start, 0, len(self)))
+        start = _check_integer("start", start, 0, len(self))
+        return Epoch(self._prefetch(epoch, start), len(self) - start)
 
     def _prefetch(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        pool: ThreadPoolExecutor | None
         pool = ThreadPoolExecutor(1, thread_name_prefix="minimixer-batches")
-        ahead: deque[Future] = deque()
+        process, ahead = os.getpid(), deque[Future]()
         try:
-            # Two ahead: one ready, one in the making. More would only cost memory.
             for index in range(start, len(self)):
-                ahead.append(pool.submit(self.batch, epoch, index))
-                if len(ahead) > 2:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                if os.getpid() != process:  # a forked process lacks the thread
+                    pool = None
+                # Two ahead: one ready, one in the making. More would only cost memory.
+                while pool and len(ahead) < 3 and index + len(ahead) < len(self):
+                    try:
+                        ahead.append(pool.submit(self.batch, epoch, index + len(ahead)))
+                    except RuntimeError:  # no thread can be started
+                        pool = None
+                yield ahead.popleft().result() if pool else self.batch(epoch, index)
         finally:  # also on break and Ctrl-C: at most the batch in the making is waited for
-            pool.shutdown(wait=True, cancel_futures=True)
+            if pool:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Epoch(Generator):
+    """The batches of an epoch, one after another; len() is how many there are from its start."""
+
+    def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], length: int):
+        self._batches: Any = batches
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def send(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self._batches.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._batches.throw(*error)
 
 
 def _check_integer(name: str, value: int, least: int, most: int) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import forked, needs_fork
 from strategies import reference_functions
 from test_kernels import UNIT, check_layer_norm, check_mlp, float64, laid_out, numbers
 from test_oracles import SMALL
@@ -385,30 +386,6 @@ def test_two_threads_train_two_models(small_parts):
     for worker in workers:
         worker.join(60)
     assert [found[0], found[1]] == expected
-
-
-def forked(work) -> int | None:
-    """What work() is in a forked process, as its exit status; None if it hangs."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            status = int(work())
-        finally:
-            os._exit(status)
-    for _ in range(600):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return None
-
-
-def needs_fork(test):
-    quiet = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-    return pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")(quiet(test))
 
 
 @needs_fork

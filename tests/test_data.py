@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from processes import forked, needs_fork
 
 from minimixer import data, idx
 from minimixer.data import (
@@ -701,3 +702,40 @@ def test_waiting_costs_no_processor_time(no_thread_left):
     time.sleep(0.2)
     assert time.process_time() - begin < 0.05
     iterator.close()
+
+
+def test_the_length_of_an_epoch():
+    """For progress bars: of all that comes from its start on."""
+    epoch = Batches(*numbered(40), 12).epoch(0)
+    assert len(epoch) == len(list(epoch)) == 4 and iter(epoch) is epoch
+    assert len(Batches(*numbered(40), 12).epoch(0, 3)) == 1
+    with pytest.raises(TypeError, match=r"which epoch.*batches\.epoch\(0\)"):
+        for _ in Batches(*numbered(4), 2):
+            pass
+
+
+def test_where_no_thread_can_be_started(monkeypatch):
+    """As in a browser: a plain loop."""
+    expected = [labels.tolist() for _, labels in Batches(*numbered(40), 4).epoch(3)]
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    batches = Watched(*numbered(40), 4)
+    assert [labels.tolist() for _, labels in batches.epoch(3)] == expected
+    assert batches.prepared == list(range(10))
+    assert batches.threads == {threading.current_thread()}
+
+
+@needs_fork
+def test_a_forked_process_goes_on_with_an_epoch():
+    batches = Batches(*numbered(40), 4)
+    expected = [labels.tolist() for _, labels in batches.epoch(0)]
+    epoch = batches.epoch(0)
+    found = [next(epoch)[1].tolist()]
+
+    def rest():
+        return found + [labels.tolist() for _, labels in epoch] == expected
+
+    assert forked(rest) == 1 and rest()

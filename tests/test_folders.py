@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,12 +19,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import forked, needs_fork
 
 from minimixer.backend import to_device, to_numpy
 from minimixer.transfer import augment, folders
 from minimixer.transfer.augment import crop_box, mixup, mixup_share, one_hot
 from minimixer.transfer.folders import BadPicture, decode, find_images, find_splits
-from minimixer.transfer.loader import Loader
+from minimixer.transfer.loader import Loader, LoaderError
 
 try:
     from PIL import Image
@@ -613,6 +615,49 @@ def test_a_mistake_in_a_worker_is_shown_and_forgotten_loaders_end_theirs(folder)
     pids = pids_of(pictures)
     del pictures
     assert gone(pids)
+
+
+@pillow
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no memory is reserved here")
+@pytest.mark.parametrize("real", [False, True])
+def test_too_little_memory_to_share_is_an_error(folder, monkeypatch, tmp_path_factory, real):
+    """Not "Bus error" at the first picture. Real: a memory disk of 64 KiB, where one can be had."""
+    disk = str(tmp_path_factory.mktemp("disk"))
+    if real:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("may not mount a disk")
+        monkeypatch.setattr(multiprocessing.heap.Arena, "_choose_dir", lambda *_: disk)
+    else:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    try:
+        with pytest.raises(LoaderError, match=r"no 0\.\d MiB.*left on device.*--shm-size.*workers"):
+            next(Loader(*find_images(folder)[:2], 100, 4, workers=2).epoch(0))
+        assert not multiprocessing.active_children()
+    finally:
+        if real:
+            subprocess.run(["umount", disk], check=True)
+
+
+@pillow
+@needs_fork
+def test_a_forked_process_has_its_own_workers(folder):
+    """And leaves its parent's alone, when it ends."""
+    pictures = Loader(*find_images(folder)[:2], 8, 1, seed=1, workers=1)
+    expected, pids = all_of(pictures), pids_of(pictures)
+
+    def child():
+        again = all_of(pictures)
+        pictures.close()
+        return len(again) == len(expected) and pictures._team is None
+
+    assert forked(child) == 1 and pids_of(pictures) == pids
+    assert len(all_of(pictures, 1)) == len(expected) and pids_of(pictures) == pids
+    pictures.close()
 
 
 SCRIPT = """

@@ -21,19 +21,18 @@ with "spawn" and import it. "fork" would copy a process with threads and a GPU, 
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
 import traceback
 import weakref
 from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
+from multiprocessing import heap, resource_tracker
 from typing import Any
 
 import numpy as np
 
-from ..data import _check_integer
+from ..data import Epoch, _check_integer
 from .augment import Recipe, crop_box
 from .folders import BadPicture, import_pillow
 
@@ -57,7 +56,7 @@ def _fill(
 
 
 class LoaderError(RuntimeError):
-    """A process that decodes has ended, or not one picture could be decoded."""
+    """A process that decodes has ended, or lacks memory, or not one picture could be decoded."""
 
 
 class Loader:
@@ -117,14 +116,19 @@ class Loader:
         """The numbers of the examples in the order of `epoch`: int64 (N,)."""
         return self.recipe.order(epoch, len(self.paths))
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("Loader: say which epoch: `for images, labels in loader.epoch(0)`")
+
+    def epoch(self, epoch: int, start: int = 0) -> Epoch:
         """The batches of `epoch` from number `start` on: images uint8 (B, size, size, 3), labels
         int64 (B,); B is 0 for a batch of which nothing can be decoded. One epoch at a time.
-        LoaderError if a worker dies or fails, or if nothing of the whole epoch could be decoded
-        (where parts are all that there is); ImportError without Pillow."""
+        LoaderError if a worker dies or fails, if there is too little memory to share with them, or
+        if nothing of the whole epoch could be decoded (where parts are all that there is);
+        ImportError without Pillow."""
         import_pillow()
         epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
-        return self._epoch(epoch, _check_integer("start", start, 0, len(self)))
+        start = _check_integer("start", start, 0, len(self))
+        return Epoch(self._epoch(epoch, start), len(self) - start)
 
     def _epoch(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if self._busy:
@@ -160,7 +164,7 @@ class Loader:
                 images = np.zeros((end - begin, size, size, 3), np.uint8)
                 yield index, images, _fill(images, self.recipe, self.paths, order, epoch, begin)
             return
-        if self._team is None:
+        if self._team is None or self._team.process != os.getpid():  # a forked one needs its own
             self._team = _Team(self.recipe, self.paths, self.workers)
         team = self._team
         for index in range(start, min(start + team.ahead, len(self))):
@@ -202,13 +206,15 @@ class _Team:
         self.count, self.recipe = len(paths), recipe
         most = -(-recipe.batch_size // recipe.ranks)  # pictures of a batch
         self.ahead = 2 + -(-2 * workers // most)  # small batches: two pictures a worker
-        memory = context.RawArray(ctypes.c_uint8, self.ahead * most * recipe.size**2 * 3)
+        memory = _shared(self.ahead * most * recipe.size**2 * 3)
         self._slots = _as_slots(memory, recipe)
         names = b"\0".join(map(os.fsencode, paths))
-        text = context.RawArray(ctypes.c_char, len(names))
-        text.raw = names
+        text = _shared(len(names))
+        text.buffer[:] = names
         self._members: list[tuple[Any, Any]] = []
-        self.end = weakref.finalize(self, _end, self._members)  # also when Python exits
+        self.process = os.getpid()
+        # Also when Python exits.
+        self.end = weakref.finalize(self, _end, self._members, self.process)
         # Ctrl-C reaches all processes of a terminal; held back while these start, it stays so for
         # them, and the one that reads ends them.
         masked = hasattr(signal, "pthread_sigmask")
@@ -250,9 +256,24 @@ class _Team:
         return self._slots[index % self.ahead, : end - begin].copy(), sorted(failures)
 
 
+def _shared(size: int) -> Any:
+    """Memory for all processes, whose `buffer` is all zeros. What there is too little of is found
+    out here: at the first write the system would end the process with "Bus error"."""
+    try:
+        memory = heap.Arena(size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(memory.fd, 0, size)
+    except OSError as error:
+        raise LoaderError(
+            f"Loader: no {size / 2**20:.1f} MiB of memory to share with the workers ({error}): "
+            "make /dev/shm larger (docker run --shm-size=8g), or take smaller batches or 0 workers"
+        ) from None
+    return memory
+
+
 def _as_slots(memory: Any, recipe: Recipe) -> np.ndarray:
     shape = (-1, -(-recipe.batch_size // recipe.ranks), recipe.size, recipe.size, 3)
-    return np.frombuffer(memory, np.uint8).reshape(shape)
+    return np.frombuffer(memory.buffer, np.uint8).reshape(shape)
 
 
 def _death(process: Any) -> LoaderError:
@@ -263,7 +284,9 @@ def _death(process: Any) -> LoaderError:
     )
 
 
-def _end(members: list[tuple[Any, Any]]) -> None:
+def _end(members: list[tuple[Any, Any]], owner: int) -> None:
+    if os.getpid() != owner:  # a forked process must leave its parent's workers alone
+        return
     for process, pipe in members:
         process.terminate()
         pipe.close()
@@ -275,7 +298,8 @@ def _end(members: list[tuple[Any, Any]]) -> None:
 
 
 def _work(pipe: Any, recipe: Recipe, text: Any, memory: Any, worker: int, workers: int) -> None:
-    paths, slots = [os.fsdecode(name) for name in text.raw.split(b"\0")], _as_slots(memory, recipe)
+    paths = [os.fsdecode(name) for name in text.buffer[:].split(b"\0")]
+    slots = _as_slots(memory, recipe)
     last, order = -1, np.arange(0)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the other is gone
         while True:

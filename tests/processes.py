@@ -1,0 +1,30 @@
+"""Processes that tests start."""
+
+import os
+import time
+
+import pytest
+
+
+def forked(work) -> int | None:
+    """What work() is in a forked process, as its exit status; None if it hangs."""
+    child = os.fork()
+    if child == 0:
+        status = 99
+        try:
+            status = int(work())
+        finally:
+            os._exit(status)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return None
+
+
+def needs_fork(test):
+    quiet = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+    return pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")(quiet(test))
