@@ -47,6 +47,7 @@ from .backend import (
     widen,
 )
 from .grad_mode import is_grad_enabled
+from .precision import native
 
 # What runs in a copy of this context gets no warnings from NumPy, which keeps in a context variable
 # what it shall do about infinities and NaN. (A `with np.errstate` takes five times as long.)
@@ -266,7 +267,7 @@ def _read_inputs(
             if value.ndim == 0 and function.takes_numbers and _is_a_number(value, inputs):
                 arrays.append(value.item())
                 continue
-            array = value
+            array = native(value)
         else:
             raise _unexpected(function, len(arrays), value)
         if array.dtype not in FLOAT_DTYPES and not is_half(array.dtype):

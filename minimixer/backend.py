@@ -36,7 +36,7 @@ import numpy as np
 from .precision import FLOAT_DTYPES as FLOAT_DTYPES
 from .precision import as_dtype as as_dtype
 from .precision import check_precision as check_precision
-from .precision import is_half, wide, widen
+from .precision import is_half, native, wide, widen
 
 Array = Any  # numpy.ndarray or cupy.ndarray; CuPy is never imported for a type
 
@@ -132,7 +132,7 @@ def to_device(array: Array, device: str) -> Array:
     cupy = sys.modules["cupy"]
     cupy.cuda.Device(int(device[5:])).use()
     check_not_recorded("copying from the CPU")
-    return cupy.asarray(array)
+    return cupy.asarray(native(array))
 
 
 def check_not_recorded(what: str) -> None:

@@ -34,6 +34,7 @@ from .backend import (
     use_device_of,
     widen,
 )
+from .precision import native
 
 
 def backward(root: Variable, gradient: Array | None = None, retain_graph: bool = False) -> None:
@@ -120,6 +121,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
         gradient = xp.full(root.data.shape, gradient, dtype=root.data.dtype)
     elif not is_array(gradient):  # a list has no dtype to insist on
         gradient = xp.asarray(gradient, dtype=root.data.dtype)
+    gradient = native(gradient)
     if gradient.shape != root.data.shape or gradient.dtype != root.data.dtype:
         raise ValueError(
             f"backward: the gradient is {describe(gradient)}, the result {describe(root.data)}; "

@@ -37,6 +37,7 @@ import numpy as np
 from .backend import Purpose, random_bits
 from .idx import read_idx
 from .idx import write_idx as write_idx
+from .precision import native
 
 DataSet = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -228,14 +229,14 @@ class Batches:
         index = _check_integer("index", index, 0, len(self) - 1)
         start = index * self.batch_size
         examples = self.order(epoch)[start : start + self.batch_size]
-        images = self.images[examples]
+        images = native(self.images[examples])
         if self.max_shift:
             axes = np.arange(2)
             bits = random_bits(self.seed, Purpose.SHIFT, epoch, 0, examples[:, None], axes)
             # The remainder favours some shifts, by one part in 2^64 / (2 max_shift + 1).
             shifts = (bits % np.uint64(2 * self.max_shift + 1)).astype(np.int64) - self.max_shift
             images = shift_images(images, shifts)
-        return images, self.labels[examples]
+        return images, native(self.labels[examples])
 
     def __iter__(self) -> Iterator[Any]:
         raise TypeError("Batches: say which epoch: `for images, labels in batches.epoch(0)`")

@@ -31,6 +31,7 @@ from types import ModuleType
 import numpy as np
 
 from .backend import FLOAT_DTYPES, Array, blocks, describe, namespace
+from .precision import native
 
 # Coefficients, highest power first. Below the border: fdlibm's s_erf.c (Sun Microsystems, 1993).
 BORDER = 0.84375
@@ -60,6 +61,7 @@ ONE_FROM = 6.0  # from 5.93 on erf rounds to 1; going no further, nothing overfl
 def erf(x: Array) -> Array:
     """erf of every element of a float32 or float64 array, within a few ulp (steps to the next
     floating-point number); NaN stays NaN. TypeError for another dtype."""
+    x = native(x)
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"erf: float32 or float64 expected, got {describe(x)}; use .astype first")
     xp = namespace(x)

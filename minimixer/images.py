@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .backend import FLOAT_DTYPES, Array, is_array, is_half, namespace, to_device, widen
+from .precision import native
 from .tensor import Tensor
 
 
@@ -113,7 +114,7 @@ def normalize(
 ) -> Array:
     """Images (B, H, W, channels) as an array of `dtype` on `device`. ValueError: NaN or infinity,
     as float16 with `half`; TypeError: neither uint8 nor floating-point."""
-    images = to_device(images, device)
+    images = to_device(native(images), device)
     if images.dtype == np.uint8:
         scale, offset = normalization.factors(dtype, device)
         images = images.astype(dtype)
@@ -122,7 +123,7 @@ def normalize(
         return images
     if images.dtype in FLOAT_DTYPES or is_half(images.dtype):
         return check_finite(images, np.dtype(np.float16) if half else dtype)
-    raise TypeError(f"Mixer: images must be uint8 or floating-point, got {images.dtype}")
+    raise TypeError(f"Mixer: images must be uint8, or floats of 2 to 8 bytes, not {images.dtype}")
 
 
 def cut_patches(x: Tensor, patch: int) -> Tensor:

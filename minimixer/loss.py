@@ -44,6 +44,7 @@ from .checks import check_number
 from .ops import power, subtract
 from .rearrange import mean
 from .rearrange import sum as sum_of
+from .precision import native
 from .tensor import Tensor
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -124,7 +125,7 @@ def cross_entropy(
 def _check_target(z: Array, target: Any) -> Array:
     if not is_array(z):
         raise TypeError(f"cross_entropy: logits must be a Tensor or an array, got {z!r:.60}")
-    target = target if is_array(target) else np.asarray(target)
+    z, target = native(z), native(target if is_array(target) else np.asarray(target))
     dtype = wide(z.dtype)
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"cross_entropy: logits must be (B, K) and not empty, got {z.shape}")

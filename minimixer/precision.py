@@ -78,7 +78,14 @@ def wide(dtype: np.dtype) -> np.dtype:
 def as_dtype(dtype: Any) -> np.dtype:
     """np.dtype(dtype), where "bfloat16" is known too; TypeError if there is no such dtype,
     ValueError if it is bfloat16 and ml_dtypes is missing."""
-    return check_precision(dtype, "cpu") if dtype == "bfloat16" else np.dtype(dtype)
+    if dtype == "bfloat16":
+        return check_precision(dtype, "cpu")
+    return np.dtype(dtype).newbyteorder("=")
+
+
+def native(array: Any) -> Any:
+    """`array` in this machine's order of bytes: itself, or a copy of one in the other order."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def widen(array: Any) -> Any:

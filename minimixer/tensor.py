@@ -33,13 +33,15 @@ from .backend import (
 )
 from .backward import backward
 from .habits import Habits
+from .precision import native
 
 
 class Tensor(Variable, Habits):
     """A NumPy or CuPy array `data` with a gradient `grad` (an array, or None) of the same shape.
 
-    data            array (not copied: do not change it before backward), number or nested list
-                    (floats become float32, integers stay)
+    data            array (not copied: do not change it before backward; one in another machine's
+                    order of bytes is converted), number or nested list (floats become float32,
+                    integers stay)
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
     dtype, device   convert to these: "float32", "float64"; "cpu", "cuda", "cuda:N"
 
@@ -66,6 +68,8 @@ class Tensor(Variable, Habits):
             array = np.asarray(data)
             python_numbers = not isinstance(data, np.generic) and array.dtype == np.float64
             data = array.astype(np.float32) if python_numbers else array
+        if not data.dtype.isnative:
+            data = native(data)
         if dtype is not None:
             data = data.astype(as_dtype(dtype), copy=False)
         if device is not None:

@@ -96,7 +96,7 @@ def between(random: Random, shape: tuple[int, ...]) -> np.ndarray:
 
 # ---- memory layouts -----------------------------------------------------------------------------
 
-LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "loose", "read-only")
+LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "loose", "swapped", "read-only")
 layouts = st.sampled_from(LAYOUTS)
 
 
@@ -117,6 +117,8 @@ def with_layout(array: Array, layout: str) -> Array:
         array = array.copy(order="C")
         strides = [1040 if n == 1 else s for n, s in zip(array.shape, array.strides, strict=True)]
         return xp.lib.stride_tricks.as_strided(array, array.shape, strides)
+    if layout == "swapped" and xp is np:  # as in files of another machine
+        return array.astype(array.dtype.newbyteorder("S"))
     array = array.copy()
     if layout == "read-only" and xp is np:
         array.flags.writeable = False

@@ -136,7 +136,7 @@ def test_the_bound_on_rounding_would_notice_lower_precision(operation, fixed):
 
 @each_operation
 def test_memory_layout_does_not_matter(operation, device):
-    """Transposed, strided, reversed and read-only inputs give what contiguous ones give."""
+    """Transposed, strided, read-only inputs and so on give what contiguous ones give."""
     layout_of_each = st.lists(st.sampled_from(LAYOUTS), min_size=5, max_size=5)
 
     @for_each(device, operation.draw, layout_of_each)

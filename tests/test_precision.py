@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import sys
 from typing import Any
 
@@ -12,7 +13,18 @@ from conftest import _cuda
 from strategies import each_half
 from test_oracles import Case, has_no_gradient, redraw
 
-from minimixer import AdamW, Dropout, Function, Linear, Mixer, Tensor, checkpoint, loss_scale
+from minimixer import (
+    AdamW,
+    Dropout,
+    Function,
+    Linear,
+    Mixer,
+    Parameter,
+    Tensor,
+    checkpoint,
+    data,
+    loss_scale,
+)
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
 from minimixer.mixer import FIRST_SCALE, MixerBlock
@@ -445,3 +457,83 @@ def test_gpus_that_are_too_old(precision, monkeypatch):
     with pytest.raises(ValueError, match=rf"{precision}.*8\.0.*cuda:0 has 7\.5: use float32 or"):
         check_precision(precision, "cuda:0")
     assert check_precision("float16", "cuda:0") == np.float16
+
+
+# ---- the order of bytes -------------------------------------------------------------------------
+
+Z = np.random.default_rng(3).standard_normal((4, 3))
+PIXELS = np.random.default_rng(4).standard_normal((4, 8, 8, 1))
+SMALL = {"image_size": 8, "patch_size": 4, "in_channels": 1, "num_classes": 3, "num_blocks": 1,
+         "hidden_dim": 8, "tokens_mlp_dim": 4, "channels_mlp_dim": 8}  # fmt: skip
+
+
+def backward_from(gradient):
+    x = Tensor(Z.astype(gradient.dtype.name), requires_grad=True)
+    (x * 2).backward(gradient)
+    return x.grad
+
+
+def loaded(weight):
+    model = Mixer(**SMALL)
+    model.load_state_dict(model.state_dict() | {"head.weight": weight})
+    return model.head.weight
+
+
+def resumed(moments):
+    optimizer = AdamW([Parameter(np.ones((4, 3), "float32"))], lr=0.1)
+    optimizer.load_state_dict(optimizer.state_dict() | {"exp_avg": [moments]})
+    return optimizer.state_dict()["exp_avg"][0]
+
+
+# What is done with an array of this dtype: each an array or a Tensor.
+IN_EITHER_ORDER = {
+    "Tensor f2": ("f2", Z, Tensor),
+    "Tensor f4": ("f4", Z, lambda a: Tensor(a, requires_grad=True)),
+    "Tensor i8": ("i8", Z, Tensor),
+    "dtype": ("f4", Z, lambda a: Tensor(Z, dtype=a.dtype)),
+    "Parameter": ("f8", Z, Parameter),
+    "operation": ("f4", Z, lambda a: a * Tensor(Z.astype("f4")) + a),
+    "linear": ("f4", Z, lambda a: F.linear(a, a.T, a[:, 0])),
+    "backward": ("f4", Z, backward_from),
+    "images f2": ("f2", PIXELS, lambda a: Mixer(**SMALL, seed=1).features(a, [0])[0]),
+    "images f4": ("f4", PIXELS, lambda a: Mixer(**SMALL, seed=1).features(a, [0])[0]),
+    "images f8": ("f8", PIXELS, lambda a: Mixer(**SMALL).predict_proba(a)),
+    "a Tensor of images": ("f4", PIXELS, lambda a: Mixer(**SMALL)(Tensor(a))),
+    "batches": ("f4", PIXELS, lambda a: data.Batches(a, np.arange(4), 2).batch(0, 0)[0]),
+    "labels of batches": ("i4", Z, lambda a: data.Batches(PIXELS, a, 2).batch(0, 0)[1]),
+    "logits": ("f4", Z, lambda a: F.cross_entropy(a, [0, 2, 1, 1])),
+    "labels": ("i4", np.array([0, 2, 1, 1]), lambda a: F.cross_entropy(Tensor(Z), a)),
+    "distributions": ("f4", Z * 0 + 1 / 3, lambda a: F.cross_entropy(Tensor(Z), a)),
+    "index": ("i8", np.array([2, 0]), lambda a: Tensor(Z)[a, a]),
+    "state": ("f4", np.ones((8, 3)), loaded),
+    "moments": ("f4", Z, resumed),
+}
+
+
+@pytest.mark.parametrize("name", IN_EITHER_ORDER)
+def test_arrays_from_a_machine_of_the_other_order_of_bytes(name):
+    dtype, values, function = IN_EITHER_ORDER[name]
+    native = values.astype(dtype)
+    swapped = native.astype(native.dtype.newbyteorder("S"))
+    results = (function(array) for array in (swapped, native))
+    found, right = (y.data if isinstance(y, Tensor) else y for y in results)
+    assert found.dtype == right.dtype and found.dtype.isnative
+    np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize("dtype", ["longdouble", "complex64", ">c8", "datetime64[s]", "U3", "bool"])
+def test_numbers_that_are_none_of_ours(dtype):
+    """One sentence, with the dtype."""
+    array = np.zeros((4, 3), dtype)
+    if array.dtype == np.float64:
+        pytest.skip("a long double is a double here")
+    name = re.escape(str(array.dtype.newbyteorder("=")))
+    for function in (
+        lambda: Tensor(array, requires_grad=True), lambda: Parameter(array),
+        lambda: array[..., 0] + Tensor(np.ones(4, "f4")), lambda: F.gelu(array),
+        lambda: F.cross_entropy(array, [0] * 4),
+        lambda: F.cross_entropy(Tensor(Z), array[:, 0]), lambda: F.cross_entropy(Tensor(Z), array),
+        lambda: Mixer(**SMALL)(np.zeros(PIXELS.shape, dtype)),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=name):
+            function()

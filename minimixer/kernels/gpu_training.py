@@ -95,7 +95,9 @@ def patches(model: Any, images: Array, dtype: np.dtype) -> Array | None:
     values = model.stem.weight.data
     xp = namespace(values)
     if images.dtype.name not in C_NAMES:
-        raise TypeError(f"Mixer: images must be uint8 or floating-point, got {images.dtype}")
+        raise TypeError(
+            f"Mixer: images must be uint8, or floats of 2 to 8 bytes, not {images.dtype}"
+        )
     if images.dtype != np.uint8 and not (is_half(images.dtype) and namespace(images) is not np):
         if namespace(images) is np:
             images = check_finite(images, dtype if dtype == np.float16 else values.dtype)
