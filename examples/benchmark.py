@@ -188,7 +188,7 @@ def start(side: str, options, problem: Path, result: Path, settings: dict) -> di
         peers = str(Path(__file__).with_name("benchmark_peers.py"))
         files[2] = json.dumps(settings | {"device": settings["device"].partition(":")[0]})
         command = [options.peer_python, peers, side, *files]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         print(f"benchmark: {side} failed, see above", file=sys.stderr)
         raise SystemExit(2)

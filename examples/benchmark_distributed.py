@@ -76,7 +76,7 @@ def start(processes: int, settings: dict) -> dict:
     if processes > 1:
         command = [mpirun, "-n", str(processes), *command]
     threads = {"OPENBLAS_NUM_THREADS": "1"} if settings["device"] == "cpu" else {}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | threads)
     if done.returncode:
         raise ValueError(f"--distributed: a run of {processes} failed: {done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])

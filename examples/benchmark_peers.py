@@ -141,7 +141,7 @@ class Growth:
 
     def __init__(self) -> None:
         with contextlib.suppress(OSError):  # Linux: forget how large it once was
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self.before = self._resident("VmRSS")
 
     def bytes(self) -> int:
@@ -150,7 +150,9 @@ class Growth:
     @staticmethod
     def _resident(which: str) -> int:
         with contextlib.suppress(OSError):
-            found = re.search(rf"{which}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+            found = re.search(
+                rf"{which}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")
+            )
             if found:
                 return 1024 * int(found[1])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

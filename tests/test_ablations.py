@@ -98,13 +98,13 @@ def run(tmp_path, *arguments):
         "--out",
         str(tmp_path / "out/table.csv"),
     ]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True)
+    return subprocess.run([*command, *arguments], capture_output=True, encoding="utf-8")
 
 
 def test_the_script_writes_its_table(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "out/table.csv") as file:
+    with open(tmp_path / "out/table.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == list(ablations.VARIANTS)
     for row in rows:

@@ -75,7 +75,7 @@ def run(monkeypatch, tmp_path, digits, capsys):
 
 
 def read(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -132,10 +132,10 @@ def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cel
     monkeypatch.setattr(cells, "train", count)
     assert run()[0] == 0 and trained == []
     files = sorted((tmp_path / "out" / "cells").glob("final-*.json"))
-    specs = [json.loads(file.read_text())["spec"] for file in files]
+    specs = [json.loads(file.read_text(encoding="utf-8"))["spec"] for file in files]
     files[0].unlink()
-    files[4].write_text(files[4].read_text()[:-50])
-    files[8].write_text(files[7].read_text())
+    files[4].write_text(files[4].read_text(encoding="utf-8")[:-50], encoding="utf-8")
+    files[8].write_text(files[7].read_text(encoding="utf-8"), encoding="utf-8")
     assert run()[0] == 0
     assert sorted(trained) == sorted((specs[i]["family"], specs[i]["seed"]) for i in (0, 4, 8))
     again = read(tmp_path / "out" / "comparison.csv")
@@ -271,8 +271,8 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
     for row in read(tmp_path / "out" / "transfer.csv"):
         assert row["train_images"] == "20" and float(row["upstream_top1_mean"]) >= 0.5
         assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16 * 2
-        before = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob(
-            f"final-{row['model']}-*.json")]  # fmt: skip
+        cells = (tmp_path / "out" / "cells").glob(f"final-{row['model']}-*.json")
+        before = [json.loads(cell.read_text(encoding="utf-8")) for cell in cells]
         assert int(row["peak_bytes"]) == max(c["result"]["peak_bytes"] for c in before)
     assert len(starts) == 3 * (1 + 3)
     for spec, weights in starts:
@@ -280,10 +280,10 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
             "resnet") else "body.root.weight"].any()  # fmt: skip
         assert (spec["optimizer"], spec["weight_decay"], spec["clip"]) == ("sgd", 0, 1)
         path = tmp_path / "out" / "cells" / spec["start"]
-        up = json.loads(path.with_suffix(".json").read_text())
+        up = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         assert up["spec"]["seed"] == (spec["seed"] if spec["kind"] == "final" else 0)
     for file in (tmp_path / "out" / "cells").glob("final-*"):
-        if '"start": "final' in file.read_text(errors="replace"):
+        if '"start": "final' in file.read_text(errors="replace", encoding="utf-8"):
             file.unlink()
         elif file.suffix == ".npz":
             file.write_bytes(file.read_bytes()[:1000])
@@ -388,7 +388,10 @@ def test_figures_from_cells(run, tmp_path):
         ("mixer", "35"), ("mixer", "88"), ("resnet", "35"), ("resnet", "88")
     ]  # fmt: skip
     assert len({r["steps"] for r in scaling}) == 1
-    kept = [json.loads(file.read_text()) for file in (out / "cells").glob("final-*.json")]
+    kept = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in (out / "cells").glob("final-*.json")
+    ]
     for row in scaling:
         gaps = [c["result"]["train_accuracy"] - c["result"]["accuracy"] for c in kept
                 if (c["spec"]["family"], c["spec"]["train_images"], c["spec"]["shuffle"])

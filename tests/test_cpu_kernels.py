@@ -517,7 +517,7 @@ images = np.zeros((200, 28, 28, 1), "uint8")
 expected = model.predict_proba(images)
 atexit.register(lambda: print((model.predict_proba(images) == expected).all()))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 

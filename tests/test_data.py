@@ -290,7 +290,7 @@ def test_mnist_checksums(mnist):
 
 
 def readme_text():
-    return (MNIST / "README.md").read_text()
+    return (MNIST / "README.md").read_text(encoding="utf-8")
 
 
 def make_directory(path, names="{}-idx{}-ubyte", test="t10k", channels=(), train=5, tests=3):

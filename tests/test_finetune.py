@@ -121,7 +121,7 @@ def assert_same(out, other, but=()):
 
 
 def rows(path):
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -460,7 +460,9 @@ def test_ctrl_c_in_a_terminal_and_a_killed_worker(run, who):
         if who == "everyone":
             os.killpg(process.pid, signal.SIGINT)
         else:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(
+                encoding="utf-8"
+            )
             named = [pid for pid in children.split()
                      if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
             os.kill(int(named[0]), signal.SIGKILL)

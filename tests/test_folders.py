@@ -304,7 +304,7 @@ def test_the_largest_pictures_take_less_than_200_mb(tmp_path, mode, format, side
         print(peak() - before)
     """
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path / "x"],
-                         capture_output=True, text=True, check=True)  # fmt: skip
+                         capture_output=True, encoding="utf-8", check=True)  # fmt: skip
     assert 50 < int(run.stdout) < 200
 
 
@@ -567,7 +567,7 @@ def test_what_the_loader_refuses():
 
 def state(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:
         return ""
 
@@ -677,14 +677,16 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_the_program(folder, tmp_path_factory, number):
     script = tmp_path_factory.mktemp("script") / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     program = subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=environment, text=True,
+                               stderr=subprocess.PIPE, env=environment, encoding="utf-8",
                                start_new_session=True)  # fmt: skip
     pids = program.stdout.readline().split()
     for pid in pids:  # Ctrl-C reaches them too, and is for the one that reads
-        blocked = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+        blocked = re.search(
+            r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        )[1]
         assert int(blocked, 16) & 1 << (signal.SIGINT - 1)
     if number == signal.SIGINT:
         os.killpg(program.pid, number)  # as a terminal does

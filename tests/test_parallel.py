@@ -55,8 +55,8 @@ def command(processes, *runs):
 def launch(processes, *runs, cwd=None):
     """(status, stdout, stderr) of the worker; what outlasts 60 s fails the test."""
     done = subprocess.run(
-        command(processes, *runs), capture_output=True, text=True, env=ENVIRONMENT, timeout=60,
-        stdin=subprocess.DEVNULL, cwd=cwd,
+        command(processes, *runs), capture_output=True, encoding="utf-8", env=ENVIRONMENT,
+        timeout=60, stdin=subprocess.DEVNULL, cwd=cwd,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -148,7 +148,7 @@ with parallel.start() as world:
 @needs_mpi
 def test_sums_are_added_from_rank_0_on():
     done = subprocess.run(
-        [MPIRUN, "-n", "3", sys.executable, "-c", SUMS], capture_output=True, text=True,
+        [MPIRUN, "-n", "3", sys.executable, "-c", SUMS], capture_output=True, encoding="utf-8",
         env=ENVIRONMENT, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "all\n", "")
@@ -311,7 +311,11 @@ def test_an_mpi_other_than_the_launchers_is_found():
     code = "from minimixer import parallel; parallel.start()"
     environment = {**ENVIRONMENT, "OMPI_COMM_WORLD_SIZE": "3"}  # started by another MPI's mpirun
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
     )
     assert done.returncode and "knows of 1: it is another MPI than the launcher's" in done.stderr
 
@@ -325,7 +329,7 @@ def test_ranks_share_the_cores_of_a_machine():
     )
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run([MPIRUN, "-n", "2", sys.executable, "-c", code], capture_output=True,
-                          text=True, env=environment, timeout=60)  # fmt: skip
+                          encoding="utf-8", env=environment, timeout=60)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= max(1, len(os.sched_getaffinity(0)) // 2)
 

@@ -29,7 +29,7 @@ def start(processes, script, *words, cwd):
     command = [sys.executable, script, *words]
     command = command if processes == 1 else [MPIRUN, "-n", processes, *command]
     return subprocess.Popen(
-        [str(word) for word in command], cwd=cwd, env=environment, text=True,
+        [str(word) for word in command], cwd=cwd, env=environment, encoding="utf-8",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -88,7 +88,8 @@ def test_killed_and_resumed_by_others(small, alone, tmp_path):
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         f"AdamW.step = watched\nsys.argv[0] = {str(SCRIPT)!r}\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n",
+        encoding="utf-8",
     )
     began = time.monotonic()
     run(2, slow, *words, cwd=tmp_path, status=1)
@@ -144,7 +145,8 @@ def test_ranks_with_other_options(small, tmp_path, option, text):
         "import os, runpy, sys\n"
         f"sys.argv[0] = {str(SCRIPT)!r}\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         f"sys.argv += [{option!r}] * ({IS_RANK_1})\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
+        encoding="utf-8",
     )
     words = [*WORDS, "--data-dir", small, "--out=run"]
     _, err = run(2, wrapper, *words, cwd=tmp_path, status=2)
@@ -215,7 +217,7 @@ def test_the_comparison_is_shared_out(small, tmp_path):
         script = SCRIPT.with_name("compare.py")
         run(processes, script, *words, f"--out=run{processes}", cwd=tmp_path)
         out = tmp_path / f"run{processes}"
-        with open(out / "comparison.csv", newline="") as file:
+        with open(out / "comparison.csv", newline="", encoding="utf-8") as file:
             rows = [{k: row[k] for k in ("model", "top1_each", "lr", "macs")}
                     for row in csv.DictReader(file)]  # fmt: skip
         found.append((rows, sorted(path.name for path in (out / "cells").iterdir())))

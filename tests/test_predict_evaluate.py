@@ -53,14 +53,14 @@ def picture(path, grey, size=(8, 8)):
 def run(tmp_path):
     stub = tmp_path / "stub"
     stub.mkdir()
-    (stub / "matplotlib.py").write_text("raise ImportError('a stub')\n")
+    (stub / "matplotlib.py").write_text("raise ImportError('a stub')\n", encoding="utf-8")
 
     def run(script, *arguments, status=0, matplotlib=False):
         paths = [str(ROOT)] if matplotlib else [str(stub), str(ROOT)]  # the stub also saves time
         done = subprocess.run(
             [sys.executable, ROOT / "examples" / f"{script}.py", *map(str, arguments)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60,
         )  # fmt: skip
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
@@ -80,7 +80,7 @@ def test_classes_and_probabilities_of_pictures_and_directories(tmp_path, run):
     picture(folder / "a" / "2.png", 5, (30, 20))
     picture(folder / ".hidden" / "3.png", 5)
     (folder / "a" / "bad.jpg").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("not a picture by name")
+    (folder / "notes.txt").write_text("not a picture by name", encoding="utf-8")
     single = picture(tmp_path / "single.png", 250)
     done = run("predict", "--weights", weights, single, folder, "gone.png", "--batch-size=2")
     white = ["   70.00%  cat", "   20.00%  dog", "   10.00%  eel"]
@@ -107,10 +107,10 @@ def test_a_hand_set_bias_always_wins(tmp_path, run):
 def test_names_from_a_file(tmp_path, run):
     weights, image = saved(tmp_path, names=None), picture(tmp_path / "1.png", 250)
     names = tmp_path / "names.txt"
-    names.write_text("Aal\nKatze\nHund\n\n")
+    names.write_text("Aal\nKatze\nHund\n\n", encoding="utf-8")
     done = run("predict", "--weights", weights, "--names", names, "--top=1", image)
     assert done.stdout.splitlines()[1] == "   70.00%  Katze"
-    names.write_text("Aal\nKatze\n")
+    names.write_text("Aal\nKatze\n", encoding="utf-8")
     done = run("predict", "--weights", weights, "--names", names, image, status=2)
     assert "names.txt has 2 names, the model 3 classes" in done.stderr
 
@@ -168,11 +168,11 @@ def test_metrics_worked_out_by_hand(tmp_path, run, folder):
     pytest.importorskip("matplotlib")
     # a .. g; the model says cat (1) to white a, b, d, g and eel (0) to black e, f; c is damaged.
     real = [[1], [1, 2], [0], [], [2], [0], [0]]  # right: a, b, f; wrong: e, g; d is not counted
-    (tmp_path / "real.json").write_text(json.dumps(real))
+    (tmp_path / "real.json").write_text(json.dumps(real), encoding="utf-8")
     done = run("evaluate", "--weights", saved(tmp_path), "--data", folder, "--out", "out",
                "--real", tmp_path / "real.json", "--batch-size=3", matplotlib=True)  # fmt: skip
     out = tmp_path / "out"
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["pictures"] == 6 and metrics["top5"] is None
     assert [Path(path).name for path, _ in metrics["skipped"]] == ["c.png"]
     assert metrics["top1"] == 3 / 6  # a, d, e
@@ -181,7 +181,7 @@ def test_metrics_worked_out_by_hand(tmp_path, run, folder):
     # confidence 0.7 for four of which two are right; 0.62 for two of which one is
     by_hand = (4 * abs(2 / 4 - 0.7) + 2 * abs(1 / 2 - 0.62)) / 6
     assert metrics["expected_calibration_error"] == pytest.approx(by_hand, abs=1e-5)
-    with open(out / "per_class.csv", newline="") as file:
+    with open(out / "per_class.csv", newline="", encoding="utf-8") as file:
         rows = [(row["name"], row["pictures"], row["right"]) for row in csv.DictReader(file)]
     assert rows == [("eel", "2", "1"), ("cat", "3", "2"), ("dog", "1", "0")]
     with Image.open(out / "confusion.png") as image:
@@ -203,7 +203,9 @@ def test_idx_directories_top_5_and_no_matplotlib(tmp_path, run):
     weights = saved(tmp_path, white=white, black=black, names=None, channels=1)
     arguments = ["--weights", weights, "--data", directory]
     done = run("evaluate", *arguments, "--batch-size=3")
-    metrics = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
+    metrics = json.loads(
+        (tmp_path / "runs" / "evaluate" / "metrics.json").read_text(encoding="utf-8")
+    )
     assert (metrics["top1"], metrics["top5"], metrics["pictures"]) == (0.5, 0.75, 4)
     assert metrics["expected_calibration_error"] == pytest.approx(0.2, abs=1e-5)  # |2 / 4 - 0.3|
     assert done.stderr == "for a picture of the confusion matrix: pip install matplotlib\n"
@@ -219,7 +221,9 @@ def test_class_folders_must_fit_the_model(tmp_path, run, folder):
     assert "only folders: dog; only the model's classes: wolf" in said
     saved(tmp_path, names=None)  # by order now: cat is 0, which the model says to black
     run("evaluate", *arguments)
-    metrics = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
+    metrics = json.loads(
+        (tmp_path / "runs" / "evaluate" / "metrics.json").read_text(encoding="utf-8")
+    )
     assert metrics["top1"] == 2 / 6  # f, and dog's b
     saved(tmp_path, white=(0.5, 0.5), black=(0.2, 0.8), names=None)
     assert "3 class folders, but the model has 2" in run("evaluate", *arguments, status=2).stderr
@@ -232,7 +236,7 @@ def test_wrong_files_of_real(tmp_path, run, folder):
         "[[1], [3], [], [], [], [], []]": "3, not a class from 0 to 2",
         "{": "is no JSON",
     }.items():
-        (tmp_path / "real.json").write_text(text)
+        (tmp_path / "real.json").write_text(text, encoding="utf-8")
         assert said in run("evaluate", *arguments, status=2).stderr
     assert "gone" in run("evaluate", *arguments[:2], "--data=gone", status=2).stderr
     assert not (tmp_path / "runs" / "evaluate" / "metrics.json").exists()

@@ -15,7 +15,7 @@ import pytest
 import minimixer
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     re.sub(r"^mpirun -n \d+ ", "", part.strip())  # what it starts
@@ -58,7 +58,7 @@ def test_the_function_that_readme_defines_is_right_everywhere():
 def test_the_benchmark_measures():
     short = ["--runs", "1", "--warm-up", "1", "--steps", "1", "--batch-size", "4"]
     command = [sys.executable, str(ROOT / "examples/benchmark.py"), *short]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
     for work in ("train", "inference"):
         assert re.search(rf"^ *{work} +minimixer +[\d.]+ ms .* images/s", said, re.MULTILINE), said
 
@@ -100,11 +100,13 @@ def test_the_order_of_reading_is_stated_once_and_holds():
     """__init__ lists every module; each ends by naming the next, and imports only earlier ones."""
     package = ROOT / "minimixer"
     order = re.findall(
-        r"^    (\w+)\.py ", (package / "__init__.py").read_text(), flags=re.MULTILINE
+        r"^    (\w+)\.py ",
+        (package / "__init__.py").read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
     )
     assert sorted(order) == sorted(p.stem for p in package.glob("*.py") if p.stem != "__init__")
     for position, name in enumerate(order):
-        source = (package / f"{name}.py").read_text()
+        source = (package / f"{name}.py").read_text(encoding="utf-8")
         if position + 1 < len(order):
             assert f"Next: `{order[position + 1]}.py`" in source, name
         imported = re.findall(r"^from \.(\w+) import|^from \. import (.*)$", source, re.MULTILINE)
@@ -141,5 +143,5 @@ def test_the_tutorial_needs_nothing_of_what_comes_after_it(tmp_path):
     shutil.copytree(ROOT / "minimixer", tmp_path / "minimixer", ignore=ignore)
     code = TRAINING.replace("COPY", tmp_path.name)
     command = [sys.executable, "-W", "error", "-c", code]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr

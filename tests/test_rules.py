@@ -1307,7 +1307,7 @@ def test_rule_08_unknown_devices(device, wrong):
 
 
 def python(code, *arguments):
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code, *arguments], text=True,
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code, *arguments], encoding="utf-8",
                          capture_output=True, cwd=PACKAGE.parent)  # fmt: skip
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
@@ -1337,7 +1337,7 @@ print("done")
 def test_rule_08_no_environment_variable_is_read(device):
     assert len(CORE) > 10
     for file in CORE:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             name = getattr(node, "attr", getattr(node, "id", getattr(node, "name", "")))
             assert name not in ("environ", "getenv", "getenvb", "environb"), file.name
 
@@ -1561,7 +1561,7 @@ def test_rule_11_no_other_matrix_product_in_the_source(device):
                 "vecmat", "gemm", "linalg", "kron", "outer", "convolve", "correlate")  # fmt: skip
     found = []
     for file in CORE:
-        tree = ast.parse(file.read_text())
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         imported = {
             alias.asname or alias.name
             for node in ast.walk(tree)

@@ -89,7 +89,9 @@ def stub(tmp_path_factory):
     """A directory that hides matplotlib, which would take longer than the training."""
     path = tmp_path_factory.mktemp("stub")
     (path / "matplotlib").mkdir()
-    (path / "matplotlib" / "__init__.py").write_text("raise ImportError('hidden')\n")
+    (path / "matplotlib" / "__init__.py").write_text(
+        "raise ImportError('hidden')\n", encoding="utf-8"
+    )
     return path
 
 
@@ -139,7 +141,7 @@ class Runner:
         }
         command = [sys.executable, *(["-c", DRIVER, at] if at else []), SCRIPT, *options]
         return subprocess.Popen(
-            [str(word) for word in command], cwd=self.cwd, env=environment, text=True,
+            [str(word) for word in command], cwd=self.cwd, env=environment, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -175,7 +177,7 @@ def reference(tmp_path_factory, stub, small):
 
 
 def history(out):
-    with open(out / "metrics.csv", newline="") as file:
+    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -715,7 +717,7 @@ def damage_empty(path):
 
 def damage_file(path):
     shutil.rmtree(path)
-    path.write_text("a file")
+    path.write_text("a file", encoding="utf-8")
     return "not a directory"
 
 
@@ -726,7 +728,7 @@ def damage_truncated(path):
 
 
 def damage_not_idx(path):
-    (path / "t10k-labels-idx1-ubyte").write_text("<html>not found</html>")
+    (path / "t10k-labels-idx1-ubyte").write_text("<html>not found</html>", encoding="utf-8")
     return "t10k-labels-idx1-ubyte"
 
 
@@ -758,9 +760,11 @@ def test_bad_data(run, tmp_path, damage):
 
 @pytest.mark.parametrize("out", ["file", "file/run", "/proc/none/run", "n" * 300])
 def test_unwritable_places(run, small, tmp_path, out):
-    (tmp_path / "file").write_text("precious")
+    (tmp_path / "file").write_text("precious", encoding="utf-8")
     run.refused(*SMALL, "--data-dir", small, "--out", out, match=out[:10])
-    assert (tmp_path / "file").read_text() == "precious" and os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "precious" and os.listdir(
+        tmp_path
+    ) == ["file"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

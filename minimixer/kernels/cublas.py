@@ -214,7 +214,7 @@ def _choices(device: int) -> tuple[Path, dict[str, int]]:
 
 def _read_choices(path: Path) -> dict[str, int]:
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         return {str(k): int(v) for k, v in stored.items() if 0 <= int(v) < CANDIDATES}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
@@ -226,7 +226,7 @@ def _remember(device: int, key: str, choice: int) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(choices, indent=0, sort_keys=True))
+        temporary.write_text(json.dumps(choices, indent=0, sort_keys=True), encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
         pass  # timed again in the next run

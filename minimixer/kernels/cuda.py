@@ -30,7 +30,9 @@ _failed: set[str] = set()  # files whose kernels can't be compiled here: the pla
 def source(file: str) -> str:
     """The text to compile: what all kernels share, and the file's own."""
     # One text rather than an #include, which CuPy's cache would not notice to have changed.
-    return (DIRECTORY / "common.cu").read_text() + (DIRECTORY / file).read_text()
+    return (DIRECTORY / "common.cu").read_text(encoding="utf-8") + (DIRECTORY / file).read_text(
+        encoding="utf-8"
+    )
 
 
 def get(file: str, expression: str) -> Any:

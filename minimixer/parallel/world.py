@@ -286,7 +286,7 @@ class World:
     def __enter__(self) -> "World":
         if self.rank > 0:
             self._streams = sys.stdout, sys.stderr
-            sys.stdout = sys.stderr = open(os.devnull, "w")
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
