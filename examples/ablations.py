@@ -19,6 +19,8 @@ appendix's. All are trained alike, with settings that were chosen for Mixer. A M
 and its blocks replaced: it asks of one no more than block(x, y, bias) -> (x, y, bias).
 """
 
+import begin  # noqa: F401  isort: skip
+
 import argparse
 import time
 from collections.abc import Callable

@@ -24,6 +24,8 @@ Finished cells (one model, one seed) are kept in OUT/cells: Ctrl-C at any time, 
 goes on.
 """
 
+import begin  # noqa: F401  isort: skip
+
 import argparse
 import math
 import shlex

@@ -11,6 +11,8 @@ accuracy in 15 bins of equal width from 0 to 1: the mean of |accuracy - confiden
 weighted by their pictures (Guo et al. 2017).
 """
 
+import begin  # noqa: F401  isort: skip
+
 import argparse
 import csv
 import io

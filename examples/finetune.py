@@ -15,6 +15,8 @@ and evaluate.py read it.
 --probe linear trains the head alone; --probe ridge trains nothing: finetune_probe.py.
 """
 
+import begin  # noqa: F401  isort: skip
+
 import argparse
 import contextlib
 import os

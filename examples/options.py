@@ -5,11 +5,13 @@ run the run it is, and are kept in its checkpoint; options such as --device are 
 """
 
 import argparse
-import os
+import errno
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import begin
 import numpy as np
 
 Settings = Mapping[str, tuple[Any, str]]
@@ -84,23 +86,31 @@ def numbers(text: str) -> list[float] | float:
 
 def run_script(
     program: Callable[[], int], name: str, memory: str = "a lower --batch-size needs less",
-    errors: tuple[type[Exception], ...] = (),
+    errors: tuple[type[Exception], ...] = (), for_pipes: bool = False,
 ) -> None:  # fmt: skip
-    """Run a script's main; what the user can mend becomes one sentence and status 2."""
-    np.seterr(all="ignore")  # what is not finite is found, and said once
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names
+    """Run a script's main; what the user can mend becomes one sentence and status 2. In a notebook
+    (`%run`) the sentence is all. `for_pipes`: what it prints is what it is for, and it ends when
+    nobody reads that any more (`| head`)."""
+    status, handlers = 2, {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    if for_pipes and isinstance(sys.stdout, begin.Stream):
+        sys.stdout.heeded += (errno.EPIPE,)
+    if signal.getsignal(signal.SIGINT) is begin.stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(program())
-    except BrokenPipeError:  # `| head`: nobody reads any more, and Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        with np.errstate(all="ignore"):  # what is not finite is found, and said once
+            status = program()
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = 0
     except (ValueError, TypeError, OSError, ImportError, MemoryError, *errors) as problem:
         text = "; ".join(line.strip() for line in str(problem).splitlines())
         if isinstance(problem, MemoryError):
             text = f"out of memory; {memory}: {text}"
-        print(f"{name}: {text}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{begin.rank()}{name}: {text}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
-        sys.exit(130)
+        print(f"{begin.rank()}{name}: stopped", file=sys.stderr)
+        status = 130
+    if not begin.NOTEBOOK:
+        sys.exit(status)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

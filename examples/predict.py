@@ -8,6 +8,8 @@ its pictures. A file that can't be read is named and skipped. Exit status: 0; 1 
 could be read; 2 for wrong options or weights.
 """
 
+import begin  # noqa: F401  isort: skip
+
 import argparse
 import os
 import sys
@@ -203,4 +205,4 @@ def make_parser(description: str | None) -> Parser:
 
 
 if __name__ == "__main__":
-    run_script(main, "predict")
+    run_script(main, "predict", for_pipes=True)

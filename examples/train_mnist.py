@@ -8,6 +8,8 @@
 Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit for bit.
 """
 
+import begin  # noqa: F401  isort: skip
+
 import argparse
 import zlib
 

@@ -11,6 +11,8 @@ accuracy is on the test images of the new classes, after the last step. Writes t
 draw, and sweep.csv.
 """
 
+import begin  # noqa: F401  isort: skip
+
 import itertools
 from pathlib import Path
 from typing import Any

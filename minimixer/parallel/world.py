@@ -298,9 +298,7 @@ class World:
         if isinstance(error, KeyboardInterrupt):
             status = 130
         if isinstance(error, SystemExit):
-            if error.code in (None, 0):
-                return
-            status = error.code if isinstance(error.code, int) else 1
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if self._all_fail():
             # A GPU that waits for another must not hold up the end.
             if self.device != "cpu" and hasattr(signal, "alarm"):
@@ -311,8 +309,8 @@ class World:
             return
         print(f"rank {self.rank}: {_words(error, self._plain)}", file=sys.stderr, flush=True)
         time.sleep(0.1)  # for mpirun to pass it on
-        self.comm.Abort(status)
-        os._exit(status)  # MPICH's Abort comes back
+        self.comm.Abort(status or 1)
+        os._exit(status or 1)  # MPICH's Abort comes back
 
     def _all_fail(self) -> bool:
         """Do all ranks come here, within PATIENCE?"""
@@ -327,7 +325,7 @@ class World:
 
 def _words(error: BaseException, plain: tuple[type[BaseException], ...]) -> str:
     if isinstance(error, SystemExit):
-        return str(error.code) if isinstance(error.code, str) else "stopped"
+        return error.code if isinstance(error.code, str) else f"ended alone ({error!r})"
     text = str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
