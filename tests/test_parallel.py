@@ -173,7 +173,8 @@ def launch_to_fail(directory, processes, run, **fault):
     [
         ("error", ["rank 2: the disk is full"]),
         ("bug", ["rank 2: Traceback", "KeyError: 'lost'"]),
-        ("exit", ["rank 2: stopped"]),
+        ("exit3", ["rank 2: ended alone (SystemExit(3))"]),
+        ("exit0", ["rank 2: ended alone (SystemExit(0))"]),
     ],
 )
 def test_an_error_on_one_rank_ends_all_while_they_wait_in_a_sum(tmp_path, kind, words):

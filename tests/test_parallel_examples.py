@@ -154,6 +154,52 @@ def test_ranks_with_other_options(small, tmp_path, option, text):
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
 
 
+# What goes wrong on one rank, and what is said; `fails` raises an error, `at_import(f)` calls f
+# while the script imports minimixer.
+STAGES = {
+    "a package": ("sys.modules['tqdm'] = None", "rank 1: train_mnist: .*tqdm"),
+    "mpi4py": ("sys.modules['mpi4py'] = None", "rank 1: train_mnist: .*mpi4py"),
+    "a bug in a package": ("at_import(fails)", "OSError: lost"),
+    "leaving at import": ("at_import(sys.exit)", ""),
+    "options": ("sys.argv.append('--nonsense')", "rank 1: .*--nonsense"),
+    "data": ("import minimixer.data as data; data.load_directory = fails", "rank 1: lost"),
+    "model": ("import minimixer; minimixer.Mixer.to = fails", "rank 1: lost"),
+    "step": ("import minimixer; minimixer.AdamW.step = fails", "rank 1: lost"),
+    "leaving a step": ("import minimixer; minimixer.AdamW.step = leaves", "rank 1: ended alone"),
+    "evaluation": ("import minimixer; minimixer.Mixer.predict_proba = fails", "rank 1: lost"),
+    "writing": ("import minimixer.idx as idx; idx.os.replace = fails", "rank 0: lost"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_error_on_one_rank_ends_all(small, tmp_path, stage):
+    """Wherever it is, within seconds, and in that rank's words."""
+    code, message = STAGES[stage]
+    rank = "not " * ("rank 0" in message) + IS_RANK_1
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(
+        "import os, runpy, sys\n"
+        "def fails(*_, **__):\n    raise OSError('lost')\n"
+        "def leaves(*_):\n    sys.exit(0)\n"
+        "class AtImport:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'minimixer':\n            self.what()\n"
+        "def at_import(what):\n"
+        "    sys.meta_path.insert(0, AtImport())\n    sys.meta_path[0].what = what\n"
+        f"sys.argv[0] = {str(SCRIPT)!r}\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        f"if {rank}:\n    {code}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
+        encoding="utf-8",
+    )
+    began = time.monotonic()
+    words = [*WORDS, "--data-dir", small, "--out=run"]
+    with start(2, wrapper, *words, cwd=tmp_path) as process, killed_at_last(process):
+        out, err = process.communicate(timeout=30)
+    assert process.returncode != 0 and time.monotonic() - began < 15
+    assert re.search(message, err), err
+    assert err.count("Traceback") == (stage == "a bug in a package") and "test accuracy" not in out
+
+
 def test_not_one_picture(tmp_path):
     pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
     for name in ("a/1.png", "a/2.png", "a/3.png", "b/1.png", "b/2.png", "b/3.png"):
