@@ -108,7 +108,8 @@ def _count_gpus() -> int:
     if count == 0:
         raise ValueError("CuPy finds no NVIDIA GPU: check `nvidia-smi`")
     try:  # CuPy compiles its kernels when they are used, with NVIDIA's NVRTC and CUDA's headers
-        cupy.arange(2, dtype="float32").sum()
+        numbers = cupy.arange(2, dtype="float32")
+        [values.sum() for values in (numbers, numbers > 0)]  # for bool it reads more headers
     except (cupy.cuda.compiler.CompileException, ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -11,7 +11,7 @@ import pytest
 from minimixer import Mixer, Tensor, backend
 
 
-def fake_cupy(count=None, error=None, compile_error=None, version="14.2.0"):
+def fake_cupy(count=None, error=None, compile_error=None, of="float32", version="14.2.0"):
     """A module with as much of CuPy as check_device touches."""
     cupy = types.ModuleType("cupy")
     cupy.__version__ = version
@@ -27,12 +27,18 @@ def fake_cupy(count=None, error=None, compile_error=None, version="14.2.0"):
             raise CUDARuntimeError(error)
         return count
 
-    def arange(*_, **__):
-        if compile_error is not None:
-            raise CompileException(compile_error)
-        return np.arange(2)
+    class Numbers:
+        def __init__(self, dtype="float32"):
+            self.dtype = dtype
 
-    cupy.arange = arange
+        def __gt__(self, other):
+            return Numbers("bool")
+
+        def sum(self):
+            if compile_error is not None and self.dtype == of:
+                raise CompileException(compile_error)
+
+    cupy.arange = lambda *_, dtype: Numbers(dtype)
     cupy.cuda = types.SimpleNamespace(
         runtime=types.SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError, getDeviceCount=get_device_count
@@ -58,6 +64,11 @@ CASES = {
     "no headers": (
         {"count": 1, "compile_error": "catastrophic error: cannot open cuda_fp16.h"},
         "can't compile for the GPU (catastrophic error: cannot open cuda_fp16.h)",
+        "'.[cuda]'",
+    ),
+    "headers of another CUDA": (  # which the sum of floats doesn't read
+        {"count": 1, "of": "bool", "compile_error": "cuda/std/limits(9): error: no\n" * 142},
+        "can't compile for the GPU (cuda/std/limits(9): error: no)",
         "'.[cuda]'",
     ),
 }
