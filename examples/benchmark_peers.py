@@ -29,7 +29,6 @@ import contextlib
 import importlib
 import json
 import re
-import resource
 import statistics
 import sys
 import time
@@ -155,6 +154,8 @@ class Growth:
             )
             if found:
                 return 1024 * int(found[1])
+        import resource  # which Windows lacks
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -90,7 +90,8 @@ class Runner:
         command = [sys.executable, *(["-c", DRIVER.replace("AdamW", "SGD"), at] if at else [])]
         paths = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), *sys.path])
         return subprocess.Popen(
-            [*map(str, command), str(SCRIPT), *map(str, words)], cwd=self.directory, text=True,
+            [*map(str, command), str(SCRIPT), *map(str, words)], cwd=self.directory,
+            encoding="utf-8",
             env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
         )  # fmt: skip
