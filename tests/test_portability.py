@@ -85,7 +85,8 @@ import ctypes, os, runpy, signal, sys, threading
 def no_linux():
     for module, names in (
         (os, "fork forkpty register_at_fork sched_getaffinity posix_fallocate getuid geteuid "
-             "fchmod fchown chown umask getpgid setsid killpg mkfifo O_NONBLOCK O_NOFOLLOW O_DIRECTORY"),
+             "fchmod fchown chown umask getpgid setsid killpg mkfifo O_NONBLOCK O_NOFOLLOW "
+             "O_DIRECTORY"),
         (signal, "SIGHUP SIGKILL SIGALRM SIGPIPE SIGQUIT alarm pthread_sigmask setitimer"),
     ):
         for name in names.split():
