@@ -267,7 +267,7 @@ def _read_inputs(
             if value.ndim == 0 and function.takes_numbers and _is_a_number(value, inputs):
                 arrays.append(value.item())
                 continue
-            array = native(value)
+            array = value if value.dtype.isnative else native(value)
         else:
             raise _unexpected(function, len(arrays), value)
         if array.dtype not in FLOAT_DTYPES and not is_half(array.dtype):
