@@ -42,9 +42,9 @@ from .backend import (
 )
 from .checks import check_number
 from .ops import power, subtract
+from .precision import native
 from .rearrange import mean
 from .rearrange import sum as sum_of
-from .precision import native
 from .tensor import Tensor
 
 _REDUCTIONS = ("mean", "sum", "none")
