@@ -127,7 +127,8 @@ class Classifier(Module):
     def dtype(self) -> np.dtype:
         return self.buffer.dtype
 
-    predict_proba = Mixer.predict_proba  # they ask for no more than the above
+    predict_logits = Mixer.predict_logits  # they ask for no more than the above
+    predict_proba = Mixer.predict_proba
     predict = Mixer.predict
 
 

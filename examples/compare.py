@@ -21,7 +21,8 @@ accuracy is that of the last step's weights. Times and memory are measured with 
 all (kernels.use("reference")); what the Mixer's fast kernels make of it is in columns of its own.
 
 Finished cells (one model, one seed) are kept in OUT/cells: Ctrl-C at any time, and the same command
-goes on.
+goes on; two commands may share an OUT. Tables and pictures there are made from the cells, and are
+those of the last command: an earlier one, given again, finds its cells and makes its own again.
 """
 
 import begin  # noqa: F401  isort: skip
@@ -51,7 +52,7 @@ from compare_models import (
 )
 from compare_table import table, transfer
 from compare_weights import weights
-from options import Parser, run_script
+from options import Parser, run_script, stop_signals
 from training import write_rows
 
 from minimixer import parallel
@@ -78,6 +79,12 @@ class Comparison:
         self.sweeps: dict[tuple, list[dict[str, Any]]] = {}
         self.counted: dict[str, int] = {}  # MACs
         self.told: set[Path] = set()  # cells that a line was printed about
+        self.sweep_name = "transfer-sweep.csv" if options.upstream else "sweep.csv"
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """A table in OUT, which may have been removed meanwhile."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_rows(self.out / name, rows)
 
     def spec(self, kind: str, family: str, size: str, source: Data, **changes: Any) -> Spec:
         """All that determines a cell, but for data and machine."""
@@ -214,7 +221,7 @@ class Comparison:
             edge = best["lr"] in (max(rates), min(rates)) and len(rows) > 1
             print(f"sweep  {family:7} {size:6} lr {shown} -> {best['lr']:g}"
                   + (" (at the end of what was tried)" if edge else ""), flush=True)  # fmt: skip
-            write_rows(self.out / "sweep.csv", [r for rows in self.sweeps.values() for r in rows])
+            self.write(self.sweep_name, [r for rows in self.sweeps.values() for r in rows])
         return best["lr"]
 
     def final(
@@ -352,8 +359,6 @@ def compare(run: Comparison) -> int:
         run.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run.folder):  # found out before training
             pass
-        for claim in run.folder.glob("*.claim"):  # of a run that was killed
-            claim.unlink()
     run.world.barrier()
     source = None
     if options.upstream:
@@ -375,7 +380,8 @@ def script() -> None:
 
     def program() -> int:
         try:
-            return main()
+            with stop_signals():
+                return main()
         except KeyboardInterrupt:
             again = shlex.join(["python", *sys.argv])
             print(f"\ncompare: stopped; what was finished is kept, to go on: {again}",

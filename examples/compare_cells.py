@@ -3,7 +3,10 @@
 A cell is described by a dict, its spec: everything that determines the result. Its outcome is kept
 as a small JSON file whose name ends in a hash of the spec, and which appears whole or not at all.
 So a comparison goes on after any interruption, and what is finished never runs again. Weights
-are kept beside it where a figure or a transfer needs them.
+are kept beside it where a figure or a transfer needs them. A file that was changed since, or that
+lacks what the tables show, is no result: a line says so, and the cell is computed anew. Several
+processes may work in one folder: each cell is locked by the one that computes it, and is taken over
+by another if that one dies.
 
 `train` is the training loop, the same for all models. The way of a result:
 
@@ -32,7 +35,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import time
 import warnings
 import zipfile
@@ -61,10 +63,12 @@ from tqdm import tqdm
 import minimixer
 from minimixer import Mixer, Tensor, backend, data, schedule
 from minimixer.checkpoint import save_checkpoint
-from minimixer.files import replace_file
+from minimixer.files import Lock, read_file, replace_file
+from minimixer.metrics import Metrics
+from minimixer.names import printable
 
 Result = dict[str, Any]
-FORMAT = 1  # of the cells; older ones are not looked at
+FORMAT = 2  # of the cells; older ones are not looked at
 CURVE_POINTS, CURVE_IMAGES = 8, 1000
 TRAIN_IMAGES = 5000
 STEPS_TO_START = 10  # after which a GPU has compiled and recorded what it repeats
@@ -87,7 +91,7 @@ def train(
     batch_size = min(spec["batch_size"], len(images))
     batches = data.Batches(images, labels, batch_size, spec["seed"], spec["max_shift"])
     step = make_step(model, optimizer, spec["clip"])
-    marks = {round(steps * (n + 1) / CURVE_POINTS) for n in range(CURVE_POINTS)}
+    marks = curve_steps(steps)
     loss, since, spent_looking = Tensor(math.nan), 0.0, 0.0
     model.train()
     with tqdm(total=steps, desc=name, leave=False, disable=None, dynamic_ncols=True) as bar:
@@ -106,6 +110,11 @@ def train(
                 check_minutes(seconds * steps / 60, most_minutes, name)
     final = loss.item()
     return {"images_seen": steps * batch_size, "loss": final if math.isfinite(final) else None}
+
+
+def curve_steps(steps: int) -> list[int]:
+    """After which steps the test accuracy is looked at, the last one too."""
+    return [round(steps * (n + 1) / CURVE_POINTS) for n in range(CURVE_POINTS)]
 
 
 def now(device: str) -> float:
@@ -135,13 +144,11 @@ def evaluate(
 ) -> tuple[float, float]:
     """(accuracy, mean loss); the loss is inf for a model that answers NaN."""
     piece = batch_for(images.shape[1:], 256 if device_of(model) == "cpu" else 2000)
-    right, loss = 0, 0.0
+    found = Metrics(model.num_classes)
     for start in range(0, len(labels), piece):
-        y = labels[start : start + piece]
-        p = model.predict_proba(shuffle(images[start : start + piece], index), piece)
-        right += int((p.argmax(axis=1) == y).sum())
-        loss -= float(np.log(p[np.arange(len(y)), y].astype(np.float64).clip(1e-30)).sum())
-    return right / len(labels), loss / len(labels) if math.isfinite(loss) else math.inf
+        part = slice(start, start + piece)
+        found.add(model.predict_logits(shuffle(images[part], index), piece), labels[part])
+    return found.accuracy, found.loss if math.isfinite(found.loss) else math.inf
 
 
 # ---- cells --------------------------------------------------------------------------------------
@@ -165,28 +172,95 @@ def cell_path(folder: Path, spec: Spec) -> Path:
 
 
 def kept(folder: Path, spec: Spec, compute: Callable[[], Result]) -> Result:
-    """The result of `spec`: from its file, or computed and written there. A file that is damaged or
-    belongs to another spec is computed anew; one that another process is about to write (then there
-    is a claim beside it) is waited for."""
+    """The result of `spec`: from its file, or computed and written there. One that another process
+    is computing is waited for, and computed here if that one ends without it."""
     path = cell_path(folder, spec)
-    claim = path.with_suffix(".claim")
-    while True:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            found = json.loads(path.read_bytes())
-            if found["spec"] == spec:
-                return found["result"]
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-            break
-        time.sleep(0.1)
-    try:
-        result = compute()
-        text = json.dumps({"spec": spec, "result": result}, indent=1, allow_nan=False)
-        with replace_file(path) as file:
-            file.write(text.encode())
+    result = read_cell(path, spec)
+    if result is not None:
         return result
-    finally:
-        claim.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with Lock(lock, wait=True):
+        result = read_cell(path, spec, say=True)
+        if result is None:
+            result = compute()
+            folder.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
+            content = {"sum": checksum(spec, result), "spec": spec, "result": result}
+            with replace_file(path) as file:
+                file.write(json.dumps(content, indent=1, allow_nan=False).encode())
+        with contextlib.suppress(OSError):  # who waits for it finds the result instead
+            lock.unlink()
+    return result
+
+
+def read_cell(path: Path, spec: Spec, say: bool = False) -> Result | None:
+    """The result in a cell's file; None if there is none, or if it is not what was written there,
+    which `say` tells. OSError or ValueError, with the path, for what could not be replaced."""
+    try:
+        content = read_file(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: {error}; remove it") from None
+    try:
+        found = json.loads(content)
+        if found["spec"] != spec:
+            raise ValueError("it is of other settings")
+        if found["sum"] != checksum(spec, found["result"]):
+            raise ValueError("it was changed after it was written")
+        check_result(spec, found["result"])
+        if spec.get("keep") and found["result"]["weights"]:
+            path.with_suffix(".npz").stat()
+        return found["result"]
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError):
+        why = "it is damaged"
+    except OSError:
+        why = "its weights are missing"
+    except ValueError as error:
+        why = str(error)
+    if say:
+        print(f"cell   {printable(path)}: {printable(why)}; computed anew", flush=True)
+    return None
+
+
+def checksum(spec: Spec, result: Result) -> str:
+    return hashlib.sha256(json.dumps([spec, result], sort_keys=True).encode()).hexdigest()
+
+
+def check_result(spec: Spec, result: Result) -> None:
+    """ValueError unless `result` holds all that tables and figures take from such a cell."""
+
+    def within(least: float, most: float, *kinds: type) -> Callable[[Any], bool]:
+        return lambda value: type(value) in kinds and least <= value <= most  # NaN is not
+
+    share, count = within(0, 1, int, float), within(1, 1e18, int)
+    positive, number = within(1e-300, 1e300, int, float), within(-1e300, 1e300, int, float)
+    final = spec["kind"] == "final"
+    costs = final and (spec["keep"] or spec["start"] is not None)
+    wanted: dict[str, Callable[[Any], bool]] = {}
+    if spec["kind"] == "speed":
+        wanted = {"seconds": positive}
+    elif spec["kind"] == "tokens":
+        wanted = {"step_ms": positive, "peak_mib": positive}
+    else:
+        wanted = {"images_seen": count, "loss": lambda value: value is None or number(value)}
+    if spec["kind"] == "sweep":
+        wanted |= {"held_accuracy": share, "held_loss": wanted["loss"]}
+    if final:
+        wanted |= {"accuracy": share, "train_accuracy": share, "parameters": count, "macs": count,
+                   "train_flops": positive}  # fmt: skip
+        steps, accuracies = zip(*result["curve"], strict=True)
+        if list(steps) != curve_steps(spec["steps"]) or not all(map(share, accuracies)):
+            raise ValueError("its curve is of other steps, or no accuracies")
+    if final and spec["keep"]:
+        wanted["weights"] = lambda value: type(value) is bool
+    if costs:
+        wanted |= {"train_seconds": positive, "images_per_second": positive, "peak_bytes": count}
+    if costs and spec["family"] == "mixer":
+        wanted |= {"fast_train_seconds": positive, "fast_images_per_second": positive}
+    for name, suits in wanted.items():
+        if not suits(result[name]):
+            raise ValueError(f"its {name} is {result[name]!r:.40}")
 
 
 def run_cell(folder: Path, spec: Spec, source: Data, device: str, most_minutes: float) -> Result:
@@ -242,7 +316,9 @@ def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: 
         "train_flops": train_flops(macs, result["images_seen"]),
     }  # fmt: skip
     if spec["keep"]:
-        with contextlib.suppress(ValueError):  # weights that are not finite are of no use
+        folder.mkdir(parents=True, exist_ok=True)
+        result["weights"] = all(np.isfinite(value).all() for value in model.state_dict().values())
+        if result["weights"]:  # others are of no use
             save_weights(cell_path(folder, spec).with_suffix(".npz"), model)
     if not (spec["keep"] or spec["start"]):
         return result  # costs do not depend on the images; those of the table's cells hold here too

@@ -25,6 +25,7 @@ import numpy as np
 
 from minimixer import data
 from minimixer.backend import random_bits
+from minimixer.names import for_picture, printable
 
 # Purposes of random numbers, above those of the package.
 HELD_OUT, TEST_PART, PATCH_ORDER, PIXEL_ORDER = 201, 202, 203, 204
@@ -48,6 +49,11 @@ class Data(NamedTuple):
     fingerprint: str
 
     @property
+    def title(self) -> str:
+        """The name for a picture, without the directories that it lies in."""
+        return for_picture(os.path.basename(os.path.abspath(self.name)))
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, channels) of an image."""
         height, width, channels = self.train_images.shape[1:]
@@ -64,7 +70,8 @@ def load(spec: str, image_size: int = 64) -> Data:
     if source == "mnist":
         arrays = data.load_mnist()
     elif not os.path.isdir(source):
-        raise NotADirectoryError(f"{source} is neither 'mnist' nor a directory with data")
+        name = printable(source)
+        raise NotADirectoryError(f"{name} is neither 'mnist' nor a directory with data")
     elif any("-ubyte" in name for name in os.listdir(source)):
         arrays = data.load_directory(source)
     elif (directory := find_cifar(source)) is not None:
@@ -84,15 +91,15 @@ def load(spec: str, image_size: int = 64) -> Data:
     classes = data.num_classes(np.concatenate([train_labels, test_labels]))
     if chosen is not None:
         if max(chosen) >= classes:
-            raise ValueError(f"{spec}: {source} has the classes 0 to {classes - 1}")
+            raise ValueError(f"{printable(spec)} has the classes 0 to {classes - 1}")
         parts = [choose_classes(*part, chosen) for part in parts]
         classes, name = len(chosen), f"{name}:{','.join(map(str, chosen))}"
     counts = [len(labels) for _, labels in parts]
     if counts[0] < 22 or not all(counts[1:]):
         met = ", ".join(map(str, counts))
-        raise ValueError(f"{spec} has {met} images to train on, held out for the sweep, and to "
-                         "test; 22, 1 and 1 are needed at least")  # fmt: skip
-    return Data(spec, *parts[0], *parts[1], *parts[2], classes, name)
+        raise ValueError(f"{printable(spec)} has {met} images to train on, held out for the sweep, "
+                         "and to test; 22, 1 and 1 are needed at least")  # fmt: skip
+    return Data(printable(spec), *parts[0], *parts[1], *parts[2], classes, name)
 
 
 def permutation(count: int, purpose: int, seed: int = 0) -> np.ndarray:
@@ -114,10 +121,10 @@ def split_spec(spec: str) -> tuple[str, list[int] | None]:
     for part in text.split(","):
         match = re.fullmatch(r" *(\d{1,6})(?:-(\d{1,6}))? *", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError(f"{spec}: classes are given as 0-4, as 1,3,7 or as 0-2,9")
+            raise ValueError(f"{printable(spec)}: classes are given as 0-4, as 1,3,7 or as 0-2,9")
         classes += range(int(match[1]), int(match[2] or match[1]) + 1)
     if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise ValueError(f"{spec}: at least two classes are needed, each of them once")
+        raise ValueError(f"{printable(spec)}: at least two classes are needed, each of them once")
     return source, classes
 
 
@@ -252,10 +259,12 @@ def decode_all(
         failures = list(pool.map(fill, range(len(paths))))
     bad = [text for text in failures if text is not None]
     if bad:
-        print(f"compare: {len(bad)} of {len(paths)} pictures left out; the first: {bad[0]}")
+        print(f"compare: {len(bad)} of {len(paths)} pictures left out; the first: "
+              f"{printable(bad[0])}")  # fmt: skip
     good = np.array([text is None for text in failures])
     if not good.any():
-        raise ValueError(f"not one of {len(paths)} pictures could be decoded; the last: {bad[-1]}")
+        raise ValueError(f"not one of {len(paths)} pictures could be decoded; the last: "
+                         f"{printable(bad[-1])}")  # fmt: skip
     return images[good], labels[good]
 
 

@@ -7,7 +7,8 @@
     tokens       time and memory of a training step against the number S of tokens, for a Mixer and
                  a ViT of equal, small width C, up to S = 12 C; fitted as a + b S + c S^2
     invariance   learning curves on images as they are, with patches and the pixels inside of each
-                 shuffled, and with all pixels shuffled (figure 4)
+                 shuffled, and with all pixels shuffled (figure 4): curves of the first 1,000 test
+                 images, and at their ends the accuracy on all, which the table has too
 
 About tokens: a block of either has 8 S C^2 multiply-accumulates in its MLP along channels. Beside
 it ViT has 4 S C^2 in projections and 2 S^2 C in attention, the Mixer 2 S C D_S. So half of ViT's
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_cells import FORMAT, kept, machine
+from compare_cells import CURVE_IMAGES, FORMAT, kept, machine
 from compare_models import FAMILIES, count_macs, make_model, peak_bytes, step_seconds
-from training import write_rows
 
 import minimixer
 from minimixer.files import replace_file
+from minimixer.names import for_picture, printable
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; on grey paper the lines and
 # markers do it.
@@ -65,11 +66,13 @@ def start_figure(width: float, height: float) -> Any:
 def save(figure: Any, path: Path, *others: Path) -> None:
     """Write the picture, if there is one, and say what was written."""
     if figure is None:
-        print(f"wrote {', '.join(map(str, others))}; for a picture: pip install -e '.[plots]'")
+        written = ", ".join(map(printable, others))
+        print(f"wrote {written}; for a picture: pip install -e '.[plots]'")
         return
+    path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed
     with replace_file(path) as file:
         figure.savefig(file, format="png", dpi=150)
-    print(f"wrote {', '.join(map(str, (path, *others)))}")
+    print(f"wrote {', '.join(map(printable, (path, *others)))}")
 
 
 def legend_below(figure: Any, axes: Any) -> None:
@@ -107,7 +110,7 @@ def scaling(run: Any, source: Any) -> None:
             "train_images": count, "steps": cells[0][0]["steps"], "seeds": len(cells),
             "top1_mean": test[0], "top1_sd": test[1], "gap_mean": gap[0], "gap_sd": gap[1],
         })  # fmt: skip
-    write_rows(run.out / "scaling.csv", rows)
+    run.write("scaling.csv", rows)
     for row in rows:
         name, shown = f"{row['model']:7} {row['size']:6}", row["train_images"]
         top1 = f"{row['top1_mean']:.2%} ± {row['top1_sd']:.2%}"
@@ -135,7 +138,7 @@ def scaling(run: Any, source: Any) -> None:
             axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)
         legend_below(figure, left)
-        figure.suptitle(f"{source.name}: equal steps for every size of training set; mean and "
+        figure.suptitle(f"{source.title}: equal steps for every size of training set; mean and "
                         f"standard deviation of {len(run.seeds)} seeds", fontsize=10)  # fmt: skip
     save(figure, run.out / "scaling.png", run.out / "scaling.csv")
 
@@ -163,7 +166,7 @@ def frontier(run: Any, source: Any) -> None:
             "train_seconds": costs["train_seconds"] * cells[0][0]["steps"] / steps,
             "images_per_second": costs["images_per_second"],
         })  # fmt: skip
-    write_rows(run.out / "frontier.csv", rows)
+    run.write("frontier.csv", rows)
     figure = start_figure(12, 4.4)
     if figure is not None:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -193,9 +196,10 @@ def frontier(run: Any, source: Any) -> None:
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("test accuracy, %")
         legend_below(figure, panels[0])
-        figure.suptitle(f"{source.name}: each point is a whole run with its own schedule, mean and "
-                        f"standard deviation of {len(run.seeds)} seeds; plain code for all, on "
-                        f"{machine(run.device)}", fontsize=10)  # fmt: skip
+        figure.suptitle(f"{source.title}: each point is a whole run with its own schedule, "
+                        f"mean and standard deviation of {len(run.seeds)} seeds; plain code "
+                        f"for all, on {for_picture(machine(run.device), 60)}",
+                        fontsize=10)  # fmt: skip
     save(figure, run.out / "frontier.png", run.out / "frontier.csv")
 
 
@@ -230,7 +234,7 @@ def tokens(run: Any, source: None = None) -> None:
          "step_ms": min(f["step_ms"] for f in found), "peak_mib": found[0]["peak_mib"]}
         for (side, family), found in measured.items()
     ]  # fmt: skip
-    write_rows(run.out / "tokens.csv", rows)
+    run.write("tokens.csv", rows)
     fits = []
     kinds = (("step_ms", "time, ms"), ("peak_mib", "memory, MiB"), ("macs", "MACs"))
     for (key, name), family in itertools.product(kinds, ("mixer", "vit")):
@@ -246,7 +250,7 @@ def tokens(run: Any, source: None = None) -> None:
         print(f"  {NAMES[family]:5} {name:11} = {terms[0]:.4g} + {terms[1]:.4g} S + {terms[2]:.4g} "
               f"S^2 (off by {error:.1%}); at S = {s[-1]:.0f}: constant {shares[0]:.0%}, S "
               f"{shares[1]:.0%}, S^2 {shares[2]:.0%}")  # fmt: skip
-    write_rows(run.out / "tokens-fit.csv", fits)
+    run.write("tokens-fit.csv", fits)
     curves = {(f["of"], f["model"]): np.array([f["a"], f["b"], f["c"]]) for f in fits}
     low, high = rows[0]["tokens"], rows[-1]["tokens"]
     crossings = {key: crossing(curves[key, "mixer"], curves[key, "vit"], low, high)
@@ -261,8 +265,8 @@ def tokens(run: Any, source: None = None) -> None:
     if figure is not None:
         draw_tokens(figure, rows, curves, crossings)
         figure.suptitle(f"a training step, width C = {width}, {batch} images, 2 blocks, D_S = 8 C; "
-                        f"plain code, the fastest of {ROUNDS} rounds, on {machine(run.device)}",
-                        fontsize=9)  # fmt: skip
+                        f"plain code, the fastest of {ROUNDS} rounds, on "
+                        f"{for_picture(machine(run.device), 60)}", fontsize=9)  # fmt: skip
     save(figure, run.out / "tokens.png", run.out / "tokens.csv", run.out / "tokens-fit.csv")
 
 
@@ -334,36 +338,49 @@ def draw_tokens(figure: Any, rows: list[dict], curves: dict, crossings: dict) ->
 def invariance(run: Any, source: Any) -> None:
     models = [family for family in ("mixer", "resnet", "vit") if family in run.models]
     models = [family for family in models if family != "vit"] or models
-    size, rows, whole = run.sizes[0], [], {}
+    size, rows, tested = run.sizes[0], [], len(source.test_images)
     for family, kind in itertools.product(models, SHUFFLE_LOOKS):
-        results = [
-            result for _, result in run.each_seed(run.final, family, size, source, shuffle=kind)
-        ]
-        whole[family, kind] = spread([r["accuracy"] for r in results])
-        for points in zip(*(r["curve"] for r in results), strict=True):
-            mean, sd = spread([accuracy for _, accuracy in points])
+        cells = run.each_seed(run.final, family, size, source, shuffle=kind)
+        results = [result for _, result in cells]
+        points = [(min(CURVE_IMAGES, tested), point)
+                  for point in zip(*(r["curve"] for r in results), strict=True)]  # fmt: skip
+        points.append((tested, [[cells[0][0]["steps"], r["accuracy"]] for r in results]))
+        for images, point in points:
+            mean, sd = spread([accuracy for _, accuracy in point])
             rows.append({"model": family, "size": size, "data": source.name, "shuffled": kind,
-                         "step": points[0][0], "top1_mean": mean, "top1_sd": sd})  # fmt: skip
-    write_rows(run.out / "invariance.csv", rows)
+                         "step": point[0][0], "test_images": images, "top1_mean": mean,
+                         "top1_sd": sd})  # fmt: skip
+    run.write("invariance.csv", rows)
+    curves = {key: [r for r in rows if (r["model"], r["shuffled"]) == key]
+              for key in itertools.product(models, SHUFFLE_LOOKS)}  # fmt: skip
     for family in models:
-        said = [f"{text} {whole[family, kind][0]:.2%} ± {whole[family, kind][1]:.2%}"
-                for kind, (text, *_) in SHUFFLE_LOOKS.items()]  # fmt: skip
+        ends = [(text, curves[family, kind][-1]) for kind, (text, *_) in SHUFFLE_LOOKS.items()]
+        said = [f"{text} {r['top1_mean']:.2%} ± {r['top1_sd']:.2%}" for text, r in ends]
         print(f"  {NAMES[family]:6} all test images {'; '.join(said)}")
     figure = start_figure(4.5 * len(models), 4.5)
     if figure is not None:
         panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
         for axes, family in zip(panels, models, strict=True):
-            for kind, (text, colour, marker, line) in SHUFFLE_LOOKS.items():
-                chosen = [r for r in rows if (r["model"], r["shuffled"]) == (family, kind)]
-                axes.errorbar(
-                    [r["step"] for r in chosen], [100 * r["top1_mean"] for r in chosen],
-                    [100 * r["top1_sd"] for r in chosen], color=colour, marker=marker,
-                    linestyle=line, capsize=3, label=text,
-                )  # fmt: skip
+            draw_curves(axes, {kind: curves[family, kind] for kind in SHUFFLE_LOOKS})
             axes.set(xlabel="training step", title=NAMES[family])
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel("test accuracy, % (1,000 images)")
-        legend_below(figure, panels[0])
-        figure.suptitle(f"{source.name}, {size}: mean and standard deviation of {len(run.seeds)} "
-                        "seeds", fontsize=10)  # fmt: skip
+        panels[0].set_ylabel("test accuracy, %")
+        figure.suptitle(f"{source.title}, {size}: mean and standard deviation of {len(run.seeds)} "
+                        f"seeds;\nthe curves: of the first {rows[0]['test_images']:,} test images",
+                        fontsize=9)  # fmt: skip
     save(figure, run.out / "invariance.png", run.out / "invariance.csv")
+
+
+def draw_curves(axes: Any, curves: dict[str, list[dict[str, Any]]]) -> None:
+    """The curves, and right of them, as numbers too, what became of each on all test images."""
+    steps = curves["none"][-1]["step"]
+    for kind, (text, colour, marker, line) in SHUFFLE_LOOKS.items():
+        *points, end = curves[kind]
+        look = {"color": colour, "marker": marker, "capsize": 3}
+        mean, sd = 100 * end["top1_mean"], 100 * end["top1_sd"]
+        axes.errorbar([r["step"] for r in points], [100 * r["top1_mean"] for r in points],
+                      [100 * r["top1_sd"] for r in points], linestyle=line, **look,
+                      label=f"{text}: {mean:.2f} ± {sd:.2f}")  # fmt: skip
+        axes.errorbar([1.1 * steps], [mean], [sd], markersize=9, **look)
+    axes.grid(alpha=0.3)
+    title = f"numbers, and marks at the right: all {end['test_images']:,} test images"
+    axes.legend(loc="lower right", fontsize=7, title_fontsize=7, title=title)

@@ -9,7 +9,8 @@ from typing import Any
 from compare_cells import Result
 from compare_data import Data
 from compare_models import FAMILIES, Spec
-from training import write_rows
+
+from minimixer.names import printable
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170}  # of the terminal's 256
 
@@ -20,9 +21,9 @@ def table(run: Any, source: Data) -> None:
         for family in run.models:
             cells = run.each_seed(run.final, family, size, source)
             rows.append(make_row(source.name, run.options, cells))
-    write_rows(run.out / "comparison.csv", rows)
+    run.write("comparison.csv", rows)
     print_table(rows)
-    print(f"wrote {run.out / 'comparison.csv'} and {run.out / 'sweep.csv'}")
+    print(f"wrote {printable(run.out / 'comparison.csv')} and {run.sweep_name}")
 
 
 def transfer(run: Any, up: Data, down: Data) -> None:
@@ -48,11 +49,11 @@ def transfer(run: Any, up: Data, down: Data) -> None:
             rows.append(row)
             print(f"cells  {family:7} {size:6} upstream test {row['upstream_top1_mean']:.2%}, "
                   f"downstream {row['top1_mean']:.2%}", flush=True)  # fmt: skip
-    write_rows(run.out / "transfer.csv", rows)
+    run.write("transfer.csv", rows)
     print(f"pretrained on {up.name}, fine-tuned on {rows[0]['train_images']:,} images of "
           f"{down.name}; training cost is that of both")  # fmt: skip
     print_table(rows)
-    print(f"wrote {run.out / 'transfer.csv'} and {run.out / 'sweep.csv'}")
+    print(f"wrote {printable(run.out / 'transfer.csv')} and {run.sweep_name}")
 
 
 def make_row(data: str, options: argparse.Namespace, cells: list[tuple[Spec, Result]]) -> dict:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from compare_cells import cell_path, complete
 from compare_figures import save, start_figure
-from training import write_rows
 
 from minimixer import Mixer
+from minimixer.names import printable
 
 MOST_UNITS = 512  # that are drawn
 
@@ -26,12 +26,15 @@ def weights(run: Any, source: Any) -> None:
     """units.png, stem.png and weights.csv: of --weights, or of the first seed's Mixer."""
     path = run.options.weights
     if path is None:
-        spec, _ = run.final("mixer", run.sizes[0], source, run.seeds[0])
+        spec, result = run.final("mixer", run.sizes[0], source, run.seeds[0])
+        if not result["weights"]:
+            raise ValueError("the Mixer's weights are not finite; give lower --lrs")
         path = cell_path(run.folder, complete(spec, source, run.device)).with_suffix(".npz")
     model = Mixer.from_pretrained(path)
     number = run.options.block
     if number >= len(model.blocks):
-        raise ValueError(f"--block {number}: {path} has {len(model.blocks)}, counted from 0")
+        raise ValueError(f"--block {number}: {printable(path)} has {len(model.blocks)}, counted "
+                         "from 0")  # fmt: skip
     patch = model.patch_size
     grid = (model.height // patch, model.width // patch)
     matrix = model.blocks[number].token_mixing.w1.numpy()  # (S, D_S)
@@ -40,15 +43,15 @@ def weights(run: Any, source: Any) -> None:
     order, cosines = pair(units.reshape(len(units), -1), frequencies)
     partners = {int(a): int(b) for i, j in zip(order[::2], order[1::2], strict=False)
                 for a, b in ((i, j), (j, i))}  # fmt: skip
-    write_rows(run.out / "weights.csv", [
+    run.write("weights.csv", [
         {"block": number, "place": place, "unit": int(unit), "partner": partners.get(int(unit), ""),
          "cosine": cosines.get(int(unit), ""), "frequency_cycles_per_image": frequencies[unit]}
         for place, unit in enumerate(order)
     ])  # fmt: skip
     found = [cosines[int(unit)] for unit in order[: len(order) // 2 * 2]]
-    print(f"  {path}: block {number}, {len(units)} hidden units of {grid[0]} x {grid[1]} tokens, "
-          f"mean frequency {frequencies.mean():.2f} cycles per image, cosine of partners "
-          f"{np.mean(found) if found else 0:.2f} in the mean")  # fmt: skip
+    print(f"  {printable(path)}: block {number}, {len(units)} hidden units of {grid[0]} x "
+          f"{grid[1]} tokens, mean frequency {frequencies.mean():.2f} cycles per image, cosine of "
+          f"partners {np.mean(found) if found else 0:.2f} in the mean")  # fmt: skip
     shown = units[order[:MOST_UNITS]]
     draw(run.out / "units.png", shown, run.out / "weights.csv", pairs=True, text=(
         f"block {number}: weights of {len(shown)} of {len(units)} hidden units on the {grid[0]} x "

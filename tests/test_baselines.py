@@ -344,6 +344,7 @@ def test_images_of_both_kinds(make, dtype, device):
     same = model(((images / 255 - 0.3) / 0.2).astype(dtype))
     tolerance = 1e-3 if dtype == "float32" else 1e-9
     np.testing.assert_allclose(logits.numpy(), same.numpy(), atol=tolerance)
+    np.testing.assert_allclose(model.predict_logits(images, 2), logits.numpy(), atol=tolerance)
     p = model.predict_proba(images, batch_size=2)
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(model.predict(images), logits.numpy().argmax(axis=1))

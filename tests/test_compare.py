@@ -1,16 +1,21 @@
 """The comparison: its data, its cells, its table and figures, on settings that take seconds."""
 
 import csv
+import errno
 import importlib
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minimixer import AdamW, Mixer, backend, kernels
+from minimixer import AdamW, Mixer, Tensor, backend, kernels
 from minimixer import functional as F
 from minimixer.checkpoint import save_checkpoint
 from minimixer.data import Batches
@@ -78,6 +83,14 @@ def read(path):
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
+@pytest.fixture
+def figures_drawn(monkeypatch):
+    """The Figures that are saved, in place of files."""
+    figure, saved = pytest.importorskip("matplotlib.figure"), []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: saved.append(self))
+    return saved
+
+
 # ---- the table ----------------------------------------------------------------------------------
 
 
@@ -132,28 +145,34 @@ def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cel
     monkeypatch.setattr(cells, "train", count)
     assert run()[0] == 0 and trained == []
     files = sorted((tmp_path / "out" / "cells").glob("final-*.json"))
-    specs = [json.loads(file.read_text(encoding="utf-8"))["spec"] for file in files]
+    specs = [json.loads(file.read_bytes())["spec"] for file in files]
     files[0].unlink()
-    files[4].write_text(files[4].read_text(encoding="utf-8")[:-50], encoding="utf-8")
-    files[8].write_text(files[7].read_text(encoding="utf-8"), encoding="utf-8")
+    files[4].write_bytes(files[4].read_bytes()[:-50])
+    files[8].write_bytes(files[7].read_bytes())
     assert run()[0] == 0
     assert sorted(trained) == sorted((specs[i]["family"], specs[i]["seed"]) for i in (0, 4, 8))
     again = read(tmp_path / "out" / "comparison.csv")
     assert [r["top1_each"] for r in again] == [r["top1_each"] for r in rows]
+    assert not list((tmp_path / "out" / "cells").glob("*.lock"))
 
 
-def test_ctrl_c_between_and_inside_of_cells(run, monkeypatch, cells, tmp_path):
-    train, calls = cells.train, []
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_between_and_inside_of_cells(run, monkeypatch, cells, tmp_path, name):
+    number = getattr(signal, name, None)
+    if number is None or os.name == "nt":
+        pytest.skip(f"no {name} here")
+    train, calls, handler = cells.train, [], signal.getsignal(number)
 
     def stop(*arguments):
         calls.append(1)
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return train(*arguments)
 
     monkeypatch.setattr(cells, "train", stop)
     status, _, errors = run("--models=mixer")
     assert status == 130 and "to go on: python examples/compare.py --data" in errors
+    assert signal.getsignal(number) == handler
     assert len(list((tmp_path / "out" / "cells").glob("*.json"))) == 3
     assert run("--models=mixer")[0] == 0
     assert len(calls) == 4 + 2  # of two in the sweep and three in the table, the third was cut off
@@ -254,6 +273,8 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
         return weights
 
     train = cells.train
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.csv").write_bytes(b"of another command")
 
     def check_start(model, spec, *others):
         if spec["start"] is not None:
@@ -268,11 +289,13 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
         "--fine-lrs=0.03",
     )  # fmt: skip
     assert status == 0 and "fine-tuned on 20 images" in said
+    assert (tmp_path / "out" / "sweep.csv").read_bytes() == b"of another command"
+    assert len(read(tmp_path / "out" / "transfer-sweep.csv")) == 3 * (2 + 1)
     for row in read(tmp_path / "out" / "transfer.csv"):
         assert row["train_images"] == "20" and float(row["upstream_top1_mean"]) >= 0.5
         assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16 * 2
-        cells = (tmp_path / "out" / "cells").glob(f"final-{row['model']}-*.json")
-        before = [json.loads(cell.read_text(encoding="utf-8")) for cell in cells]
+        before = [json.loads(f.read_bytes()) for f in (tmp_path / "out" / "cells").glob(
+            f"final-{row['model']}-*.json")]  # fmt: skip
         assert int(row["peak_bytes"]) == max(c["result"]["peak_bytes"] for c in before)
     assert len(starts) == 3 * (1 + 3)
     for spec, weights in starts:
@@ -280,10 +303,10 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
             "resnet") else "body.root.weight"].any()  # fmt: skip
         assert (spec["optimizer"], spec["weight_decay"], spec["clip"]) == ("sgd", 0, 1)
         path = tmp_path / "out" / "cells" / spec["start"]
-        up = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        up = json.loads(path.with_suffix(".json").read_bytes())
         assert up["spec"]["seed"] == (spec["seed"] if spec["kind"] == "final" else 0)
     for file in (tmp_path / "out" / "cells").glob("final-*"):
-        if '"start": "final' in file.read_text(errors="replace", encoding="utf-8"):
+        if '"start": "final' in file.read_text(encoding="utf-8", errors="replace"):
             file.unlink()
         elif file.suffix == ".npz":
             file.write_bytes(file.read_bytes()[:1000])
@@ -374,7 +397,269 @@ def test_models_of_a_size_have_about_equal_parameters(size, shape, classes):
     assert max(counts) < 1.5 * min(counts)
 
 
+# ---- cells --------------------------------------------------------------------------------------
+
+SWEEP = {"kind": "sweep", "family": "vit", "size": "nano", "format": 2}
+SWEPT = {"images_seen": 384, "loss": 0.5, "held_accuracy": 0.75, "held_loss": None}
+FINAL = {"kind": "final", "family": "mixer", "size": "nano", "steps": 24, "keep": True,
+         "start": None}  # fmt: skip
+ENDED = {"images_seen": 384, "loss": None, "accuracy": 1, "train_accuracy": 0.75, "weights": False,
+         "curve": [[3 * n, 0.5] for n in range(1, 9)], "parameters": 10, "macs": 20,
+         "train_flops": 1e9, "train_seconds": 0.5, "images_per_second": 1e3, "peak_bytes": 4096,
+         "fast_train_seconds": 0.25, "fast_images_per_second": 2e3}  # fmt: skip
+
+
+def keep(cells, folder, spec, result):
+    """kept() -> (what it gives, how often it computed that)."""
+    computed = []
+    found = cells.kept(folder, spec, lambda: computed.append(1) or result)
+    return found, len(computed)
+
+
+def edited(cells, content, change):
+    """A cell's file after somebody wrote {key: value or None, to leave it out} into its result,
+    and a new checksum as well."""
+    found = json.loads(content)
+    for key, value in change.items():
+        found["result"][key] = value
+        if value is None:
+            del found["result"][key]
+    found["sum"] = cells.checksum(found["spec"], found["result"])
+    return json.dumps(found).encode()
+
+
+DAMAGED = {
+    "a result": lambda c: c.replace(b"0.75", b"0.76"),
+    "a spec": lambda c: c.replace(b'"vit"', b'"mixer"'),
+    "a name": lambda c: c.replace(b"held_accuracy", b"held_accurate"),
+    "no checksum": lambda c: json.dumps(json.loads(c) | {"sum": None}).encode(),
+    "of before": lambda c: json.dumps({"spec": SWEEP, "result": SWEPT}).encode(),
+    "cut": lambda c: c[:-30],
+    "empty": lambda c: b"",
+    "a list": lambda c: b"[1, 2]",
+    "a number": lambda c: b"5",
+    "nested": lambda c: b"[" * 200_000,
+    "many digits": lambda c: b"9" * 10_000,
+    "bytes": lambda c: bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_file_that_was_changed_is_no_result(cells, tmp_path, capsys, damage):
+    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 1)
+    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 0)
+    path = cells.cell_path(tmp_path / "new", SWEEP)
+    good = path.read_bytes()
+    path.write_bytes(DAMAGED[damage](good))
+    assert path.read_bytes() != good and capsys.readouterr().out == ""
+    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 1)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and path.name in said and "computed anew" in said
+    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 0)
+    assert path.read_bytes() == good and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("spec, good", [(SWEEP, SWEPT), (FINAL, ENDED)], ids=["sweep", "final"])
+def test_nonsense_with_a_right_checksum_is_no_result(cells, tmp_path, spec, good):
+    """All that tables and figures take: the right kinds of values, none of them missing."""
+    keep(cells, tmp_path, spec, good)
+    path = cells.cell_path(tmp_path, spec)
+    content = path.read_bytes()
+    for key in good:
+        for value in ("x", float("nan"), float("inf"), -(10**400), [[1, 2]], {}, True, None):
+            path.write_bytes(edited(cells, content, {key: value}))
+            assert keep(cells, tmp_path, spec, good) == (good, 1), (key, value)
+    for curve in (
+        [[3 * n, 1.5] for n in range(1, 9)],
+        [[n, 0.5] for n in range(8)],
+        [],
+        [[3, 0.5]],
+    ):
+        if "curve" in good:
+            path.write_bytes(edited(cells, content, {"curve": curve}))
+            assert keep(cells, tmp_path, spec, good) == (good, 1), curve
+
+
+def test_nonsense_in_what_was_measured(cells, tmp_path):
+    for kind, good in (("speed", {"seconds": 0.5}), ("tokens", {"step_ms": 3.0, "peak_mib": 2.5})):
+        spec = {"kind": kind, "family": "vit", "size": "nano"}
+        keep(cells, tmp_path, spec, good)
+        path = cells.cell_path(tmp_path, spec)
+        content = path.read_bytes()
+        for key in good:
+            for value in (0, -1.0, "x", None, float("inf")):
+                path.write_bytes(edited(cells, content, {key: value}))
+                assert keep(cells, tmp_path, spec, good) == (good, 1), (key, value)
+
+
+def test_a_cell_whose_weights_are_gone_is_computed_anew(run, tmp_path, capsys):
+    assert run("--models=mixer", "--lrs=0.01")[0] == 0
+    weights = sorted((tmp_path / "out" / "cells").glob("*.npz"))
+    assert len(weights) == 3
+    before = weights[0].read_bytes()
+    weights[0].unlink()
+    status, said, _ = run("--models=mixer", "--lrs=0.01", "--figure=weights,table")
+    assert status == 0 and said.count("its weights are missing; computed anew") == 1
+    assert weights[0].read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_stands_in_a_cell_s_place_is_said_before_training(cells, tmp_path):
+    path = cells.cell_path(tmp_path, SWEEP)
+    path.mkdir()
+    with pytest.raises(OSError, match=path.name):
+        keep(cells, tmp_path, SWEEP, SWEPT)
+    path.rmdir()
+    os.mkfifo(path)
+    computed = []
+    with pytest.raises(ValueError, match=f"{path.name}: it is a pipe, not a file; remove it"):
+        cells.kept(tmp_path, SWEEP, lambda: computed.append(1))
+    assert not computed
+
+
+OTHER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import compare_cells
+def compute():
+    print("computing", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return eval(sys.argv[5])
+compare_cells.kept(Path(sys.argv[2]), eval(sys.argv[4]), compute)
+"""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_two_processes_and_one_cell(cells, tmp_path, dies):
+    """The second waits for the first; if the first is killed, it computes by itself."""
+    words = [str(EXAMPLES), str(tmp_path), "600" if dies else "1", repr(SWEEP), repr(SWEPT)]
+    other = subprocess.Popen([sys.executable, "-c", OTHER, *words], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"computing" + os.linesep.encode()
+        if dies:
+            threading.Timer(0.5, other.kill).start()
+        mine = SWEPT | {"loss": 0.125}
+        assert keep(cells, tmp_path, SWEEP, mine) == ((mine, 1) if dies else (SWEPT, 0))
+    finally:
+        other.kill()
+        other.communicate()
+    assert keep(cells, tmp_path, SWEEP, mine)[1] == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_a_computation_that_fails_leaves_the_cell_to_the_next(cells, tmp_path):
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        cells.kept(tmp_path, SWEEP, fail)
+    assert keep(cells, tmp_path, SWEEP, SWEPT) == (SWEPT, 1)
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_anew(run, monkeypatch, cells, tmp_path):
+    train, calls = cells.train, []
+
+    def remove(*arguments):
+        calls.append(1)
+        if len(calls) in (2, 5):
+            shutil.rmtree(tmp_path / "out")
+        return train(*arguments)
+
+    monkeypatch.setattr(cells, "train", remove)
+    assert run("--models=mixer", "--figure=table,weights")[0] == 0
+    assert len(read(tmp_path / "out" / "comparison.csv")) == 1
+    assert len(list((tmp_path / "out" / "cells").glob("final-*.npz"))) == 3
+
+
+def test_a_full_disk_is_one_sentence(run, monkeypatch, tmp_path):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, errors = run("--models=mixer")
+    assert status == 2 and errors.count("\n") == 1
+    assert "No space left on device" in errors and str(tmp_path / "out" / "cells") in errors
+
+
+# ---- scores -------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A model that gives these logits (N, K), whatever it sees."""
+
+    def __init__(self, logits):
+        self.logits, self.seen = np.asarray(logits, np.float32), []
+        self.num_classes, self.parameters = self.logits.shape[1], lambda: [Tensor(0.0)]
+
+    def predict_logits(self, images, batch_size):
+        self.seen.append(np.array(images))
+        return self.logits[sum(map(len, self.seen[:-1])) :][: len(images)]
+
+
+@pytest.mark.parametrize(
+    "logits, accuracy, loss", [
+        ([[0, 1000], [0, 1000], [-500, 500]], 2 / 3, 1000 / 3),  # a softmax would say 0
+        ([[2, 0], [0, 2], [2, 0]], 2 / 3, np.log1p(np.exp(-2)) + 2 / 3),
+        ([[2, 0], [0, 2], [np.nan, 0]], 2 / 3, np.inf),
+        ([[2, 0], [0, 2], [np.inf, 0]], 2 / 3, np.inf),
+        ([[1, 1], [0, 2], [1, 1]], 2 / 3, (2 * np.log(2) + np.log1p(np.exp(-2))) / 3),
+    ],
+)  # fmt: skip
+def test_scores_come_from_logits(cells, data, monkeypatch, logits, accuracy, loss):
+    monkeypatch.setattr(cells, "batch_for", lambda *_: 2)
+    images, labels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1), np.array([0, 1, 1])
+    model, index = Answers(logits), np.array([3, 1, 0, 2])
+    np.testing.assert_allclose(cells.evaluate(model, images, labels, index), (accuracy, loss))
+    assert [len(part) for part in model.seen] == [2, 1]
+    np.testing.assert_array_equal(np.concatenate(model.seen), data.shuffle(images, index))
+
+
 # ---- figures ------------------------------------------------------------------------------------
+
+
+def test_numbers_in_the_picture_are_those_of_all_test_images(run, tmp_path, figures_drawn, cells,
+                                                             monkeypatch):  # fmt: skip
+    monkeypatch.setattr(cells, "CURVE_IMAGES", 10)
+    monkeypatch.setattr(importlib.import_module("compare_figures"), "CURVE_IMAGES", 10)
+    assert run("--models=mixer,resnet", "--lrs=0.01", "--figure=invariance")[0] == 0
+    rows = read(tmp_path / "out" / "invariance.csv")
+    (figure,) = figures_drawn
+    title = figure.get_suptitle()
+    assert title.startswith("digits, nano") and "the first 10 test images" in title
+    for axes, model in zip(figure.axes, ("mixer", "resnet"), strict=True):
+        ends = [r for r in rows if (r["model"], r["test_images"]) == (model, "40")]
+        assert [r["shuffled"] for r in ends] == ["none", "patches", "pixels"]
+        legend = axes.get_legend()
+        assert "all 40 test images" in legend.get_title().get_text()
+        for row, text in zip(ends, legend.get_texts(), strict=True):
+            mean, sd = 100 * float(row["top1_mean"]), 100 * float(row["top1_sd"])
+            assert text.get_text().endswith(f": {mean:.2f} ± {sd:.2f}")
+        marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
+        heights = {round(float(line.get_ydata(orig=False)[0]), 6) for line in marks}
+        assert heights >= {round(100 * float(r["top1_mean"]), 6) for r in ends}
+        curve = next(line for line in axes.lines if len(line.get_xdata()) == 8)
+        points = [r for r in rows if (r["model"], r["shuffled"], r["test_images"])
+                  == (model, "none", "10")]  # fmt: skip
+        expected = [100 * float(r["top1_mean"]) for r in points]
+        np.testing.assert_allclose(curve.get_ydata(orig=False), expected)
+
+
+def test_names_that_paint_or_begin_a_formula(run, tmp_path, digits, figures_drawn):
+    odd = "a$b$\x1b[31m" + ("\udcff" if sys.platform == "linux" else "")
+    path = tmp_path / odd
+    digits.rename(path)
+    status, said, errors = run("--data", path, "--models=mixer", "--lrs=0.01",
+                               "--figure=scaling,frontier,invariance", "--shares=100")  # fmt: skip
+    assert status == 0 and "\x1b" not in said + errors and "\\x1b[31m" in said
+    assert "a$b$\\x1b[31m" in read(tmp_path / "out" / "scaling.csv")[0]["data"]
+    for figure in figures_drawn:
+        assert (
+            figure.get_suptitle().startswith(r"a\$b\$\x1b[31m") and "/" not in figure.get_suptitle()
+        )
+        figure.draw_without_rendering()
+    status, _, errors = run("--data", f"{path}:0-9")
+    assert status == 2 and "\x1b" not in errors and "has the classes 0 to 3" in errors
 
 
 def test_figures_from_cells(run, tmp_path):
@@ -388,10 +673,7 @@ def test_figures_from_cells(run, tmp_path):
         ("mixer", "35"), ("mixer", "88"), ("resnet", "35"), ("resnet", "88")
     ]  # fmt: skip
     assert len({r["steps"] for r in scaling}) == 1
-    kept = [
-        json.loads(file.read_text(encoding="utf-8"))
-        for file in (out / "cells").glob("final-*.json")
-    ]
+    kept = [json.loads(file.read_bytes()) for file in (out / "cells").glob("final-*.json")]
     for row in scaling:
         gaps = [c["result"]["train_accuracy"] - c["result"]["accuracy"] for c in kept
                 if (c["spec"]["family"], c["spec"]["train_images"], c["spec"]["shuffle"])
@@ -399,7 +681,14 @@ def test_figures_from_cells(run, tmp_path):
         assert len(gaps) == 3 and np.isclose(float(row["gap_mean"]), np.mean(gaps))
     curves = read(out / "invariance.csv")
     kinds = {(r["model"], r["shuffled"]) for r in curves}
-    assert len(curves) == 6 * 8 and len(kinds) == 6
+    assert len(curves) == 6 * (8 + 1) and len(kinds) == 6
+    for model, kind in kinds:  # the last is what the table calls the test accuracy
+        *points, end = [r for r in curves if (r["model"], r["shuffled"]) == (model, kind)]
+        found = [c["result"]["accuracy"] for c in kept if (model, kind, 88) == (
+            c["spec"]["family"], c["spec"]["shuffle"], c["spec"]["train_images"])]  # fmt: skip
+        assert len(found) == 3 and np.isclose(float(end["top1_mean"]), np.mean(found))
+        assert end["test_images"] == "40" and end["step"] == points[-1]["step"] == "24"
+        assert np.isclose(float(end["top1_mean"]), float(points[-1]["top1_mean"]))
     assert len(read(out / "frontier.csv")) == 2  # all parts of so small a budget are the least
     units = read(out / "weights.csv")
     assert sorted(int(r["unit"]) for r in units) == list(range(16))
