@@ -17,24 +17,31 @@ Mixer's token mixing sends each channel's S tokens through one MLP that all chan
 "grouped" lies between the first two; "merging" is other networks' pyramid, "reducing" the
 appendix's. All are trained alike, with settings that were chosen for Mixer. A Mixer is made first
 and its blocks replaced: it asks of one no more than block(x, y, bias) -> (x, y, bias).
+
+The table is written after each model. A run that was stopped keeps those that were finished, and
+tells which are left for --only.
 """
 
 import begin  # noqa: F401  isort: skip
 
 import argparse
+import itertools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from options import Parser, check_range, run_script
+from options import Parser, check_range, run_script, stop_signals
 from tqdm import tqdm
 from training import write_rows
 
 from minimixer import AdamW, Mixer, Tensor, backend, data, fetch, schedule
 from minimixer import functional as F
 from minimixer.block import MixerBlock, MixerMLP, add_norm
+from minimixer.metrics import evaluate
+from minimixer.names import printable
 from minimixer.nn import LayerNorm, Linear, Module, lecun_normal
 from minimixer.parameters import Parameter
 
@@ -275,17 +282,60 @@ def main() -> int:
     if len(set(options.only)) < len(options.only):
         raise ValueError("--only: each model once")
     options.device = backend.check_device(options.device)
-    out = Path(options.out)
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a directory; name a file in it")
-    out.parent.mkdir(parents=True, exist_ok=True)
     load = (lambda: data.load_directory(options.data_dir)) if options.data_dir else data.load_mnist
-    train_images, train_labels, test_images, test_labels = load()
+    arrays = load()
+    out, rows = choose_out(options), []  # type: ignore[var-annotated]
+    try:
+        with stop_signals():
+            compare(options, arrays, out, rows)
+    except KeyboardInterrupt:
+        names = list(options.only)
+        kept = f"{printable(out)} has {' '.join(names[: len(rows)])}" if rows else "nothing is kept"
+        again = ", with another --out" if rows and options.out else ""
+        print(f"\nablations: stopped; {kept}; for the others: --only "
+              f"{' '.join(names[len(rows) :])}{again}", file=sys.stderr)  # fmt: skip
+        return 130
+    finally:
+        if not rows and not options.overwrite:
+            out.unlink(missing_ok=True)  # its name was taken, and nothing came
+    print(f"{options.epochs} epochs, {options.seeds} seeds on {options.device}; "
+          f"wrote {printable(out)}")  # fmt: skip
+    return 0
+
+
+def choose_out(options: argparse.Namespace) -> Path:
+    """The file for the table, made empty at once: of two runs each has its own. Without --out a
+    name that is free; with it, no other table is replaced unless --overwrite says so."""
+    first = Path(options.out or "runs/ablations.csv")
+    if first.is_dir():
+        raise ValueError(f"--out {printable(first)} is a directory; name a file in it")
+    first.parent.mkdir(parents=True, exist_ok=True)
+    if options.overwrite:
+        return first
+    for number in itertools.count(1):
+        out = first if number == 1 else first.with_stem(f"{first.stem}-{number}")
+        try:
+            open(out, "xb").close()
+        except FileExistsError:
+            if options.out:
+                raise ValueError(f"{printable(out)} is there already; --overwrite replaces it, "
+                                 "another --out keeps it") from None  # fmt: skip
+            continue
+        if number > 1:
+            print(f"{printable(first)} is there already; this table goes to {printable(out)}")
+        break
+    return out
+
+
+def compare(
+    options: argparse.Namespace, arrays: data.DataSet, out: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Train all models, and write and print a row for each."""
+    train_images, train_labels, test_images, test_labels = arrays
     if options.limit_train:
         train_images = train_images[: options.limit_train]
         train_labels = train_labels[: options.limit_train]
     classes = data.num_classes(np.concatenate([train_labels, test_labels]))
-    rows: list[dict[str, Any]] = []
     print(f"{'model':10} {'parameters':>12} {'MACs':>14} {'top-1':>8} {'+-':>6} {'seconds':>8}")
     for name in options.only:
         top1, seconds = [], 0.0
@@ -295,25 +345,23 @@ def main() -> int:
                 train_images, train_labels, options.batch_size, seed, options.max_shift
             )
             seconds += train(model, batches, options, f"{name}, seed {seed}")
-            top1.append(float((model.predict(test_images) == test_labels).mean()))
+            top1.append(evaluate(model, test_images, test_labels).accuracy)
         rows.append({
             "model": name, "parameters": model.num_parameters(), "macs": macs(model),
             "top1_mean": np.mean(top1),
-            "top1_deviation": np.std(top1, ddof=1) if top1[1:] else np.nan,  # of one: unknown
+            "top1_deviation": np.std(top1, ddof=1) if top1[1:] else "",  # of one: unknown
             "seconds": seconds / options.seeds, "top1": " ".join(f"{value:.4f}" for value in top1),
         })  # fmt: skip
         print_row(rows[-1])
+        out.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed
         write_rows(out, rows)
-    print(
-        f"{options.epochs} epochs, {options.seeds} seeds on {options.device}; wrote {options.out}"
-    )
-    return 0
 
 
 def print_row(row: dict[str, Any]) -> None:
+    deviation = row["top1_deviation"]
     print(
         f"{row['model']:10} {row['parameters']:12,} {row['macs']:14,} {row['top1_mean']:8.2%} "
-        f"{row['top1_deviation']:6.2%} {row['seconds']:8.1f}",
+        f"{'-' if deviation == '' else format(deviation, '.2%'):>6} {row['seconds']:8.1f}",
         flush=True,
     )
 
@@ -323,7 +371,10 @@ def make_parser() -> Parser:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="models")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--data-dir", default="", help="directory of IDX files (default: MNIST)")
-    parser.add_argument("--out", default="runs/ablations.csv", help="default: runs/ablations.csv")
+    parser.add_argument(
+        "--out", help="the table (default: runs/ablations.csv, or with a number if that is there)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the table of before")
     parser.add_settings(SETTINGS)
     return parser
 

@@ -8,7 +8,7 @@ many of each class) and trains on them twice, from the pretrained weights with a
 and from new weights. Both get the same steps, batches and shifts, and their optimizer and learning
 rate from the same sweep, on draws of their own, judged on training images that are held out. The
 accuracy is on the test images of the new classes, after the last step. Writes transfer.csv, every
-draw, and sweep.csv.
+draw, and sweep.csv. What was stopped begins again.
 """
 
 import begin  # noqa: F401  isort: skip
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from options import Parser, check_range, run_script
+from options import Parser, check_range, run_script, stop_signals
 from tqdm import tqdm
 from training import write_rows
 
@@ -26,6 +26,7 @@ from minimixer import SGD, AdamW, Mixer, backend, data, record, schedule
 from minimixer import functional as F
 from minimixer.backend import Purpose, random_bits
 from minimixer.checkpoint import save_checkpoint
+from minimixer.metrics import evaluate
 from minimixer.optim import Optimizer
 
 SIZES = dict(patch_size=7, num_blocks=4, hidden_dim=96, tokens_mlp_dim=32, channels_mlp_dim=256)
@@ -45,6 +46,7 @@ SWEEP_DRAWS = 2
 HELD_OUT = 2000  # training images of the new classes that judge the sweep
 
 
+@stop_signals()
 def main() -> int:
     options = make_parser().parse_args()
     check_range(options, "epochs steps batch_size", 1, np.inf)
@@ -157,7 +159,7 @@ def train(
 
 
 def accuracy(model: Mixer, images: np.ndarray, labels: np.ndarray) -> float:
-    return float((model.predict_proba(images).argmax(axis=1) == labels).mean())
+    return evaluate(model, images, labels).accuracy
 
 
 # ---- data ---------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 import argparse
 import csv
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +91,10 @@ def test_merged_tokens_are_neighbours():
         assert moved.tolist() == [token < 4, token >= 4]
 
 
+def read(path):
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
 def run(tmp_path, *arguments):
     small = "--limit-train 256 --epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 "
     small += "--channels-mlp-dim 8 --groups 2 --seeds 2"
@@ -104,8 +111,7 @@ def run(tmp_path, *arguments):
 def test_the_script_writes_its_table(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "out/table.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(tmp_path / "out/table.csv")
     assert [row["model"] for row in rows] == list(ablations.VARIANTS)
     for row in rows:
         top1 = [float(value) for value in row["top1"].split()]
@@ -123,21 +129,105 @@ def test_seeds_and_test_images(tmp_path, monkeypatch):
     images, labels = rng.integers(0, 256, (40, 28, 28, 1), dtype=np.uint8), np.arange(40) % 10
     test = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8), np.arange(20) % 10
     monkeypatch.setattr(ablations.data, "load_mnist", lambda: (images, labels, *test))
-    original, predict = ablations.make, ablations.Mixer.predict
+    original, predict = ablations.make, ablations.Mixer.predict_logits
 
     def make(*arguments):
         made.append((arguments[-1], original(*arguments).stem.weight.data.tobytes()))
         return original(*arguments)
 
     monkeypatch.setattr(ablations, "make", make)
-    monkeypatch.setattr(ablations.Mixer, "predict", lambda model, images: (
-        judged.append(images) or predict(model, images)
+    monkeypatch.setattr(ablations.Mixer, "predict_logits", lambda model, images, size: (
+        judged.append(images) or predict(model, images, size)
     ))  # fmt: skip
     words = ["--only", "mixer", "--seeds", "3", "--epochs", "1", "--num-blocks", "2"]
     monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--out", str(tmp_path / "t.csv")])
     assert ablations.main() == 0
     assert [seed for seed, _ in made] == [0, 1, 2] and len({weights for _, weights in made}) == 3
-    assert len(judged) == 3 and all(images is test[0] for images in judged)
+    assert len(judged) == 3
+    assert all(images.base is test[0] and len(images) == 20 for images in judged)
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """main() on twenty images, in an empty directory: script("--only", ...) -> status."""
+    rng, labels = np.random.default_rng(0), np.arange(20) % 10
+    images = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
+    monkeypatch.setattr(ablations.data, "load_mnist", lambda: (images, labels, images, labels))
+    monkeypatch.chdir(tmp_path)
+    small = "--epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 --channels-mlp-dim 8 "
+    small += "--seeds 1"
+
+    def script(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ablations.py", *small.split(), *map(str, arguments)])
+        return ablations.main()
+
+    return script
+
+
+def test_one_seed_has_no_deviation(script, tmp_path, capsys):
+    assert script("--only", "mixer", "--seeds=1") == 0
+    (row,) = read(tmp_path / "runs" / "ablations.csv")
+    assert row["top1_deviation"] == "" and float(row["top1_mean"]) == float(row["top1"])
+    said = capsys.readouterr().out
+    assert "nan" not in said and said.splitlines()[1].split()[4] == "-"
+
+
+def test_no_table_is_replaced_unasked(script, tmp_path, capsys):
+    """Without --out each run has a file of its own; with it --overwrite must be said."""
+    for name in ("ablations.csv", "ablations-2.csv", "ablations-3.csv"):
+        assert script("--only", "mixer") == 0
+        said = capsys.readouterr().out
+        assert f"wrote {Path('runs') / name}\n" in said
+        assert ("is there already" in said) == (name != "ablations.csv")
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    out = tmp_path / "own.csv"
+    out.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"own\.csv is there already; --overwrite"):
+        script("--only", "mixer", "--out", out)
+    assert out.read_bytes() == b"mine"
+    with pytest.raises(ValueError, match="can't be cut into"):
+        script("--only", "grouped", "--groups=3", "--out", out, "--overwrite")
+    assert out.read_bytes() == b"mine"
+    with pytest.raises(ValueError, match="can't be cut into"):
+        script("--only", "grouped", "--groups=3", "--out", tmp_path / "new.csv")
+    assert not (tmp_path / "new.csv").exists()  # the name that was taken is free again
+    assert script("--only", "mixer", "--out", out, "--overwrite") == 0
+    assert [row["model"] for row in read(out)] == ["mixer"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("finished", [0, 2])
+def test_what_was_finished_is_kept(script, tmp_path, monkeypatch, capsys, name, finished):
+    number = getattr(signal, name, None)
+    if number is None or os.name == "nt":
+        pytest.skip(f"no {name} here")
+    train, calls, handler = ablations.train, [], signal.getsignal(number)
+
+    def stop(*arguments):
+        calls.append(1)
+        if len(calls) > finished:
+            os.kill(os.getpid(), number)
+        return train(*arguments)
+
+    monkeypatch.setattr(ablations, "train", stop)
+    assert script("--only", "mixer", "untied", "merging", "--patch-size=7") == 130
+    errors, table = capsys.readouterr().err, Path("runs") / "ablations.csv"
+    assert signal.getsignal(number) == handler
+    if finished:
+        assert [row["model"] for row in read(table)] == ["mixer", "untied"]
+        assert f"stopped; {table} has mixer untied; for the others: --only merging\n" in errors
+    else:
+        assert not table.exists()
+        assert "nothing is kept; for the others: --only mixer untied merging\n" in errors
+
+
+def test_a_directory_that_is_removed_meanwhile_is_made_anew(script, tmp_path, monkeypatch):
+    train = ablations.train
+    monkeypatch.setattr(
+        ablations, "train", lambda *a: (shutil.rmtree("runs", ignore_errors=True), train(*a))[1]
+    )
+    assert script("--only", "mixer", "untied") == 0
+    assert len(read(tmp_path / "runs" / "ablations.csv")) == 2
 
 
 @pytest.mark.parametrize(
