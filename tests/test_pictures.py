@@ -132,8 +132,8 @@ def test_steps_names_and_pictures_taken_one_by_one(tmp_path, monkeypatch):
 def test_they_replace_those_of_before(tmp_path):
     pytest.importorskip("matplotlib")
     for name in SIZES:
-        (tmp_path / name).write_text("old", encoding="utf-8")
-        (tmp_path / f"{name}.tmp").write_text("left by a killed run", encoding="utf-8")
+        (tmp_path / name).write_bytes(b"old")
+        (tmp_path / f"{name}.tmp").write_bytes(b"left by a killed run")
     save_pictures(tmp_path, *make(epochs=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SIZES)
     assert all(read_png(tmp_path / name)[:2] == size for name, size in SIZES.items())
