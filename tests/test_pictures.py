@@ -133,7 +133,7 @@ def test_they_replace_those_of_before(tmp_path):
     pytest.importorskip("matplotlib")
     for name in SIZES:
         (tmp_path / name).write_bytes(b"old")
-        (tmp_path / f"{name}.tmp").write_bytes(b"left by a killed run")
+        (tmp_path / f".{name}.0123456789ab.tmp").write_bytes(b"left by a killed run")
     save_pictures(tmp_path, *make(epochs=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SIZES)
     assert all(read_png(tmp_path / name)[:2] == size for name, size in SIZES.items())
