@@ -1,5 +1,6 @@
 """The comparison: its data, its cells, its table and figures, on settings that take seconds."""
 
+import argparse
 import csv
 import errno
 import importlib
@@ -244,6 +245,7 @@ def test_what_cells_are_trained_and_scored_on(run, monkeypatch, cells):
     for spec, images, shuffled in scored:
         assert name(images) in ({"held"} if spec["kind"] == "sweep" else {"train", "test"})
         assert shuffled == (spec["shuffle"] != "none")
+    assert {len(images) for _, images, _ in scored if name(images) == "train"} == {35, 88}
     finals = [spec for spec in begun if spec["kind"] == "final"]
     assert {s["seed"] for s in finals} == {0, 1, 2}
     assert not {s["seed"] for s in begun if s["kind"] == "sweep"} & {0, 1, 2}
@@ -282,6 +284,7 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
                 np.testing.assert_array_equal(value, starts[-1][1][name])
         return train(model, spec, *others)
 
+    monkeypatch.setattr(cells, "step_seconds", lambda *_: 0.5)
     monkeypatch.setattr(cells, "starting_weights", note)
     monkeypatch.setattr(cells, "train", check_start)
     status, said, _ = run(
@@ -294,6 +297,7 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
     for row in read(tmp_path / "out" / "transfer.csv"):
         assert row["train_images"] == "20" and float(row["upstream_top1_mean"]) >= 0.5
         assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16 * 2
+        assert (float(row["train_seconds"]), float(row["finetune_seconds"])) == (24, 12)
         before = [json.loads(f.read_bytes()) for f in (tmp_path / "out" / "cells").glob(
             f"final-{row['model']}-*.json")]  # fmt: skip
         assert int(row["peak_bytes"]) == max(c["result"]["peak_bytes"] for c in before)
@@ -382,6 +386,60 @@ def test_a_frontier_of_two_sizes(run, tmp_path):
     """Rows are left out only where a smaller part of one model's budget is the same run."""
     assert run("--models=mixer", "--sizes=nano,tiny", "--lrs=0.01", "--figure=frontier")[0] == 0
     assert [r["size"] for r in read(tmp_path / "out" / "frontier.csv")] == ["nano", "tiny"]
+
+
+def test_a_frontier_s_costs(run, tmp_path, monkeypatch, cells):
+    """A part of the steps takes that part of the whole's time, and keeps no weights."""
+    monkeypatch.setattr(cells, "step_seconds", lambda *_: 0.5)
+    assert run("--models=mixer", "--lrs=0.01", "--figure=frontier", "--budget=100")[0] == 0
+    rows = read(tmp_path / "out" / "frontier.csv")
+    assert [(r["steps"], float(r["train_seconds"])) for r in rows] == [
+        ("24", 12), ("30", 15), ("100", 50)
+    ]  # fmt: skip
+    whole, parts = float(rows[2]["train_flops"]), [float(r["train_flops"]) for r in rows[:2]]
+    np.testing.assert_allclose(parts, [0.24 * whole, 0.3 * whole])
+    assert len(list((tmp_path / "out" / "cells").glob("*.npz"))) == 3
+
+
+def test_the_rate_that_is_chosen(tmp_path, monkeypatch):
+    """The most right ones of those that did not diverge; of equals the smaller loss. A quarter of
+    the steps, of a seed that is not the table's."""
+    compare = importlib.import_module("compare")
+    found = {1.0: (0.9, 0.5, None), 0.5: (0.75, None, 0.4), 0.25: (0.75, 0.6, 0.4),
+             0.125: (0.75, 0.5, 0.4), 0.0625: (0.5, 0.1, 0.4)}  # fmt: skip
+    options = argparse.Namespace(
+        models=["vit"], sizes=["nano"], seeds=[3, 7], out=str(tmp_path), device="cpu",
+        upstream=None, max_shift=1, batch_size=8,
+    )  # fmt: skip
+    run, specs = compare.Comparison(options, compare.World(), tmp_path), []
+
+    def trained(spec, source):
+        specs.append(spec)
+        return dict(zip(("held_accuracy", "held_loss", "loss"), found[spec["lr"]], strict=True))
+
+    monkeypatch.setattr(run, "run", trained)
+    source = importlib.import_module("compare_data").load("mnist:0-1")
+    assert run.learning_rate("vit", "nano", source, list(found), steps=400) == 0.125
+    assert {(s["steps"], s["seed"]) for s in specs} == {(100, 8)}
+    specs.clear()
+    run.learning_rate("vit", "nano", source, list(found), steps=40)
+    assert {s["steps"] for s in specs} == {24}
+
+
+def test_times_are_of_one_call(monkeypatch):
+    models, clock = importlib.import_module("compare_models"), [0.0]
+    monkeypatch.setattr(models.backend, "synchronize", lambda device: None)
+    monkeypatch.setattr(models.time, "perf_counter", lambda: clock[0])
+
+    def call():
+        clock[0] += 0.25
+
+    for device in ("cpu", "cuda:0"):  # ten calls at once there
+        assert np.isclose(models.time_calls(call, device), 0.25)
+    monkeypatch.setattr(models, "time_calls", lambda *_: 0.5)
+    config = models.model_config("mixer", "nano", (8, 8, 1), 3)
+    model = models.make_model("mixer", config, 0)
+    assert models.inference_rate(model, (8, 8, 1), "cpu") == 64 / 0.5
 
 
 @pytest.mark.parametrize("shape, classes", [((28, 28, 1), 10), ((32, 32, 3), 10)])
@@ -712,6 +770,28 @@ def test_figure_of_tokens(run, tmp_path, monkeypatch):
     assert np.isclose(float(macs["mixer"]["b"]), 2 * (8 * 16 + 2 * 8 * 16) + per_token, rtol=1e-6)
     assert float(macs["mixer"]["c"]) < 1e-6
     assert "the same: predicted from MACs S = 24;" in said  # 6 C
+
+
+def test_the_fastest_round_counts(run, tmp_path, monkeypatch):
+    figures = importlib.import_module("compare_figures")
+    monkeypatch.setattr(figures, "measure_tokens", lambda spec, device: {
+        "step_ms": [5.0, 3.0, 4.0][spec["round"]], "peak_mib": 2.0})  # fmt: skip
+    assert run("--figure=tokens")[0] == 0
+    assert {r["step_ms"] for r in read(tmp_path / "out" / "tokens.csv")} == {"3.0"}
+
+
+def test_filters_are_drawn_by_frequency(run, tmp_path, monkeypatch):
+    weights, drawn = importlib.import_module("compare_weights"), {}
+    monkeypatch.setattr(weights, "draw", lambda path, images, *_, **__: drawn.update(
+        {path.name: images}))  # fmt: skip
+    model = Mixer(image_size=8, patch_size=4, in_channels=1, num_blocks=1, hidden_dim=8,
+                  tokens_mlp_dim=6, channels_mlp_dim=4, num_classes=3)  # fmt: skip
+    save_checkpoint(tmp_path / "own.npz", model)
+    assert run("--figure=weights", "--weights", tmp_path / "own.npz")[0] == 0
+    stem = weights.radial_frequency(drawn["stem.png"][..., 0])
+    assert len(stem) == 8 and (np.diff(stem) >= 0).all() and stem[0] < stem[-1]
+    units = weights.radial_frequency(drawn["units.png"])
+    assert len(units) == 6 and units[0] == units.min()
 
 
 def test_weights_of_any_checkpoint(run, tmp_path):
