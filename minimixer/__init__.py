@@ -33,6 +33,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     optim.py        SGD, Adam, AdamW
     names.py        names from outside, made fit to show
     files.py        reading what may be anything; writing whole files; locks
+    npz.py          .npz files: arrays by name, from anybody
     idx.py          IDX files: how to read what somebody else wrote
     data.py         data sets, the embedded MNIST, batches, shifts
     metrics.py      accuracy and the like, from logits

@@ -2,9 +2,8 @@
 
 A checkpoint is an ordinary .npz, NumPy's format: `meta`, a JSON text as bytes (configuration,
 normalisation, class names, seed, step, progress), and one array for each weight and for each
-moment of the optimizer. It is written beside the old one, flushed to disk and renamed over it, so
-a kill at any moment leaves one of the two. Reading never unpickles, and allocates nothing that
-the file only claims to hold.
+moment of the optimizer. `files.py` writes it, so that a kill at any moment leaves the old one or
+the new one, and `npz.py` reads it, which believes nothing that a file only claims.
 
 >>> import tempfile
 >>> from minimixer import Mixer
@@ -21,21 +20,22 @@ Next: the scripts in `examples/`.
 import json
 import math
 import os
-import re
-import zipfile
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .backend import to_numpy
-from .files import replace_file
+from .files import open_file, parse_json, replace_file
 from .loss_scale import SCALE_HOLDS, SMALLEST_SCALE
 from .mixer import Mixer
+from .names import printable
+from .npz import Npz
 from .optim import Optimizer
 from .report import Summary
 from .variants import check_config
 
-FORMAT, VERSION = "minimixer checkpoint", 1
+FORMAT, VERSION, META = "minimixer checkpoint", 1, "meta"
 
 
 def save_checkpoint(
@@ -43,13 +43,10 @@ def save_checkpoint(
 ) -> None:
     """Write model, optimizer and `progress` (anything JSON can hold, else TypeError) to `path`.
 
-    Nothing is written, but ValueError raised, if a weight is not finite, or the model's layers are
+    Nothing is written, but ValueError raised, if a number is not finite, or the model's layers are
     no longer those of its configuration. OSError if the disk refuses.
     """
     arrays = {f"weights/{name}": value for name, value in model.state_dict().items()}
-    broken = [name for name, value in arrays.items() if not np.isfinite(value).all()]
-    if broken:
-        raise ValueError(f"not saved: {', '.join(broken[:3])} and so on hold NaN or infinity")
     _check_fit(check_config(**model.config), str(model.dtype), _part(arrays, "weights/"))
     random = model.random
     meta = {
@@ -72,8 +69,12 @@ def save_checkpoint(
             for parameter, value in zip(optimizer.parameters, values, strict=True):
                 arrays[f"optimizer/{moment}/{names[id(parameter)]}"] = value
     meta["arrays"] = sorted(arrays)
-    _check_meta(meta)
     text = json.dumps(meta).encode()
+    try:  # what could not be read again is not written
+        _check_meta(parse_json(text))
+        _check_finite(arrays)
+    except ValueError as error:
+        raise ValueError(f"not saved: {error}") from None
     with replace_file(path) as file:
         np.savez(file, meta=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
 
@@ -88,7 +89,7 @@ def load_model(path: str | os.PathLike) -> Mixer:
         described = {key: meta[key] for key in ("mean", "std", "class_names", "dtype")}
         model = Mixer(**config, **described, seed=None)
         model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError) as error:  # wrong entries, wrong values
         raise ValueError(f"{os.fspath(path)}: can't be loaded as a Mixer: {error}") from None
     model.random.seed, *counters = meta["random"]
     model.random.set(*counters)
@@ -162,6 +163,12 @@ def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
 
 
+def _check_finite(arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{printable(name, 80)} holds NaN or infinity")
+
+
 # ---- reading a file that somebody else may have made ---------------------------------------
 
 
@@ -169,86 +176,82 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
     """(meta, arrays by name) of a checkpoint. ValueError for any other file; OSError if there is
     none or it may not be read."""
     where = os.fspath(path)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            arrays = _read_arrays(file, size)
-            meta = json.loads(arrays.pop("meta").tobytes())
-            version = meta["version"] if meta["format"] == FORMAT else None
+    try:
+        with open_file(path) as file:
+            stored = Npz(file)
+            if META not in stored:
+                raise ValueError(
+                    "it holds no configuration; if it is of the authors' or timm's, use "
+                    "Mixer.from_pretrained"
+                )
+            meta = parse_json(stored[META].tobytes())
+            version = _version(meta)
             if version == VERSION:
                 _check_meta(meta)
-                if meta["arrays"] != sorted(arrays):
+                if meta["arrays"] != sorted(set(stored) - {META}):
                     raise ValueError("some of its arrays are missing or renamed")
-        except Exception as error:  # whatever a damaged or hostile file may lead to
-            reason = str(error) or type(error).__name__
-            raise ValueError(
-                f"{where}: damaged or not a checkpoint of minimixer ({reason:.200})"
-            ) from None
-    if version != VERSION:
-        raise ValueError(
-            f"{where}: is of version {version!r:.20}, this minimixer reads version {VERSION}; "
-            "load it with the minimixer that wrote it"
-        )
-    return meta, arrays
+                arrays = {name: stored[name] for name in meta["arrays"]}
+                _check_finite(arrays)
+                return meta, arrays
+    except ValueError as error:
+        raise ValueError(f"{where}: damaged or not a checkpoint of minimixer ({error})") from None
+    raise ValueError(
+        f"{where}: is of version {version!r:.20}, this minimixer reads version {VERSION}; "
+        "load it with the minimixer that wrote it"
+    )
 
 
-def _read_arrays(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            # Stored, not compressed, and together no more than the file: so nothing is a bomb.
-            stored = member.compress_type == zipfile.ZIP_STORED
-            size -= member.file_size
-            if not stored or member.file_size != member.compress_size or size < 0:
-                raise ValueError("it is packed in another way")
-            name = member.filename.removesuffix(".npy")
-            if name in arrays:
-                raise ValueError(f"{name:.60} comes twice")
-            arrays[name] = parse_array(archive.read(member))  # which compares the checksum
-    return arrays
+def is_checkpoint(path: str | os.PathLike) -> bool:
+    """Does it look like a checkpoint of minimixer's? Only OSError, if it can't be opened."""
+    try:
+        with open_file(path) as file:
+            return META in Npz(file)
+    except ValueError:
+        return False
 
 
-# NumPy's header, as far as it is needed: a regular expression, where NumPy evaluates an expression.
-_HEADER = re.compile(
-    rb"\{'descr': '(<f2|<f4|<f8|\|u1)', 'fortran_order': (True|False), "
-    rb"'shape': \(([\d, ]{0,200})\), \} *\n"
-)
-
-
-def parse_array(data: bytes) -> np.ndarray:
-    """A .npy file's bytes as an array of plain numbers, whose size must be exactly right."""
-    start = 10 + int.from_bytes(data[8:10], "little")
-    header = _HEADER.fullmatch(data[10:start])
-    if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
-        raise ValueError("an array is not of plain numbers in NumPy's format")
-    dtype = np.dtype(header[1].decode())
-    shape = tuple(int(length) for length in header[3].decode().split(",") if length.strip())
-    if math.prod(shape) * dtype.itemsize != len(data) - start:
-        raise ValueError(f"an array of shape {shape} in {len(data) - start} bytes")
-    array = np.frombuffer(data, dtype, offset=start)
-    return array.reshape(shape[::-1]).T if header[2] == b"True" else array.reshape(shape)
+def _version(meta: Any) -> Any:
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ValueError("its meta is of something else")
+    return meta.get("version")
 
 
 def _check_meta(meta: dict[str, Any]) -> None:
     """Are all entries there, each of its type?"""
-    optimizer, random = meta["optimizer"], meta["random"]
+    optimizer, random = meta.get("optimizer", ...), meta.get("random")
     scale = meta.get("loss_scale", [1.0, 0.0])  # float16's
-    names = meta["class_names"]
-    numbers = [*meta["mean"], *meta["std"]]
+    names = meta.get("class_names", ...)
     right = {
-        "config": isinstance(meta["config"], dict),
-        "dtype": meta["dtype"] in ("float32", "float64"),
-        "mean, std": all(isinstance(x, float) for x in numbers),
-        "class_names": names is None or all(isinstance(name, str) for name in names),
-        "random": len(random) == 3 and all(type(n) is int and 0 <= n < 1 << 64 for n in random),
-        "loss_scale": isinstance(scale, list)
-        and [type(n) for n in scale] == [float, float]
+        "config": isinstance(meta.get("config"), dict),
+        "dtype": meta.get("dtype") in ("float32", "float64"),
+        "mean": _is_list(meta.get("mean"), _is_real),
+        "std": _is_list(meta.get("std"), _is_real),
+        "class_names": names is None or _is_list(names, lambda name: isinstance(name, str)),
+        "random": _is_list(random, lambda n: _is_count(n, 1 << 64), 3),
+        "loss_scale": _is_list(scale, _is_real, 2)
         and SMALLEST_SCALE <= scale[0] <= 2.0**48
         and 0 <= scale[1] <= SCALE_HOLDS,
         "optimizer": optimizer is None
-        or (type(optimizer["step"]) is int and 0 <= optimizer["step"] < 1 << 53),
+        or (
+            isinstance(optimizer, dict)
+            and isinstance(optimizer.get("kind"), str)
+            and _is_count(optimizer.get("step"), 1 << 53)
+        ),
         "progress": "progress" in meta,
+        "arrays": _is_list(meta.get("arrays"), lambda name: isinstance(name, str)),
     }
     wrong = [key for key, is_right in right.items() if not is_right]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} is not what minimixer writes")
+
+
+def _is_list(value: Any, is_right: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list) and all(map(is_right, value)) and length in (None, len(value))
+
+
+def _is_real(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def _is_count(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end

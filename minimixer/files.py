@@ -15,32 +15,40 @@ b'cat'
 Traceback (most recent call last):
 ValueError: it has 3 bytes, more than the 2 that are read of such a file
 
-Next: `idx.py`, the first such format.
+Next: `npz.py`, the first such format.
 """
 
 import contextlib
-import glob
+import errno
+import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .names import printable
 
 MOST_BYTES = 1 << 36  # a larger file, or a claim of more, is taken for damage: 64 GiB
-MOST_TEXT = 1 << 26  # bytes of what is read as text: 64 MiB
+MOST_TEXT = 1 << 24  # bytes of what is read as text: 16 MiB
+MOST_VALUES, MOST_NESTED = 1 << 20, 100  # of a JSON text: "[],[],[]" takes 20 times its size
 PACKED, ROOM = 16, 64 << 20  # what unpacks to more than so many times its size, and so much more
 
 
 def open_file(path: str | os.PathLike, most: int = MOST_BYTES) -> BufferedReader:
     """The file `path`, open for reading bytes. ValueError, whose text does not name it, if it is a
-    pipe or a device or has more than `most` bytes; OSError if it can't be opened."""
-    _check_regular(os.stat(path))  # before opening, which alone can set a device to work
+    pipe or a device or has more than `most` bytes; OSError, which names it, if it can't be opened.
+    """
+    _check_regular(path, os.stat(path))  # before opening, which alone can set a device to work
     file = open(path, "rb", opener=_at_once)  # noqa: SIM115  # the caller closes it
     try:
         status = os.fstat(file.fileno())  # of what was opened in the end
-        _check_regular(status)
+        _check_regular(path, status)
         if status.st_size > most:
             raise ValueError(
                 f"it has {status.st_size} bytes, more than the {most} that are read of such a file"
@@ -54,7 +62,46 @@ def open_file(path: str | os.PathLike, most: int = MOST_BYTES) -> BufferedReader
 def read_file(path: str | os.PathLike, most: int = MOST_TEXT) -> bytes:
     """All bytes of the file `path`; errors as those of `open_file`."""
     with open_file(path, most) as file:
-        return file.read(most)
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def parse_json(data: bytes) -> Any:
+    """What a JSON text in UTF-8 says; NaN and Infinity are taken, as Python writes them.
+
+    ValueError for any other text, for a name that comes twice in one object, and for what would
+    take a memory or a stack: more than 2^20 values, 100 levels, or 40 digits of a whole number.
+    """
+    # What is left without strings, numbers and words is short enough to be counted.
+    marks = re.sub(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[^][{},"]+', b"", data, flags=re.DOTALL)
+    if len(data) > MOST_TEXT or len(marks) > MOST_VALUES:
+        raise ValueError(
+            f"a JSON text of {len(data)} bytes and about {len(marks)} values: too large"
+        )
+    codes = np.frombuffer(marks, np.uint8)
+    levels = np.cumsum(np.isin(codes, [*b"[{"]).astype(int) - np.isin(codes, [*b"]}"]))
+    if levels.max(initial=0) > MOST_NESTED:
+        raise ValueError(f"a JSON text with more than {MOST_NESTED} levels")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_twins, parse_int=_whole)
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{printable(twice, 80)!r} comes twice in a JSON text")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError(f"a JSON text with a number of {len(digits)} digits")
+    return int(digits)
 
 
 def check_unpacked(claimed: int, packed: int) -> None:
@@ -70,7 +117,10 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _check_regular(status: os.stat_result) -> None:
+def _check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        text = "it is a directory; give a file, perhaps one in it"
+        raise IsADirectoryError(errno.EISDIR, text, os.fspath(path))
     kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
              stat.S_ISSOCK: "a socket"}  # fmt: skip
     for is_kind, name in kinds.items():
@@ -86,21 +136,15 @@ def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write that takes the name `path` once it is whole; until then, and if the block
     raises, whatever had that name before stays as it was. A new one keeps the old one's mode.
 
-    OSError, with the path, if the disk refuses; ValueError if the path is a pipe's or a device's.
+    OSError, with the path, if the disk refuses or the old file may not be written; ValueError if
+    the path is a pipe's or a device's.
     """
     path = Path(os.path.realpath(path))  # of a link, the file it leads to
-    mode = None
-    with contextlib.suppress(FileNotFoundError):
-        status = os.stat(path)
-        try:
-            _check_regular(status)
-        except ValueError as error:
-            raise ValueError(f"{path} can't be written: {error}") from None
-        mode = stat.S_IMODE(status.st_mode)
-    file = _beside(path)
-    temporary = file.name
+    mode = _mode_of(path)
+    temporary = ""
     try:
-        with file:
+        with _beside(path) as file:
+            temporary = file.name
             if mode is not None and hasattr(os, "fchmod"):
                 os.fchmod(file.fileno(), mode)
             yield file
@@ -111,22 +155,40 @@ def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         if os.name == "nt":
             os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, temporary):  # a full disk doesn't say where
-            raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
+        # A full disk doesn't say where, and nobody knows the temporary name.
+        if error.filename is None or _TEMPORARY.search(str(error.filename)):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)  # there only if it was not renamed
 
 
+def _mode_of(path: Path) -> int | None:
+    """Of the file that is to be replaced; None if there is none, an error if it may not be."""
+    try:
+        status = os.stat(path)
+        _check_regular(path, status)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} can't be written: {error}") from None
+    if not os.access(path, os.W_OK):  # renaming over it would not ask
+        raise PermissionError(errno.EACCES, "it may not be written", str(path))
+    return stat.S_IMODE(status.st_mode)
+
+
+_TEMPORARY = re.compile(r"[0-9a-f]{12}\.tmp$")
+
+
 def _beside(path: Path) -> BinaryIO:
     """A new file beside `path`, as a rename stays on one disk, and of a name of its own, as others
     may write there, too. Held locked; what is not is left of a writer that was killed, and goes."""
-    begin = f".{path.name[:100]}."
-    for left in path.parent.glob(f"{glob.escape(begin)}*.tmp"):
-        with contextlib.suppress(OSError, ImportError), open(left, "ab") as file:
-            _lock(file.fileno())
-            left.unlink()
+    begin = f".{path.name[:40]}."  # 160 bytes at most: a file system takes 255
+    with contextlib.suppress(OSError):  # if there is no such directory, opening says so
+        for name in os.listdir(path.parent):
+            if name.startswith(begin) and _TEMPORARY.fullmatch(name[len(begin) :]):
+                _sweep(path.with_name(name))
     while True:
         file = open(path.with_name(f"{begin}{os.urandom(6).hex()}.tmp"), "xb")  # noqa: SIM115
         try:
@@ -139,6 +201,12 @@ def _beside(path: Path) -> BinaryIO:
         if os.path.exists(file.name):
             return file
         file.close()
+
+
+def _sweep(left: Path) -> None:
+    with contextlib.suppress(OSError, ImportError), open(left, "r+b", opener=_at_once) as file:
+        _lock(file.fileno())
+        left.unlink()
 
 
 # ---- one at a time ------------------------------------------------------------------------------
@@ -154,7 +222,7 @@ class Lock:
 
     def __init__(self, path: str | os.PathLike, wait: bool = False):
         self.refusal: str | None = None
-        self._file = open(path, "ab")  # noqa: SIM115  # open as long as it is locked
+        self._file = open(path, "ab", opener=_at_once)  # noqa: SIM115  # open while it is locked
         while True:
             try:
                 _lock(self._file.fileno())
@@ -169,6 +237,9 @@ class Lock:
                 return
 
     def release(self) -> None:
+        """Ends it, also for processes that were forked meanwhile, which would go on holding it."""
+        with contextlib.suppress(OSError, ImportError, ValueError):  # the last: a second time
+            _lock(self._file.fileno(), False)
         self._file.close()
 
     def __enter__(self) -> "Lock":
@@ -178,12 +249,13 @@ class Lock:
         self.release()
 
 
-def _lock(descriptor: int) -> None:
+def _lock(descriptor: int, lock: bool = True) -> None:
     try:
         import fcntl
     except ImportError:
         import msvcrt  # Windows
 
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        mode = msvcrt.LK_NBLCK if lock else msvcrt.LK_UNLCK  # type: ignore[attr-defined]
+        msvcrt.locking(descriptor, mode, 1)  # type: ignore[attr-defined]
     else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN)

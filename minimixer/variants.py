@@ -9,6 +9,7 @@ Next: `images.py`, from images to tokens.
 from typing import Any
 
 from .checks import check_number, check_sizes
+from .names import printable
 
 # Table 1 of the paper: N, C, P, D_S, D_C for 224 x 224 images.
 VARIANTS = {
@@ -38,13 +39,16 @@ _CONFIG_KEYS = {
 
 def check_config(**config: Any) -> dict[str, Any]:
     """The architecture, checked and complete: what a checkpoint records. ValueError if wrong."""
-    size = config["image_size"]
-    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
     unknown = set(config) - _CONFIG_KEYS
     if unknown:
-        raise TypeError(f"Mixer has no {', '.join(sorted(unknown))}")
+        raise TypeError(f"Mixer has no {printable(', '.join(sorted(unknown)))}")
     config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
-              "approximate": "tanh", **config, "image_size": (height, width)}  # fmt: skip
+              "approximate": "tanh", **config}  # fmt: skip
+    missing = _CONFIG_KEYS - set(config)
+    if missing:
+        raise TypeError(f"Mixer needs {', '.join(sorted(missing))}")
+    size = config["image_size"]
+    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
     sizes = ("patch_size", "in_channels", "num_blocks", "hidden_dim", "tokens_mlp_dim",
              "channels_mlp_dim", "num_classes")  # fmt: skip
     check_sizes(image_height=height, image_width=width, **{key: config[key] for key in sizes[:-1]})

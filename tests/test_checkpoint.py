@@ -488,7 +488,10 @@ def test_nothing_is_ever_unpickled(tmp_path, good, monkeypatch):
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compressed_members_and_bombs(tmp_path, good, method):
     path = pack(tmp_path / "checkpoint.npz", members(good[0]), method)
-    assert_refused(path)
+    if method == zipfile.ZIP_DEFLATED:
+        assert not read_or_refuse(path, read_checkpoint(good[0]))
+    else:
+        assert_refused(path, match="packed in another way than stored or deflated")
     data = npy_with(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({60 << 18},)}}\n")
     path = pack(path, {"weights/a.npy": data + bytes(60 << 20)}, method)
     assert path.stat().st_size < 1 << 20
@@ -636,7 +639,6 @@ BAD_ARRAYS = {
     "int64": npy_with(header("(3,)", "'<i8'"), bytes(24)),
     "float16": npy_with(header("(3,)", "'<f2'"), bytes(6)),
     "complex": npy_with(header("(3,)", "'<c8'"), bytes(24)),
-    "big-endian": npy_with(header("(3,)", "'>f4'"), bytes(12)),
     "fields": npy_with(header("(3,)", "[('a', '<f4')]"), bytes(12)),
     "fields with objects": npy_with(header("(3,)", "[('a', '|O')]"), bytes(24)),
     "subarrays": npy_with(header("(1,)", "('<f4', (3,))"), bytes(12)),

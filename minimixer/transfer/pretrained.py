@@ -20,24 +20,31 @@ import math
 import os
 import re
 import warnings
-import zipfile
 from typing import Any
 
 import numpy as np
 
-from ..checkpoint import load_model
-from ..files import replace_file
+from ..checkpoint import is_checkpoint, load_model
+from ..files import parse_json, replace_file
 from ..mixer import Mixer
+from ..names import printable
 from ..variants import check_config
-from .arrays import read_arrays, write_npz
+from .arrays import read_arrays
 from .layouts import LAYOUTS, Entry, current_names, entries, to_ours, to_theirs
 
 GELU_FORM = {"npz": "tanh", "timm": "none"}  # what a layout's own loader takes
+KEPT = ("approximate", "image_size", "mean", "std", "class_names")  # in metadata of ours
+UNSAID = (
+    "the file does not say how images were prepared; taken are mean 0.5 and std 0.5, as for most "
+    "Mixers, where timm's two miil models want 0 and 1. Pass mean= and std= to say it; and scale "
+    "pictures as in training: most models of timm's and all of the authors' bicubic, miil bilinear"
+)
 
 
 def load_pretrained(
     path: str | os.PathLike, num_classes: int | None = None, in_channels: int | None = None,
-    approximate: str | None = None, mean: Any = None, std: Any = None,
+    approximate: str | None = None, mean: Any = None, std: Any = None, image_size: Any = None,
+    class_names: Any = None,
 ) -> Mixer:  # fmt: skip
     """The model in a file, in eval mode, on the CPU: a checkpoint of minimixer's, an .npz of the
     authors' (current or older layout) or timm's weights as .safetensors.
@@ -45,11 +52,13 @@ def load_pretrained(
     num_classes   a fresh head of zeros, for so many; 0: none; None: the file's
     in_channels   another number of colours than the file's: its filters are adapted so that grey
                   images answer as before
-    approximate, mean, std   instead of those that the file or its layout says
-    ValueError names the file, the entry and the shapes if it does not fit; OSError.
+    approximate, mean, std, class_names   instead of those that the file or its layout says
+    image_size    likewise, if images are not square; `resize` is for other sizes than in training
+    ValueError names the file, the entry and the shapes if it does not fit; OSError. A warning if
+    nobody said how images were prepared.
     """
-    where = os.fspath(path)
-    own = load_model(path) if _is_own(where) else None
+    where, unsaid = os.fspath(path), False
+    own = load_model(path) if is_checkpoint(path) else None
     arrays, metadata = ({}, {}) if own else read_arrays(path)
     try:
         if own:
@@ -57,7 +66,11 @@ def load_pretrained(
             described: dict[str, Any] = {"mean": own.mean, "std": own.std}
             described["class_names"] = own.class_names
         else:
-            weights, config, described = _understand(arrays, metadata)
+            weights, config, described = _understand(arrays, metadata, image_size)
+            unsaid = "mean" not in described and (mean is None or std is None)
+            described = {"mean": 0.5, "std": 0.5} | described
+        if image_size is not None and own:
+            config["image_size"] = image_size
         if approximate is not None:
             config["approximate"] = approximate
         if num_classes is not None:
@@ -78,26 +91,21 @@ def load_pretrained(
             described["std"] = float(np.mean(described["std"]))
         described["mean"] = described["mean"] if mean is None else mean
         described["std"] = described["std"] if std is None else std
+        if class_names is not None:
+            described["class_names"] = class_names
         dtype = str(weights["stem.weight"].dtype)
         model = Mixer(**check_config(**config), **described, dtype=dtype, seed=None)
         model.load_state_dict(weights)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError) as error:  # wrong values, wrong types
         raise ValueError(f"{where}: can't be loaded as a Mixer: {error}") from None
+    if unsaid:
+        warnings.warn(f"{where}: {UNSAID}", stacklevel=3)
     model.eval()
     return model
 
 
-def _is_own(where: str) -> bool:
-    """Does it look like a checkpoint of minimixer's?"""
-    try:
-        with zipfile.ZipFile(where) as archive:
-            return "meta.npy" in archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return False
-
-
-def _understand(arrays: dict, metadata: dict) -> tuple[dict, dict, dict]:
-    """(weights under our names, configuration, normalisation and class names)."""
+def _understand(arrays: dict, metadata: dict, image_size: Any) -> tuple[dict, dict, dict]:
+    """(weights under our names, configuration, class names and, if it is known, mean and std)."""
     layout, arrays = current_names(arrays)
     numbers = [re.match(r"(?:MixerBlock_|blocks\.)(\d+)[./]", name) for name in arrays]
     blocks = 1 + max((int(n[1]) for n in numbers if n and len(n[1]) < 5), default=-1)
@@ -109,15 +117,13 @@ def _understand(arrays: dict, metadata: dict) -> tuple[dict, dict, dict]:
     unknown = sorted(set(arrays) - {e.theirs for e in wanted})
     if missing or unknown:
         said = [f"missing: {name}" for name in missing[:5]]
-        said += [f"unexpected: {name:.80}" for name in unknown[:5]]
+        said += [f"unexpected: {printable(name, 80)}" for name in unknown[:5]]
         raise ValueError(f"{len(missing)} entries are missing, {len(unknown)} not known; "
                          + "; ".join(said))  # fmt: skip
     found = {e.ours: to_ours(e, arrays[e.theirs], layout) for e in wanted}
-    own = json.loads(metadata.get("minimixer", "{}")) if layout == "timm" else {}
-    if not isinstance(own, dict):
-        raise ValueError("its metadata are not what minimixer writes")
-    config = _sizes(found, own.get("image_size"))
-    config["approximate"] = own.get("approximate", GELU_FORM[layout])
+    own = _of_ours(metadata) if layout == "timm" else {"mean": 0.5, "std": 0.5}  # the authors'
+    config = _sizes(found, own.pop("image_size", None) if image_size is None else image_size)
+    config["approximate"] = own.pop("approximate", GELU_FORM[layout])
     expected = expected_shapes(config)
     for entry in wanted:
         array, shape = found[entry.ours], expected[entry.ours]
@@ -129,11 +135,21 @@ def _understand(arrays: dict, metadata: dict) -> tuple[dict, dict, dict]:
     if len({array.dtype for array in found.values()}) > 1:
         raise ValueError("its entries are of different dtypes")
     found["stem.weight"] = found["stem.weight"].reshape(-1, config["hidden_dim"])
+    return found, check_config(**config), own
+
+
+def _of_ours(metadata: dict[str, str]) -> dict[str, Any]:
+    """What `export` wrote down beside timm's weights; of others' files nothing."""
+    if "minimixer" not in metadata:
+        return {}
+    own = parse_json(metadata["minimixer"].encode())
+    if not isinstance(own, dict):
+        raise ValueError("its metadata are not what minimixer writes")
+    own = {name: own[name] for name in KEPT if name in own}
     names = own.get("class_names")
     if not (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
         raise ValueError(f"its class names are {names!r:.60}, not a list of names")
-    described = {"mean": own.get("mean", 0.5), "std": own.get("std", 0.5), "class_names": names}
-    return found, check_config(**config), described
+    return own
 
 
 def _sizes(found: dict[str, np.ndarray], image_size: Any) -> dict[str, Any]:
@@ -148,9 +164,12 @@ def _sizes(found: dict[str, np.ndarray], image_size: Any) -> dict[str, Any]:
         raise ValueError(f"the MLPs' weights are {tokens.shape} and {channels.shape}, not matrices")
     patch, side = stem.shape[0], math.isqrt(tokens.shape[0])
     if image_size is None and side * side != tokens.shape[0]:
-        raise ValueError(f"{tokens.shape[0]} tokens are no square image of patches")
+        raise ValueError(
+            f"{tokens.shape[0]} tokens are no square image of {patch} x {patch} patches; say of "
+            "which size: image_size=(height, width)"
+        )
     return {
-        "image_size": tuple(image_size) if image_size else (side * patch, side * patch),
+        "image_size": (side * patch, side * patch) if image_size is None else image_size,
         "patch_size": patch, "in_channels": stem.shape[2], "hidden_dim": stem.shape[3],
         "num_blocks": sum(name.endswith("norm1.weight") for name in found),
         "tokens_mlp_dim": tokens.shape[1], "channels_mlp_dim": channels.shape[1],
@@ -197,8 +216,8 @@ def _other_channels(stem: np.ndarray, config: dict, in_channels: int) -> np.ndar
 def export(model: Mixer, path: str | os.PathLike, format: str) -> None:
     """Write the weights for others: format "npz", the authors', or "timm", as .safetensors.
 
-    ValueError for another format, or weights that are not finite; a warning if the format's own
-    loader would compute another GELU than the model does.
+    ValueError for another format, or weights that are not finite. A warning that says what the
+    format has no place for, and how `from_pretrained` is told.
     """
     if format not in LAYOUTS:
         raise ValueError(f"export: format must be one of {', '.join(LAYOUTS)}, got {format!r}")
@@ -211,20 +230,43 @@ def export(model: Mixer, path: str | os.PathLike, format: str) -> None:
         for entry in entries(format, config["num_blocks"])
         if entry.ours in state
     }
-    if config["approximate"] != GELU_FORM[format]:
+    lost = _lost(model, format)
+    if lost:
+        names = ", ".join(_SHOWN.get(name, name) for name in lost)
+        told = ", ".join(f"{name}={value}" for name, value in lost.items())
         warnings.warn(
-            f"this model's GELU is {config['approximate']!r}, but loaders of this format take "
-            f"{GELU_FORM[format]!r}: there its logits will be slightly different",
-            stacklevel=2,
+            f"loaders of the {format} format don't know this model's {names}, and without will "
+            "answer differently"
+            + (f"; tell ours: Mixer.from_pretrained(path, {told})" if format == "npz" else ""),
+            stacklevel=3,
         )
-    if format == "npz":
-        data = write_npz(arrays)
-    else:
-        from safetensors.numpy import save
-
-        own = {"approximate": config["approximate"], "image_size": config["image_size"],
-               "mean": model.mean.tolist(), "std": model.std.tolist(),
-               "class_names": model.class_names}  # fmt: skip
-        data = save(arrays, metadata={"format": "pt", "minimixer": json.dumps(own)})
     with replace_file(path) as file:
-        file.write(data)
+        if format == "npz":
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            from safetensors.numpy import save
+
+            own = {"approximate": config["approximate"], "image_size": config["image_size"],
+                   "mean": model.mean.tolist(), "std": model.std.tolist(),
+                   "class_names": model.class_names}  # fmt: skip
+            file.write(save(arrays, metadata={"format": "pt", "minimixer": json.dumps(own)}))
+
+
+_SHOWN = {"approximate": "form of GELU", "class_names": "class names", "image_size": "image size"}
+
+
+def _lost(model: Mixer, format: str) -> dict[str, Any]:
+    """What a file in this format can't say, and is not what its loaders take anyway."""
+    config = model.config
+    lost: dict[str, Any] = {}
+    if config["approximate"] != GELU_FORM[format]:
+        lost["approximate"] = repr(config["approximate"])
+    if format == "npz":  # timm's has metadata, where ours are
+        for name, values in (("mean", model.mean), ("std", model.std)):
+            if (values != 0.5).any():
+                lost[name] = values.tolist()
+        if model.height != model.width:
+            lost["image_size"] = config["image_size"]
+        if model.class_names:
+            lost["class_names"] = "[...]"
+    return lost
