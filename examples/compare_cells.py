@@ -37,8 +37,6 @@ import json
 import math
 import time
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +61,10 @@ from tqdm import tqdm
 import minimixer
 from minimixer import Mixer, Tensor, backend, data, schedule
 from minimixer.checkpoint import save_checkpoint
-from minimixer.files import Lock, read_file, replace_file
+from minimixer.files import Lock, open_file, parse_json, read_file, replace_file
 from minimixer.metrics import Metrics
 from minimixer.names import printable
+from minimixer.npz import Npz
 
 Result = dict[str, Any]
 FORMAT = 2  # of the cells; older ones are not looked at
@@ -203,7 +202,7 @@ def read_cell(path: Path, spec: Spec, say: bool = False) -> Result | None:
     except ValueError as error:
         raise ValueError(f"{printable(path)}: {error}; remove it") from None
     try:
-        found = json.loads(content)
+        found = parse_json(content)
         if found["spec"] != spec:
             raise ValueError("it is of other settings")
         if found["sum"] != checksum(spec, found["result"]):
@@ -212,7 +211,7 @@ def read_cell(path: Path, spec: Spec, say: bool = False) -> Result | None:
         if spec.get("keep") and found["result"]["weights"]:
             path.with_suffix(".npz").stat()
         return found["result"]
-    except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError):
+    except (KeyError, TypeError):
         why = "it is damaged"
     except OSError:
         why = "its weights are missing"
@@ -356,10 +355,10 @@ def starting_weights(folder: Path, spec: Spec, model: Any) -> dict[str, np.ndarr
         if isinstance(model, Mixer):
             weights = Mixer.load(path).state_dict()
         else:
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                weights = dict(file)
+            with open_file(path) as file:
+                weights = dict(Npz(file))
         weights |= {n: v for n, v in model.state_dict().items() if n.startswith("head.")}
         return {name: weights[name] for name in model.state_dict()}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and the .json of that name, "
                          "and the same command makes it again") from None  # fmt: skip

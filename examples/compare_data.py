@@ -15,7 +15,6 @@ The pickled form of CIFAR is not read: a pickle can run any program when it is o
 
 import os
 import re
-import stat
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 
 from minimixer import data
 from minimixer.backend import random_bits
+from minimixer.files import read_file
 from minimixer.names import for_picture, printable
 
 # Purposes of random numbers, above those of the package.
@@ -176,11 +176,6 @@ def load_cifar(directory: str | os.PathLike) -> data.DataSet:
     return images, labels, *parts[-1]
 
 
-def _no_wait(path: str, flags: int) -> int:
-    """For open(): a pipe that nobody writes to is found out instead of waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def read_cifar(path: str | os.PathLike, limits: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file.
 
@@ -188,20 +183,16 @@ def read_cifar(path: str | os.PathLike, limits: tuple[int, ...]) -> tuple[np.nda
     label; then 3072 bytes of pixels. ValueError unless the file is made of whole such records.
     """
     record = len(limits) + CIFAR_BYTES
-    with open(path, "rb", opener=_no_wait) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not an ordinary file")
-        size = status.st_size
-        if size == 0 or size % record or size > MOST_FILE_BYTES:
-            raise ValueError(
-                f"{path} has {size} bytes, not a whole number of records of {record} bytes each "
-                "(one at least, 2 GiB at most); get it again"
-            )
-        records = np.frombuffer(file.read(size), np.uint8)
-    if records.size != size:
-        raise ValueError(f"{path} ended after {records.size} of {size} bytes")
-    records = records.reshape(-1, record)
+    try:
+        content = np.frombuffer(read_file(path, MOST_FILE_BYTES), np.uint8)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if content.size == 0 or content.size % record:
+        raise ValueError(
+            f"{path} has {content.size} bytes, not a whole number of records of {record} bytes "
+            "each, one at least; get it again"
+        )
+    records = content.reshape(-1, record)
     for column, limit in enumerate(limits):
         worst = int(records[:, column].max())
         if worst >= limit:

@@ -27,7 +27,7 @@ from options import positive, run_script
 from predict import Failures, load_model, make_parser, predict, read_batches
 
 from minimixer import Mixer, data
-from minimixer.files import replace_file
+from minimixer.files import parse_json, read_file, replace_file
 from minimixer.transfer.folders import find_images, import_pillow
 
 BINS = 15
@@ -183,9 +183,9 @@ def read_real(file: str, paths: list[str], num_classes: int) -> list[list[int]]:
     if len(set(names)) < len(names):
         raise ValueError("--real goes by file names, but here two pictures have the same one")
     try:
-        lists = json.loads(Path(file).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from None
+        lists = parse_json(read_file(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     if not isinstance(lists, list) or not all(isinstance(entry, list) for entry in lists):
         raise ValueError(f"{file} is not a list of lists of class numbers")
     if len(lists) != len(paths):

@@ -11,6 +11,7 @@ could be read; 2 for wrong options or weights.
 import begin  # noqa: F401  isort: skip
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -21,6 +22,7 @@ import numpy as np
 from options import Parser, numbers, positive, run_script, share
 
 from minimixer import Mixer, backend
+from minimixer.files import read_file
 from minimixer.transfer.augment import resize_crop
 from minimixer.transfer.folders import ENDINGS, BadPicture, decode, import_pillow
 
@@ -77,11 +79,13 @@ def load_model(options: argparse.Namespace) -> Mixer:
 def class_names(model: Mixer, file: str | None) -> list[str]:
     if file is None:
         return model.class_names or [f"class {k}" for k in range(model.num_classes)]
-    with open(file, encoding="utf-8-sig") as lines:
-        try:
-            names = [line.strip() for line in lines]
-        except UnicodeDecodeError:
-            raise ValueError(f"{file} is not text in UTF-8") from None
+    try:
+        text = read_file(file).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not text in UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    names = [line.strip() for line in io.StringIO(text, newline=None)]
     while names and not names[-1]:
         names.pop()
     if len(names) != model.num_classes:

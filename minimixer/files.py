@@ -30,8 +30,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from .names import printable
 
 MOST_BYTES = 1 << 36  # a larger file, or a claim of more, is taken for damage: 64 GiB
@@ -71,22 +69,23 @@ def parse_json(data: bytes) -> Any:
     ValueError for any other text, for a name that comes twice in one object, and for what would
     take a memory or a stack: more than 2^20 values, 100 levels, or 40 digits of a whole number.
     """
-    # What is left without strings, numbers and words is short enough to be counted.
-    marks = re.sub(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[^][{},"]+', b"", data, flags=re.DOTALL)
-    if len(data) > MOST_TEXT or len(marks) > MOST_VALUES:
-        raise ValueError(
-            f"a JSON text of {len(data)} bytes and about {len(marks)} values: too large"
-        )
-    codes = np.frombuffer(marks, np.uint8)
-    levels = np.cumsum(np.isin(codes, [*b"[{"]).astype(int) - np.isin(codes, [*b"]}"]))
-    if levels.max(initial=0) > MOST_NESTED:
-        raise ValueError(f"a JSON text with more than {MOST_NESTED} levels")
+    if len(data) > MOST_TEXT:
+        raise ValueError(f"a JSON text of {len(data)} bytes, more than {MOST_TEXT}")
+    level = 0
+    for count, mark in enumerate(_MARKS.finditer(data)):
+        level += (data[mark.start()] in b"[{") - (data[mark.start()] in b"]}")
+        if level > MOST_NESTED or count > MOST_VALUES:
+            most = f"{MOST_NESTED} levels" if level > MOST_NESTED else f"{MOST_VALUES} values"
+            raise ValueError(f"a JSON text with more than {most}")
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_twins, parse_int=_whole)
     except UnicodeDecodeError:
         raise ValueError("it is no text in UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON: {error}") from None
+
+
+_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[][{},]', re.DOTALL)  # strings hide others
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -899,7 +899,7 @@ def test_cifar_100_takes_the_fine_labels(data, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_cifar_from_a_pipe_is_refused_and_not_waited_for(data, tmp_path):
     os.mkfifo(tmp_path / "train.bin")
-    with pytest.raises(ValueError, match=r"train\.bin is not an ordinary file"):
+    with pytest.raises(ValueError, match=r"train\.bin: it is a pipe, not a file"):
         data.read_cifar(tmp_path / "train.bin", (20, 100))
 
 

@@ -12,6 +12,7 @@ For all but tiny products the first few candidates are timed, once; the choice i
 beside CuPy's compiled kernels, so that the next run makes the same one and gives the same bits.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
+from ..files import parse_json, read_file, replace_file
 
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
 _COMPUTE_FLOAT32, _COMPUTE_FLOAT64, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
@@ -214,22 +216,20 @@ def _choices(device: int) -> tuple[Path, dict[str, int]]:
 
 def _read_choices(path: Path) -> dict[str, int]:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return {str(k): int(v) for k, v in stored.items() if 0 <= int(v) < CANDIDATES}
-    except (OSError, ValueError, TypeError, AttributeError):
+        stored = parse_json(read_file(path))
+    except (OSError, ValueError):  # absent, damaged
         return {}
+    items = stored.items() if isinstance(stored, dict) else ()
+    return {k: v for k, v in items if type(v) is int and 0 <= v < CANDIDATES}
 
 
 def _remember(device: int, key: str, choice: int) -> None:
     path, choices = _choices(device)
     choices |= {**_read_choices(path), key: choice}  # other processes may have added some
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError, ValueError):  # then it is timed again in the next run
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(choices, indent=0, sort_keys=True), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        pass  # timed again in the next run
+        with replace_file(path) as file:
+            file.write(json.dumps(choices, indent=0, sort_keys=True).encode())
 
 
 # ---- the products -------------------------------------------------------------------------------

@@ -1,0 +1,575 @@
+"""Files: what is opened, how a text of JSON and an archive are read, writers that race, locks."""
+
+import builtins
+import doctest
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import mutations
+import numpy as np
+import pytest
+
+from minimixer import Mixer, files, npz
+from minimixer.data import load_directory
+from minimixer.files import Lock, check_unpacked, open_file, parse_json, read_file, replace_file
+from minimixer.idx import read_idx, write_idx
+from minimixer.npz import Npz
+
+fcntl = pytest.importorskip("fcntl", reason="pipes, devices and locks as Unix has them")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+@pytest.mark.parametrize("module", [files, npz])
+def test_worked_example(module):
+    result = doctest.testmod(module)
+    assert result.attempted >= 4 and not result.failed
+
+
+# ---- what is opened -----------------------------------------------------------------------------
+
+NO_FILES = (
+    "pipe",
+    "endless device",
+    "socket",
+    "directory",
+    "gone",
+    "dangling",
+    "loop",
+    "in a file",
+)
+
+
+def make_no_file(folder: Path, kind: str) -> Path:
+    """Something that is no regular file."""
+    path = folder / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        listening = socket.socket(socket.AF_UNIX)
+        here = os.getcwd()
+        os.chdir(folder)  # the name of a socket has 107 bytes at most
+        listening.bind("x")
+        os.chdir(here)
+        listening.close()
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "dangling":
+        path.symlink_to(folder / "nothing")
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "in a file":
+        path.write_bytes(b"")
+        path = path / "y"
+    return path
+
+
+READERS = {
+    "open_file": open_file, "read_file": read_file, "read_idx": read_idx, "load": Mixer.load,
+    "from_pretrained": Mixer.from_pretrained,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_only_regular_files_are_read(tmp_path, kind, reader):
+    path = make_no_file(tmp_path, kind)
+    began = time.perf_counter()
+    with pytest.raises((ValueError, OSError)) as caught:
+        READERS[reader](path)
+    assert time.perf_counter() - began < 2
+    said = {"pipe": "a pipe", "endless device": "a device", "socket": "a socket"}.get(kind)
+    assert isinstance(caught.value, ValueError if said else OSError)
+    assert said is None or f"it is {said}, not a file" in str(caught.value)
+    assert str(path) in str(caught.value) or reader in ("open_file", "read_file")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless device", "directory"])
+def test_data_sets_and_scripts_read_only_regular_files(tmp_path, kind, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    import compare_data
+    import evaluate
+    import predict
+
+    path = make_no_file(tmp_path, kind)
+    model = mutations.small_model()
+    for read in (
+        lambda: predict.class_names(model, str(path)),
+        lambda: evaluate.read_real(str(path), ["a.png"], 5),
+        lambda: compare_data.read_cifar(path, (10,)),
+    ):
+        with pytest.raises((ValueError, OSError)) as caught:
+            read()
+        assert str(path) in str(caught.value)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{name}-ubyte").symlink_to(path)
+    with pytest.raises((ValueError, OSError), match=r"train-(images|labels)"):
+        load_directory(folder)
+
+
+def test_a_file_at_the_limit(tmp_path):
+    (tmp_path / "x").write_bytes(b"12345")
+    assert read_file(tmp_path / "x", most=5) == b"12345"
+    with pytest.raises(ValueError, match="it has 5 bytes, more than the 4"):
+        read_file(tmp_path / "x", most=4)
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(files.MOST_BYTES + 1)  # a hole: it takes no disk
+    with pytest.raises(ValueError, match="more than the 68719476736"):
+        Mixer.load(tmp_path / "large")
+    assert check_unpacked(files.PACKED * 7 + files.ROOM, 7) is None
+    with pytest.raises(ValueError, match="7 bytes claim to hold"):
+        check_unpacked(files.PACKED * 7 + files.ROOM + 1, 7)
+
+
+def test_a_link_and_names_of_any_bytes(tmp_path):
+    for name in ("a", "n" * 255, os.fsdecode(b"caf\xe9 \xff"), "🐚" * 63, "\x1b[31m", " "):
+        with replace_file(tmp_path / name) as file:
+            file.write(name.encode(errors="surrogateescape"))
+        (tmp_path / "link").symlink_to(tmp_path / name)
+        with replace_file(tmp_path / "link") as file:
+            file.write(b"new")
+        assert (tmp_path / "link").is_symlink() and read_file(tmp_path / name) == b"new"
+        assert read_file(tmp_path / "link") == b"new"
+        (tmp_path / "link").unlink()
+    assert len(os.listdir(tmp_path)) == 6
+    with pytest.raises(OSError) as caught, replace_file(tmp_path / ("n" * 256)):
+        pass
+    assert caught.value.errno == errno.ENAMETOOLONG and "n" * 256 in str(caught.value)
+    with replace_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))) as file:
+        file.write(b"x")
+
+
+# ---- texts of JSON ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, value", [
+    ('{"a": [1, 2.5, "\\"[[[[", null, true]}', {"a": [1, 2.5, '"[[[[', None, True]}),
+    ("[" * 100 + "]" * 100, None), (str(10**39), 10**39), ("[1e999, -Infinity]", None),
+    ('"' + "[" * 1000 + '"', "[" * 1000), ('{"a": {"a": 1}}', {"a": {"a": 1}}),
+    ("[" + "0," * (files.MOST_VALUES - 1) + "0]", None),
+])  # fmt: skip
+def test_texts_of_json(text, value):
+    found = parse_json(text.encode())
+    assert value is None or found == value
+
+
+@pytest.mark.parametrize("text, said", [
+    ("[" * 101 + "]" * 101, "more than 100 levels"), ("[" * 200_000, "more than 100 levels"),
+    ('{"a":' * 101 + "1" + "}" * 101, "more than 100 levels"),
+    ("[" + "0," * files.MOST_VALUES + "0]", "more than 1048576 values"),
+    (" " * (files.MOST_TEXT + 1), "bytes, more than 16777216"),
+    (str(10**40), "41 digits"), ("-" + "1" * 5000, "5001 digits"),
+    ('{"a": 1, "b": 2, "a": 1}', "'a' comes twice"),
+    ('{"\\u001b": 1, "\\u001b": 1}', r"x1b' comes twice"), ('[{"a": 1, "a": 1}]', "comes twice"),
+    ("", "no JSON"), ("{", "no JSON"), ('"\\', "no JSON"), ("[1] 2", "no JSON"),
+    ("\x00", "no JSON"), (b"\xff", "UTF-8"), (b'"\xed\xa0\x80"', "UTF-8"),
+])  # fmt: skip
+def test_other_texts(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse_json(text if isinstance(text, bytes) else text.encode())
+
+
+def test_a_text_that_would_fill_a_memory_or_take_for_ever():
+    for text in (
+        b"[" + b"[]," * 5_000_000 + b"0]",
+        b'"' + b'\\"' * 8_000_000,
+        b'{"a":' * 3_000_000,
+    ):
+        began = time.process_time()
+        with pytest.raises(ValueError):
+            parse_json(text)
+        assert time.process_time() - began < 2
+        tracemalloc.start()  # under which all takes longer
+        with pytest.raises(ValueError):
+            parse_json(text)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100 << 20
+
+
+# ---- archives of arrays -------------------------------------------------------------------------
+
+
+def archive(path, members, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return path
+
+
+def read_npz(path) -> dict:
+    with open_file(path) as file:
+        return dict(Npz(file))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f2", ">f4", ">f8", "|u1"])
+def test_arrays_of_other_machines_and_orders(tmp_path, dtype, method):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    wanted = {"c": array, "fortran": np.asfortranarray(array), "one": array[:1, 0, 0],
+              "number": array[1, 1, 1], "empty": array[:0],
+              "64 axes": array.reshape((1,) * 61 + (2, 3, 4))}  # fmt: skip
+    path = archive(tmp_path / "a", {k: mutations.npy(a) for k, a in wanted.items()}, method)
+    found = read_npz(path)
+    assert list(found) == list(wanted)
+    for name, expected in wanted.items():
+        assert found[name].dtype == np.dtype(dtype).newbyteorder("=") and found[name].dtype.isnative
+        assert found[name].shape == np.shape(expected) and (found[name] == expected).all()
+
+
+def test_members_are_read_when_they_are_asked_for(tmp_path):
+    path = archive(tmp_path / "a", {"good": mutations.npy(np.ones(3)), "bad\x1b": b"nonsense"})
+    with open_file(path) as file:
+        arrays = Npz(file)
+        assert len(arrays) == 2 and "good" in arrays and "other" not in arrays
+        assert arrays["good"].tolist() == [1, 1, 1]
+        with pytest.raises(ValueError, match=r"bad\\x1b: not an array of plain numbers"):
+            arrays["bad\x1b"]
+        with pytest.raises(KeyError):
+            arrays["other"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_small_file_does_not_become_a_large_one(tmp_path, method):
+    """Neither by what members claim, nor by what they hold and do not claim."""
+    path = archive(tmp_path / "bz", {"weights": bytes(50 << 20)}, method)
+    content = path.read_bytes()
+    size = (50 << 20).to_bytes(4, "little")
+    path.write_bytes(content.replace(size, (100).to_bytes(4, "little")))
+    deflated = archive(tmp_path / "a", {"weights": bytes(300 << 20)}, zipfile.ZIP_DEFLATED)
+    liar = tmp_path / "liar"
+    size = (300 << 20).to_bytes(4, "little")
+    liar.write_bytes(deflated.read_bytes().replace(size, (100).to_bytes(4, "little")))
+    for small, said in ((path, "packed in another way"), (deflated, "claim to hold"),
+                        (liar, "weights")):  # fmt: skip
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=said):
+            read_npz(small)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 << 20
+
+
+def test_a_list_of_members_without_an_end(tmp_path):
+    path = tmp_path / "a"
+    with open(path, "wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate((1 << 32) - 100)
+        file.seek(0, os.SEEK_END)
+        end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 65535, 65535, (1 << 32) - 200, 4, 0)
+        file.write(end)
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="list of members"):
+        read_npz(path)
+    assert time.perf_counter() - began < 1
+
+
+# ---- writers ------------------------------------------------------------------------------------
+
+
+def write_often(path: Path, who: int, times: int) -> None:
+    for number in range(times):
+        with replace_file(path) as file:
+            file.write(f"{who} {number}\n".encode() * 2000)
+
+
+def check_whole(content: bytes) -> None:
+    lines = content.splitlines()
+    assert len(lines) == 2000 and set(lines) == {lines[0]}
+
+
+def test_threads_and_processes_save_to_one_path(tmp_path, monkeypatch):
+    """Each time the file is one writer's, whole; nobody's temporary file is taken away by another,
+    although each of them looks for what killed ones have left."""
+    path = tmp_path / "checkpoint"
+    code = "import sys; from test_files import write_often, Path;"
+    code += "write_often(Path(sys.argv[1]), int(sys.argv[2]), 30)"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, path, str(100 + n)],
+                         env=ENVIRONMENT, cwd=Path(__file__).parent, stderr=subprocess.PIPE)
+        for n in range(3)
+    ]  # fmt: skip
+    failed: list[BaseException] = []
+
+    def work(who: int) -> None:
+        try:
+            write_often(path, who, 30)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in range(8)]
+    for thread in threads:
+        thread.start()
+    while any(t.is_alive() for t in threads) or any(p.poll() is None for p in processes):
+        if path.exists():
+            check_whole(read_file(path))
+    for process in processes:
+        assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
+    assert not failed and os.listdir(tmp_path) == ["checkpoint"]
+    check_whole(read_file(path))
+
+
+def test_what_is_swept_is_ours_and_dead(tmp_path):
+    path = tmp_path / "a"
+    others = [".a.notes.tmp", ".a.0123456789ab.tmp.txt", ".ab.0123456789ab.tmp", "a.tmp", "a.0.tmp"]
+    for name in [*others, ".a.0123456789ab.tmp"]:
+        (tmp_path / name).write_bytes(b"x")
+    with replace_file(path) as file:
+        file.write(b"outer")
+        file.flush()
+        with replace_file(path) as other:  # which leaves the first one's alone
+            other.write(b"inner")
+        assert read_file(path) == b"inner"
+    assert read_file(path) == b"outer"
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "a"])
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o640, 0o755])
+def test_the_mode_is_kept(tmp_path, mode):
+    path = tmp_path / "a"
+    path.write_bytes(b"")
+    path.chmod(mode)
+    with replace_file(path) as file:
+        file.write(b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    old = os.umask(0o027)
+    try:
+        with replace_file(tmp_path / "fresh"):
+            pass
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o640
+
+
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as of everyone but root
+    with pytest.raises(PermissionError) as caught, replace_file(path):
+        pass
+    assert str(path) in str(caught.value) and read_file(path) == b"old"
+
+
+@pytest.mark.filterwarnings("ignore:.*GELU")
+@pytest.mark.parametrize("kind", [k for k in NO_FILES if k not in ("gone", "dangling")])
+def test_nothing_but_files_is_replaced(tmp_path, kind):
+    path = make_no_file(tmp_path, kind)
+    before = sorted(os.listdir(tmp_path))
+    for write in (
+        lambda: write_idx(path, np.ones(3, "uint8")),
+        lambda: mutations.small_model().save(path),
+        lambda: mutations.small_model().export(path, "timm"),
+    ):
+        with pytest.raises((ValueError, OSError)) as caught:
+            write()
+        real = os.path.realpath(path)
+        assert str(path) in str(caught.value) or real in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/full", "/dev/zero"])
+def test_devices_stay_devices(device):
+    with pytest.raises(ValueError, match=f"{device} can't be written: it is a device"):
+        mutations.small_model().save(device)
+    assert stat.S_ISCHR(os.stat(device).st_mode)
+
+
+def test_a_new_file_where_a_link_leads(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with replace_file(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink() and read_file(tmp_path / "there") == b"new"
+
+
+def test_a_directory_that_is_not_there_or_vanishes(tmp_path):
+    path = tmp_path / "gone" / "checkpoint.npz"
+    with pytest.raises(FileNotFoundError) as caught, replace_file(path):
+        pass
+    assert str(path) in str(caught.value) and ".tmp" not in str(caught.value)
+    path.parent.mkdir()
+    with pytest.raises(FileNotFoundError) as caught, replace_file(path) as file:
+        file.write(b"new")
+        os.unlink(file.name)
+        path.parent.rmdir()
+    assert str(path) in str(caught.value) and ".tmp" not in str(caught.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no mount here")
+    if done.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named(small_disk):
+    path = small_disk / "checkpoint.npz"
+    model = mutations.small_model()
+    model.save(path)
+    before = path.read_bytes()
+    larger = Mixer(image_size=8, patch_size=4, num_classes=9, num_blocks=9, hidden_dim=64,
+                   tokens_mlp_dim=16, channels_mlp_dim=128)  # fmt: skip
+    for save in (lambda: larger.save(path), lambda: larger.export(path, "npz"),
+                 lambda: write_idx(path, np.zeros(300_000, "uint8"))):  # fmt: skip
+        with pytest.raises(OSError) as caught:
+            save()
+        assert caught.value.errno == errno.ENOSPC and str(path) in str(caught.value)
+        assert path.read_bytes() == before and os.listdir(small_disk) == ["checkpoint.npz"]
+
+
+# ---- locks --------------------------------------------------------------------------------------
+
+
+HOLD = """if True:
+    import sys, time
+    from minimixer.files import Lock
+    lock = Lock(sys.argv[1])
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path):
+    path = tmp_path / ".lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], env=ENVIRONMENT,
+                              stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        for _ in range(2):
+            with pytest.raises(BlockingIOError, match=r"\.lock is locked"):
+                Lock(path)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    with Lock(path) as lock:
+        assert lock.refusal is None
+        with pytest.raises(BlockingIOError):  # from this process, too
+            Lock(path)
+    Lock(path).release()
+    assert path.exists()
+
+
+def test_waiting_for_a_lock(tmp_path):
+    first = Lock(tmp_path / "lock")
+    timer = threading.Timer(0.3, first.release)
+    began = time.perf_counter()
+    timer.start()
+    with Lock(tmp_path / "lock", wait=True):
+        assert 0.25 < time.perf_counter() - began < 20
+    timer.join()
+    first.release()  # a second time is no harm
+
+
+def test_a_released_lock_is_not_held_by_forked_processes(tmp_path):
+    lock = Lock(tmp_path / "lock")
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    try:
+        lock.release()
+        Lock(tmp_path / "lock").release()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_file_systems_without_locks(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    without_locks(tmp_path, "No locks")
+
+
+def test_platforms_without_locks(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name in ("fcntl", "msvcrt"):
+            raise ImportError(f"no {name}")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    without_locks(tmp_path, "no msvcrt")
+
+
+def without_locks(folder, refusal):
+    """Files are written as ever, and nobody is kept out; what killed writers leave stays."""
+    (folder / ".a.0123456789ab.tmp").write_bytes(b"somebody's, perhaps")
+    write_often(folder / "a", 1, 3)
+    check_whole(read_file(folder / "a"))
+    assert sorted(os.listdir(folder)) == [".a.0123456789ab.tmp", "a"]
+    with Lock(folder / "lock") as one, Lock(folder / "lock") as other:
+        assert refusal in one.refusal and refusal in other.refusal
+
+
+def test_a_lock_that_cannot_be(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Lock(tmp_path / "gone" / "lock")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError):  # and not for ever
+        Lock(tmp_path / "pipe")
+
+
+# ---- mutants ------------------------------------------------------------------------------------
+
+
+def check_mutants(kind, count):
+    if "picture" in kind:
+        pytest.importorskip("PIL.Image")
+    if kind == "safetensors":
+        pytest.importorskip("safetensors")
+    found = mutations.in_a_process(kind, count, seed=0)
+    assert found["failures"] == [] and found["peak"] < mutations.MOST_MEGABYTES
+    assert found["loaded"] + found["refused"] == count
+
+
+@pytest.mark.parametrize("kind", mutations.KINDS)
+def test_mutants_load_or_are_refused(kind):
+    check_mutants(kind, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", mutations.KINDS)
+def test_many_mutants_load_or_are_refused(kind):
+    check_mutants(kind, 1000)
+
+
+def test_the_tool_notices(monkeypatch):
+    """Else its silence would mean nothing."""
+
+    def read(path):
+        data = path.read_bytes()
+        if data[:1] == b"b":
+            raise KeyError("b")
+        if data[:1] == b"c":
+            raise ValueError("it does not say which file")
+        return data[:1]
+
+    kind = mutations.Kind(lambda: b"aaaa", read, lambda whole, rng: rng.choice([b"b", b"c"]), True)
+    monkeypatch.setitem(mutations.KINDS, "wrong", kind)
+    failures = " ".join(wrong for _, wrong in mutations.run_kind("wrong", 200, 0)["failures"])
+    assert "KeyError" in failures and "not named" in failures and "something else" in failures
