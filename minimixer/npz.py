@@ -63,7 +63,14 @@ def other_kind(path: str | os.PathLike, start: bytes) -> str:
     for begin, text in _OTHERS.items():
         if start.startswith(begin) if begin else not start:
             return text.format(name, os.path.splitext(name)[0] + ".safetensors")
+    if is_safetensors(start):
+        return "it is a .safetensors file; for weights of others use Mixer.from_pretrained"
     return "it is neither an .npz nor a .safetensors file"
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Is this the beginning of one? A length in 8 bytes, then a text of JSON."""
+    return start[6:9] == b"\0\0{"
 
 
 class Npz(Mapping[str, np.ndarray]):

@@ -705,6 +705,8 @@ BAD_TEXTS = {
     "long number": f'{{"format": {"1" * 5000}}}',
     "format alone": '{"format": "minimixer checkpoint"}',
     "format in a list": '{"format": ["minimixer checkpoint"]}',
+    "twice": '{"format": "minimixer checkpoint", "format": "minimixer checkpoint", "version": 1}',
+    "deep within": '{"format": "minimixer checkpoint", "progress": ' + "[" * 200_000,
     "format and version": '{"format": "minimixer checkpoint", "version": 1}',
 }
 
@@ -751,7 +753,13 @@ BAD_META = {
     "std negative": {"std": -0.5},
     "std of text": {"std": ["", "", ""]},
     **{f"class_names {str(value)[:12]}": {"class_names": value}
-       for value in (..., ["a", "b"], ["a"] * 4, [], 5, True, {"a": 1})},
+       for value in (..., ["a", "b"], ["a"] * 4, [], 5, True, {"a": 1}, "abc", [1, 2, 3],
+                     ["a", "b", None], [["a"], "b", "c"], {"a": 1, "b": 2, "c": 3})},
+    **{f"arrays {str(value)[:9]}": {"arrays": value}
+       for value in (..., None, [], 5, "x", [5], {}, [["weights/head.bias"]])},
+    **{f"loss_scale {value}": {"loss_scale": value}
+       for value in (None, [], 5, [1.0], [1.0, 0.0, 0.0], [1, 0], [float("nan"), 0.0], ["1", 0.0],
+                     [-1.0, 0.0], [2.0**49, 0.0], [1.0, -1.0], [1.0, 1e9], {})},
     **{f"dtype {value}": {"dtype": value}
        for value in (..., None, "float16", "int32", "object", "O", "cuda", 5, [], ["float32"], {},
                      "x" * 20, "float32,float32")},
@@ -798,6 +806,57 @@ def test_wrong_weights(tmp_path, good, name):
 def test_another_version_says_so(tmp_path, good):
     path = with_meta(tmp_path / "checkpoint.npz", good, version=2)
     assert_refused(path, match="version 2, this minimixer reads version 1")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["weights/head.bias", "optimizer/exp_avg_sq/stem.weight"])
+def test_numbers_that_are_none_are_refused(tmp_path, good, name, value):
+    content = members(good[0])
+    array = np.load(io.BytesIO(content[f"{name}.npy"])).copy()
+    array.reshape(-1)[-1] = value
+    path = pack(tmp_path / "checkpoint.npz", content | {f"{name}.npy": npy(array)})
+    assert_refused(path, match=f"{name} holds NaN or infinity")
+    assert_changes_nothing(path, f"{name} holds NaN or infinity")
+
+
+def test_the_same_in_another_form(tmp_path, good):
+    """In another order of members and of bytes, deflated, in Fortran's order: the same meaning."""
+    content = members(good[0])
+    key = "weights/blocks.0.token_mixing.w1.npy"
+    array = np.load(io.BytesIO(content[key]))
+    expected = read_checkpoint(good[0])
+    for other in (array.astype(">f4"), np.asfortranarray(array)):
+        changed = dict(reversed((content | {key: npy(other)}).items()))
+        path = pack(tmp_path / "checkpoint.npz", changed, zipfile.ZIP_DEFLATED)
+        assert npy(other) != content[key] and not read_or_refuse(path, expected)
+    text = np.load(io.BytesIO(content["meta.npy"])).tobytes().decode()
+    spaced = json.dumps(json.loads(text), indent=3, sort_keys=True, ensure_ascii=False)
+    assert not read_or_refuse(with_meta(path, good, spaced), expected)
+
+
+@pytest.mark.parametrize("progress", [float("nan"), [float("inf")], 10**39, [[[]]] * 3])
+def test_progress_comes_back(tmp_path, good, progress):
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(path, *good[1:], progress)
+    assert repr(read_checkpoint(path)[0]["progress"]) == repr(progress)
+
+
+@pytest.mark.parametrize("progress, said", [(10**40, "41 digits"), (101, "100 levels")])
+def test_what_could_not_be_read_is_not_written(tmp_path, good, progress, said):
+    path = tmp_path / "checkpoint.npz"
+    if progress == 101:
+        progress = []
+        for _ in range(101):
+            progress = [progress]
+    with pytest.raises(ValueError, match=f"not saved: .*{said}"):
+        save_checkpoint(path, *good[1:], progress)
+    assert not path.exists()
+
+
+def test_save_is_a_method(tmp_path):
+    model = redraw(make_model())
+    model.save(tmp_path / "checkpoint.npz")
+    assert_same(Mixer.load(tmp_path / "checkpoint.npz").state_dict(), model.state_dict())
 
 
 # ---- going on with what does not fit -------------------------------------------------------

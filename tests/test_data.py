@@ -126,7 +126,16 @@ def test_a_killed_writer_leaves_one_file_that_the_next_one_sweeps_away(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros(2, "int64"), np.zeros(2, "bool"), np.array(1, "u1"), np.zeros((2, 0), "u1")]
+    "array",
+    [
+        np.zeros(2, "int64"),
+        np.zeros(2, "bool"),
+        np.array(1, "u1"),
+        np.zeros((2, 0), "u1"),
+        np.broadcast_to(np.uint8(1), (1 << 32,)),
+        np.broadcast_to(np.uint8(1), (2, 1 << 33)),
+    ],
+    ids=str,
 )
 def test_write_refuses_what_idx_cannot_hold(tmp_path, array):
     with pytest.raises(ValueError, match="write_idx"):
@@ -220,6 +229,30 @@ def test_header_claims_cost_nothing(tmp_path, shape, packed):
     path = tmp_path / "file"
     path.write_bytes(gzip.compress(content) if packed else content)
     assert_cheap_refusal(path, "bytes")
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_the_same_in_another_form(tmp_path, level):
+    path = tmp_path / "file"
+    path.write_bytes(gzip.compress(small_file(), level))
+    np.testing.assert_array_equal(read_idx(path), np.arange(6).reshape(2, 3))
+
+
+def test_sizes_at_the_limit(tmp_path):
+    """64 dimensions are read; 65, or more bytes than a file may have, are not."""
+    path = tmp_path / "file"
+    path.write_bytes(header(*[1] * 64) + b"x")
+    assert read_idx(path).shape == (1,) * 64
+    most = 1 << 36
+    path.write_bytes(header(1 << 16, 1 << 20))
+    assert_cheap_refusal(path, f"needs {most} bytes, but only 0 follow")
+    path.write_bytes(header((1 << 16) + 1, 1 << 20))
+    assert_cheap_refusal(path, f"{most + (1 << 20)} bytes, not 1 to {most}")
+    content = header(1, 17 << 20)
+    path.write_bytes(gzip.compress(content))
+    assert_cheap_refusal(path, "only 0 follow")
+    path.write_bytes(gzip.compress(header(1, 65 << 20)))
+    assert_cheap_refusal(path, "claim to hold")
 
 
 def test_gzip_bomb_is_not_unpacked(tmp_path):

@@ -25,6 +25,7 @@ from minimixer import Mixer, files, npz
 from minimixer.data import load_directory
 from minimixer.files import Lock, check_unpacked, open_file, parse_json, read_file, replace_file
 from minimixer.idx import read_idx, write_idx
+from minimixer.kernels import cublas
 from minimixer.npz import Npz
 
 fcntl = pytest.importorskip("fcntl", reason="pipes, devices and locks as Unix has them")
@@ -200,6 +201,29 @@ def test_a_text_that_would_fill_a_memory_or_take_for_ever():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 100 << 20
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "5", "null", "\xff", "[" * 200_000, '{"a": 0, "a": 1}', '{"a": ' + "9" * 5000,
+    '{"a": [0], "b": "1", "c": -1, "d": 99, "e": true, "f": 1e999, "g": null}',
+])  # fmt: skip
+def test_a_damaged_file_of_cublas_choices_is_as_none(tmp_path, text):
+    """They are timed anew, and written over it."""
+    (tmp_path / "choices").write_text(text, encoding="latin-1")
+    assert cublas._read_choices(tmp_path / "choices") == {}
+    (tmp_path / "pipe").symlink_to("/dev/zero")
+    assert cublas._read_choices(tmp_path / "pipe") == cublas._read_choices(tmp_path) == {}
+
+
+def test_cublas_choices_are_kept(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "choices"
+    path.parent.mkdir()
+    path.write_text('{"a": 1, "b": "x"}')
+    monkeypatch.setattr(cublas, "_choices", lambda device: (path, {"c": 2}))
+    cublas._remember(0, "d", 3)
+    assert cublas._read_choices(path) == {"a": 1, "c": 2, "d": 3}
+    monkeypatch.setattr(cublas, "_choices", lambda device: (Path("/dev/full"), {}))
+    cublas._remember(0, "d", 3)  # without a word
 
 
 # ---- archives of arrays -------------------------------------------------------------------------

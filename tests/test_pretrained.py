@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import struct
 import time
 import tracemalloc
@@ -20,6 +21,7 @@ from minimixer import AdamW, Mixer, no_grad
 from minimixer import functional as F
 from minimixer.backend import to_numpy
 from minimixer.checkpoint import save_checkpoint
+from minimixer.transfer.arrays import LARGEST_HEADER
 from minimixer.transfer.freeze import freeze
 from minimixer.transfer.higher_resolution import places
 from minimixer.transfer.layouts import entries, to_theirs
@@ -209,11 +211,102 @@ def test_arrays_in_columns_order(tmp_path):
     np.testing.assert_array_equal(logits_of(found), logits_of(model))
 
 
-def test_float16_is_read_as_float32(tmp_path):
-    arrays = {k: v.astype("float16") for k, v in arrays_of(random_model(), "npz").items()}
-    for layout in ("npz",):
-        found = Mixer.from_pretrained(write(tmp_path / "w", arrays, layout))
-        assert found.dtype == np.float32
+@pytest.mark.parametrize("layout", ["npz", "timm"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_two_bytes_are_read_as_float32(tmp_path, layout, dtype):
+    model = random_model(approximate="tanh" if layout == "npz" else "none")
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+        if layout == "npz":
+            pytest.skip("NumPy writes no bfloat16")
+    arrays = {k: v.astype(dtype) for k, v in arrays_of(model, layout).items()}
+    found = Mixer.from_pretrained(write(tmp_path / "w", arrays, layout))
+    assert found.dtype == np.float32
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(
+            found.state_dict()[name], value.astype(dtype).astype("float32")
+        )
+
+
+def test_the_same_in_another_form(tmp_path):
+    """Deflated, in another order, from a machine that stores numbers the other way round."""
+    model = random_model()
+    arrays = arrays_of(model, "npz")
+    swapped = {k: v.astype(">f4") for k, v in reversed(arrays.items())}
+    np.savez_compressed(tmp_path / "w.npz", **swapped)
+    path = tmp_path / "w.npz"
+    np.testing.assert_array_equal(logits_of(Mixer.from_pretrained(path)), logits_of(model))
+    path = write(tmp_path / "w", arrays_of(model, "timm"), "timm")
+    data = Path(path).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    longer = struct.pack("<Q", length + 8) + data[8 : 8 + length] + b" " * 8 + data[8 + length :]
+    Path(path).write_bytes(longer)
+    found = Mixer.from_pretrained(path, approximate="tanh")
+    np.testing.assert_array_equal(logits_of(found), logits_of(model))
+
+
+# ---- what a file does not say ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, tokens", [((8, 32), 16), ((8, 12), 6)])
+def test_an_image_shape_that_the_authors_format_has_no_place_for(tmp_path, size, tokens):
+    model = random_model(image_size=size)
+    with pytest.warns(UserWarning, match=rf"image size.*image_size=\({size[0]}, {size[1]}\)"):
+        model.export(tmp_path / "w", "npz")
+    if tokens == 6:  # no square
+        refused(tmp_path / "w", "6 tokens", "image_size=(height, width)")
+    found = Mixer.from_pretrained(tmp_path / "w", image_size=size)
+    np.testing.assert_array_equal(logits_of(found), logits_of(model))
+    refused(tmp_path / "w", image_size=(8, 8))
+    save_checkpoint(tmp_path / "own.npz", model)
+    turned = Mixer.from_pretrained(tmp_path / "own.npz", image_size=size[::-1])
+    assert (turned.height, turned.width) == size[::-1]
+
+
+def test_a_grey_model_of_other_brightness_goes_out_and_comes_back(tmp_path):
+    """MNIST's own mean and std; what is said to be passed gives the same predictions."""
+    model = random_model(image_size=8, in_channels=1, mean=0.1307, std=0.3081)
+    with pytest.warns(UserWarning, match="mean, std") as said:
+        model.export(tmp_path / "w", "npz")
+    told = re.search(r"from_pretrained\(path, (mean=\[.*\], std=\[.*\])\)", str(said[0].message))
+    found = Mixer.from_pretrained(tmp_path / "w", **eval(f"dict({told[1]})"))
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    np.testing.assert_array_equal(logits_of(found, images), logits_of(model, images))
+    assert abs(logits_of(Mixer.from_pretrained(tmp_path / "w"), images)
+               - logits_of(model, images)).max() > 0.1  # fmt: skip
+
+
+@pytest.mark.filterwarnings("default:.*how images were prepared")
+@pytest.mark.parametrize("given", [{}, {"mean": 0.0}, {"std": 1.0}, {"mean": 0, "std": 1}])
+def test_files_that_do_not_say_how_images_were_prepared(tmp_path, given):
+    """timm's do not; ours and the authors' layout do."""
+    model = random_model(approximate="none")
+    path = write(tmp_path / "w", arrays_of(model, "timm"), "timm", format="pt")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = Mixer.from_pretrained(path, **given)
+    assert len(said) == (len(given) < 2)
+    assert all(path in str(w.message) and "mean=" in str(w.message) and w.filename == __file__
+               for w in said)  # fmt: skip
+    assert (found.mean == given.get("mean", 0.5)).all()
+    assert (found.std == given.get("std", 0.5)).all()
+    model.export(tmp_path / "ours", "timm")
+    tanh = random_model()
+    tanh.export(tmp_path / "w.npz", "npz")
+    save_checkpoint(tmp_path / "own.npz", model)
+    for name in ("ours", "w.npz", "own.npz"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Mixer.from_pretrained(tmp_path / name)
+
+
+def test_class_names_can_be_given(tmp_path):
+    path = write(tmp_path / "w", arrays_of(random_model(), "npz"), "npz")
+    names = list("abcde")
+    assert Mixer.from_pretrained(path, class_names=names).class_names == names
+    found = Mixer.from_pretrained(path, num_classes=2, class_names=["x", "y"])
+    assert found.class_names == ["x", "y"]
+    refused(path, "2 class names for 5 classes", class_names=["a", "b"])
 
 
 # ---- other heads, colours and sizes -------------------------------------------------------------
@@ -380,6 +473,15 @@ def test_what_does_not_fit_is_named(tmp_path, layout):
         ({"something": np.ones(3, "float32")}, ["something"]),
         ({}, []),
     ]
+    stem = "stem/kernel" if layout == "npz" else "stem.proj.weight"
+    without = {k: v for k, v in good.items() if k != stem}
+    first = sorted(without)[0]
+    cases.append((without, ["stem/kernel", "stem.proj.weight", first]))
+    wrong = good[stem].astype("uint8")
+    cases.append((good | {stem: wrong}, [stem, "uint8", f"entries {good[stem].shape}"]))
+    cases.append((good | {stem: good[stem][..., :3]}, ["(3,)"] if layout == "npz" else ["square"]))
+    bias = good[stem.replace("kernel", "bias").replace("weight", "bias")]
+    cases.append((good | {stem: bias}, ["stem", "4 axes"]))
     for number, (arrays, words) in enumerate(cases):
         refused(write(tmp_path / f"w{number}", arrays, layout), *words)
 
@@ -391,6 +493,56 @@ def test_pickles_of_pytorch_are_refused_with_the_way_out(tmp_path):
     for name in ("w.pth", "old.pth"):
         message = refused(tmp_path / name, "pickle", "torch.load", "save_file")
         assert message.count("\n") == 2 and name.replace("pth", "safetensors") in message
+
+
+@pytest.mark.parametrize("call", [Mixer.load, Mixer.from_pretrained])
+@pytest.mark.parametrize("start, words", [
+    (b"\x89HDF\r\n\x1a\n", ["HDF5", "numpy.savez"]), (b"", ["empty", "again"]),
+    (b"<!DOCTYPE html>", ["web page"]), (b"\x1f\x8b\x08", ["gunzip"]),
+    (b"version https://git-lfs.github.com/spec/v1", ["git lfs pull"]),
+    (b"\x93NUMPY\x01\x00", [".npy"]), (b"\x80\x02}", ["torch.load", "save_file"]),
+    (b"something else", ["neither"]),
+])  # fmt: skip
+def test_other_files_are_named_with_the_next_step(tmp_path, call, start, words):
+    path = tmp_path / "weights"
+    path.write_bytes(start)
+    with pytest.raises(ValueError) as caught:
+        call(path)
+    assert all(word in str(caught.value) for word in [str(path), *words]), caught.value
+
+
+def test_load_says_whose_work_it_is(tmp_path):
+    """`load` reads checkpoints, `from_pretrained` those and others'."""
+    model = random_model()
+    for layout in ("npz", "timm"):
+        path = write(tmp_path / layout, arrays_of(model, layout), layout)
+        with pytest.raises(ValueError, match=r"Mixer\.from_pretrained") as caught:
+            Mixer.load(path)
+        assert path in str(caught.value)
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(print))
+    with pytest.raises(ValueError, match=r"torch\.load"):
+        Mixer.load(tmp_path / "w.pth")
+    for call in (Mixer.load, Mixer.from_pretrained):
+        with pytest.raises(IsADirectoryError, match="give a file"):
+            call(tmp_path)
+
+
+def test_the_list_of_arrays_at_its_limit(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for size in (LARGEST_HEADER, LARGEST_HEADER + 8):
+        data = b"{}".ljust(size)
+        path.write_bytes(struct.pack("<Q", size) + data + b"x" * 8)
+        message = refused(path)
+        assert ("its list of arrays claims" in message) == (size > LARGEST_HEADER), message
+
+
+@pytest.mark.parametrize("dtype", ["I64", "F8_E4M3", "BOOL", "C64", "I16"])
+def test_other_dtypes_are_named(tmp_path, dtype):
+    size = {"I64": 8, "C64": 8, "I16": 2}.get(dtype, 1)
+    header = json.dumps({"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}}).encode()
+    (tmp_path / "w").write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    refused(tmp_path / "w", f"a is of dtype {dtype}")
 
 
 def npy(shape: str, data: bytes, descr: str = "'<f4'") -> bytes:
@@ -413,6 +565,7 @@ def test_hostile_archives(tmp_path):
         "no array": [("stem/kernel.npy", b"hello")],
         "upwards": [("../../stem/kernel.npy", npy("(1,)", b"1234"))],
         "twice": [("a.npy", npy("(1,)", b"1234"))] * 2,
+        "nan": [("a.npy", npy("(1,)", struct.pack("<f", np.nan)))],
         "bomb": [(f"{i}.npy", bytes(100 << 20)) for i in range(3)],
     }
     for name, entries_ in members.items():
@@ -447,7 +600,12 @@ def test_hostile_safetensors(tmp_path):
 @pytest.mark.parametrize("own", [
     "no json", "[]", '{"image_size": "x"}', '{"image_size": [1e9, 1]}', '{"approximate": 5}',
     '{"mean": [NaN, 1, 2]}', '{"class_names": 7}', '{"class_names": ["a"]}',
-    '{"image_size": [4, 36]}{}', '{"std": 0}',
+    '{"class_names": "abcde"}', '{"class_names": [1, 2, 3, 4, 5]}', '{"class_names": {"a": 1}}',
+    '{"class_names": ["a", "b", "c", "d", null]}', '{"class_names": [["a"], "b", "c", "d", "e"]}',
+    '{"image_size": [4, 36]}{}', '{"std": 0}', "[" * 200_000, '{"a": ' * 200_000,
+    '{"image_size": ' + "9" * 5000 + "}", '{"mean": 1, "mean": 0}', '{"mean": "x"}',
+    '{"mean": {}}', '{"image_size": {}}', '{"image_size": false}', '{"mean": [[1, 2], [3]]}',
+    '{"mean": Infinity}', '{"std": 1e999}',
 ])  # fmt: skip
 def test_metadata_of_ours_that_is_not(tmp_path, own):
     arrays = arrays_of(random_model(), "timm")

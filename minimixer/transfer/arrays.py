@@ -18,7 +18,7 @@ import numpy as np
 
 from ..files import open_file
 from ..names import printable
-from ..npz import Npz
+from ..npz import Npz, is_safetensors
 
 LARGEST_HEADER = 1 << 24  # bytes of a .safetensors file's own list of arrays: 16 MiB
 _HALVES = ("float16", "bfloat16")
@@ -36,8 +36,9 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
     try:
         with open_file(path) as file:
             start, size = file.peek(9)[:9], os.fstat(file.fileno()).st_size
-            if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
-                arrays, metadata = _read_safetensors(where, int.from_bytes(start[:8], "little"))
+            if is_safetensors(start):
+                header = int.from_bytes(start[:8], "little")
+                arrays, metadata = _read_safetensors(where, header, size)
             else:
                 arrays = dict(Npz(file))
         for name, array in arrays.items():
@@ -50,9 +51,14 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
     return arrays, metadata
 
 
-def _read_safetensors(where: str, header: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    if header > LARGEST_HEADER:
-        raise ValueError(f"its list of arrays has {header} bytes, more than {LARGEST_HEADER}")
+def _read_safetensors(
+    where: str, header: int, size: int
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    if header > min(LARGEST_HEADER, size):
+        raise ValueError(
+            f"its list of arrays claims {header} bytes; {LARGEST_HEADER} is the limit, and the "
+            f"whole file has {size}"
+        )
     try:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError:

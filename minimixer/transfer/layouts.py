@@ -59,9 +59,10 @@ def entries(layout: str, num_blocks: int) -> list[Entry]:
 
 
 def to_ours(entry: Entry, array: np.ndarray, layout: str) -> np.ndarray:
-    """A weight of theirs in our layout. A stem keeps its four axes, (P, P, in, C), for now."""
+    """A weight of theirs in our layout. A stem keeps its axes, of which there should be four,
+    (P, P, in, C), for now."""
     if entry.stem:
-        return array.transpose(2, 3, 1, 0) if layout == "timm" else array
+        return array.transpose(2, 3, 1, 0) if layout == "timm" and array.ndim == 4 else array
     return array.T if entry.flip else array
 
 
