@@ -190,7 +190,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
                 _check_meta(meta)
                 if meta["arrays"] != sorted(set(stored) - {META}):
                     raise ValueError("some of its arrays are missing or renamed")
-                arrays = {name: stored[name] for name in meta["arrays"]}
+                arrays = {name: stored[name] for name in stored if name != META}
                 _check_finite(arrays)
                 return meta, arrays
     except ValueError as error:
