@@ -64,7 +64,7 @@ from minimixer.checkpoint import save_checkpoint
 from minimixer.files import Lock, open_file, parse_json, read_file, replace_file
 from minimixer.metrics import Metrics
 from minimixer.names import printable
-from minimixer.npz import Npz
+from minimixer.npz import Npz, check_finite
 
 Result = dict[str, Any]
 FORMAT = 2  # of the cells; older ones are not looked at
@@ -357,6 +357,7 @@ def starting_weights(folder: Path, spec: Spec, model: Any) -> dict[str, np.ndarr
         else:
             with open_file(path) as file:
                 weights = dict(Npz(file))
+            check_finite(weights)
         weights |= {n: v for n, v in model.state_dict().items() if n.startswith("head.")}
         return {name: weights[name] for name in model.state_dict()}
     except (ValueError, KeyError, OSError) as error:

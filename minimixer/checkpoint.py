@@ -29,8 +29,7 @@ from .backend import to_numpy
 from .files import open_file, parse_json, replace_file
 from .loss_scale import SCALE_HOLDS, SMALLEST_SCALE
 from .mixer import Mixer
-from .names import printable
-from .npz import Npz
+from .npz import Npz, check_finite
 from .optim import Optimizer
 from .report import Summary
 from .variants import check_config
@@ -72,7 +71,7 @@ def save_checkpoint(
     text = json.dumps(meta).encode()
     try:  # what could not be read again is not written
         _check_meta(parse_json(text))
-        _check_finite(arrays)
+        check_finite(arrays)
     except ValueError as error:
         raise ValueError(f"not saved: {error}") from None
     with replace_file(path) as file:
@@ -163,12 +162,6 @@ def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
 
 
-def _check_finite(arrays: dict[str, np.ndarray]) -> None:
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{printable(name, 80)} holds NaN or infinity")
-
-
 # ---- reading a file that somebody else may have made ---------------------------------------
 
 
@@ -191,7 +184,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
                 if meta["arrays"] != sorted(set(stored) - {META}):
                     raise ValueError("some of its arrays are missing or renamed")
                 arrays = {name: stored[name] for name in stored if name != META}
-                _check_finite(arrays)
+                check_finite(arrays)
                 return meta, arrays
     except ValueError as error:
         raise ValueError(f"{where}: damaged or not a checkpoint of minimixer ({error})") from None

@@ -124,6 +124,13 @@ class Npz(Mapping[str, np.ndarray]):
             raise ValueError(f"{printable(name, 80)}: {_words(error)}") from None
 
 
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError, with its name, for an array that holds NaN or infinity."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{printable(name, 80)} holds NaN or infinity")
+
+
 class _Directory:
     """A file for zipfile, which would read a list of members of any length at once."""
 

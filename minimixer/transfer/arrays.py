@@ -18,7 +18,7 @@ import numpy as np
 
 from ..files import open_file
 from ..names import printable
-from ..npz import Npz, is_safetensors
+from ..npz import Npz, check_finite, is_safetensors
 
 LARGEST_HEADER = 1 << 24  # bytes of a .safetensors file's own list of arrays: 16 MiB
 _HALVES = ("float16", "bfloat16")
@@ -44,8 +44,7 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
         for name, array in arrays.items():
             if array.dtype.name in _HALVES:
                 arrays[name] = array.astype(np.float32)
-            if array.dtype != np.uint8 and not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{printable(name, 80)} holds NaN or infinity")
+        check_finite(arrays)
     except ValueError as error:
         raise ValueError(f"{where}: can't be read: {error}") from None
     return arrays, metadata
