@@ -157,18 +157,18 @@ class Mixer(Module):
         kernels = "gpu" if on_gpu else "cpu" if twin(F.MLP, np.empty(0)) else "reference"
         return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, kernels)
 
-    def save(self, path: str | Path) -> None:
-        """Write the model as a checkpoint: checkpoint.py."""
-        from .checkpoint import save_checkpoint
-
-        save_checkpoint(path, self)
-
     @classmethod
     def load(cls, path: str | Path) -> "Mixer":
         """The model in a checkpoint, in eval mode, on the CPU. ValueError if it can't be read."""
         from .checkpoint import load_model
 
         return load_model(path)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model, without an optimizer, to a checkpoint: checkpoint.save_checkpoint."""
+        from .checkpoint import save_checkpoint
+
+        save_checkpoint(path, self)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **changes: Any) -> "Mixer":

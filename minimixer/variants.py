@@ -9,7 +9,6 @@ Next: `images.py`, from images to tokens.
 from typing import Any
 
 from .checks import check_number, check_sizes
-from .names import printable
 
 # Table 1 of the paper: N, C, P, D_S, D_C for 224 x 224 images.
 VARIANTS = {
@@ -41,7 +40,7 @@ def check_config(**config: Any) -> dict[str, Any]:
     """The architecture, checked and complete: what a checkpoint records. ValueError if wrong."""
     unknown = set(config) - _CONFIG_KEYS
     if unknown:
-        raise TypeError(f"Mixer has no {printable(', '.join(sorted(unknown)))}")
+        raise TypeError(f"Mixer has no {', '.join(map(repr, sorted(unknown))):.80}")
     config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
               "approximate": "tanh", **config}  # fmt: skip
     missing = _CONFIG_KEYS - set(config)

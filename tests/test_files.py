@@ -190,6 +190,7 @@ def test_a_text_that_would_fill_a_memory_or_take_for_ever():
         b"[" + b"[]," * 5_000_000 + b"0]",
         b'"' + b'\\"' * 8_000_000,
         b'{"a":' * 3_000_000,
+        b"{" + b",".join(b'"%d":0' % n for n in [*range(500_000), 499_999]) + b"}",
     ):
         began = time.process_time()
         with pytest.raises(ValueError):
