@@ -219,7 +219,7 @@ def test_a_damaged_file_of_cublas_choices_is_as_none(tmp_path, text):
 def test_cublas_choices_are_kept(tmp_path, monkeypatch):
     path = tmp_path / "folder" / "choices"
     path.parent.mkdir()
-    path.write_text('{"a": 1, "b": "x"}')
+    path.write_text('{"a": 1, "b": "x"}', encoding="utf-8")
     monkeypatch.setattr(cublas, "_choices", lambda device: (path, {"c": 2}))
     cublas._remember(0, "d", 3)
     assert cublas._read_choices(path) == {"a": 1, "c": 2, "d": 3}

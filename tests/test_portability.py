@@ -39,7 +39,8 @@ def without_encoding(source):
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        on = getattr(getattr(node.func, "value", None), "id", "")
+        owner = getattr(node.func, "value", None)
+        on = getattr(owner, "id", getattr(owner, "attr", "")).strip("_")
         given = {keyword.arg: getattr(keyword.value, "value", "") for keyword in node.keywords}
         if "encoding" in given:
             continue
