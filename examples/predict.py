@@ -1,11 +1,14 @@
 """What a Mixer sees in pictures: the most probable classes of each.
 
+    python examples/predict.py my_digit.png                  with the model that comes with us
     python examples/predict.py --weights mixer.npz cat.jpg holiday/
     python examples/predict.py --weights mixer.safetensors --names imagenet.txt *.jpg
 
-Weights: a checkpoint of minimixer's, the authors' .npz or timm's .safetensors. Of a directory, all
-its pictures. A file that can't be read is named and skipped. Exit status: 0; 1 if not one picture
-could be read; 2 for wrong options or weights.
+Weights: a checkpoint of minimixer's, the authors' .npz or timm's .safetensors; without them
+"digits", trained on MNIST. For models of MNIST's digits a picture is first made like theirs: cut to
+the digit, light on dark, in the middle (--prepare none: not). Of a directory, all its pictures. A
+file that can't be read is named and skipped. Exit status: 0; 1 if not one picture could be read; 2
+for wrong options or weights.
 """
 
 import begin  # noqa: F401  isort: skip
@@ -22,15 +25,18 @@ import numpy as np
 from options import Parser, numbers, positive, run_script, share
 
 from minimixer import Mixer, backend
+from minimixer.checkpoint import BUILT_IN
 from minimixer.files import read_file
 from minimixer.transfer.augment import resize_crop
+from minimixer.transfer.digits import read_digit
 from minimixer.transfer.folders import ENDINGS, BadPicture, decode, import_pillow
+from minimixer.transfer.remake import remake
 
 Failures = list[tuple[str, str]]  # (path, why)
 
 
 def main() -> int:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, str(BUILT_IN["digits"]))
     parser.add_argument("images", nargs="+", metavar="image", help="a picture, or a directory")
     parser.add_argument("--top", type=positive, default=5, help="classes to show (default: 5)")
     parser.add_argument(
@@ -38,6 +44,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     import_pillow()
+    if options.weights == parser.get_default("weights"):
+        print("predict: no --weights, so the pictures are taken for digits", file=sys.stderr)
     model = load_model(options)
     names = class_names(model, options.names)
     paths, failures = find_pictures(options.images)
@@ -73,6 +81,10 @@ def load_model(options: argparse.Namespace) -> Mixer:
     model = Mixer.from_pretrained(
         options.weights, approximate=options.approximate, mean=options.mean, std=options.std
     )
+    if options.prepare is not None:
+        model = remake(model, preparation=None if options.prepare == "none" else options.prepare)
+    if model.preparation and options.crop is not None:
+        raise ValueError("--crop is for pictures taken as they are: add --prepare none")
     return model.to(device)
 
 
@@ -130,9 +142,13 @@ def find_pictures(arguments: Sequence[str]) -> tuple[list[str], Failures]:
 def read_picture(path: str, model: Mixer, crop: float | None = None) -> np.ndarray:
     """uint8 (H, W, in_channels), the centre of the picture. BadPicture if it can't be decoded.
 
+    A model of MNIST's digits gets the digit instead, prepared; BadPicture if there is none.
+
     `crop`: the share of the picture's height, or of its width if that is scarcer, that remains.
     By default 224/256, as in fine-tuning; for grey models 1, as they learned from whole images.
     """
+    if model.preparation == "digit":
+        return read_digit(path)[..., None]
     height, width = model.height, model.width
     image = decode(path, max(height, width) * 8 // 7 + 1)
     if crop is None and model.in_channels == 1:
@@ -185,10 +201,13 @@ def read_batches(
 # ---- options ------------------------------------------------------------------------------------
 
 
-def make_parser(description: str | None) -> Parser:
-    """The options that predict.py and evaluate.py have in common."""
+def make_parser(description: str | None, weights: str | None = None) -> Parser:
+    """The options that predict.py and evaluate.py have in common; the weights by default."""
     parser = Parser(description=description)
-    parser.add_argument("--weights", required=True, help=".npz or .safetensors")
+    parser.add_argument(
+        "--weights", required=weights is None, default=weights,
+        help=".npz or .safetensors" + (" (default: minimixer's own digits)" if weights else ""),
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument(
         "--batch-size", type=positive, default=64, help="pictures at a time (default: 64)"
@@ -196,6 +215,11 @@ def make_parser(description: str | None) -> Parser:
     parser.add_argument(
         "--crop", type=share,
         help="share of each picture that the model sees (default: 0.875; grey models: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prepare", choices=("digit", "none"),
+        help="make pictures like MNIST's digits, or take them as they are (default: digit for "
+        "models trained on the embedded MNIST, else none)",
     )  # fmt: skip
     for name in ("mean", "std"):
         parser.add_argument(

@@ -94,6 +94,7 @@ def train(world: World) -> int:
         channels_mlp_dim=options.channels_mlp_dim,
         stochastic_depth=options.stochastic_depth,
         class_names=[str(label) for label in range(classes)],
+        preparation=None if options.data_dir else "digit",
         seed=options.seed,
         checkpoint_blocks=options.checkpoint_blocks,
     ).to(device)

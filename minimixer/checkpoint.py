@@ -20,7 +20,9 @@ Next: the scripts in `examples/`.
 import json
 import math
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from .report import Summary
 from .variants import check_config
 
 FORMAT, VERSION, META = "minimixer checkpoint", 1, "meta"
+BUILT_IN = {"digits": Path(__file__).with_name("digits.npz")}  # by examples/make_digits.py
 
 
 def save_checkpoint(
@@ -52,6 +55,7 @@ def save_checkpoint(
         "format": FORMAT,
         "version": VERSION,
         **_describe(model),
+        "preparation": model.preparation,
         "random": [random.seed, *to_numpy(random.counters).tolist()],
         "optimizer": None,
         "progress": progress,
@@ -79,14 +83,19 @@ def save_checkpoint(
 
 
 def load_model(path: str | os.PathLike) -> Mixer:
-    """The model in a checkpoint, on the CPU, in eval mode. ValueError if it can't be had."""
-    meta, arrays = read_checkpoint(path)
+    """The model in a checkpoint, on the CPU, in eval mode. ValueError if it can't be had.
+
+    A name of BUILT_IN will do if no file is called so; FileNotFoundError, with these names, for
+    another that is no file.
+    """
+    meta, arrays = read_checkpoint(find_weights(path))
     weights = _part(arrays, "weights/")
     try:
         config = check_config(**meta["config"])
         _check_fit(config, meta["dtype"], weights)  # before anything is allocated
         described = {key: meta[key] for key in ("mean", "std", "class_names", "dtype")}
-        model = Mixer(**config, **described, seed=None)
+        preparation = meta.get("preparation", _guess_preparation(meta))
+        model = Mixer(**config, **described, preparation=preparation, seed=None)
         model.load_state_dict(weights)
     except (TypeError, ValueError) as error:  # wrong entries, wrong values
         raise ValueError(f"{os.fspath(path)}: can't be loaded as a Mixer: {error}") from None
@@ -94,6 +103,27 @@ def load_model(path: str | os.PathLike) -> Mixer:
     model.random.set(*counters)
     model.eval()
     return model
+
+
+def find_weights(path: str | os.PathLike) -> str | os.PathLike:
+    """`path`, or the file that a name of BUILT_IN, no file being called so, stands for."""
+    if not isinstance(path, str) or os.path.isfile(path):
+        return path
+    if path in BUILT_IN:
+        return BUILT_IN[path]
+    if re.fullmatch(r"\w+", path) and not os.path.exists(path):
+        names = ", ".join(BUILT_IN)
+        raise FileNotFoundError(
+            f"{path}: no such file, nor a model that comes with minimixer (there is: {names})"
+        )
+    return path
+
+
+def _guess_preparation(meta: dict[str, Any]) -> str | None:
+    """Of a file from before this was recorded: "digit" if it may be a model of MNIST."""
+    sizes = [meta["config"].get(key) for key in ("image_size", "in_channels")]
+    names = [str(digit) for digit in range(10)]
+    return "digit" if sizes == [[28, 28], 1] and meta["class_names"] == names else None
 
 
 def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer) -> Any:
@@ -220,6 +250,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
         "mean": _is_list(meta.get("mean"), _is_real),
         "std": _is_list(meta.get("std"), _is_real),
         "class_names": names is None or _is_list(names, lambda name: isinstance(name, str)),
+        "preparation": isinstance(meta.get("preparation"), str | None),
         "random": _is_list(random, lambda n: _is_count(n, 1 << 64), 3),
         "loss_scale": _is_list(scale, _is_real, 2)
         and SMALLEST_SCALE <= scale[0] <= 2.0**48

@@ -19,7 +19,7 @@ what a file would cost, and refuses with a reason before anything large is alloc
 Traceback (most recent call last):
 minimixer.transfer.folders.BadPicture: the file is empty
 
-Next: `augment.py`.
+Next: `digits.py`.
 """
 
 import io
@@ -154,11 +154,11 @@ class _Counted(io.BytesIO):
         return super().read(size)
 
 
-def decode(path: str | os.PathLike, shortest: int | None = None) -> Image:
+def decode(path: str | os.PathLike, shortest: int | None = None, behind: str = "white") -> Image:
     """The picture in a file, as a PIL image of mode RGB, the right way up.
 
     With `shortest`, a larger JPEG may come smaller, by 2, 4 or 8, with neither side below it: that
-    costs a fraction of the time. Transparency becomes white; 16 bits become 8; of several frames
+    costs a fraction of the time. Transparency becomes `behind`; 16 bits become 8; of several frames
     the first counts. Formats are told apart by content: JPEG, PNG, WebP, BMP. BadPicture, a
     ValueError, for all else, for damage, for a side of less than 2 pixels, and for what would take
     more than 200 MB or about a second. ImportError without Pillow.
@@ -177,7 +177,7 @@ def decode(path: str | os.PathLike, shortest: int | None = None) -> Image:
                 _check_cost(image, width * height, data)
                 orientation = _orientation(image)
                 image.load()
-                image = _to_rgb(image, pillow)
+                image = _to_rgb(image, pillow, behind)
                 return image if orientation is None else image.transpose(orientation)
     except BadPicture:
         raise
@@ -256,7 +256,7 @@ def _orientation(image: Image) -> Any:
     return turns.get(orientation) if isinstance(orientation, int) else None
 
 
-def _to_rgb(image: Image, pillow: Any) -> Image:
+def _to_rgb(image: Image, pillow: Any, behind: str) -> Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()  # one that no longer belongs to the file, of the plain class
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion may cut at 255
@@ -264,7 +264,7 @@ def _to_rgb(image: Image, pillow: Any) -> Image:
         return pillow.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = pillow.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image)  # else whatever colour lies hidden below would show
-        return white
+        below = pillow.new("RGB", image.size, behind)
+        below.paste(image, mask=image)  # else whatever colour lies hidden there would show
+        return below
     return image.convert("RGB")

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import is_checkpoint, load_model
+from ..checkpoint import find_weights, is_checkpoint, load_model
 from ..files import parse_json, replace_file
 from ..mixer import Mixer
 from ..names import printable
@@ -57,7 +57,8 @@ def load_pretrained(
     ValueError names the file, the entry and the shapes if it does not fit; OSError. A warning if
     nobody said how images were prepared.
     """
-    where, unsaid = os.fspath(path), False
+    path, unsaid = find_weights(path), False
+    where = os.fspath(path)
     own = load_model(path) if is_checkpoint(path) else None
     arrays, metadata = ({}, {}) if own else read_arrays(path)
     try:
@@ -65,6 +66,8 @@ def load_pretrained(
             weights, config = own.state_dict(), dict(own.config)
             described: dict[str, Any] = {"mean": own.mean, "std": own.std}
             described["class_names"] = own.class_names
+            if num_classes is None and in_channels in (None, own.in_channels):
+                described["preparation"] = own.preparation
         else:
             weights, config, described = _understand(arrays, metadata, image_size)
             unsaid = "mean" not in described and (mean is None or std is None)

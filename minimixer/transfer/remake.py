@@ -22,6 +22,8 @@ def remake(model: Mixer, weights: dict[str, np.ndarray] | None = None, **changes
         **model.config, "mean": model.mean, "std": model.std, "class_names": model.class_names,
         "dtype": str(model.dtype), "checkpoint_blocks": model.checkpoint_blocks,
     }  # fmt: skip
+    if not {"image_size", "in_channels", "num_classes", "class_names"} & changes.keys():
+        described["preparation"] = model.preparation  # else it is for other images
     new = Mixer(**described | changes, seed=None)
     new.load_state_dict(model.state_dict() if weights is None else weights)
     new.random.seed = model.random.seed
