@@ -142,12 +142,47 @@ def test_what_predict_refuses(tmp_path, run):
     assert not done.stdout and "the file is empty" in done.stderr
     assert "it has no pictures" in done.stderr and "2 of 2 could not be read" in done.stderr
     assert "nothing.npz" in run("predict", "--weights=nothing.npz", bad, status=2).stderr
-    assert "required" in run("predict", bad, status=2).stderr
     assert "can't be read" in run("predict", "--weights", bad, bad, status=2).stderr
     assert "--top" in run("predict", "--weights", weights, "--top=0", bad, status=2).stderr
     two = picture(tmp_path / "two.png", 9)
     weights = saved(tmp_path, channels=2)
     assert "1 or 3 channels" in run("predict", "--weights", weights, two, status=2).stderr
+
+
+def test_a_digit_of_ones_own(tmp_path, run):
+    three = str(ROOT / "tests" / "digits" / "3_003.png")  # a pencil's, on white, off the middle
+    done = run("predict", three, picture(tmp_path / "blank.png", 250), "--top=1")
+    name, first = done.stdout.splitlines()
+    assert name == three and first.endswith("%  3") and float(first.split("%")[0]) > 90
+    note, skipped, count = done.stderr.splitlines()
+    assert note == "predict: no --weights, so the pictures are taken for digits"
+    assert "blank.png: it shows no ink" in skipped and "1 of 2" in count
+    (tmp_path / "digits").write_text("a file of this name is no model")
+    assert run("predict", three, "--top=1").stdout == done.stdout
+    (tmp_path / "digits").unlink()
+    arguments = ["--weights=digits", three, "--top=1"]
+    assert run("predict", *arguments).stdout == done.stdout
+    as_is = run("predict", *arguments, "--prepare=none")
+    assert as_is.stdout != done.stdout and not as_is.stderr
+    run("predict", *arguments, "--prepare=none", "--crop=0.5")
+    refused = run("predict", *arguments, "--crop=0.5", status=2)
+    assert "--crop is for pictures taken as they are: add --prepare none" in refused.stderr
+    refused = run("predict", "--weights", saved(tmp_path), "--prepare=digit", three, status=2)
+    assert "28 x 28 with 1 channel" in refused.stderr
+    assert (
+        "nor a model that comes with" in run("predict", "--weights=digit", three, status=2).stderr
+    )
+
+
+def test_evaluate_sees_digits_as_predict_does(tmp_path, run):
+    for digit in range(10):
+        folder = tmp_path / "data" / str(digit)
+        folder.mkdir(parents=True)
+        for path in (ROOT / "tests" / "digits").glob(f"{digit}_*"):
+            (folder / path.name).write_bytes(path.read_bytes())
+    run("evaluate", "--weights=digits", "--data", tmp_path / "data")
+    metrics = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
+    assert metrics["top1"] == 1 and metrics["pictures"] == 20
 
 
 # ---- evaluate -----------------------------------------------------------------------------------

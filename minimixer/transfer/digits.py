@@ -9,7 +9,7 @@ margin, a shadow, perhaps a fine pencil line. `prepare_digit` does the same to i
 >>> picture[20:150, 40:55] = (30, 30, 90)                    # a blue stroke, in the upper left
 >>> digit = prepare_digit(picture)
 >>> digit.shape, box(digit > 0)                              # top, bottom, left, right
-((28, 28), (4, 24), (13, 16))
+((28, 28), (4, 24, 13, 16))
 
 Five steps, each a function below; `examples/draw_digit.py` draws them for a picture of yours.
 
@@ -51,15 +51,15 @@ def prepare_digit(picture: Any, steps: list[tuple[str, np.ndarray]] | None = Non
     pixels = shrink(pixels)
     seen.append(("the picture", pixels))
     ink = find_ink(pixels)
-    seen.append(("ink, paper and light taken away", ink))
+    seen.append(("ink: paper taken away", ink))
     ink = keep_digit(ink)
     seen.append(("the digit alone", ink))
     ink = fit(ink)
-    seen.append((f"its longest side {BOX}, drawn finer", ink))
+    seen.append((f"longest side {BOX}, in finer pixels", ink))
     ink = even_strokes(ink)
-    seen.append(("strokes as wide as MNIST's", ink))
+    seen.append(("strokes neither fine nor bold", ink))
     digit = centre(ink)
-    seen.append(("centre of mass in the centre", digit))
+    seen.append(("centred by its mass", digit))
     return digit
 
 

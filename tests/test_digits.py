@@ -1,0 +1,279 @@
+"""The model that comes with the package, and pictures of digits prepared as MNIST's were."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minimixer import Mixer, data
+from minimixer.checkpoint import BUILT_IN, read_checkpoint, save_checkpoint
+from minimixer.transfer.folders import BadPicture
+from minimixer.transfer.remake import remake
+
+Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
+ImageDraw = pytest.importorskip("PIL.ImageDraw")
+ImageFilter = pytest.importorskip("PIL.ImageFilter")
+
+from minimixer.transfer.digits import prepare_digit, read_digit  # noqa: E402
+
+DRAWN = sorted((Path(__file__).parent / "digits").iterdir())
+SMALL = {"patch_size": 14, "num_blocks": 1, "hidden_dim": 4, "tokens_mlp_dim": 2,
+         "channels_mlp_dim": 4, "in_channels": 1, "num_classes": 10}  # fmt: skip
+NAMES = [str(k) for k in range(10)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Mixer.load("digits")
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    *_, images, labels = data.load_mnist()
+    return images, labels
+
+
+def answer(model, digit):
+    return int(model.predict(digit[None, ..., None])[0])
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+def test_the_shipped_model_is_as_good_as_it_is_said_to_be(model, mnist):
+    images, labels = mnist
+    accuracy = (model.predict(images) == labels).mean()
+    assert accuracy == pytest.approx(0.9912, abs=2e-4)  # an image or two, on another BLAS
+    assert "99.1%" in Mixer.load.__doc__ and f"{accuracy:.1%}" == "99.1%"
+    assert model.class_names == NAMES and model.preparation == "digit" and not model.training
+
+
+def test_the_shipped_file_holds_weights_alone():
+    meta, arrays = read_checkpoint(BUILT_IN["digits"])
+    assert all(name.startswith("weights/") for name in arrays) and meta["progress"] is None
+    assert BUILT_IN["digits"].stat().st_size < 1 << 20
+
+
+def test_a_file_goes_before_a_name(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()  # of pictures, say: no file
+    assert Mixer.load("digits").num_parameters() == model.num_parameters()
+    assert Mixer.from_pretrained("digits").preparation == "digit"
+    (tmp_path / "digits").rmdir()
+    with pytest.raises(FileNotFoundError):
+        Mixer.load(Path("digits"))
+    Mixer(28, **SMALL).save("digits")
+    assert Mixer.load("digits").num_parameters() < model.num_parameters()
+    assert Mixer.from_pretrained("digits").preparation is None
+    for load in (Mixer.load, Mixer.from_pretrained):
+        with pytest.raises(FileNotFoundError, match=r"digit: no such file.*there is: digits"):
+            load("digit")
+        with pytest.raises(FileNotFoundError, match=r"gone\.npz"):
+            load("gone.npz")
+
+
+def test_a_checkpoint_records_the_preparation(tmp_path):
+    for preparation in (None, "digit"):
+        Mixer(28, **SMALL, class_names=NAMES, preparation=preparation).save(tmp_path / "m.npz")
+        for load in (Mixer.load, Mixer.from_pretrained):
+            assert load(tmp_path / "m.npz").preparation == preparation
+    with pytest.raises(ValueError, match="preparation must be None or 'digit', got 'dogit'"):
+        Mixer(28, **SMALL, preparation="dogit")
+    with pytest.raises(ValueError, match="28 x 28 with 1 channel"):
+        Mixer(56, **SMALL, preparation="digit")
+
+
+@pytest.mark.parametrize(("names", "size", "guessed"), [
+    (NAMES, 28, "digit"), (NAMES, 56, None), (None, 28, None), ([*NAMES[:9], "shoe"], 28, None),
+])  # fmt: skip
+def test_files_from_before_it_was_recorded(tmp_path, names, size, guessed):
+    save_checkpoint(tmp_path / "new.npz", Mixer(size, **SMALL, class_names=names))
+    with np.load(tmp_path / "new.npz") as file:
+        arrays = dict(file)
+    meta = json.loads(arrays.pop("meta").tobytes())
+    assert meta.pop("preparation", "absent") is None
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(tmp_path / "old.npz", meta=text, **arrays)
+    assert Mixer.load(tmp_path / "new.npz").preparation is None
+    assert Mixer.load(tmp_path / "old.npz").preparation == guessed
+    meta["preparation"] = 7
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(tmp_path / "bad.npz", meta=text, **arrays)
+    with pytest.raises(ValueError, match="preparation is not what minimixer writes"):
+        Mixer.load(tmp_path / "bad.npz")
+
+
+def test_a_model_for_other_images_is_not_prepared_for(model):
+    assert remake(model, stochastic_depth=0.1).preparation == "digit"
+    assert model.resize(56).preparation is None
+    for changes in ({"num_classes": 3}, {"in_channels": 3}):
+        assert Mixer.from_pretrained("digits", **changes).preparation is None
+
+
+# ---- preparing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.name)
+def test_drawings(model, path):
+    assert answer(model, read_digit(path)) == int(path.name[0])
+
+
+def test_printed_digits_black_on_white(model):
+    """MNIST itself is written by hand: in some fonts 1 is a flag and a foot that nobody writes."""
+    matplotlib = pytest.importorskip("matplotlib")
+    from PIL import ImageFont
+
+    wrong = 0
+    for font in ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono"):
+        file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
+        for digit in range(10):
+            image = Image.new("L", (150, 200), 255)
+            letters = ImageFont.truetype(str(file), 120)
+            ImageDraw.Draw(image).text((20, 30), str(digit), font=letters, fill=0)
+            wrong += answer(model, prepare_digit(np.asarray(image))) != digit
+    assert wrong <= 1
+
+
+def test_what_is_prepared_already_stays(model, mnist):
+    images, labels = (array[:1500] for array in mnist)
+    prepared = np.stack([prepare_digit(image[..., 0]) for image in images])[..., None]
+    differs = abs(prepared.astype(int) - images).mean(axis=(1, 2, 3))
+    assert np.median(differs) < 1 and np.quantile(differs, 0.95) < 12
+    before, after = ((model.predict(x) == labels).mean() for x in (images, prepared))
+    assert abs(before - after) < 0.003
+
+
+def test_size_and_place_are_mnists(mnist):
+    def middle(image):
+        return [(image.sum(axis=1 - a) * (np.arange(28) + 0.5)).sum() / image.sum() for a in (0, 1)]
+
+    for image in mnist[0][:50, ..., 0]:
+        photo = np.asarray(Image.fromarray(255 - image).resize((300, 300), Image.BICUBIC))
+        photo = np.pad(photo, ((0, 200), (100, 0)), constant_values=255)
+        for digit in (image.astype(float), prepare_digit(photo).astype(float)):
+            rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
+            assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+            assert all(14 <= place < 15 for place in middle(digit))
+
+
+def draw(width, height, pen=12, paper=(245,) * 3, ink=(20,) * 3):
+    """A 2, a third of the width to the right, and half of the height."""
+    image = Image.new("RGB", (width, height), paper)
+    curve = [(0.1, 0.25), (0.2, 0.08), (0.45, 0.0), (0.75, 0.06), (0.82, 0.25), (0.7, 0.5),
+             (0.4, 0.75), (0.05, 1.0), (0.95, 0.98)]  # fmt: skip
+    points = [(width * 0.5 + x * height * 0.35, height * (0.25 + y * 0.5)) for x, y in curve]
+    ImageDraw.Draw(image).line(points, fill=ink, width=pen, joint="curve")
+    return image
+
+
+def array_of(change):
+    def changed():
+        array = np.asarray(draw(240, 200)).astype(float)
+        y, x = np.mgrid[0:200, 0:240] / 200
+        return Image.fromarray(change(array, x[..., None], y[..., None]).clip(0, 255).astype("u1"))
+
+    return changed
+
+
+def noise(array, amount=8):
+    return array + np.random.default_rng(0).normal(0, amount, array.shape)
+
+
+def lines(array, x, y):
+    array[np.arange(200) % 30 == 4], array[:, np.arange(240) % 30 == 9] = (90, 130, 220), 40
+    return array
+
+
+def specks(array, x, y):
+    for top, left in np.random.default_rng(0).integers(0, 195, (15, 2)):
+        array[top : top + 3, left : left + 3] = 20
+    return array
+
+
+def framed(array, x, y):
+    array[:15], array[-15:], array[:, :15], array[:, -15:] = 20, 20, 20, 20
+    return array
+
+
+def ghost(colour):
+    image = Image.new("RGBA", (240, 200), colour)
+    image.putalpha(draw(240, 200, paper=(0,) * 3, ink=(255,) * 3).convert("L"))
+    return image
+
+
+KINDS = {
+    "black on white": lambda: draw(240, 200),
+    "white on black": lambda: draw(240, 200, paper=(0,) * 3, ink=(255,) * 3),
+    "red on blue": lambda: draw(240, 200, paper=(40, 128, 200), ink=(230, 60, 60)),  # as bright
+    "grey": lambda: draw(240, 200).convert("L"),
+    "one bit": lambda: draw(240, 200).convert("1"),  # with dither
+    "palette": lambda: draw(240, 200).quantize(8),
+    "16 bits": lambda: Image.fromarray(np.asarray(draw(240, 200).convert("L")) * np.uint16(257)),
+    "12 of 16 bits": lambda: Image.fromarray(
+        np.asarray(draw(240, 200).convert("L")) * np.uint16(16)
+    ),
+    "black on nothing": lambda: ghost((0, 0, 0)),
+    "white on nothing": lambda: ghost((255, 255, 255)),
+    "faint": lambda: draw(240, 200, paper=(200,) * 3, ink=(175,) * 3),
+    "large": lambda: draw(4000, 3000, pen=160),
+    "a pencil's": lambda: draw(4000, 3000, pen=12, ink=(120,) * 3),
+    "tiny": lambda: draw(240, 200, pen=20).resize((24, 20), Image.BOX),
+    "blurred": lambda: draw(240, 200).filter(ImageFilter.GaussianBlur(4)),
+    "noisy": array_of(lambda a, x, y: noise(a, 15)),
+    "lit from aside": array_of(lambda a, x, y: noise(a * (0.35 + 0.5 * x))),
+    "in a corner's light": array_of(lambda a, x, y: a * (0.4 + 0.7 * np.exp(-3 * (x * x + y * y)))),
+    "half in shadow": array_of(lambda a, x, y: noise(a * (1 - 0.35 * (x + 0.4 * y > 1)), 2)),
+    "ruled": array_of(lines),
+    "with specks": array_of(specks),
+    "in a frame": array_of(framed),
+    "on a desk": lambda: draw(240, 200).rotate(5, fillcolor=(90, 60, 40)).resize((240, 200)),
+    "cut to the ink": lambda: draw(240, 200).crop((125, 44, 194, 158)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_pictures(model, tmp_path, kind):
+    KINDS[kind]().save(tmp_path / "2.png")
+    assert answer(model, read_digit(tmp_path / "2.png")) == 2
+
+
+@pytest.mark.parametrize("quality", [8, 90])
+def test_a_turned_jpeg(model, tmp_path, quality):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image = draw(240, 200).transpose(Image.Transpose.ROTATE_90)
+    image.save(tmp_path / "2.jpg", quality=quality, exif=turned)
+    assert answer(model, read_digit(tmp_path / "2.jpg")) == 2
+
+
+def test_what_shows_no_digit(tmp_path):
+    def refused(image, text):
+        with pytest.raises(BadPicture, match=text):
+            prepare_digit(np.asarray(image))
+
+    refused(draw(240, 200, ink=(245,) * 3), "no ink")
+    refused(noise(np.full((300, 400, 3), 200.0)).astype("uint8"), "no ink|only specks")
+    file = io.BytesIO()
+    draw(240, 200, ink=(245,) * 3).save(file, "PNG")
+    (tmp_path / "blank.png").write_bytes(file.getvalue())
+    with pytest.raises(BadPicture, match="no ink"):
+        read_digit(tmp_path / "blank.png")
+    refused(np.hstack([draw(240, 200), draw(240, 200)]), "more than one digit")
+    refused(np.zeros((0, 5), "uint8"), "no pixels")
+    for wrong in (np.zeros((5, 5)), np.zeros(5, "uint8"), np.zeros((5, 5, 4), "uint8")):
+        with pytest.raises(TypeError, match="uint8"):
+            prepare_digit(wrong)
+
+
+def test_any_array_is_prepared_or_refused():
+    random = np.random.default_rng(0)
+    for shape in [(1, 1), (1, 9), (2, 900), (1000, 3), (20, 20, 3), (90, 200)]:
+        for share in (0.01, 0.5, 0.97):
+            for array in (random.random(shape) < share, np.arange(np.prod(shape)) % 256):
+                try:
+                    digit = prepare_digit((array.reshape(shape) * 255).astype("uint8"))
+                except BadPicture:
+                    continue
+                assert digit.shape == (28, 28) and digit.dtype == np.uint8
