@@ -31,6 +31,9 @@ EDGE = 0.35  # of the ink's strength: what has less is paper
 PEN = (1.7, 4.0)  # of MNIST's strokes, in its pixels: finer ones are thickened, others thinned
 
 
+Box = tuple[int, int, int, int]
+
+
 class NoInk(BadPicture):
     """A picture of paper only, as far as it can be told."""
 
@@ -91,14 +94,14 @@ def find_ink(pixels: np.ndarray) -> np.ndarray:
     ink = level(value, noise)
     if not (ink > EDGE).any():
         raise NoInk("it shows no ink: nothing on it differs from the paper")
-    tries = [ink]
+    tries = [ink, drop_lines(ink, 0.01)]
     if (ink[:: len(ink) - 1 or 1, :: len(ink[0]) - 1 or 1] > EDGE).any():
         # A corner has ink: a thick frame, the desk under the paper, a shadow. If most of the paper
         # lies in the shadow, the light part of it is what differs most; but the digit is darker.
         sides = [np.maximum(side, 0) for side in (-value, value)]
         sides = [side for side in sides if strength(side) > strength(value) / 3]
-        tries = [level(side - wide(side), noise) for side in sides] + tries
-    for left in map(drop_lines, tries):
+        tries += [drop_lines(level(side - wide(side), noise), 0.04) for side in sides]
+    for left in [*tries, drop_lines(ink, 0.04)]:
         if has_margin(left):
             return left
     return ink  # of a digit that reaches the edges itself
@@ -187,17 +190,18 @@ def drop_specks(ink: np.ndarray) -> np.ndarray:
     return np.where((ink > EDGE) & (around < 3), 0, ink)
 
 
-def drop_lines(ink: np.ndarray) -> np.ndarray:
-    """Without thin lines from edge to edge: those of ruled paper, a frame, a scanner's edge.
+def drop_lines(ink: np.ndarray, most: float) -> np.ndarray:
+    """Without lines from edge to edge: those of ruled paper, a frame, a scanner's edge.
 
+    `most`: how wide a line may be, as a share of the picture; a pixel more is a line's blurred rim.
     Where strokes cross a line, what is on both sides of it remains.
     """
     left = ink.copy()
     for view in (left, left.T):
-        lines = (view > EDGE).mean(axis=1) > 0.93
+        lines = (view > EDGE).mean(axis=1) > 0.85
         edges = np.flatnonzero(np.diff(lines, prepend=False, append=False))
         for start, stop in edges.reshape(-1, 2):
-            if stop - start <= len(view) // 25:
+            if stop - start <= most * len(view) + (len(view) > 50):
                 start, stop = max(0, start - 1), min(len(view), stop + 1)  # and their blurred rims
                 above = view[start - 1] if start > 0 else np.zeros_like(view[0])
                 below = view[stop] if stop < len(view) else np.zeros_like(view[0])
@@ -221,8 +225,20 @@ def pieces(ink: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, dict]:
     labels = label(cells.max(axis=(1, 3)) > EDGE)
     amounts = np.bincount(labels.ravel(), cells.sum(axis=(1, 3)).ravel())
     amounts[0] = 0
-    boxes = {n: box(labels == n) for n in np.flatnonzero(amounts > amounts.max() / 12)}
+    boxes = {n: box(labels == n) for n in np.flatnonzero(amounts > amounts.max() / 50)}
+    for n, outer in list(boxes.items()):
+        if any(is_frame(outer, inner, amounts[n] / cell**2) for inner in boxes.values()):
+            amounts[n] = 0
+    boxes = {n: found for n, found in boxes.items() if amounts[n] > amounts.max() / 12}
     return cell, labels, amounts, boxes
+
+
+def is_frame(outer: Box, inner: Box, area: float) -> bool:
+    """Is a piece with this box and area a thin line around another, not a zero with a dot?"""
+    (top, bottom, start, end), (up, down, left, right) = outer, inner
+    around = top < up and down < bottom and start < left and right < end
+    height, width = bottom - top, end - start
+    return around and down - up > 0.15 * height and area < 0.18 * height * width
 
 
 def keep_digit(ink: np.ndarray) -> np.ndarray:
@@ -267,7 +283,7 @@ def grow(array: np.ndarray, radius: float) -> np.ndarray:
     return grown
 
 
-def box(mask: np.ndarray) -> tuple[int, int, int, int]:
+def box(mask: np.ndarray) -> Box:
     """(top, bottom, left, right) around what is True."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
