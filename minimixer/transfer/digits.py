@@ -94,10 +94,13 @@ def find_ink(pixels: np.ndarray) -> np.ndarray:
     ink = level(value, noise)
     if not (ink > EDGE).any():
         raise NoInk("it shows no ink: nothing on it differs from the paper")
-    tries = [ink, drop_lines(ink, 0.01)]
-    if (ink[:: len(ink) - 1 or 1, :: len(ink[0]) - 1 or 1] > EDGE).any():
-        # A corner has ink: a thick frame, the desk under the paper, a shadow. If most of the paper
-        # lies in the shadow, the light part of it is what differs most; but the digit is darker.
+    thin = drop_lines(ink, 0.01)
+    if corners(ink).all() and (rim(thin) > EDGE).mean() < 0.15:
+        return thin  # of a frame, which the digit may touch
+    tries = [ink, thin]
+    if corners(ink).any():
+        # A thick frame, the desk under the paper, a shadow. If most of the paper lies in the
+        # shadow, the light part of it is what differs most; but the digit is darker.
         sides = [np.maximum(side, 0) for side in (-value, value)]
         sides = [side for side in sides if strength(side) > strength(value) / 3]
         tries += [drop_lines(level(side - wide(side), noise), 0.04) for side in sides]
@@ -105,6 +108,11 @@ def find_ink(pixels: np.ndarray) -> np.ndarray:
         if has_margin(left):
             return left
     return ink  # of a digit that reaches the edges itself
+
+
+def corners(ink: np.ndarray) -> np.ndarray:
+    """Which of the picture's four corners have ink: (4,)."""
+    return ink[[0, 0, -1, -1], [0, -1, 0, -1]] > EDGE
 
 
 def differences(pixels: np.ndarray) -> np.ndarray:
@@ -116,9 +124,9 @@ def differences(pixels: np.ndarray) -> np.ndarray:
     """
     step = -(-max(pixels.shape) // 50)
     for small in (shrink(pixels, 50), pixels[::step, ::step]):  # without noise; without mixtures
-        rim = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
-        paper, outside = np.median(small, axis=(0, 1)), np.median(rim, axis=0)
-        if 0.5 < near(rim, outside) < 0.97 and 0.3 < near(small, outside) < 0.6:
+        edges = rim(small)
+        paper, outside = np.median(small, axis=(0, 1)), np.median(edges, axis=0)
+        if 0.5 < near(edges, outside) < 0.97 and 0.3 < near(small, outside) < 0.6:
             return pixels - outside  # a bold digit that fills the picture: ink is the most
         if near(small, paper) > 0.5:
             return pixels - paper
@@ -129,6 +137,11 @@ def differences(pixels: np.ndarray) -> np.ndarray:
         far = np.linalg.norm(wanted - known @ found, axis=1, keepdims=True)
         weight = 1 / np.sqrt(np.maximum(far, 1.0))
     return pixels - terms @ found
+
+
+def rim(array: np.ndarray) -> np.ndarray:
+    """The pixels along the four edges."""
+    return np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
 
 
 def near(pixels: np.ndarray, colour: np.ndarray) -> float:
@@ -201,7 +214,7 @@ def drop_lines(ink: np.ndarray, most: float) -> np.ndarray:
         lines = (view > EDGE).mean(axis=1) > 0.85
         edges = np.flatnonzero(np.diff(lines, prepend=False, append=False))
         for start, stop in edges.reshape(-1, 2):
-            if stop - start <= most * len(view) + (len(view) > 50):
+            if stop - start <= most * max(ink.shape) + (len(view) > 50):
                 start, stop = max(0, start - 1), min(len(view), stop + 1)  # and their blurred rims
                 above = view[start - 1] if start > 0 else np.zeros_like(view[0])
                 below = view[stop] if stop < len(view) else np.zeros_like(view[0])
