@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from minimixer import Mixer, data
 from minimixer.checkpoint import BUILT_IN, read_checkpoint, save_checkpoint
+from minimixer.idx import write_idx
 from minimixer.transfer.folders import BadPicture
 from minimixer.transfer.remake import remake
 
@@ -110,6 +113,21 @@ def test_a_model_for_other_images_is_not_prepared_for(model):
     assert model.resize(56).preparation is None
     for changes in ({"num_classes": 3}, {"in_channels": 3}):
         assert Mixer.from_pretrained("digits", **changes).preparation is None
+
+
+def test_train_mnist_records_it_for_the_embedded_mnist_alone(tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for split, count in (("train", 40), ("t10k", 20)):
+        write_idx(folder / f"{split}-images-idx3-ubyte", np.zeros((count, 28, 28), np.uint8))
+        write_idx(folder / f"{split}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
+    small = ["--epochs=1", "--num-blocks=1", "--hidden-dim=8", "--limit-train=40", "--out"]
+    for given, expected in (([], "digit"), (["--data-dir", str(folder)], None)):
+        script = str(Path(__file__).parents[1] / "examples" / "train_mnist.py")
+        command = [sys.executable, script, *small, str(tmp_path / str(expected)), *given]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        trained = Mixer.load(tmp_path / str(expected) / "checkpoint.npz")
+        assert trained.class_names == NAMES and trained.preparation == expected
 
 
 # ---- preparing ----------------------------------------------------------------------------------
@@ -277,3 +295,9 @@ def test_any_array_is_prepared_or_refused():
                 except BadPicture:
                     continue
                 assert digit.shape == (28, 28) and digit.dtype == np.uint8
+
+
+def test_a_digit_that_touches_a_thin_frame(model):
+    array = np.asarray(draw(240, 200).crop((80, 40, 240, 158))).copy()
+    array[:2], array[-2:], array[:, :2], array[:, -2:] = 20, 20, 20, 20
+    assert answer(model, prepare_digit(array)) == 2
