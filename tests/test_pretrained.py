@@ -276,6 +276,21 @@ def test_a_grey_model_of_other_brightness_goes_out_and_comes_back(tmp_path):
                - logits_of(model, images)).max() > 0.1  # fmt: skip
 
 
+def test_how_pictures_are_prepared_goes_out_and_comes_back(tmp_path):
+    model = Mixer.load("digits")
+    with pytest.warns(UserWarning, match="preparation='digit'"):
+        model.export(tmp_path / "w", "npz")
+    found = Mixer.from_pretrained(tmp_path / "w", preparation="digit")
+    assert found.preparation == "digit"
+    assert Mixer.from_pretrained(tmp_path / "w").preparation is None
+    with pytest.warns(UserWarning, match="form of GELU"):
+        model.export(tmp_path / "timm", "timm")
+    for path in ("digits", tmp_path / "timm"):
+        assert Mixer.from_pretrained(path).preparation == "digit"
+        assert Mixer.from_pretrained(path, num_classes=3).preparation is None
+        assert Mixer.from_pretrained(path, in_channels=3).preparation is None
+
+
 @pytest.mark.filterwarnings("default:.*how images were prepared")
 @pytest.mark.parametrize("given", [{}, {"mean": 0.0}, {"std": 1.0}, {"mean": 0, "std": 1}])
 def test_files_that_do_not_say_how_images_were_prepared(tmp_path, given):

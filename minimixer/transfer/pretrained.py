@@ -33,7 +33,8 @@ from .arrays import read_arrays
 from .layouts import LAYOUTS, Entry, current_names, entries, to_ours, to_theirs
 
 GELU_FORM = {"npz": "tanh", "timm": "none"}  # what a layout's own loader takes
-KEPT = ("approximate", "image_size", "mean", "std", "class_names")  # in metadata of ours
+# In metadata of ours.
+KEPT = ("approximate", "image_size", "mean", "std", "class_names", "preparation")
 UNSAID = (
     "the file does not say how images were prepared; taken are mean 0.5 and std 0.5, as for most "
     "Mixers, where timm's two miil models want 0 and 1. Pass mean= and std= to say it; and scale "
@@ -44,7 +45,7 @@ UNSAID = (
 def load_pretrained(
     path: str | os.PathLike, num_classes: int | None = None, in_channels: int | None = None,
     approximate: str | None = None, mean: Any = None, std: Any = None, image_size: Any = None,
-    class_names: Any = None,
+    class_names: Any = None, preparation: str | None = None,
 ) -> Mixer:  # fmt: skip
     """The model in a file, in eval mode, on the CPU: a checkpoint of minimixer's, an .npz of the
     authors' (current or older layout) or timm's weights as .safetensors.
@@ -52,7 +53,7 @@ def load_pretrained(
     num_classes   a fresh head of zeros, for so many; 0: none; None: the file's
     in_channels   another number of colours than the file's: its filters are adapted so that grey
                   images answer as before
-    approximate, mean, std, class_names   instead of those that the file or its layout says
+    approximate, mean, std, class_names, preparation   instead of what the file or its layout says
     image_size    likewise, if images are not square; `resize` is for other sizes than in training
     ValueError names the file, the entry and the shapes if it does not fit; OSError. A warning if
     nobody said how images were prepared.
@@ -66,8 +67,7 @@ def load_pretrained(
             weights, config = own.state_dict(), dict(own.config)
             described: dict[str, Any] = {"mean": own.mean, "std": own.std}
             described["class_names"] = own.class_names
-            if num_classes is None and in_channels in (None, own.in_channels):
-                described["preparation"] = own.preparation
+            described["preparation"] = own.preparation
         else:
             weights, config, described = _understand(arrays, metadata, image_size)
             unsaid = "mean" not in described and (mean is None or std is None)
@@ -76,6 +76,7 @@ def load_pretrained(
             config["image_size"] = image_size
         if approximate is not None:
             config["approximate"] = approximate
+        changed = num_classes is not None or in_channels not in (None, config["in_channels"])
         if num_classes is not None:
             config["num_classes"], described["class_names"] = num_classes, None
             config = check_config(**config)
@@ -96,6 +97,8 @@ def load_pretrained(
         described["std"] = described["std"] if std is None else std
         if class_names is not None:
             described["class_names"] = class_names
+        if changed or preparation is not None:
+            described["preparation"] = preparation
         dtype = str(weights["stem.weight"].dtype)
         model = Mixer(**check_config(**config), **described, dtype=dtype, seed=None)
         model.load_state_dict(weights)
@@ -251,7 +254,8 @@ def export(model: Mixer, path: str | os.PathLike, format: str) -> None:
 
             own = {"approximate": config["approximate"], "image_size": config["image_size"],
                    "mean": model.mean.tolist(), "std": model.std.tolist(),
-                   "class_names": model.class_names}  # fmt: skip
+                   "class_names": model.class_names,
+                   "preparation": model.preparation}  # fmt: skip
             file.write(save(arrays, metadata={"format": "pt", "minimixer": json.dumps(own)}))
 
 
@@ -272,4 +276,6 @@ def _lost(model: Mixer, format: str) -> dict[str, Any]:
             lost["image_size"] = config["image_size"]
         if model.class_names:
             lost["class_names"] = "[...]"
+        if model.preparation:
+            lost["preparation"] = repr(model.preparation)
     return lost
