@@ -31,12 +31,12 @@ def correct(logits: Array, labels: Array) -> Array:
 
 def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How many classes of each row (N, K) come before its label: 0 is right. Of equal logits the
-    first comes first; a row with NaN has the last rank for any label."""
-    rows = np.arange(len(labels))
-    true = logits[rows, labels][:, None]
+    first comes first; K, which is never right, if the loss of the row would not be finite."""
+    true = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1]) < labels[:, None]
     found = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)  # sorting takes 8x memory
-    return np.where(np.isnan(logits).any(axis=1), logits.shape[1], found)
+    lost = ~(logits < np.inf).all(axis=1) | (true[:, 0] == -np.inf)  # NaN is not below infinity
+    return np.where(lost, logits.shape[1], found)
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -55,11 +55,16 @@ class Metrics:
         )
 
     def add(self, logits: Array, labels: Array) -> "Metrics":
-        """Count a batch: logits (B, K), labels (B,) from 0 to K - 1; ValueError on other shapes."""
+        """Count a batch: logits (B, K), labels (B,) from 0 to K - 1; ValueError on others."""
         logits, labels = to_numpy(logits), to_numpy(labels)
-        if logits.shape != (*labels.shape, self.num_classes):
+        if labels.ndim != 1 or logits.shape != (*labels.shape, self.num_classes):
             raise ValueError(f"Metrics of {self.num_classes} classes: logits (B, K) and labels "
                              f"(B,) are {logits.shape} and {labels.shape}")  # fmt: skip
+        if labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= self.num_classes)).any():
+            raise ValueError(
+                f"Metrics: labels must be whole numbers from 0 to {self.num_classes - 1}, "
+                f"got {labels[:8]} of {labels.dtype}"
+            )
         rank = ranks(logits, labels)
         self.sums[0] += losses(logits, labels).sum()
         np.add.at(self.class_counts, labels, 1)
@@ -86,7 +91,9 @@ class Metrics:
         return self.top(1)
 
     def top(self, k: int) -> float:
-        """The share of examples whose class is among the k largest logits."""
+        """The share of examples whose class is among the k largest logits; ValueError if k < 1."""
+        if k < 1:
+            raise ValueError(f"Metrics.top: k must be at least 1, got {k}")
         return float(self._ranks[:k].sum() / self.count) if self.count else float("nan")
 
     @property
