@@ -20,18 +20,21 @@ import begin  # noqa: F401  isort: skip
 import argparse
 import contextlib
 import os
-import sys
+import shlex
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from finetune_probe import check_shots, probe_ridge
 from finetune_setup import SIZES, find_data, fingerprint, make_model
 from options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
+from stopping import say
 from training import Run, on_each_rank, parts, set_precision
 
 from minimixer import SGD, AdamW, Mixer, Tensor, parallel, schedule
 from minimixer import functional as F
+from minimixer.metrics import Metrics, correct
+from minimixer.names import printable
 from minimixer.optim import Optimizer
 from minimixer.parallel import World
 from minimixer.report import save_pictures
@@ -76,6 +79,8 @@ SETTINGS = {
     "stochastic_depth": (0.0, "probability of skipping the last block, less for those before it"),
     "accumulate": (1, "cut each batch into so many parts, for their gradients' sum: less memory"),
     "eval_every": (0, "steps between two validations; 0: ten in all"),
+    "keep": ("last", "best: the weights of the best validation, too, in best.npz"),
+    "patience": (0, "stop after so many validations without a better one; 0: never"),
     "precision": ("float32", "float32, tf32 (a GPU's), bfloat16 or float16"),
     "approximate": ("", "GELU's form, tanh or none, instead of the weights' own"),
     "mean": ("", "of the pixels, in units of their range: NUMBER[,NUMBER,NUMBER]"),
@@ -87,17 +92,21 @@ NEW_MODEL = {
     "randaugment": 2, "mixup": 0.5, "stochastic_depth": 0.1,
 }  # fmt: skip  # the paper's pretraining (its section 3), at a smaller scale
 ON_GPU = {"precision": "bfloat16"}
+COLUMNS = ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "waiting", "seconds",
+           "images_per_second")  # fmt: skip
+OUT = "runs/finetune"
 
 
 def main() -> int:
     # Of one process, unless mpirun started several.
     with parallel.start(plain=(LoaderError,)) as world:
-        return finetune(world)
+        options, given = parse(make_parser)
+        with Run(options, given, SETTINGS, COLUMNS, OUT, world) as run:
+            return finetune(run)
 
 
-def finetune(world: World) -> int:
-    options, given = parse(make_parser)
-    run = Run(options, given, SETTINGS, world)
+def finetune(run: Run) -> int:
+    options, given, world = run.options, run.given, run.world
     if not options.resume:  # else they are those of the run; what was given comes before all
         defaults = NEW_MODEL if options.variant else {}
         defaults = defaults | (ON_GPU if options.device != "cpu" else {})
@@ -133,7 +142,8 @@ def finetune(world: World) -> int:
                         weight_decay=options.weight_decay)  # fmt: skip
     else:
         optimizer = AdamW(model.parameters(), options.lr, weight_decay=options.weight_decay)
-    run.start(model, optimizer, options.steps, fingerprint(train, val))
+    every = options.eval_every or max(1, options.steps // 10)
+    run.start(model, optimizer, options.steps, every, fingerprint(train, val))
 
     pictures = Loader(
         paths, labels, model.height, options.batch_size, options.seed, workers=options.workers,
@@ -144,7 +154,7 @@ def finetune(world: World) -> int:
                       part=(world.rank, world.size))  # fmt: skip
     batch_size = pictures.recipe.batch_size
     world.check_batch_size(batch_size)
-    print(
+    say(
         f"{len(paths):,} pictures of {len(class_names)} classes, {len(val[0]):,} to validate on; "
         f"Mixer with {model.num_parameters():,} parameters on {device}; "
         f"{options.steps} steps of {batch_size}, {options.steps / len(pictures):.1f} epochs"
@@ -166,7 +176,7 @@ def finetune(world: World) -> int:
             loss = F.cross_entropy(logits, targets[part], reduction="sum") / count
             loss.backward()
             total += loss.detach()
-            right += (logits.data.argmax(axis=1) == labels[part]).sum()
+            right += correct(logits.data, labels[part])
         world.sum_gradients(model)  # over all processes
         if options.clip:
             optimizer.clip_grad_norm(options.clip)
@@ -178,22 +188,24 @@ def finetune(world: World) -> int:
         world.overlap(model)
     take_step = on_each_rank(train_step, model, optimizer, world, options.graph)
     warmup_steps = int(options.warmup * options.steps)
-    every = options.eval_every or max(1, options.steps // 10)
-    ends = [*range(every, options.steps, every), options.steps]
     total, done = options.steps * batch_size, run.step * batch_size
     skipped: list[tuple[str, str]] = []
-    seen_last: list[np.ndarray] = []  # probabilities and labels of the last validation
+    seen: dict[int, Any] = {}  # logits and labels of the last validation, and of the best
 
     def validate():
-        seen_last[:] = predict(model, held_out, world)
-        return metrics(*seen_last, run)
+        logits, true = seen[len(run.history)] = predict(model, held_out, world)
+        found = Metrics(model.num_classes).add(logits, true)
+        for old in seen.keys() - {len(run.history), run.reported}:
+            del seen[old]
+        waiting = run.progress["waited"] / max(1e-9, run.progress["seconds"])
+        return {"val_loss": found.loss, "val_accuracy": found.accuracy, "waiting": waiting}
 
     barren = 0  # batches in a row of which nothing could be decoded
     try:
         with pictures, held_out, run.bar(total, done) as bar:
             batches = run.waiting(endless(pictures, run.step))
-            for end in ends[len(run.history) :]:
-                bar.set_description(f"step {end}/{options.steps}")
+            for end in run.ends():
+                bar.set_description_str(f"step {end}/{options.steps}")
                 model.train()
                 while run.step < end:
                     try:
@@ -201,7 +213,7 @@ def finetune(world: World) -> int:
                     except LoaderError as error:
                         if not run.trained or world.size > 1:
                             raise
-                        print(f"\nfinetune: {error}", file=sys.stderr)
+                        say(f"finetune: {error}", error=True)
                         run.stop()
                         return 2
                     counts = world.gather([len(labels)])[:, 0].astype(int)  # of all processes
@@ -225,14 +237,16 @@ def finetune(world: World) -> int:
                     run.add(counts.sum(), *take_step(counts, images, labels, targets, share))
                     if run.interrupted:
                         return run.stop()
-                run.end_row({"step": run.step}, validate)
+                run.end_row(validate)
             batches.close()
-            probabilities, true = seen_last or predict(model, held_out, world)  # or --resume
+            logits, true = seen.get(run.reported) or predict(  # --resume has seen nothing
+                run.reported_model(), held_out, world
+            )
             skipped = everyones(world, pictures.skipped + held_out.skipped)
-            report(run, val, held_out, probabilities, true, len(skipped))
+            report(run, val, held_out, logits, true, len(skipped))
     finally:
         for path, reason in skipped or pictures.skipped + held_out.skipped:
-            print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
+            say(f"finetune: skipped {printable(path)}: {reason}", error=True)
     return 0
 
 
@@ -261,55 +275,53 @@ def everyones(world: World, skipped: list[tuple[str, str]]) -> list[tuple[str, s
 
 
 def predict(model: Mixer, pictures: Loader, world: World) -> tuple[np.ndarray, np.ndarray]:
-    """(probabilities (N, K), labels (N,)) of the pictures that can be decoded: every process looks
-    at its part of each batch."""
+    """(logits (N, K), labels (N,)) of the pictures that can be decoded: every process looks at its
+    part of each batch."""
     found = []
     for images, labels in pictures.epoch(0):
-        some = model.predict_proba(images) if len(labels) else np.empty((0, model.num_classes))
+        some = model.predict_logits(images) if len(labels) else np.empty((0, model.num_classes))
         found.append((some, labels))
     batches = zip(*world.every(found), strict=True)  # in the order of the pictures
     in_order = [part for batch in batches for part in batch]
-    probabilities, labels = (np.concatenate(arrays) for arrays in zip(*in_order, strict=True))
+    logits, labels = (np.concatenate(arrays) for arrays in zip(*in_order, strict=True))
     if not len(labels):
         raise ValueError("not one picture to validate on could be decoded")
-    return probabilities, labels
-
-
-def metrics(probabilities: np.ndarray, labels: np.ndarray, run: Run) -> dict[str, float]:
-    true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return {
-        "val_loss": float(-np.log(true_class.clip(1e-30)).mean()),
-        "val_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-        "waiting": run.progress["waited"] / max(1e-9, run.progress["seconds"]),
-    }
+    return logits, labels
 
 
 def report(
-    run: Run, val: Found, held_out: Loader, probabilities: np.ndarray, labels: np.ndarray,
-    skipped: int,
-) -> None:  # fmt: skip
+    run: Run, val: Found, held_out: Loader, logits: np.ndarray, labels: np.ndarray, skipped: int
+) -> None:
     unread = {path for path, _ in everyones(run.world, held_out.skipped)}
     if run.world.rank:
         return
     run.write_metrics()
     shown = Pictures([path for path in val[0] if path not in unread], held_out)
-    written = save_pictures(run.out, run.history, shown, labels, probabilities, val[2])
+    written = save_pictures(run.out, run.history, shown, labels, F.softmax(logits), val[2])
     seconds = sum(row["seconds"] for row in run.history)
     images = sum(row["images_per_second"] * row["seconds"] for row in run.history)
     waited = sum(row["waiting"] * row["seconds"] for row in run.history)
-    missing = [name for k, name in enumerate(val[2]) if k not in labels]
+    missing = [printable(name) for k, name in enumerate(val[2]) if k not in labels]
     if missing:
-        print(f"finetune: no picture of {', '.join(missing)} to validate on", file=sys.stderr)
-    print(
-        f"accuracy {(probabilities.argmax(axis=1) == labels).mean():.2%} on {len(labels):,} "
-        f"pictures after the last step\n"
+        say(f"finetune: no picture of {', '.join(missing)} to validate on", error=True)
+    row, files = run.history[run.reported], [run.checkpoint, run.out / "metrics.csv", *written]
+    when = "after the last step"
+    if run.keeps_best:
+        when = f"after step {row['step']}, the best of {len(run.history)} validations"
+        files.insert(0, run.best)
+    if run.history[-1]["step"] < run.options.steps:
+        say(f"ended before step {run.options.steps}: {run.options.patience} validations in a row "
+            "were not better")  # fmt: skip
+    say(
+        f"accuracy {row['val_accuracy']:.2%} on {len(labels):,} pictures {when}\n"
         f"{run.step} steps in {seconds:.0f} s, {images / max(1e-9, seconds):,.1f} pictures/s, "
         f"of which {waited / max(1e-9, seconds):.0%} waiting for pictures; "
         f"{skipped} files skipped\n"
-        f"wrote {', '.join(str(p) for p in [run.checkpoint, run.out / 'metrics.csv', *written])}"
+        f"wrote {', '.join(map(str, files))}"
     )
     if not written:
-        print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
+        say("for pictures of the curves and the mistakes: pip install matplotlib, then "
+            f"--resume --out {shlex.quote(str(run.out))}")  # fmt: skip
 
 
 class Pictures:
@@ -328,9 +340,7 @@ class Pictures:
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument(
-        "--out", default="runs/finetune", help="directory for results (default: runs/finetune)"
-    )
+    parser.add_out(OUT)
     parser.add_argument(
         "--workers", type=int, default=min(16, os.cpu_count() or 1),
         help="processes that decode; 0: the one that trains (default: %(default)s)",
@@ -339,9 +349,7 @@ def make_parser() -> Parser:
         "--graph", default="auto", choices=["auto", "on", "off"],
         help="CUDA graphs: record a training step and replay it (default: auto, on a GPU)",
     )  # fmt: skip
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, with its settings"
-    )
+    parser.add_resume()
     notes = {name: f"new model: {value}" for name, value in NEW_MODEL.items()}
     parser.add_settings(SETTINGS, notes | {name: f"GPU: {v}" for name, v in ON_GPU.items()})
     return parser
@@ -354,9 +362,9 @@ def check_settings(options: argparse.Namespace) -> None:
         raise ValueError("one of --weights (to fine-tune) and --variant (a new model) is needed")
     if options.weights and any(getattr(options, name) for name in SIZES):
         raise ValueError(f"{', '.join(map(dashes, SIZES))} are for a new model, not for --weights")
-    check_range(options, "steps batch_size accumulate draws", 1, np.inf)
+    check_range(options, "steps batch_size accumulate draws", 1, 1e9)
     check_range(options, "lr strength", 1e-12, 1e30)
-    names = "image_size shots eval_every clip weight_decay workers"
+    names = "image_size shots eval_every patience clip weight_decay workers"
     check_range(options, f"{names} {' '.join(SIZES)}", 0, np.inf)
     check_range(options, "seed", 0, 1 << 62)
     check_range(options, "magnitude randaugment", 0, 100)
@@ -367,22 +375,19 @@ def check_settings(options: argparse.Namespace) -> None:
     check_choice(options, "schedule", "cosine", "linear", "constant")
     check_choice(options, "optimizer", "sgd", "adamw")
     check_choice(options, "head", "zero", "keep")
+    check_choice(options, "keep", "last", "best")
     check_choice(options, "probe", "", "ridge", "linear")
     check_choice(options, "approximate", "", "tanh", "none")
     if options.head == "keep" and (options.variant or options.probe == "ridge"):
         raise ValueError("--head keep is for --weights that are trained on, not for a new model "
                          "nor --probe ridge")  # fmt: skip
-    if options.freeze and options.probe == "ridge":
-        raise ValueError("--freeze: --probe ridge trains nothing at all")
+    if options.probe == "ridge" and (options.freeze or options.patience or options.keep == "best"):
+        raise ValueError("--freeze, --patience and --keep best: --probe ridge trains nothing")
     for name in ("mean", "std"):
         with contextlib.suppress(ValueError):
             numbers(getattr(options, name) or "0")
             continue
         raise ValueError(f"{dashes(name)} must be a number, or one for each channel")
-    if options.weights and not options.resume:
-        kept = Path(options.out) / "checkpoint.npz"
-        if kept.exists() and kept.samefile(options.weights):
-            raise ValueError(f"{kept} would be overwritten; choose another --out to keep it")
 
 
 if __name__ == "__main__":

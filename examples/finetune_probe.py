@@ -13,6 +13,8 @@ from training import Run, write_rows
 
 from minimixer import Mixer
 from minimixer.checkpoint import save_checkpoint
+from minimixer.metrics import Metrics
+from minimixer.names import printable
 from minimixer.transfer.folders import Found
 from minimixer.transfer.loader import Loader
 from minimixer.transfer.probe import choose_shots, pooled_features, ridge
@@ -29,7 +31,7 @@ def probe_ridge(
     features, labels, skipped = features_of(train, model, options.workers)
     val_features, val_labels, more = features_of(val, model, options.workers)
     for path, reason in skipped + more:
-        print(f"finetune: skipped {path}: {reason}", file=sys.stderr)
+        print(f"finetune: skipped {printable(path)}: {reason}", file=sys.stderr)
     for found in (labels, val_labels):
         check_classes(found, class_names)
     draws = options.draws if options.shots else 1
@@ -39,8 +41,8 @@ def probe_ridge(
             chosen = choose_shots(labels, options.shots, options.seed + draw)
         weight, bias = ridge(features[chosen], labels[chosen], len(class_names), options.strength)
         solved.append((weight, bias))
-        predicted = (val_features @ weight + bias).argmax(axis=1)
-        accuracy = float((predicted == val_labels).mean())
+        scores = val_features @ weight + bias
+        accuracy = Metrics(len(class_names)).add(scores, val_labels).accuracy
         rows.append({"draw": draw + 1, "pictures": len(chosen), "val_accuracy": accuracy})
         print(f"draw {draw + 1}, {len(chosen):,} pictures: {accuracy:.2%}")
     accuracies = np.array([row["val_accuracy"] for row in rows])
@@ -64,12 +66,14 @@ def check_shots(pictures: Found, shots: int) -> None:
     counts = np.bincount(pictures[1], minlength=len(pictures[2]))
     least = int(counts.argmin())
     if counts[least] < shots:
-        raise ValueError(f"--shots {shots}: {pictures[2][least]} has {counts[least]} pictures")
+        raise ValueError(
+            f"--shots {shots}: {printable(pictures[2][least])} has {counts[least]} pictures"
+        )
 
 
 def check_classes(labels: np.ndarray, class_names: list[str]) -> None:
     """ValueError if nothing of a class could be decoded: any accuracy would mislead."""
-    missing = [name for k, name in enumerate(class_names) if k not in labels]
+    missing = [printable(name) for k, name in enumerate(class_names) if k not in labels]
     if missing:
         raise ValueError(f"no picture of {', '.join(missing)[:200]} can be decoded")
 

@@ -19,13 +19,30 @@ Settings = Mapping[str, tuple[Any, str]]
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a wrong option, and docstrings as they are."""
+    """One line for a wrong option, whose name is whole, and docstrings as they are."""
 
     def __init__(self, **options: Any):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        kind = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=kind, allow_abbrev=False, **options)
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}; see --help")
+
+    def add_out(self, default: str) -> None:
+        """--out and --overwrite: run_directory.py."""
+        self.add_argument(
+            "--out", default="", help=f"directory for results (default: {default}, or the first of "
+            f"{default}-2, {default}-3 and so on that has none)",
+        )  # fmt: skip
+        self.add_argument(
+            "--overwrite", action="store_true", help="replace the results that --out has"
+        )
+
+    def add_resume(self) -> None:
+        self.add_argument(
+            "--resume", action="store_true", help="go on with the run in --out, with its settings; "
+            "without --out, with the unfinished run that was saved last",
+        )  # fmt: skip
 
     def add_settings(self, settings: Settings, notes: Mapping[str, str] | None = None) -> None:
         """An option for each setting, of the type of its default; `notes` go to the help."""

@@ -5,22 +5,27 @@
     python examples/train_mnist.py --data-dir DIR       Fashion-MNIST, KMNIST, your own
     mpirun -n 2 python examples/train_mnist.py          two processes; with --device cuda, GPUs
 
-Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit for bit.
+Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit for bit. A run that is
+over is trained on by a new one, with a schedule of its own: --weights runs/mnist/checkpoint.npz.
 """
 
 import begin  # noqa: F401  isort: skip
 
 import argparse
+import shlex
 import zlib
 
 import numpy as np
-from options import Parser, check_choice, check_range, parse, run_script
+from options import Parser, check_choice, check_range, dashes, parse, run_script
+from stopping import say
 from training import Run, on_each_rank, parts, set_precision
 
 from minimixer import AdamW, Mixer, data, parallel, schedule
 from minimixer import functional as F
-from minimixer.parallel import World
+from minimixer.metrics import correct, evaluate
+from minimixer.names import printable
 from minimixer.report import save_pictures
+from minimixer.transfer.remake import remake
 
 # Chosen on 5,000 held-out training images; the test set had no say.
 SETTINGS = {
@@ -40,6 +45,7 @@ SETTINGS = {
     "accumulate": (1, "cut each batch into so many parts, for their gradients' sum: less memory"),
     "clip": (0.0, "largest gradient norm; 0: no clipping"),
     "precision": ("float32", "float32, tf32 (a GPU's), bfloat16 or float16"),
+    "weights": ("", "a checkpoint to start from, whose sizes the model takes"),
     "seed": (0, "initial weights, order of the images, shifts"),
     "limit_train": (0, "train on the first so many images only; 0: all"),
     "data_dir": (
@@ -56,14 +62,21 @@ GPU_SETTINGS = {
 }  # fmt: skip
 
 
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds",
+           "images_per_second")  # fmt: skip
+SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+OUT = "runs/mnist"
+
+
 def main() -> int:
     with parallel.start() as world:  # of one process, unless mpirun started several
-        return train(world)
+        options, given = parse(make_parser)
+        with Run(options, given, SETTINGS, COLUMNS, OUT, world) as run:
+            return train(run)
 
 
-def train(world: World) -> int:
-    options, given = parse(make_parser)
-    run = Run(options, given, SETTINGS, world)
+def train(run: Run) -> int:
+    options, given, world = run.options, run.given, run.world
     if not options.resume and options.device != "cpu":
         for name in GPU_SETTINGS.keys() - given:
             setattr(options, name, GPU_SETTINGS[name])
@@ -83,21 +96,7 @@ def train(world: World) -> int:
     for array in (train_images, train_labels, test_images, test_labels):
         fingerprint = zlib.crc32(array.tobytes(), fingerprint)
 
-    model = Mixer(
-        image_size=train_images.shape[1:3],
-        in_channels=train_images.shape[3],
-        num_classes=classes,
-        patch_size=options.patch_size,
-        num_blocks=options.num_blocks,
-        hidden_dim=options.hidden_dim,
-        tokens_mlp_dim=options.tokens_mlp_dim,
-        channels_mlp_dim=options.channels_mlp_dim,
-        stochastic_depth=options.stochastic_depth,
-        class_names=[str(label) for label in range(classes)],
-        preparation=None if options.data_dir else "digit",
-        seed=options.seed,
-        checkpoint_blocks=options.checkpoint_blocks,
-    ).to(device)
+    model = make_model(run, train_images, classes).to(device)
     set_precision(model, options, given)
     optimizer = AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     batches = data.Batches(
@@ -105,10 +104,10 @@ def train(world: World) -> int:
     )
     total_steps = options.epochs * len(batches)
     warmup_steps = int(options.warmup * total_steps)
-    run.start(model, optimizer, total_steps, fingerprint)
+    run.start(model, optimizer, total_steps, len(batches), fingerprint)
 
-    print(
-        f"{len(train_images):,} training images of {classes} classes from {source}; "
+    say(
+        f"{len(train_images):,} training images of {classes} classes from {printable(source)}; "
         f"Mixer with {model.num_parameters():,} parameters on {device}"
     )
 
@@ -123,13 +122,19 @@ def train(world: World) -> int:
             loss = F.cross_entropy(logits, labels[part], reduction="sum") / count
             loss.backward()
             total += loss.detach()
-            right += (logits.data.argmax(axis=1) == labels[part]).sum()
+            right += correct(logits.data, labels[part])
         world.sum_gradients(model)  # over all processes
         if options.clip:
             optimizer.clip_grad_norm(options.clip)
         optimizer.step()
         optimizer.zero_grad()
         return total, right
+
+    def validate():
+        """Every process looks at its part; a GPU wants large pieces, the CPU's cache small ones."""
+        mine, size = world.part(len(test_labels)), 256 if model.device == "cpu" else 2000
+        found = evaluate(model, test_images[mine], test_labels[mine], size).over(world.sum)
+        return {"test_loss": found.loss, "test_accuracy": found.accuracy}
 
     if options.accumulate == 1:
         world.overlap(model)
@@ -138,7 +143,7 @@ def train(world: World) -> int:
     done = epochs_done * len(train_images) + batches_done * options.batch_size
     with run.bar(options.epochs * len(train_images), done) as bar:
         for epoch in range(len(run.history), options.epochs):
-            bar.set_description(f"epoch {epoch + 1}/{options.epochs}")
+            bar.set_description_str(f"epoch {epoch + 1}/{options.epochs}")
             model.train()
             for images, labels in batches.epoch(epoch, start=run.step - epoch * len(batches)):
                 optimizer.lr_factor = schedule(
@@ -149,9 +154,7 @@ def train(world: World) -> int:
                 run.add(len(labels), *found)
                 if run.interrupted:
                     return run.stop()
-            run.end_row(
-                {"epoch": epoch + 1}, lambda: evaluate(model, test_images, test_labels, world)
-            )
+            run.end_row(validate)
 
     # ---- report
     if world.rank:
@@ -159,34 +162,53 @@ def train(world: World) -> int:
     run.write_metrics()
     seconds = sum(row["seconds"] for row in run.history)
     probabilities = model.predict_proba(test_images)
-    accuracy = (probabilities.argmax(axis=1) == test_labels).mean()
     pictures = save_pictures(run.out, run.history, test_images, test_labels, probabilities)
-    rate = options.epochs * len(train_images) / seconds
-    print(
-        f"test accuracy {accuracy:.2%} on {len(test_labels):,} images after the last step\n"
+    rate = options.epochs * len(train_images) / max(1e-9, seconds)
+    say(
+        f"test accuracy {run.history[-1]['test_accuracy']:.2%} on {len(test_labels):,} images "
+        f"after the last step\n"
         f"{options.epochs} epochs in {seconds:.0f} s, {rate:,.0f} images/s; "
         f"{model.num_parameters():,} parameters\n"
         f"wrote {', '.join(str(p) for p in [run.checkpoint, run.out / 'metrics.csv', *pictures])}"
     )
     if not pictures:
-        print("for pictures of the curves and the mistakes: pip install matplotlib, then --resume")
+        say("for pictures of the curves and the mistakes: pip install matplotlib, then "
+            f"--resume --out {shlex.quote(str(run.out))}")  # fmt: skip
     return 0
 
 
-def evaluate(
-    model: Mixer, images: np.ndarray, labels: np.ndarray, world: World
-) -> dict[str, float]:
-    """Mean loss and accuracy; every process looks at its part of the images."""
-    part, loss, right = world.part(len(labels)), 0.0, 0
-    images, labels = images[part], labels[part]
-    if len(labels):
-        # A GPU wants large pieces, the CPU's cache small ones.
-        probabilities = model.predict_proba(images, 256 if model.device == "cpu" else 2000)
-        true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-        loss = -np.log(true_class.clip(1e-30)).sum()
-        right = (probabilities.argmax(axis=1) == labels).sum()
-    loss, right, count = world.sum([loss, right, len(labels)])
-    return {"test_loss": float(loss / count), "test_accuracy": float(right / count)}
+def make_model(run: Run, images: np.ndarray, classes: int) -> Mixer:
+    """A new one; or that of --weights or of the run to resume, of whose sizes `options` learns."""
+    options, world = run.options, run.world
+    source = run.checkpoint if options.resume else options.weights
+    preparation = None if options.data_dir else "digit"  # what predict.py does to pictures
+    if not source:
+        return Mixer(
+            image_size=images.shape[1:3],
+            in_channels=images.shape[3],
+            num_classes=classes,
+            stochastic_depth=options.stochastic_depth,
+            class_names=[str(label) for label in range(classes)],
+            preparation=preparation,
+            seed=options.seed,
+            checkpoint_blocks=options.checkpoint_blocks,
+            **{name: getattr(options, name) for name in SIZES},
+        )
+    model = world.share(Mixer.load(source) if world.rank == 0 else None)  # the file is rank 0's
+    met, wanted = (model.height, model.width, model.in_channels, model.num_classes), (
+        *images.shape[1:], classes)  # fmt: skip
+    if met != wanted:
+        raise ValueError(f"{source} is for images (H, W, channels) of {met[:3]} and {met[3]} "
+                         f"classes; the data have {wanted[:3]} and {wanted[3]}")  # fmt: skip
+    for name in SIZES:
+        if getattr(options, name) != model.config[name] and (name in run.given or options.resume):
+            raise ValueError(f"{dashes(name)} is {model.config[name]} in {source}; leave it out")
+        setattr(options, name, model.config[name])
+    if not options.resume:
+        model = remake(model, stochastic_depth=options.stochastic_depth, preparation=preparation)
+        model.random.seed = options.seed
+    model.checkpoint_blocks = options.checkpoint_blocks
+    return model
 
 
 # ---- options --------------------------------------------------------------------------------
@@ -195,9 +217,7 @@ def evaluate(
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument(
-        "--out", default="runs/mnist", help="directory for results (default: runs/mnist)"
-    )
+    parser.add_out(OUT)
     parser.add_argument(
         "--graph", default="auto", choices=["auto", "on", "off"],
         help="CUDA graphs: record a training step and replay it (default: auto, on a GPU)",
@@ -206,17 +226,15 @@ def make_parser() -> Parser:
         "--checkpoint-blocks", action="store_true",
         help="keep only each block's input for backward: less memory, more time, same results",
     )  # fmt: skip
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, with its settings"
-    )
+    parser.add_resume()
     on_gpu = {name: f"on a GPU: {value}" for name, value in GPU_SETTINGS.items()}
     parser.add_settings(SETTINGS, on_gpu)
     return parser
 
 
 def check_settings(options: argparse.Namespace) -> None:
-    sizes = "patch_size num_blocks hidden_dim tokens_mlp_dim channels_mlp_dim"
-    check_range(options, f"epochs batch_size accumulate {sizes}", 1, np.inf)
+    check_range(options, "epochs batch_size accumulate", 1, 1e9)
+    check_range(options, " ".join(SIZES), 1, np.inf)
     check_range(options, "lr", 1e-12, np.inf)
     check_range(options, "max_shift clip seed limit_train weight_decay", 0, np.inf)
     check_range(options, "stochastic_depth warmup", 0, 1)

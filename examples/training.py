@@ -2,15 +2,18 @@
 their own; they tell a Run what came of each step, and it shows progress, writes down what was
 learned so far, and stops between two steps when it is asked to.
 
-    run = Run(options, given, SETTINGS, world)             # checks the directory; recalls settings
-    run.start(model, optimizer, steps, fingerprint)        # or goes on where the last one stopped
-    with run.bar(total, done):
-        for epoch in range(len(run.history), epochs):
-            for images, labels in ...:
-                run.add(len(labels), *train_step(images, labels))
-                if run.interrupted:
-                    return run.stop()
-            run.end_row({"epoch": epoch + 1}, evaluate)    # of metrics.csv, and a checkpoint
+    with Run(options, given, SETTINGS, COLUMNS, OUT, world) as run:  # takes a directory, or recalls
+        run.start(model, optimizer, steps, every, data)              # settings; goes on from there
+        with run.bar(total, done):
+            for end in run.ends():
+                while run.step < end:
+                    run.add(size, *train_step(images, labels))
+                    if run.interrupted:
+                        return run.stop()
+                run.end_row(validate)                      # of metrics.csv, and a checkpoint
+
+run_directory.py says which directory, and whether what its checkpoint says can be true; stopping.py
+what Ctrl-C, SIGTERM and a closed terminal do. If the directory was removed, it is made anew.
 
 With several processes (minimixer/parallel) each has a Run of its own. They add up what they learned
 of a step, rank 0 alone writes files, and they stop after the same step.
@@ -21,11 +24,8 @@ import contextlib
 import csv
 import io
 import itertools
-import os
 import shlex
-import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections import deque
@@ -35,48 +35,96 @@ from typing import Any
 
 import numpy as np
 from options import Settings, dashes
+from run_directory import RESULTS, best_row, claim, exhausted, find, hold, read_progress
+from stopping import StopSignal, say
 from tqdm import tqdm
 
 from minimixer import Mixer, backend, fetch, parallel, record
-from minimixer.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from minimixer.checkpoint import load_checkpoint, save_checkpoint
 from minimixer.files import replace_file
 from minimixer.optim import Optimizer
 from minimixer.parallel import World
 
 LAG = 8  # steps that a GPU may be behind: it works on while Python prepares the next ones
-# What a checkpoint holds beyond weights and optimizer; the numbers are of the row to come.
-PROGRESS = {"settings": dict, "data": int, "step": int, "steps": int, "images": int,
-            "loss_sum": float, "correct": int, "seconds": float, "waited": float,
-            "history": list}  # fmt: skip
+# In 80 columns, also with hours and a few digits more.
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {rate_fmt}{postfix}"
 
 
 class Run:
-    """One training run in the directory options.out: checkpoint.npz and metrics.csv there.
+    """One training run in a directory of its own: `out`, with checkpoint.npz and metrics.csv.
 
     ValueError or OSError, and nothing is changed, if results could not be kept there, or would
-    overwrite those of an unfinished run; with options.resume if there is none to go on with, or
-    one with other `settings` than those that were `given`. Else `options` gets its settings.
+    replace others; with options.resume if there is no run to go on with, or one with other
+    `settings` than those that were `given`. Else `options` gets its settings. Of the `columns` of
+    metrics.csv the first counts epochs or steps, and some are of "test" or "val".
     """
 
     def __init__(
-        self, options: argparse.Namespace, given: set[str], settings: Settings, world: World
+        self, options: argparse.Namespace, given: set[str], settings: Settings,
+        columns: Sequence[str], default_out: str, world: World,
     ):  # fmt: skip
         self.options, self.given, self.settings, self.world = options, given, settings, world
-        self.out = Path(options.out)
-        self.checkpoint = self.out / "checkpoint.npz"
+        self.columns, self.held_out = columns, "test" if "test_loss" in columns else "val"
         apart = settings.keys() | {"out", "workers"}  # may differ, or are compared by start()
         world.check_same(options={k: v for k, v in vars(options).items() if k not in apart})
+        self.lock, stored = None, None
+        if options.resume and options.overwrite:
+            raise ValueError("--overwrite is for a new run, --resume for an old one")
         if world.rank == 0:
-            self._prepare_directory()
-        if options.resume:
-            self._recall_settings()
+            with contextlib.ExitStack() as until_checked:
+                if options.resume:
+                    self.out, self.lock = find(options.out, default_out)
+                    until_checked.callback(self.lock.release)
+                    stored = read_progress(self.checkpoint, settings, columns)["settings"]
+                    self._check_given(stored)
+                else:
+                    self.out, self.lock = claim(options.out, default_out, options.overwrite)
+                until_checked.pop_all()
+            if self.lock.refusal:
+                say(f"{self.out} can't be locked ({self.lock.refusal}): start no other run there")
+            if not options.out and self.out != Path(default_out):
+                anew = f"results go to {self.out}: {default_out} has those of another run"
+                say(f"resuming {self.out}" if options.resume else anew)
+        options.out, stored = world.share((str(getattr(self, "out", "")), stored))
+        self.out = Path(options.out)
+        for name, value in (stored or {}).items():
+            if not (name.startswith("data") and name in given):  # the data may have moved; their
+                setattr(options, name, value)  # number tells whether they are the same
         self.saved = options.resume  # is the checkpoint one of this run?
         self.step = 0  # the next one
         self._coming: deque[tuple[int, int, Any]] = deque()  # steps whose results were not read
 
-    def start(self, model: Mixer, optimizer: Optimizer, steps: int, data: int) -> None:
-        """Begin, or go on. `data` is a number that tells data sets apart."""
-        self.model, self.optimizer = model, optimizer
+    def _check_given(self, stored: dict[str, Any]) -> None:
+        """ValueError if other settings were asked for than those of the run to resume."""
+        for name in sorted(self.given & self.settings.keys()):
+            if name.startswith("data") or getattr(self.options, name) == stored[name]:
+                continue
+            anew = f"--weights {self.checkpoint}" + (" --head keep" if "head" in stored else "")
+            raise ValueError(
+                f"{dashes(name)} is {stored[name]!r} in the run to resume; leave it out, or begin "
+                f"a new run from its weights, with a schedule of its own: {anew}"
+            )
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoint.npz"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best validation, with --keep best."""
+        return self.out / "best.npz"
+
+    def start(self, model: Mixer, optimizer: Optimizer, steps: int, every: int, data: int) -> None:
+        """Begin, or go on, with `every` steps to a row of metrics.csv. `data` is a number that
+        tells data sets apart."""
+        self.model, self.optimizer, self.every = model, optimizer, every
         self.lag = 0 if model.device == "cpu" else LAG
         values = {name: getattr(self.options, name) for name in self.settings}
         self.progress = {"settings": values, "data": data, "step": 0, "steps": steps}
@@ -88,26 +136,53 @@ class Run:
             code=parallel.code() if world.size > 1 else "",
         )  # fmt: skip
         if self.options.resume:
+            progress = None
             if world.rank == 0:
-                self.progress = load_checkpoint(self.checkpoint, model, optimizer)
-            self.progress = world.share(self.progress)
+                progress = read_progress(self.checkpoint, self.settings, self.columns)
+                self._check_progress(progress, data, steps)
+                load_checkpoint(self.checkpoint, model, optimizer)
+            self.progress = world.share(progress)
             world.broadcast(model, optimizer)
-            if self.progress["data"] != data or self.progress["steps"] != steps:
-                raise ValueError(f"the data hold other images than those of the run in {self.out}")
             self.progress["settings"] = values  # the data may have moved
         self.step = self.progress["step"]
-        self._signals, self.interrupted = StopSignal(world.rank == 0), False
+
+    def _check_progress(self, progress: dict[str, Any], data: int, steps: int) -> None:
+        if progress["data"] != data or progress["steps"] != steps:
+            raise ValueError(f"the data hold other images than those of the run in {self.out}")
+        first, rows = self.columns[0], progress["history"]
+        ends = [self._end(number) for number in range(len(rows))]
+        counts = ends if first == "step" else list(range(1, len(rows) + 1))
+        last = ends[-1] if ends else 0
+        if [row[first] for row in rows] != counts or not (
+            last <= progress["step"] <= self._end(len(rows))
+        ):
+            raise ValueError(f"{self.checkpoint}: its history does not belong to its step")
+
+    def _end(self, row: int) -> int:
+        """The step with which a row ends."""
+        return min((row + 1) * self.every, self.progress["steps"])
+
+    def ends(self) -> Iterator[int]:
+        """For each row to come, the step with which it ends; no more once --patience is over."""
+        rows = -(-self.progress["steps"] // self.every)
+        patience = getattr(self.options, "patience", 0)
+        while len(self.history) < rows and not exhausted(self.history, patience):
+            yield self._end(len(self.history))
 
     def _begin_row(self) -> None:
         self.progress.update(images=0, loss_sum=0.0, correct=0, seconds=0.0, waited=0.0)
 
     @contextlib.contextmanager
     def bar(self, images: int, done: int) -> Iterator[Any]:
-        """Show progress: `done` of `images` were trained on before."""
+        """Show progress, `done` of `images` were trained on before, and mind signals to stop. There
+        is a line for each row as well; where nobody watches, in a file, there is no bar."""
         self._started = time.perf_counter() - self.progress["seconds"]
-        with tqdm(
-            total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True
-        ) as self._bar:
+        watched = sys.stderr is not None and sys.stderr.isatty()
+        with StopSignal(self.world.rank == 0) as self._signals, tqdm(
+            total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
+            bar_format=BAR, disable=not watched,
+        ) as self._bar:  # fmt: skip
+            self.interrupted = False
             yield self._bar
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -125,8 +200,7 @@ class Run:
     def add(self, size: int, loss: Any, correct: Any) -> None:
         """Step number `step` was made on `size` images of all ranks: this rank's share of their
         mean loss, and how many of its own were right. ValueError once it is seen that a loss was
-        not finite. `interrupted` is set once it is seen that somebody, on any rank, has pressed
-        Ctrl-C."""
+        not finite. `interrupted` is set once it is seen that any rank was told to stop."""
         found = (np.asarray(x) if isinstance(x, (int, float)) else x for x in (loss, correct))
         self._coming.append((self.step, size, fetch(*found)))
         self.step += 1
@@ -155,20 +229,19 @@ class Run:
             progress["correct"] += int(correct)
             progress["seconds"] = time.perf_counter() - self._started
             self._bar.update(size)
-            self._bar.set_postfix(
-                loss=f"{progress['loss_sum'] / progress['images']:.4f}",
-                accuracy=f"{progress['correct'] / progress['images']:.2%}",
-                refresh=False,
-            )
+            if not self._bar.disable:
+                means = [progress[name] / progress["images"] for name in ("loss_sum", "correct")]
+                self._bar.set_postfix_str("loss {:.3g}, {:.1%}".format(*means), refresh=False)
 
-    def end_row(self, first: dict[str, Any], evaluate: Callable[[], dict[str, Any]]) -> None:
-        """Write a row of metrics.csv, and a checkpoint: `first`, then what training gave since the
-        last row, what `evaluate()` says, and the time that training took."""
+    def end_row(self, evaluate: Callable[[], dict[str, Any]]) -> None:
+        """A row of metrics.csv, a checkpoint, and a line to read: what training gave since the last
+        row, what `evaluate()` says, and the time that training took."""
         self._read(0)
-        progress = self.progress
+        progress, history = self.progress, self.history
         images, seconds = progress["images"], progress["seconds"]
-        progress["history"].append({
-            **first,
+        step = self.columns[0] == "step"
+        history.append({
+            self.columns[0]: self.step if step else len(history) + 1,
             "train_loss": progress["loss_sum"] / images if images else np.nan,
             "train_accuracy": progress["correct"] / images if images else np.nan,
             **evaluate(),
@@ -178,17 +251,62 @@ class Run:
         self._begin_row()
         progress["step"] = self.step
         self.world.check_same(weights=self.model.buffer.values)  # or they have drifted apart
+        is_best = self.keeps_best and best_row(history) == len(history) - 1
         try:
-            self._save()
+            self._save(is_best)
         except ValueError as error:  # weights that are not finite
+            history.pop()
             raise self._diverged(str(error), self.step - 1) from None
-        self.saved = True
         self.write_metrics()
+        row, unit, held_out = history[-1], self.columns[0], self.held_out
+        total = progress["steps"] if step else -(-progress["steps"] // self.every)
+        say(
+            f"{unit} {row[unit]}/{total}: {held_out} accuracy {row[f'{held_out}_accuracy']:.2%}, "
+            f"loss {row[f'{held_out}_loss']:.4g}; training {row['train_accuracy']:.2%}, "
+            f"{row['train_loss']:.4g}{'; best' if is_best else ''}"
+        )
         self._started = time.perf_counter()
 
-    def _save(self) -> None:
-        if self.world.rank == 0:
+    @property
+    def keeps_best(self) -> bool:
+        return getattr(self.options, "keep", "last") == "best"
+
+    @property
+    def reported(self) -> int:
+        """The number of the row that the run is judged by; `reported_model` is its model."""
+        return best_row(self.history) if self.keeps_best and self.history else len(self.history) - 1
+
+    def reported_model(self) -> Mixer:
+        if self.reported == len(self.history) - 1:
+            return self.model
+        best = self.world.share(Mixer.load(self.best) if self.world.rank == 0 else None)
+        best.to(self.model.device).set_precision(self.model.precision)
+        return best
+
+    def _save(self, is_best: bool = False) -> None:
+        """The best weights go first: a kill between the two makes only that row again."""
+        if self.world.rank:
+            return
+        try:
+            self._have_directory()
+            if not self.saved and self.options.overwrite:
+                for name in RESULTS[1:]:  # of another run than what will stand beside them
+                    (self.out / name).unlink(missing_ok=True)
+            if is_best:
+                save_checkpoint(self.best, self.model)
             save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress)
+        except OSError as error:
+            kept = f"the last checkpoint, {self.checkpoint}, is whole: --resume goes on from it"
+            text = f"{error.strerror or error}; {kept if self.saved else 'nothing was saved'}"
+            raise OSError(error.errno, text, error.filename or str(self.out)) from None
+        self.saved = True
+
+    def _have_directory(self) -> None:
+        """Somebody may have removed it, and the lock with it."""
+        if not (self.out / ".lock").exists():
+            lock = hold(self.out)
+            self.lock.release()
+            self.lock = lock
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -215,7 +333,7 @@ class Run:
         for name in sorted(self.given - self.settings.keys() - {"resume", "out"}):
             value = getattr(self.options, name)
             again += [dashes(name)] if value is True else [dashes(name), str(value)]
-        print(
+        say(
             f"stopped after step {self.step} of {self.progress['steps']}, saved in "
             f"{self.checkpoint}; to go on: {shlex.join(again)}"
         )
@@ -228,84 +346,15 @@ class Run:
             f"{what} at step {step + 1}; {kept}; try a lower --lr{clip}, with another --out"
         )
 
-    # ---- the directory --------------------------------------------------------------------------
-
-    def _prepare_directory(self) -> None:
-        """Find out before training whether results can be kept, and protect those of other runs."""
-        out, checkpoint = self.out, self.checkpoint
-        if self.options.resume:
-            if not checkpoint.is_file():
-                raise ValueError(f"--resume: there is no {checkpoint}")
-        elif checkpoint.exists():
-            try:
-                progress = self._read_progress()
-            except (ValueError, OSError):
-                raise ValueError(
-                    f"{checkpoint} is not from a run of this script; choose another --out to keep "
-                    "it"
-                ) from None
-            if progress["step"] < progress["steps"]:
-                raise ValueError(
-                    f"{out} holds an unfinished run: --resume goes on with it, another --out keeps "
-                    "it"
-                )
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / "metrics.csv").is_dir():
-            raise ValueError(f"{out / 'metrics.csv'} is a directory; choose another --out")
-        with tempfile.TemporaryFile(dir=out):
-            pass
-
-    def _read_progress(self) -> dict[str, Any]:
-        """What the checkpoint says; ValueError if it is of another script or version."""
-        progress = read_checkpoint(self.checkpoint)[0]["progress"]
-        if not isinstance(progress, dict) or any(
-            not isinstance(progress.get(key), kind) for key, kind in PROGRESS.items()
-        ):
-            raise ValueError(f"{self.checkpoint} was not written by this script")
-        for name, (default, _) in self.settings.items():
-            value = progress["settings"].get(name)
-            if not isinstance(value, type(default)):
-                raise ValueError(
-                    f"{self.checkpoint} was not written by this script: its {name} is {value!r:.40}"
-                )
-        return progress
-
-    def _recall_settings(self) -> None:
-        """Take the settings of the run to resume; ValueError if others were asked for."""
-        stored = self.world.share(self._read_progress()["settings"] if not self.world.rank else 0)
-        for name in self.settings:
-            if name.startswith("data") and name in self.given:
-                continue  # the data may have moved; their number tells whether they are the same
-            if name in self.given and getattr(self.options, name) != stored[name]:
-                raise ValueError(
-                    f"{dashes(name)} is {stored[name]!r} in the run to resume; leave it out"
-                )
-            setattr(self.options, name, stored[name])
-
-
-class StopSignal:
-    """Ctrl-C takes effect between two steps, when weights and progress belong together; also one
-    that comes during a validation. A second one stops at once."""
-
-    def __init__(self, tells: bool) -> None:
-        self.requested, self.tells = False, tells
-        signal.signal(signal.SIGINT, self.note)
-        signal.signal(signal.SIGTERM, self.note)
-
-    def note(self, number: int, frame: Any) -> None:
-        self.requested = True
-        signal.signal(number, signal.SIG_DFL)
-        if self.tells:
-            os.write(2, b"\nstopping after the next step; once more: at once\n")
-
 
 def set_precision(model: Mixer, options: argparse.Namespace, given: set[str]) -> None:
-    """--precision; unless it was asked for, float32 on a GPU that lacks it."""
+    """--precision; unless it was asked for, float32 on a GPU that lacks it, which is said."""
     try:
         backend.check_precision(options.precision, model.device)
-    except ValueError:
+    except ValueError as error:
         if "precision" in given or options.resume:
             raise
+        say(f"training in float32: {error}")
         options.precision = "float32"
     model.set_precision(options.precision)
 

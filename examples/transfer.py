@@ -13,12 +13,14 @@ draw, and sweep.csv. What was stopped begins again.
 
 import begin  # noqa: F401  isort: skip
 
+import argparse
 import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from options import Parser, check_range, run_script, stop_signals
+from run_directory import claim
 from tqdm import tqdm
 from training import write_rows
 
@@ -43,6 +45,7 @@ LABELS = (10, 100, 1000)
 SWEEP = [("sgd", 0.01), ("sgd", 0.03), ("sgd", 0.1), ("sgd", 0.3)]
 SWEEP += [("adamw", 1e-3), ("adamw", 4e-3), ("adamw", 1e-2)]
 SWEEP_DRAWS = 2
+OUT = "runs/transfer"
 HELD_OUT = 2000  # training images of the new classes that judge the sweep
 
 
@@ -52,8 +55,16 @@ def main() -> int:
     check_range(options, "epochs steps batch_size", 1, np.inf)
     check_range(options, "draws", 2, np.inf)  # or there is no standard error
     check_range(options, "seed", 0, 1 << 32)
-    device, out = backend.check_device(options.device), Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    device = backend.check_device(options.device)
+    out, lock = claim(options.out, OUT, options.overwrite)
+    with lock:
+        if not options.out and out != Path(OUT):
+            print(f"results go to {out}: {OUT} has those of another run")
+        compare(options, device, out)
+    return 0
+
+
+def compare(options: argparse.Namespace, device: str, out: Path) -> None:
     upstream = load(options.upstream, range(5))
     whole = options.upstream or options.downstream
     train_images, train_labels, test_images, test_labels = load(
@@ -128,7 +139,6 @@ def main() -> int:
         print(f"{labels:5} labels  {method:12}  {found.mean():7.2%} +- {error:.2%}"
               f"  ({optimizer}, lr {lr})")  # fmt: skip
     print(f"wrote {out / 'transfer.csv'}, {out / 'sweep.csv'}")
-    return 0
 
 
 def train(
@@ -201,9 +211,7 @@ def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int) -> np.ndar
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument(
-        "--out", default="runs/transfer", help="directory for results (default: runs/transfer)"
-    )
+    parser.add_out(OUT)
     parser.add_settings(SETTINGS)
     return parser
 

@@ -23,6 +23,9 @@ import numpy as np
 
 from .describe import Table
 from .files import replace_file
+from .names import for_picture
+
+NAME = 22  # characters of a class name that fit over a picture in mistakes.png
 
 
 class Row(NamedTuple):
@@ -166,8 +169,8 @@ def save_pictures(
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:24]
-    mistakes = Figure(figsize=(9, 5), layout="constrained")
-    mistakes.suptitle("the most confident mistakes: true class, then what the model said")
+    mistakes = Figure(figsize=(12, 8), layout="constrained")
+    mistakes.suptitle("the most confident mistakes")
     for axes, number in zip(mistakes.subplots(4, 6).flat, wrong, strict=False):
         image = images[number]
         axes.imshow(
@@ -175,9 +178,12 @@ def save_pictures(
         )
         confidence = probabilities[number, predicted[number]]
         true, said = (
-            class_names[k] if class_names else k for k in (labels[number], predicted[number])
+            for_picture(class_names[k] if class_names else k, NAME)
+            for k in (labels[number], predicted[number])
         )
-        axes.set_title(f"{true!s:.20}, not {said!s:.20} ({confidence:.0%})", fontsize=9)
+        small = max(len(true), len(said)) > NAME // 2  # of a picture's width
+        title = f"true: {true}\nsaid: {said} ({confidence:.0%})"
+        axes.set_title(title, fontsize=7 if small else 10)
     for axes in mistakes.axes:
         axes.axis("off")
     paths = []
