@@ -25,8 +25,6 @@ from .describe import Table
 from .files import replace_file
 from .names import for_picture
 
-NAME = 22  # characters of a class name that fit over a picture in mistakes.png
-
 
 class Row(NamedTuple):
     """One layer for a batch: `activation_bytes` is what it keeps for backward."""
@@ -149,6 +147,7 @@ def save_pictures(
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.textpath import TextPath
     except ImportError:
         return []
     unit = next(iter(history[0]))
@@ -169,7 +168,7 @@ def save_pictures(
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:24]
-    mistakes = Figure(figsize=(12, 8), layout="constrained")
+    mistakes = Figure(figsize=(12, 7.5), layout="constrained")
     mistakes.suptitle("the most confident mistakes")
     for axes, number in zip(mistakes.subplots(4, 6).flat, wrong, strict=False):
         image = images[number]
@@ -178,12 +177,12 @@ def save_pictures(
         )
         confidence = probabilities[number, predicted[number]]
         true, said = (
-            for_picture(class_names[k] if class_names else k, NAME)
+            for_picture(class_names[k] if class_names else k)
             for k in (labels[number], predicted[number])
         )
-        small = max(len(true), len(said)) > NAME // 2  # of a picture's width
-        title = f"true: {true}\nsaid: {said} ({confidence:.0%})"
-        axes.set_title(title, fontsize=7 if small else 10)
+        lines = f"true: {true}", f"said: {said} ({confidence:.0%})"
+        width = max(TextPath((0, 0), line, size=10).get_extents().width for line in lines)
+        axes.set_title("\n".join(lines), fontsize=10 * min(1.0, 135 / width))  # 144 for each
     for axes in mistakes.axes:
         axes.axis("off")
     paths = []
