@@ -8,6 +8,7 @@ import os
 import random
 import re
 import runpy
+import select
 import shlex
 import shutil
 import signal
@@ -41,7 +42,7 @@ EPOCHS, STEPS = 4, 3  # of 80 images: 32, 32, 16
 
 # Runs the script, but does something to it at a chosen moment: "WHEN NUMBER ACTION".
 DRIVER = """
-import os, resource, runpy, signal, sys, time
+import os, resource, runpy, shutil, signal, sys, time
 from minimixer import AdamW
 
 when, number, action = sys.argv[1].split()
@@ -53,6 +54,8 @@ def act():
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+    elif action == "remove":
+        shutil.rmtree(sys.argv[-1].removeprefix("--out="))
     elif action == "sleep":
         print("asleep", file=sys.stderr, flush=True)
         time.sleep(60)
@@ -129,7 +132,7 @@ class Runner:
     def __init__(self, cwd, stub):
         self.cwd, self.stub = cwd, stub
 
-    def start(self, *options, at=None, warnings="error", pictures=False):
+    def start(self, *options, at=None, warnings="error", pictures=False, terminal=None, **more):
         paths = [ROOT, SCRIPT.parent, *sys.path]
         paths = paths if pictures else [self.stub, *paths]
         environment = {
@@ -141,8 +144,9 @@ class Runner:
         }
         command = [sys.executable, *(["-c", DRIVER, at] if at else []), SCRIPT, *options]
         return subprocess.Popen(
-            [str(word) for word in command], cwd=self.cwd, env=environment, encoding="utf-8",
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            [str(word) for word in command], cwd=self.cwd, env=environment, text=True,
+            encoding="utf-8", stdout=terminal or subprocess.PIPE, stderr=terminal or subprocess.PIPE,
+            stdin=subprocess.DEVNULL, **more,
         )  # fmt: skip
 
     def __call__(self, *options, status=0, **more):
@@ -154,11 +158,10 @@ class Runner:
         return out, err
 
     def refused(self, *options, match="", **more):
-        """The one line with which the script ends, after the progress bar at most."""
+        """The one line with which the script ends."""
         _out, err = self(*options, status=2, **more)
         assert err.endswith("\n")
-        *bar, line = err.splitlines()
-        assert not [text for text in bar if "img" not in text and text], err
+        (line,) = err.splitlines()
         assert line.startswith("train_mnist") and re.search(match, line), line
         return line
 
@@ -174,6 +177,11 @@ def reference(tmp_path_factory, stub, small):
     path = tmp_path_factory.mktemp("reference")
     said = Runner(path, stub)(*SMALL, "--data-dir", small, "--out=run")
     return path / "run", *said
+
+
+def results(out):
+    """The names of what a run left, but for its lock."""
+    return sorted(set(os.listdir(out)) - {".lock"})
 
 
 def history(out):
@@ -204,7 +212,7 @@ def assert_same_run(out, other):
         del one["settings"]["data_dir"]  # it may have moved
     assert without_times(rows) == without_times(other_rows) and progress == other_progress
     assert without_times(history(out)) == without_times(history(other))
-    assert not list(out.glob("*.tmp*"))
+    assert not list(out.glob(".*.tmp"))
 
 
 def contents(path):
@@ -225,7 +233,7 @@ def checkpoint_of(path):
 
 def test_small_data(reference, small):
     out, said, _progress = reference
-    assert sorted(os.listdir(out)) == ["checkpoint.npz", "metrics.csv"]
+    assert results(out) == ["checkpoint.npz", "metrics.csv"]
     rows = history(out)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"] and list(rows[0]) == COLUMNS
     for row in rows:
@@ -280,13 +288,38 @@ def test_the_figures_are_those_of_the_training(reference, small):
 
 
 def test_output_without_a_terminal(reference):
-    """A log: no escape sequences, a summary on stdout, a bar on stderr that does not flood."""
-    _, said, progress = reference
-    assert "\x1b" not in said + progress
-    assert 3 <= len(said.splitlines()) <= 8
-    assert "80" in progress or "320" in progress
-    assert len(progress) < 20_000 and len(progress.splitlines()) < 100
-    assert "Warning" not in progress
+    """A log: a line for each epoch, a summary, and no bar."""
+    out, said, progress = reference
+    assert "\x1b" not in said and "\r" not in said and not progress
+    lines = said.splitlines()
+    assert len(lines) == 1 + EPOCHS + 4
+    for line, row in zip(lines[1:], history(out), strict=False):
+        accuracy = float(row["test_accuracy"])
+        assert line.startswith(f"epoch {row['epoch']}/4: test accuracy {accuracy:.2%}, loss ")
+        assert len(line) < 80
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_a_terminal_has_a_bar_that_fits(run, small, columns):
+    """Its end, the loss, is there, and its middle is a bar; the lines of the epochs are whole."""
+    pty = pytest.importorskip("pty", reason="no terminals here")
+    fcntl, termios = (importlib.import_module(name) for name in ("fcntl", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    options = ["--limit-train=20000", "--epochs=2", "--num-blocks=1", "--hidden-dim=8"]
+    with run.start(*options, "--out=run", terminal=theirs) as process, killed_at_last(process):
+        os.close(theirs)
+        met = b""
+        with contextlib.suppress(OSError):  # how a terminal says that all is over
+            while piece := os.read(ours, 10_000):
+                met += piece
+    os.close(ours)
+    assert process.returncode == 0
+    lines = [line for line in re.split(r"[\r\n]+|\x1b\[A", met.decode()) if line.strip()]
+    assert max(map(len, lines)) <= columns
+    bars = [line for line in lines if re.search(r"loss [\d.]+, [\d.]+%$", line)]
+    assert bars and all(re.search(r"^epoch \d/2 +\d+%\|.{8,}\|", line) for line in bars)
+    assert sum(line.startswith("epoch 1/2: test accuracy") for line in lines) == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
@@ -296,7 +329,7 @@ def test_the_embedded_mnist(run, tmp_path):
                    pictures=True, warnings="default")  # fmt: skip
     here = tmp_path / "here" / "run"
     files = ["checkpoint.npz", "curves.png", "metrics.csv", "mistakes.png"]
-    assert sorted(os.listdir(here)) == files
+    assert results(here) == files
     assert all(f"here/run/{file}" in out.splitlines()[-1] for file in files)
     for file in ("curves.png", "mistakes.png"):
         assert (here / file).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -374,13 +407,14 @@ LAST = EPOCHS * STEPS
 
 
 @pytest.mark.parametrize(
-    "step, name", [(1, "SIGINT"), (2, "SIGTERM"), (STEPS, "SIGINT"), (STEPS + 2, "SIGINT"),
+    "step, name", [(1, "SIGINT"), (2, "SIGTERM"), (2, "SIGHUP"), (STEPS, "SIGINT"), (STEPS + 2, "SIGINT"),
                    (LAST, "SIGINT")],
 )  # fmt: skip
 def test_interrupted_and_resumed(run, small, reference, tmp_path, step, name):
     """In the middle of an epoch, after the last batch of one, and after the very last step."""
     out, err = run(*SMALL, "--data-dir", small, "--out=run", at=f"step {step} {name}", status=130)
-    (line,) = out.splitlines()[1:]  # after what was begun: one message
+    *epochs, line = out.splitlines()[1:]  # after what was begun: one message
+    assert len(epochs) == (step - 1) // STEPS
     assert f"after step {step} of {LAST}" in line and "checkpoint.npz" in line
     assert (tmp_path / "run" / "checkpoint.npz").is_file() and "train_mnist" not in err
     out, _ = run(*resume_command(line))
@@ -413,10 +447,11 @@ def test_interrupted_at_every_step(run, small, reference, tmp_path):
 
 
 def wait_for(process, text):
-    """Reads stderr until `text` is there."""
+    """Reads stdout and stderr, as text comes, until `text` is there."""
     met = ""
     while text not in met:
-        character = process.stderr.read(1)
+        ready, _, _ = select.select([process.stdout, process.stderr], [], [], 60)
+        character = "".join(os.read(stream.fileno(), 1).decode() for stream in ready)
         assert character, met
         met += character
 
@@ -456,9 +491,8 @@ KILLS = [
 def test_killed_while_writing(run, small, reference, tmp_path, at):
     status = -signal.SIGXFSZ if at.endswith("cut") else -signal.SIGKILL
     run(*SMALL, "--data-dir", small, "--out=run", at=at, status=status)
-    left = sorted(os.listdir(tmp_path / "run"))
-    assert set(left) <= {f"{name}{end}" for name in ("checkpoint.npz", "metrics.csv")
-                         for end in ("", ".tmp")}  # fmt: skip
+    left = [name for name in results(tmp_path / "run") if not name.endswith(".tmp")]
+    assert set(left) <= {"checkpoint.npz", "metrics.csv"}
     if "checkpoint.npz" in left:
         epoch = epochs_in(tmp_path / "run")
         assert epoch >= 1
@@ -467,14 +501,16 @@ def test_killed_while_writing(run, small, reference, tmp_path, at):
     else:
         run(*SMALL, "--data-dir", small, "--out=run")
     assert_same_run(tmp_path / "run", reference[0])
-    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint.npz", "metrics.csv"]
+    assert results(tmp_path / "run") == ["checkpoint.npz", "metrics.csv"]
 
 
 def test_a_full_disk(run, small, reference, tmp_path):
-    run.refused(*SMALL, "--data-dir", small, "--out=run", at="step 4 full", match="large|space")
+    line = run.refused(*SMALL, "--data-dir", small, "--out=run", at="step 4 full",
+                       match="(large|space).*--resume")  # fmt: skip
     out = tmp_path / "run"
+    assert "the last checkpoint, run/checkpoint.npz, is whole" in line and str(out) in line
     assert epochs_in(out) == 1
-    assert not list(out.glob("*.tmp"))
+    assert not list(out.glob(".*.tmp"))
     run("--resume", "--out=run")
     assert_same_run(out, reference[0])
 
@@ -490,12 +526,12 @@ def kill_again_and_again(run, data, out, number, seed, kills):
     for _ in range(kills):
         there = (out / "checkpoint.npz").is_file()
         with run.start(*(go_on if there else begin)) as process, killed_at_last(process):
-            wait_for(process, "img/s]")
+            wait_for(process, "epoch ")
             time.sleep(rng.uniform(0, 0.4))
             process.send_signal(number)
             said, err = process.communicate(timeout=60)
         assert "Traceback" not in err, err
-        finished = "test accuracy" in said  # a signal that comes after that may end it in any way
+        finished = "images after" in said  # a signal that comes after that may end it in any way
         assert finished or process.returncode == stopped, (process.returncode, said)
         if finished:
             break
@@ -579,6 +615,7 @@ def test_resuming_with_other_images(run, small, stopped, tmp_path):
 def test_an_unfinished_run_is_kept(run, small, stopped):
     before = contents(stopped)
     run.refused(*SMALL, "--data-dir", small, "--out=run", match="unfinished.*--resume")
+    run.refused("--resume", "--out=run", "--overwrite", match="--overwrite is for a new run")
     assert contents(stopped) == before
 
 
@@ -595,7 +632,10 @@ def test_a_finished_run_reports_again(run, small, reference, tmp_path):
     assert len(summary) == 2 and all(line in said for line in summary)
     assert (out / "checkpoint.npz").read_bytes() == checkpoint
     assert (out / "metrics.csv").read_bytes() == (reference[0] / "metrics.csv").read_bytes()
-    run(*SMALL, "--epochs=1", "--data-dir", small, "--out=run")  # and makes room for a new one
+    again = [*SMALL, "--epochs=1", "--data-dir", small, "--out=run"]
+    run.refused(*again, match="holds checkpoint.npz, metrics.csv: --overwrite")
+    assert (out / "checkpoint.npz").read_bytes() == checkpoint
+    run(*again, "--overwrite")
     assert len(history(out)) == 1
 
 
@@ -642,6 +682,179 @@ def test_resuming_from_what_another_script_wrote(run, reference, tmp_path, chang
     assert checkpoint_of(out) == before
 
 
+def nonsense():
+    """(what to change, to what): wrong types, and numbers that no run can have written."""
+    for name in ("data", "step", "steps", "images", "correct", "loss_sum", "seconds", "waited"):
+        for value in (-1, 2**70, 1e400, np.nan, None, True, "3", [], {}, -0.5, 10**400):
+            yield (name,), value
+    yield from ((("step",), 13), (("step",), 11), (("correct",), 5), (("history",), {}))
+    yield from ((("history",), value) for value in ([1], [{}], [None], [[]], "ab", None))
+    for name in COLUMNS:
+        for value in ("x", None, True, [], -1, 2**70):
+            yield ("history", 1, name), value
+    yield from ((("history", 1, "epoch"), value) for value in (1, 3, 2.0))
+    yield from ((("history", 1, "test_accuracy"), value) for value in (1.5, 1e400))
+    yield from ((("history", 0, "seconds"), value) for value in (1e400, np.nan))
+    yield ("history", 0, "more"), 1.0
+    yield from ((("settings",), value) for value in ([], None, {"lr": "x"}, {"more": 1}))
+    for name in ("epochs", "batch_size", "lr", "seed", "schedule", "precision", "hidden_dim",
+                 "warmup", "max_shift", "accumulate", "limit_train", "num_blocks"):  # fmt: skip
+        for value in (-1, "x\x1b[31m", None, 2**70, 1e400, np.nan, True, []):
+            yield ("settings", name), value
+    yield from ((("settings", "epochs"), value) for value in (3, 10**9, 10**15))
+    yield ("settings", "num_blocks"), 10**9
+
+
+def test_resuming_from_nonsense(reference, small, tmp_path, monkeypatch):
+    """Checksums are right, but no run wrote this: a sentence each, and nothing is changed."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    train_mnist = importlib.import_module("train_mnist")
+    out = shutil.copytree(reference[0], tmp_path / "run")
+    path = out / "checkpoint.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    text = arrays["meta"].tobytes()
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--resume", "--out", str(out)])
+    for place, value in nonsense():
+        meta = json.loads(text)
+        owner = meta["progress"]
+        for key in place[:-1]:
+            owner = owner[key]
+        owner[place[-1]] = value
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+        np.savez(path, **arrays)
+        before = contents(out)
+        with pytest.raises((ValueError, MemoryError)) as caught:
+            train_mnist.main()
+            print(f"{place}: {value} was accepted")
+        said = str(caught.value)
+        assert said.isprintable() and 20 < len(said) < 600, (place, value, said)
+        assert not re.search("object|unsupported|argument|NoneType|not iterable", said), said
+        assert contents(out) == before
+
+
+# ---- directories, and others who use them --------------------------------------------------
+
+
+def test_a_directory_of_its_own(run, small, tmp_path):
+    """Nothing is replaced unless it was asked for, and --resume finds what was begun."""
+    words = [*SMALL, "--epochs=1", "--data-dir", small]
+    out, _ = run(*words)
+    assert "results go" not in out and results(tmp_path / "runs/mnist")
+    before = contents(tmp_path / "runs/mnist")
+    out, _ = run(*words, "--lr=0.01", at="step 2 SIGINT", status=130)
+    assert out.startswith("results go to runs/mnist-2: runs/mnist has those of another run\n")
+    assert "--resume --out runs/mnist-2" in out
+    run(*words, "--lr=0.03")
+    assert results(tmp_path / "runs/mnist-3") and contents(tmp_path / "runs/mnist") == before
+    out, _ = run("--resume")
+    assert out.startswith("resuming runs/mnist-2\n") and len(history(tmp_path / "runs/mnist-2"))
+    out, _ = run("--resume")  # all are over now: that which was saved last
+    assert out.startswith("resuming runs/mnist-2\n")
+    run(*words, "--lr=0.03", "--overwrite")  # runs/mnist itself
+    assert contents(tmp_path / "runs/mnist") != before
+
+
+def test_results_of_another_kind_go_with_overwrite(run, small, tmp_path):
+    """What would stand beside the new results as if it were theirs; and only once there are any."""
+    (tmp_path / "run").mkdir()
+    for name in ("best.npz", "mistakes.png", "mine.txt"):
+        (tmp_path / "run" / name).write_text("older")
+    words = [*SMALL, "--epochs=1", "--data-dir", small, "--out=run"]
+    run.refused(*words, match="holds best.npz, mistakes.png: --overwrite")
+    run.refused(*words, "--overwrite", "--lr=nan")
+    assert len(results(tmp_path / "run")) == 3
+    run(*words, "--overwrite")
+    assert results(tmp_path / "run") == ["checkpoint.npz", "metrics.csv", "mine.txt"]
+
+
+def test_links_lead_where_they_lead(run, small, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mnist").symlink_to(tmp_path / "elsewhere")  # which isn't there yet
+    words = [*SMALL, "--epochs=1", "--data-dir", small]
+    run(*words)
+    assert results(tmp_path / "elsewhere") == ["checkpoint.npz", "metrics.csv"]
+    before = contents(tmp_path / "elsewhere")
+    run.refused(*words, "--out=runs/mnist", match="--overwrite")
+    run(*words)
+    assert contents(tmp_path / "elsewhere") == before and results(tmp_path / "runs/mnist-2")
+
+
+@pytest.mark.parametrize("option", ["--epoch=3", "--res", "--data=x", "--hidden=8", "--over"])
+def test_options_are_not_abbreviated(run, option):
+    run.refused(option, match=f"unrecognized arguments: {option}")
+
+
+def test_two_runs_on_one_directory(run, small, reference, tmp_path):
+    """The second is refused, or without --out goes elsewhere; a kill -9 leaves the place free."""
+    words = [*SMALL, "--data-dir", small, "--out=runs/mnist"]
+    with run.start(*words, at="step 4 sleep") as process, killed_at_last(process):
+        wait_for(process, "asleep")
+        for other in (["--overwrite", *words], ["--resume", "--out=runs/mnist"]):
+            run.refused(*other, match="another run is working in runs/mnist")
+        out, _ = run(*SMALL, "--data-dir", small)
+        assert "results go to runs/mnist-2" in out
+        process.kill()
+        process.wait()
+        run("--resume", "--out=runs/mnist")
+    assert_same_run(tmp_path / "runs/mnist", reference[0])
+
+
+def test_without_locks_a_run_goes_on(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    train_mnist, files = (importlib.import_module(n) for n in ("train_mnist", "minimixer.files"))
+
+    def refuse(descriptor):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files, "_lock", refuse)
+    words = [*SMALL, "--epochs=1", "--data-dir", small, "--out", tmp_path / "run"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+    assert train_mnist.main() == 0
+    assert "can't be locked ([Errno 95]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", ["step 4", "step 6", "step 8"])
+def test_a_directory_that_is_removed_is_made_anew(run, small, reference, tmp_path, at):
+    run(*SMALL, "--data-dir", small, "--out=a/run", at=f"{at} remove")
+    assert_same_run(tmp_path / "a/run", reference[0])
+    assert (tmp_path / "a/run/.lock").exists()
+
+
+# ---- training on ---------------------------------------------------------------------------
+
+
+def test_training_on_from_weights(run, small, reference, tmp_path):
+    """A run that is over is not resumed for more; its weights begin a new one."""
+    shutil.copytree(reference[0], tmp_path / "run")
+    line = run.refused("--resume", "--out=run", "--epochs=6", match="--epochs is 4 in the run")
+    assert "a new run from its weights, with a schedule of its own" in line
+    again = [*shlex.split(line.partition("of its own: ")[2]), "--data-dir", small, "--lr=1e-12",
+             "--batch-size=80", "--epochs=1", "--warmup=0", "--out=on"]  # fmt: skip
+    run(*again)
+    (meta, arrays), (_, before) = (
+        read_checkpoint(tmp_path / name / "checkpoint.npz") for name in ("on", "run")
+    )
+    assert meta["progress"]["settings"]["hidden_dim"] == 16  # of the file
+    for name in before:
+        if name.startswith("weights/"):
+            np.testing.assert_allclose(arrays[name], before[name], atol=1e-9)
+    assert (
+        history(tmp_path / "on")[0]["test_accuracy"] == history(reference[0])[-1]["test_accuracy"]
+    )
+    run.refused(*again, "--hidden-dim=8", "--overwrite", match="--hidden-dim is 16 in run/check")
+    other = make_data(tmp_path / "other", shape=(8, 8), classes=2)
+    run.refused(*again, "--overwrite", "--data-dir", other, match=r"\(12, 8, 1\) and 3 classes")
+    run.refused(*again, "--overwrite", "--weights=none.npz", match="none.npz")
+    # It is stopped and resumed without that file.
+    run(*again[:4], "--lr=0.01", "--epochs=2", "--batch-size=32", "--out=whole")
+    run(*again[:4], "--lr=0.01", "--epochs=2", "--batch-size=32", "--out=half",
+        at="step 4 SIGINT", status=130)  # fmt: skip
+    shutil.rmtree(tmp_path / "run")
+    run("--resume", "--out=half")
+    assert_same_run(tmp_path / "half", tmp_path / "whole")
+
+
 # ---- what is refused -----------------------------------------------------------------------
 
 BAD_OPTIONS = [
@@ -680,7 +893,8 @@ def test_a_model_larger_than_memory(run, small, size):
 def test_what_is_refused_leaves_results_alone(run, small, reference, tmp_path, options):
     """A slip of the finger does not cost the results of the last run."""
     before = contents(shutil.copytree(reference[0], tmp_path / "run"))
-    run.refused("--data-dir", small, "--out=run", *options)
+    replace = [] if "--resume" in options else ["--overwrite"]
+    run.refused("--data-dir", small, "--out=run", *options, *replace)
     assert contents(tmp_path / "run") == before
 
 
@@ -804,7 +1018,7 @@ def test_nan_in_the_first_epoch_beside_an_earlier_run(run, small, tmp_path):
     run(*SMALL, "--data-dir", small, "--out=run")
     before = checkpoint_of(tmp_path / "run")
     line = run.refused(*SMALL, "--data-dir", small, "--out=run", "--lr=1e30", "--warmup=0",
-                       warnings="ignore")  # fmt: skip
+                       "--overwrite", warnings="ignore")  # fmt: skip
     assert "nothing was saved" in line and checkpoint_of(tmp_path / "run") == before
 
 
