@@ -190,13 +190,13 @@ def finetune(run: Run) -> int:
     warmup_steps = int(options.warmup * options.steps)
     total, done = options.steps * batch_size, run.step * batch_size
     skipped: list[tuple[str, str]] = []
-    seen: dict[int, Any] = {}  # logits and labels of the last validation, and of the best
+    validated: dict[int, Any] = {}  # logits and labels of the last validation, and of the best
 
     def validate():
-        logits, true = seen[len(run.history)] = predict(model, held_out, world)
+        logits, true = validated[len(run.history)] = predict(model, held_out, world)
         found = Metrics(model.num_classes).add(logits, true)
-        for old in seen.keys() - {len(run.history), run.reported}:
-            del seen[old]
+        for old in validated.keys() - {len(run.history), run.reported}:
+            del validated[old]
         waiting = run.progress["waited"] / max(1e-9, run.progress["seconds"])
         return {"val_loss": found.loss, "val_accuracy": found.accuracy, "waiting": waiting}
 
@@ -239,7 +239,7 @@ def finetune(run: Run) -> int:
                         return run.stop()
                 run.end_row(validate)
             batches.close()
-            logits, true = seen.get(run.reported) or predict(  # --resume has seen nothing
+            logits, true = validated.get(run.reported) or predict(  # --resume has seen nothing
                 run.reported_model(), held_out, world
             )
             skipped = everyones(world, pictures.skipped + held_out.skipped)

@@ -1,6 +1,8 @@
 """finetune.py and transfer.py as a user runs them: a few small pictures, a few steps."""
 
+import argparse
 import csv
+import importlib
 import os
 import re
 import shlex
@@ -12,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train_mnist import DRIVER, killed_at_last, make_data
+from test_train_mnist import DRIVER, killed_at_last, make_data, wait_for
 
 from minimixer import Mixer, Tensor
+from minimixer import functional as F
 from minimixer.checkpoint import read_checkpoint, save_checkpoint
 from minimixer.transfer import remake as remake_module
 from minimixer.transfer.augment import mixup_share
@@ -71,19 +74,20 @@ class Runner:
         self.directory, self.basic = directory, ["--data", folder, "--steps=6", "--eval-every=3"]
         self.basic += ["--weights", weights, "--batch-size=8", "--workers=0", "--min-area=0.8"]
 
-    def __call__(self, *changes, out="run", main=finetune.main):
+    def __call__(self, *changes, out="run", main=finetune.main, overwrite=True):
         """Run main in this process, in --out; later options win. Its directory."""
         words = [*self.basic, *changes, "--out", self.directory / out]
         if main is not finetune.main or "--resume" in changes:
             words = [*changes, "--out", self.directory / out]
-        before = sys.argv, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        if overwrite and "--resume" not in changes:
+            words.append("--overwrite")
+        before = sys.argv, [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
         try:
             sys.argv = [str(SCRIPT), *map(str, words)]
             assert main() == 0
         finally:
             sys.argv = before[0]
-            signal.signal(signal.SIGINT, before[1])
-            signal.signal(signal.SIGTERM, before[2])
+            assert before[1] == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
         return self.directory / out
 
     def start(self, *words, at=None, **more):
@@ -129,6 +133,10 @@ def rows(path):
 # ---- fine-tuning --------------------------------------------------------------------------------
 
 
+def cross_entropy(model, images, labels):
+    return F.cross_entropy(Tensor(model.predict_logits(images).astype("f8")), labels).item()
+
+
 def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
     out = run("--steps=60", "--lr=0.06", "--eval-every=0")
     said = capsys.readouterr()
@@ -148,7 +156,7 @@ def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
     p = model.predict_proba(images)  # of val/
     assert float(last["val_accuracy"]) == (p.argmax(axis=1) == labels).mean()
     assert f"accuracy {float(last['val_accuracy']):.2%} on 9 pictures" in said.out
-    expected = -np.log(p[np.arange(9), labels].astype(np.float64)).mean()
+    expected = cross_entropy(model, images, labels)
     np.testing.assert_allclose(float(last["val_loss"]), expected, rtol=1e-6)
     waited = sum(float(r["waiting"]) * float(r["seconds"]) for r in rows(out / "metrics.csv"))
     assert 0 < waited < sum(float(row["seconds"]) for row in rows(out / "metrics.csv"))
@@ -158,9 +166,9 @@ def test_the_loss_is_that_of_the_true_class(plain, folder):
     """Also of pictures that the model takes for something else."""
     paths, labels, _ = find_splits(folder)[1]
     (images, labels), = Loader(paths, labels, SIZE, 64, train=False).epoch(0)  # fmt: skip
-    p = Mixer.load(plain / "checkpoint.npz").predict_proba(images)
-    assert (p.argmax(axis=1) != labels).any()
-    expected = -np.log(p[np.arange(len(labels)), labels].astype(np.float64)).mean()
+    model = Mixer.load(plain / "checkpoint.npz")
+    assert (model.predict(images) != labels).any()
+    expected = cross_entropy(model, images, labels)
     met = float(rows(plain / "metrics.csv")[-1]["val_loss"])
     np.testing.assert_allclose(met, expected, rtol=1e-6)
 
@@ -454,10 +462,9 @@ def test_stopped_before_what_cannot_be_read(run, folder, tmp_path):
 @pytest.mark.parametrize("who", ["everyone", "a worker"])
 def test_ctrl_c_in_a_terminal_and_a_killed_worker(run, who):
     """Both end with a checkpoint and how to go on."""
-    words = [*run.basic, "--steps=1000000", "--workers=2", "--out=run"]
+    words = [*run.basic, "--steps=1000000", "--eval-every=50", "--workers=2", "--out=run"]
     with run.start(*words, start_new_session=True) as process, killed_at_last(process):
-        while "accuracy" not in process.stderr.read(80):
-            pass
+        wait_for(process, "step 50/")
         if who == "everyone":
             os.killpg(process.pid, signal.SIGINT)
         else:
@@ -478,15 +485,18 @@ def test_a_finished_run_reports_again_and_other_pictures_are_noticed(run, folder
     out = run()
     before, first = (out / "checkpoint.npz").read_bytes(), capsys.readouterr().out
     run("--resume", "--workers=0")
-    assert capsys.readouterr().out.splitlines()[1] == first.splitlines()[1]
+    accuracy = [line for line in first.splitlines() if line.startswith("accuracy ")]
+    assert accuracy and accuracy[0] in capsys.readouterr().out.splitlines()
     assert (out / "checkpoint.npz").read_bytes() == before
     with pytest.raises(ValueError, match="other images"):
         run("--resume", "--data", folder / "train")
     for option, value in (("--lr", "0.01"), ("--probe", "''"), ("--mean", "''")):
         with pytest.raises(ValueError, match=rf"{option} is {value} in the run to resume"):
             run("--resume", f"{option}={'ridge' if option == '--probe' else 0.5}")
-    with pytest.raises(ValueError, match="would be overwritten"):
-        run("--weights", out / "checkpoint.npz")
+    with pytest.raises(ValueError, match="--overwrite replaces them"):
+        run(overwrite=False)
+    with pytest.raises(ValueError, match=r"new run .*: --weights .*checkpoint.npz --head keep"):
+        run("--resume", "--steps=12")
 
 
 def test_pictures_of_val_belong_to_the_run(run, folder, tmp_path):
@@ -512,8 +522,10 @@ def test_another_scripts_checkpoint_is_kept(run, tmp_path):
     words = ["--patch-size=4", "--num-blocks=1", "--hidden-dim=8", "--tokens-mlp-dim=4",
              "--channels-mlp-dim=8", "--epochs=1", "--data-dir", data]  # fmt: skip
     run(*words, main=train_mnist.main)
-    with pytest.raises(ValueError, match="not from a run of this script"):
-        run()
+    with pytest.raises(ValueError, match=r"holds checkpoint\.npz, metrics\.csv"):
+        run(overwrite=False)
+    with pytest.raises(ValueError, match="was not written by this script: its setting"):
+        run("--resume")
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -527,7 +539,9 @@ def test_another_scripts_checkpoint_is_kept(run, tmp_path):
     (["--variant=mixer_s32"], "--variant"), (["--hidden-dim=8"], "--hidden-dim"),
     (["--image-size=13"], "12 x 12, 24 x 24"), (["--freeze=nothing"], "nothing"),
     (["--shots=100"], "hay has 8 pictures"), (["--holdout=2"], "--holdout"),
-    (["--workers=-1"], "--workers"),
+    (["--workers=-1"], "--workers"), (["--keep=first"], "--keep"),
+    (["--patience=-1"], "--patience"),
+    (["--probe=ridge", "--keep=best"], "--keep best"), (["--wei=x"], "unrecognized"),
 ])  # fmt: skip
 def test_bad_options(run, words, match):
     with pytest.raises((ValueError, OSError), match=re.escape(match)):
@@ -539,6 +553,118 @@ def test_one_line_for_what_the_user_can_mend(run):
     for words in (["--nonsense"], ["--data=none", "--weights=x"], []):
         _, err = run.process(*words, status=2)
         assert err.count("\n") == 1 and err.startswith("finetune")
+
+
+def test_each_comparison_has_its_directory(run, small, monkeypatch, capsys):
+    monkeypatch.chdir(run.directory)
+    done, words = [], list(map(str, small))
+    monkeypatch.setattr(transfer, "compare", lambda options, device, out: (
+        done.append(str(out)), (out / "transfer.csv").touch(), (out / "sweep.csv").touch()
+    ))  # fmt: skip
+    for more in ([], [], ["--overwrite"], ["--out=x"], ["--out=x", "--overwrite"]):
+        monkeypatch.setattr(sys, "argv", ["transfer.py", *words, *more])
+        assert transfer.main() == 0
+    assert done == ["runs/transfer", "runs/transfer-2", "runs/transfer", "x", "x"]
+    assert "results go to runs/transfer-2" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *words, "--out=x"])
+    with pytest.raises(ValueError, match=r"x holds sweep\.csv, transfer\.csv: --overwrite"):
+        transfer.main()
+
+
+def test_a_precision_that_a_gpu_lacks_is_said(weights, monkeypatch, capsys):
+    """Once, in one line; and it is an error if it was asked for."""
+    training = importlib.import_module("training")
+
+    def refuse(precision, device):
+        raise ValueError("precision bfloat16 needs a GPU of compute capability 8.0")
+
+    monkeypatch.setattr(training.backend, "check_precision", refuse)
+    model, options = Mixer.load(weights), argparse.Namespace(precision="bfloat16", resume=False)
+    monkeypatch.setattr(model, "set_precision", lambda precision: None)
+    training.set_precision(model, options, set())
+    assert options.precision == "float32"
+    said = capsys.readouterr().out
+    assert said == "training in float32: precision bfloat16 needs a GPU of compute capability 8.0\n"
+    options.precision = "bfloat16"
+    with pytest.raises(ValueError, match="compute capability"):
+        training.set_precision(model, options, {"precision"})
+
+
+# ---- the best validation -------------------------------------------------------------------------
+
+WORSE = ["--steps=24", "--eval-every=2", "--lr=2", "--schedule=constant", "--warmup=0", "--clip=0",
+         "--momentum=0.5"]  # fmt: skip  # too fast to get better all the time
+
+
+def best_of(out):
+    """The number of the best row, by another way than best_row's."""
+    found = rows(out / "metrics.csv")
+    return sorted(range(len(found)), key=lambda n: (
+        -float(found[n]["val_accuracy"]), float(found[n]["val_loss"]), n))[0]  # fmt: skip
+
+
+def test_the_best_weights_are_kept(run, capsys):
+    plain = run(*WORSE, out="plain")
+    out = run(*WORSE, "--keep=best")
+    assert_same(out, plain)
+    number, found = best_of(out), rows(out / "metrics.csv")
+    assert number < len(found) - 1
+    until = run(*WORSE, f"--steps={2 * number + 2}", out="until")  # of a constant learning rate
+    ours, theirs = Mixer.load(out / "best.npz").state_dict(), weights_in(until)
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+    said = capsys.readouterr().out
+    accuracy = float(found[number]["val_accuracy"])
+    wanted = f"accuracy {accuracy:.2%} on 9 pictures after step {2 * number + 2}, the best of 12"
+    assert wanted in said and f"wrote {out / 'best.npz'}" in said
+    run("--resume")  # which looks at the pictures again, with the best weights
+    assert wanted in capsys.readouterr().out
+    run(*WORSE)
+    assert not (out / "best.npz").exists()  # it would be another run's
+
+
+@pytest.mark.parametrize("at", ["step 5 SIGINT", "fsync 4 SIGKILL", "fsync 5 SIGKILL",
+                                "replaced 7 SIGKILL", "step 15 SIGKILL"])  # fmt: skip
+def test_the_best_survives_whatever_happens(run, at):
+    whole = run(*WORSE, "--keep=best", out="whole")
+    run.process(*run.basic, *WORSE, "--keep=best", "--out=run", at=at,
+                status=130 if "INT" in at else -signal.SIGKILL)  # fmt: skip
+    run.process("--resume", "--out=run")
+    out = run.directory / "run"
+    assert_same(out, whole)
+    assert best_of(out) == best_of(whole)
+    ours, theirs = (Mixer.load(path / "best.npz").state_dict() for path in (out, whole))
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+
+
+def test_patience_ends_a_run(run, capsys):
+    whole = rows(run(*WORSE, out="whole") / "metrics.csv")
+    capsys.readouterr()
+    out = run(*WORSE, "--patience=2")
+    found = rows(out / "metrics.csv")
+    assert 3 <= len(found) < 12 and best_of(out) == len(found) - 3
+    losses = [[row["val_loss"] for row in some] for some in (found, whole[: len(found)])]
+    assert losses[0] == losses[1]
+    said = capsys.readouterr().out
+    assert "ended before step 24: 2 validations in a row were not better" in said
+    before = (out / "checkpoint.npz").read_bytes()
+    run("--resume")  # it is over
+    assert (out / "checkpoint.npz").read_bytes() == before
+    assert rows(out / "metrics.csv") == found
+    with pytest.raises(ValueError, match=r"holds checkpoint\.npz, metrics\.csv: --overwrite"):
+        run(overwrite=False)  # which does not call it unfinished
+
+
+def test_two_runs_on_one_directory(run):
+    """A worker that outlives its killed trainer for a moment holds nothing."""
+    words = [*run.basic, "--steps=1000000", "--eval-every=50", "--workers=2", "--out=run"]
+    with run.start(*words) as process, killed_at_last(process):
+        wait_for(process, "step 50/")
+        with pytest.raises(BlockingIOError, match="another run is working in"):
+            run()
+        process.kill()
+        process.wait()
+        with pytest.raises(ValueError, match="other images"):
+            run("--resume", "--data", run.basic[1] / "train")
 
 
 def test_not_one_picture(run, tmp_path):

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_parallel import ENVIRONMENT, MPIRUN, needs_mpi
-from test_train_mnist import SCRIPT, SMALL, history, killed_at_last, make_data, without_times
+from test_train_mnist import (
+    SCRIPT,
+    SMALL,
+    history,
+    killed_at_last,
+    make_data,
+    wait_for,
+    without_times,
+)
 
 from minimixer import Mixer
 from minimixer.checkpoint import read_checkpoint, save_checkpoint
@@ -73,7 +81,8 @@ def test_the_same_training(small, alone, tmp_path, processes):
     """66 images in batches of 13, so that the last, of one image, leaves ranks without any."""
     out, _ = run(processes, SCRIPT, *WORDS, "--data-dir", small, "--out=run", cwd=tmp_path)
     assert_close(tmp_path / "run", alone)
-    assert out.count("test accuracy") == out.count("66 training images") == 1  # rank 0 alone
+    for text in ("66 training images", "epoch 1/3: test accuracy", "images after the last step"):
+        assert out.count(text) == 1  # rank 0 alone
     assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(alone))
 
 
@@ -104,8 +113,7 @@ def test_killed_and_resumed_by_others(small, alone, tmp_path):
 def test_ctrl_c_stops_all_after_the_same_step(small, tmp_path, who):
     words = [*WORDS, "--epochs=100000", "--data-dir", small, "--out=run"]
     with start(2, SCRIPT, *words, cwd=tmp_path) as process, killed_at_last(process):
-        while "accuracy" not in process.stderr.read(60):
-            pass
+        wait_for(process, "epoch ")
         if who == "mpirun":
             process.send_signal(signal.SIGINT)
         else:
@@ -166,8 +174,8 @@ STAGES = {
     "model": ("import minimixer; minimixer.Mixer.to = fails", "rank 1: lost"),
     "step": ("import minimixer; minimixer.AdamW.step = fails", "rank 1: lost"),
     "leaving a step": ("import minimixer; minimixer.AdamW.step = leaves", "rank 1: ended alone"),
-    "evaluation": ("import minimixer; minimixer.Mixer.predict_proba = fails", "rank 1: lost"),
-    "writing": ("import minimixer.idx as idx; idx.os.replace = fails", "rank 0: lost"),
+    "evaluation": ("import minimixer; minimixer.Mixer.predict_logits = fails", "rank 1: lost"),
+    "writing": ("import os; os.replace = fails", "rank 0: lost"),
 }
 
 
@@ -198,6 +206,23 @@ def test_an_error_on_one_rank_ends_all(small, tmp_path, stage):
     assert process.returncode != 0 and time.monotonic() - began < 15
     assert re.search(message, err), err
     assert err.count("Traceback") == (stage == "a bug in a package") and "test accuracy" not in out
+
+
+def test_the_first_rank_holds_the_directory(small, tmp_path):
+    """Without --out: all ranks go where rank 0 found a place, and resume what it found."""
+    words = [*WORDS, "--epochs=1", "--data-dir", small]
+    for _ in range(2):
+        out, _ = run(2, SCRIPT, *words, cwd=tmp_path)
+    assert out.count("results go to runs/mnist-2") == 1
+    ours, theirs = (read_checkpoint(tmp_path / f"runs/{name}/checkpoint.npz")[1]
+                    for name in ("mnist", "mnist-2"))  # fmt: skip
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+    out, _ = run(2, SCRIPT, "--resume", cwd=tmp_path)
+    assert out.count("resuming runs/mnist-2") == 1
+    words += ["--weights=runs/mnist/checkpoint.npz", "--out=on"]
+    run(2, SCRIPT, *words, cwd=tmp_path)
+    _, err = run(2, SCRIPT, *words, cwd=tmp_path, status=2)
+    assert err.count("on holds checkpoint.npz") == 1
 
 
 def test_not_one_picture(tmp_path):
@@ -249,6 +274,16 @@ def test_fine_tuning(tmp_path):
         out, err = run(processes, FINETUNE, *words, f"--out=run{processes}", cwd=tmp_path)
         assert_close(tmp_path / f"run{processes}", tmp_path / "run1")
         assert err.count("skipped pictures") == 7 and "7 files skipped" in out
+    best = ["--keep=best", "--patience=1", "--lr=1", "--steps=30", "--eval-every=1"]
+    for processes in (1, 2):
+        said, _ = run(processes, FINETUNE, *words, *best, f"--out=b{processes}", cwd=tmp_path)
+        assert said.count("validations in a row were not better") == 1
+    for _, again in ((1, 2), (2, 1)):
+        run(again, FINETUNE, "--resume", f"--out=b{3 - again}", cwd=tmp_path)
+    ours, theirs = (Mixer.load(tmp_path / f"b{n}/best.npz").state_dict() for n in (1, 2))
+    for name in ours:
+        if not name.endswith("token_mixing.b2"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=2e-4, err_msg=name)
     _, err = run(2, FINETUNE, *words, "--probe=ridge", "--out=p", cwd=tmp_path, status=2)
     assert "start it without mpirun" in err
 
