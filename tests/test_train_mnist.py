@@ -355,7 +355,7 @@ def test_a_terminal_that_is_closed(run, small, reference, tmp_path):
     with run.start(*words, at="step 4 nap", terminal=theirs) as process, killed_at_last(process):
         os.close(theirs)
         met = b""
-        while b"asleep" not in met:
+        while b"asleep\r\n" not in met:
             met += os.read(ours, 1000)
         os.close(ours)  # from now on EIO
         for _ in range(2):
