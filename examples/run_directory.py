@@ -59,7 +59,7 @@ def find(out: str, default: str) -> tuple[Path, Lock]:
         found.sort(key=lambda p: (not _is_finished(p), p.stat().st_mtime_ns))
         path = found[-1].parent if found else path
     if not (path / "checkpoint.npz").is_file():
-        raise ValueError(f"--resume: there is no {path / 'checkpoint.npz'}")
+        raise ValueError(f"--resume: there is no {printable(path / 'checkpoint.npz')}")
     return path, hold(path)
 
 
@@ -73,7 +73,7 @@ def hold(path: Path) -> Lock:
         lock = Lock(path / ".lock")
     except BlockingIOError:
         raise BlockingIOError(
-            f"another run is working in {path}: wait for its end, or choose another --out"
+            f"another run is working in {printable(path)}: wait for its end, or choose another --out"
         ) from None
     with tempfile.TemporaryFile(dir=path):
         pass
@@ -90,7 +90,7 @@ def _check_free(path: Path) -> None:
         there = ", ".join(kept)
         if kept[0] == "checkpoint.npz" and not _is_finished(path / kept[0]):
             there += " of an unfinished run (--resume goes on with it)"
-        raise ValueError(f"{path} holds {there}: --overwrite replaces them, another --out keeps "
+        raise ValueError(f"{printable(path)} holds {there}: --overwrite replaces them, another --out keeps "
                          "them")  # fmt: skip
 
 
