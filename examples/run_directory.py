@@ -73,7 +73,8 @@ def hold(path: Path) -> Lock:
         lock = Lock(path / ".lock")
     except BlockingIOError:
         raise BlockingIOError(
-            f"another run is working in {printable(path)}: wait for its end, or choose another --out"
+            f"another run is working in {printable(path)}: wait for its end, or choose another "
+            "--out"
         ) from None
     with tempfile.TemporaryFile(dir=path):
         pass
@@ -90,8 +91,9 @@ def _check_free(path: Path) -> None:
         there = ", ".join(kept)
         if kept[0] == "checkpoint.npz" and not _is_finished(path / kept[0]):
             there += " of an unfinished run (--resume goes on with it)"
-        raise ValueError(f"{printable(path)} holds {there}: --overwrite replaces them, another --out keeps "
-                         "them")  # fmt: skip
+        raise ValueError(
+            f"{printable(path)} holds {there}: --overwrite replaces them, another --out keeps them"
+        )
 
 
 def _is_finished(checkpoint: Path) -> bool:
