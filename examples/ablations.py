@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from options import Parser, check_range, run_script, stop_signals
+from options import Parser, check_range, run_script
+from stopping import stop_signals
 from tqdm import tqdm
 from training import write_rows
 

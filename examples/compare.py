@@ -52,7 +52,8 @@ from compare_models import (
 )
 from compare_table import table, transfer
 from compare_weights import weights
-from options import Parser, run_script, stop_signals
+from options import Parser, run_script
+from stopping import stop_signals
 from training import write_rows
 
 from minimixer import parallel

@@ -5,11 +5,10 @@ run the run it is, and are kept in its checkpoint; options such as --device are 
 """
 
 import argparse
-import contextlib
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import begin
@@ -100,21 +99,6 @@ def numbers(text: str) -> list[float] | float:
 
 
 # ---- signals ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-    """What asks a program to end, or closes its terminal, is as Ctrl-C is: what the program keeps
-    on the way down is kept. A signal that somebody chose to ignore (nohup) stays ignored."""
-    there = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
-    taken = [s for s in there if s is not None and signal.getsignal(s) is signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 # ---- errors -------------------------------------------------------------------------------------

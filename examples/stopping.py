@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -41,15 +42,27 @@ class StopSignal:
                 os.write(2, b"\nstopping after the next step; once more: at once\n")
 
 
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """What asks a program to end, or closes its terminal, is as Ctrl-C is: what the program keeps
+    on the way down is kept. A signal that somebody chose to ignore (nohup) stays ignored."""
+    there = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    taken = [s for s in there if s is not None and signal.getsignal(s) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def say(text: str, error: bool = False) -> None:
-    """Print a line, to stderr if it is an `error`, without tearing the bar. If nobody reads any
-    more, nor will: a run goes on, and ends as it should."""
+    """Print a line, to stderr if it is an `error`, without tearing the bar. What can't be written,
+    to a disk that is full, is not worth a run: it goes on (begin.py, where nobody reads)."""
     stream = sys.stderr if error else sys.stdout
     try:
         with tqdm.external_write_mode(stream):
             print(text, file=stream, flush=True)
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+    except OSError as problem:
+        print(f"what is printed is lost, and the run goes on: {problem}", file=sys.stderr)

@@ -177,7 +177,7 @@ class Run:
         """Show progress, `done` of `images` were trained on before, and mind signals to stop. There
         is a line for each row as well; where nobody watches, in a file, there is no bar."""
         self._started = time.perf_counter() - self.progress["seconds"]
-        watched = sys.stderr is not None and sys.stderr.isatty()
+        watched = getattr(sys.stderr, "isatty", bool)()
         with StopSignal(self.world.rank == 0) as self._signals, tqdm(
             total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
             bar_format=BAR, disable=not watched,

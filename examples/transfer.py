@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from options import Parser, check_range, run_script, stop_signals
+from options import Parser, check_range, run_script
 from run_directory import claim
+from stopping import stop_signals
 from tqdm import tqdm
 from training import write_rows
 

@@ -157,7 +157,7 @@ def test_a_digit_of_ones_own(tmp_path, run):
     note, skipped, count = done.stderr.splitlines()
     assert note == "predict: no --weights, so the pictures are taken for digits"
     assert "blank.png: it shows no ink" in skipped and "1 of 2" in count
-    (tmp_path / "digits").write_text("a file of this name is no model")
+    (tmp_path / "digits").write_text("a file of this name is no model", encoding="utf-8")
     assert run("predict", three, "--top=1").stdout == done.stdout
     (tmp_path / "digits").unlink()
     arguments = ["--weights=digits", three, "--top=1"]
@@ -181,7 +181,9 @@ def test_evaluate_sees_digits_as_predict_does(tmp_path, run):
         for path in (ROOT / "tests" / "digits").glob(f"{digit}_*"):
             (folder / path.name).write_bytes(path.read_bytes())
     run("evaluate", "--weights=digits", "--data", tmp_path / "data")
-    metrics = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
+    metrics = json.loads(
+        (tmp_path / "runs" / "evaluate" / "metrics.json").read_text(encoding="utf-8")
+    )
     assert metrics["top1"] == 1 and metrics["pictures"] == 20
 
 

@@ -150,7 +150,7 @@ class Runner:
         }
         command = [sys.executable, *(["-c", DRIVER, at] if at else []), SCRIPT, *options]
         return subprocess.Popen(
-            [str(word) for word in command], cwd=self.cwd, env=environment, text=True,
+            [str(word) for word in command], cwd=self.cwd, env=environment,
             encoding="utf-8", stdin=subprocess.DEVNULL,
             **dict.fromkeys(("stdout", "stderr"), terminal or subprocess.PIPE) | more,
         )  # fmt: skip
@@ -831,7 +831,7 @@ def test_results_of_another_kind_go_with_overwrite(run, small, tmp_path):
     """What would stand beside the new results as if it were theirs; and only once there are any."""
     (tmp_path / "run").mkdir()
     for name in ("best.npz", "mistakes.png", "mine.txt"):
-        (tmp_path / "run" / name).write_text("older")
+        (tmp_path / "run" / name).write_text("older", encoding="utf-8")
     words = [*SMALL, "--epochs=1", "--data-dir", small, "--out=run"]
     run.refused(*words, match="holds best.npz, mistakes.png: --overwrite")
     run.refused(*words, "--overwrite", "--lr=nan")
@@ -876,7 +876,7 @@ def test_without_locks_a_run_goes_on(small, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     train_mnist, files = (importlib.import_module(n) for n in ("train_mnist", "minimixer.files"))
 
-    def refuse(descriptor):
+    def refuse(*_):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(files, "_lock", refuse)
