@@ -30,7 +30,7 @@ import contextlib
 import functools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Letters and marks to Unicode, but nothing to the eye; the first of each range, and the last.
@@ -68,6 +68,12 @@ def distinct(names: Iterable[Any], most: int = 200) -> list[str]:
     if len(set(marked)) < len(marked):  # one of them was called so
         marked = [f"{name} [{k}]" for k, name in enumerate(shown)]
     return marked
+
+
+def some(names: Sequence[Any], most: int = 3) -> str:
+    """The first `most` of them, and how many more there are."""
+    shown = ", ".join(printable(name, 80) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def for_picture(name: Any, most: int = 24) -> str:

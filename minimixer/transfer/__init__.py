@@ -9,6 +9,7 @@ comes here only for `Mixer.from_pretrained`, `export` and `resize`.
     freeze.py             which weights stay as they are
     probe.py              a linear classifier on frozen features, in closed form
     folders.py            labelled pictures on disk: finding and decoding them
+    tiff.py               what a TIFF claims, before anybody believes it
     digits.py             a digit of one's own as MNIST has it
     augment.py            crops, flips, RandAugment, mixup: pictures changed at random
     loader.py             batches of pictures, decoded by several processes
