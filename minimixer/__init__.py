@@ -49,6 +49,8 @@ outside, and `parallel/`, several processes that train one model; nothing above 
 """
 
 import importlib.util
+import pkgutil
+from typing import Any
 
 from . import backend, data, functional, nn, ops, optim, rearrange
 from .autograd import Function
@@ -69,6 +71,23 @@ if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
     from . import kernels as kernels
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The other modules, `minimixer.transfer` say, are imported when somebody asks for them: this
+    package is imported in a tenth of a second, and needs no package that only some of them do."""
+    if name in _modules():
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_modules()})
+
+
+def _modules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__)}
+
 
 __all__ = [
     "GELU", "SGD", "Adam", "AdamW", "Dropout", "Flatten", "Function", "GradientError", "LayerNorm",

@@ -36,7 +36,7 @@ from minimixer.transfer.folders import (
 from minimixer.transfer.loader import Loader, LoaderError
 
 try:
-    from PIL import Image
+    from PIL import Image, ImageFilter
 except ImportError:
     Image = None
 pillow = pytest.mark.skipif(Image is None, reason="needs Pillow: pip install -e '.[images]'")
@@ -589,6 +589,66 @@ def test_crops_cover_the_scale_evenly():
 
 
 @pillow
+@pytest.mark.parametrize("interpolation", augment.INTERPOLATIONS)
+@pytest.mark.parametrize("width, height", [(256, 256), (512, 256), (256, 1000), (64, 64)])
+def test_the_centre_crop_by_value(width, height, interpolation):
+    """224 of 256: of a slope, the middle 7/8 of the shorter side; and bicubic is bicubic."""
+    slope = np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 3))
+    image = Image.fromarray(slope.astype(np.uint8))
+    met = np.asarray(augment.resize_crop(image, 224, interpolation)).astype(float)
+    side = min(width, height) * 224 / 256
+    x = (width - side) / 2 + (np.arange(224) + 0.5) * side / 224  # where each pixel's centre was
+    np.testing.assert_allclose(met[112, :, 0], (x - 0.5) * 255 / (width - 1), atol=1.5)
+    assert (met == met[:1]).all() and met.shape == (224, 224, 3)
+    down = augment.resize_crop(image.transpose(Image.Transpose.ROTATE_90), 224, interpolation)
+    np.testing.assert_array_equal(np.asarray(down)[::-1, :, :].swapaxes(0, 1), met)
+
+
+@pillow
+def test_bicubic_is_another():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
+    box = (2.5, 2.5, 37.5, 37.5)
+    for name in ("bilinear", "bicubic"):
+        wanted = image.resize((28, 28), getattr(Image.Resampling, name.upper()), box=box)
+        assert augment.resize_crop(image, 28, name).tobytes() == wanted.tobytes()
+    assert augment.resize_crop(image, 28).tobytes() != wanted.tobytes()
+    with pytest.raises(ValueError, match="bilinear or bicubic, not 'nearest'"):
+        augment.resize_crop(image, 28, "nearest")
+
+
+def test_narrow_crops():
+    """Where no crop of a permitted shape fits, the largest centre that has one: 3:4 to 4:3."""
+    boxes = {(1000, 12): (492, 0, 16, 12), (12, 1000): (0, 492, 12, 16),
+             (1000, 2): (498, 0, 3, 2), (3, 999): (0, 497, 3, 4)}  # fmt: skip
+    for (width, height), box in boxes.items():
+        assert crop_box(width, height, 0, 0, 0, scale=(1, 1)) == box
+
+
+def test_which_rank_takes_which_examples():
+    for size, count, ranks in ((8, 20, 2), (7, 20, 3), (4, 9, 4), (5, 5, 7)):
+        parts = [augment.Recipe(8, size, 0, True, (1, 1), 0, 0, rank=rank, ranks=ranks)
+                 for rank in range(ranks)]  # fmt: skip
+        for batch in range(-(-count // size)):
+            rows = [recipe.rows(batch, count) for recipe in parts]
+            whole = augment.Recipe(8, size, 0, True, (1, 1), 0, 0).rows(batch, count)
+            assert whole == (batch * size, min(count, (batch + 1) * size))
+            assert rows[0][0] == whole[0] and rows[-1][1] == whole[1]
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(rows))
+            sizes = [end - begin for begin, end in rows]
+            assert max(sizes) - min(sizes) <= 1
+
+
+@pillow
+def test_flips_by_value():
+    """Of the number that an example draws, the upper half swaps left and right."""
+    image = Image.fromarray(SMOOTH)
+    for example in range(20):
+        (draw,) = augment._draws(augment.FLIP, 3, 1, example, 1)
+        met = np.asarray(augment.random_flip(image, 3, 1, example))
+        np.testing.assert_array_equal(met, SMOOTH[:, ::-1] if draw >= 0.5 else SMOOTH)
+
+
+@pillow
 @pytest.mark.parametrize("size", [(300, 256), (256, 301), (37, 500), (2, 5000)])
 def test_the_centre_is_that_of_two_steps(size):
     image = Image.fromarray(SMOOTH).resize(size)
@@ -614,6 +674,121 @@ def test_every_operation_does_something_and_keeps_the_shape(name):
     np.testing.assert_array_equal(np.asarray(image), before)
     with pytest.raises(ValueError, match="has no 'Swirl'"):
         augment.apply_operation(image, "Swirl", 1)
+
+
+def moved(pixels, x_of, y_of):
+    """The pixel at (x, y) is the one that was at (x_of, y_of), or grey."""
+    rows, columns = pixels.shape[:2]
+    y, x = np.mgrid[:rows, :columns] + 0.5  # centres of pixels
+    from_x, from_y = np.floor(x_of(x, y)).astype(int), np.floor(y_of(x, y)).astype(int)
+    inside = (from_x >= 0) & (from_x < columns) & (from_y >= 0) & (from_y < rows)
+    found = pixels[from_y.clip(0, rows - 1), from_x.clip(0, columns - 1)]
+    return np.where(inside[..., None], found, np.uint8(128))
+
+
+def blended(image, other, factor):
+    """Pillow's blend: from `other` at 0 over the image at 1 and beyond; cut off, not rounded."""
+    a, b = np.asarray(other).astype(np.float32), np.asarray(image).astype(np.float32)
+    return np.clip(a + np.float32(factor) * (b - a), 0, 255).astype(np.uint8)
+
+
+def by_formula(image, name, level, sign):
+    """What RandAugment's operations are in the authors' code and in timm's."""
+    pixels, grey = np.asarray(image), np.asarray(image.convert("L"))
+    height, width = grey.shape
+    factor = level * 1.8 + 0.1
+    if name == "Posterize":
+        return pixels & np.uint8(256 - 2 ** (8 - min(8, int(level * 4))))
+    if name == "Solarize":
+        return np.where(pixels < int(level * 256), pixels, 255 - pixels)
+    if name == "SolarizeAdd":
+        return np.where(
+            pixels < 128, np.minimum(pixels.astype(int) + int(level * 110), 255), pixels
+        )
+    if name == "Color":
+        return blended(image, grey[..., None].repeat(3, 2), factor)
+    if name == "Contrast":
+        return blended(image, np.full_like(pixels, int(grey.mean() + 0.5)), factor)
+    if name == "Brightness":
+        return blended(image, np.zeros_like(pixels), factor)
+    if name == "Sharpness":
+        return blended(image, image.filter(ImageFilter.SMOOTH), factor)
+    if name == "ShearX":
+        return moved(pixels, lambda x, y: x + sign * level * 0.3 * y, lambda x, y: y)
+    if name == "ShearY":
+        return moved(pixels, lambda x, y: x, lambda x, y: y + sign * level * 0.3 * x)
+    if name == "TranslateX":  # 100 pixels of 224
+        return moved(pixels, lambda x, y: x + sign * level * width * 100 / 224, lambda x, y: y)
+    if name == "TranslateY":
+        return moved(pixels, lambda x, y: x, lambda x, y: y + sign * level * height * 100 / 224)
+    if name == "Rotate":
+        angle = -np.radians(sign * level * 30)
+        c, s, x0, y0 = np.cos(angle), np.sin(angle), width / 2, height / 2
+        return moved(pixels, lambda x, y: c * (x - x0) + s * (y - y0) + x0,
+                     lambda x, y: c * (y - y0) - s * (x - x0) + y0)  # fmt: skip
+    if name == "Cutout":
+        half, result = level * 40 / 224 * min(width, height), pixels.copy()
+        x, y = 0.5 * width, 0.5 * height
+        result[int(y - half) : int(y + half), int(x - half) : int(x + half)] = 128
+        return result
+    if name == "Invert":
+        return 255 - pixels
+    low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))  # AutoContrast
+    return ((pixels - low) * (255.0 / (high - low))).astype(np.uint8)
+
+
+@pillow
+@pytest.mark.parametrize("level", [0.3, 1, 1.7])
+@pytest.mark.parametrize("name", [n for n in augment._OPERATIONS if n != "Equalize"])
+def test_operations_by_value(name, level):
+    image = Image.fromarray(np.random.default_rng(3).integers(20, 230, (50, 60, 3), np.uint8))
+    for sign in (1, -1):
+        met = np.asarray(augment.apply_operation(image, name, level, sign)).astype(int)
+        wanted = by_formula(image, name, level, sign).astype(int)
+        off = np.abs(met - wanted)
+        if name == "Rotate":  # Pillow works in fixed point: at the border of two pixels, either
+            assert (off > 0).mean() < 0.005
+        else:
+            assert off.max() <= (name in ("Color", "Contrast", "Brightness", "Sharpness"))
+
+
+@pillow
+def test_equalize_makes_every_brightness_as_frequent():
+    ramp = (np.linspace(0, 1, 4096) ** 3 * 255).astype(np.uint8).reshape(64, 64, 1).repeat(3, 2)
+    met = np.asarray(augment.apply_operation(Image.fromarray(ramp), "Equalize", 1))
+    shares = np.bincount(met[..., 0].ravel() // 64, minlength=4) / 4096
+    assert abs(shares[1:] - 0.25).max() < 0.05 and met.max() == 255
+    assert (np.diff(met[..., 0].ravel().astype(int)) >= 0).all()
+
+
+@pillow
+def test_magnitude_0_is_the_weakest_of_each():
+    """Nothing is moved; colours become grey, and Solarize and Posterize are at their strongest."""
+    image = Image.fromarray(np.random.default_rng(3).integers(20, 230, (50, 60, 3), np.uint8))
+    pixels = np.asarray(image)
+    for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout", "SolarizeAdd"):
+        assert (np.asarray(augment.apply_operation(image, name, 0)) == pixels).all(), name
+    assert (np.asarray(augment.apply_operation(image, "Solarize", 0)) == 255 - pixels).all()
+    assert (np.asarray(augment.apply_operation(image, "Posterize", 0)) == pixels & 128).all()
+    met = np.asarray(augment.apply_operation(image, "Brightness", 0)).astype(int)
+    assert abs(met - pixels * 0.1).max() <= 1
+    strong = augment.rand_augment(image, 3, 0, 1, 2, 3)
+    assert strong.size == image.size
+    assert Loader(["x"], [0], 8, 1, layers=1, magnitude=0).recipe.magnitude == 0
+
+
+@pillow
+def test_which_operations_are_drawn_for_which_example():
+    """The first of four numbers says which, the second which way, the others where."""
+    image = Image.fromarray(SMOOTH)
+    for example in range(30):
+        draws = augment._draws(augment.RAND_AUGMENT, 1, 2, example, 8)
+        wanted = image
+        for which, sign, x, y in (draws[:4], draws[4:]):
+            name = augment._OPERATIONS[int(which * 16)]
+            wanted = augment.apply_operation(wanted, name, 1.5, -1 if sign < 0.5 else 1, (x, y))
+        met = augment.rand_augment(image, 2, 15, 1, 2, example)
+        assert met.tobytes() == wanted.tobytes()
 
 
 @pillow
@@ -763,7 +938,8 @@ def test_nothing_but_bad_files(tmp_path):
 def test_what_the_loader_refuses():
     good = dict(paths=["x"], labels=[0], size=8, batch_size=1)
     for name, wrong in dict(paths=[], labels=[0, 1], size=0, batch_size=0, workers=-1, seed=-1,
-                            scale=(0, 1), magnitude=-1).items():  # fmt: skip
+                            scale=(0, 1), magnitude=-1,
+                            interpolation="lanczos").items():  # fmt: skip
         with pytest.raises(ValueError, match=name):
             Loader(**{**good, name: wrong})
     with pytest.raises(TypeError, match="size must be an integer"):

@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -378,3 +380,26 @@ def test_what_a_wrong_function_returns_is_said():
         Wrong.wrong = staticmethod(wrong)
         with pytest.raises((TypeError, ValueError), match=message):
             Wrong.apply(x).backward()
+
+
+def test_modules_are_attributes_and_imported_when_asked_for():
+    """As README writes them: minimixer.transfer.freeze.freeze(model, "stem.*")."""
+    code = """if True:
+        import sys
+        import minimixer
+        late = ["PIL", "safetensors", "mpi4py", "matplotlib", "minimixer.transfer",
+                "minimixer.parallel"]
+        assert not set(late) & set(sys.modules)
+        assert callable(minimixer.transfer.freeze.freeze)
+        assert callable(minimixer.transfer.folders.decode) and "PIL" not in sys.modules
+        assert callable(minimixer.parallel.start) and callable(minimixer.kernels.use)
+        for name in ("checkpoint", "metrics", "files", "names", "report"):
+            assert getattr(minimixer, name).__name__ == "minimixer." + name
+        from minimixer import transfer
+        assert {"transfer", "parallel", "kernels", "Mixer", "files"} <= set(dir(minimixer))
+        assert {"freeze", "folders"} <= set(dir(transfer))
+        assert set(minimixer.__all__) <= set(dir(minimixer))
+        for module in (minimixer, transfer):
+            assert not hasattr(module, "nothing") and not hasattr(module, "__wrapped__")
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -44,16 +44,16 @@ def _draws(purpose: int, seed: int, epoch: int, example: int, count: int) -> lis
     return uniform(bits, np.float64).tolist()
 
 
-def resize_crop(image: Image, size: int) -> Image:
+def resize_crop(image: Image, size: int, interpolation: str = "bilinear") -> Image:
     """For evaluation: the shorter side to size * 256 / 224 (rounded), then the centre.
 
     A PIL image -> one of size x size. The two steps are done in one, since the longer side of a
-    strip of 2 x 60000 pixels would come to millions.
+    strip of 2 x 60000 pixels would come to millions. `interpolation` as in `resize`.
     """
     width, height = image.size
     side = min(width, height) * size / round(size * 256 / 224)  # of the crop, in the picture
     left, top = (width - side) / 2, (height - side) / 2
-    return _resize(image, size, (left, top, left + side, top + side))
+    return resize(image, (size, size), (left, top, left + side, top + side), interpolation)
 
 
 def crop_box(
@@ -97,14 +97,26 @@ def random_resized_crop(
 ) -> Image:
     """A part of a PIL image chosen by `crop_box`, as one of size x size."""
     left, top, w, h = crop_box(image.width, image.height, seed, epoch, example, scale, ratio)
-    return _resize(image, size, (left, top, left + w, top + h))
+    return resize(image, (size, size), (left, top, left + w, top + h))
 
 
-def _resize(image: Image, size: int, box: tuple[float, float, float, float]) -> Image:
+INTERPOLATIONS = ("bilinear", "bicubic")  # the authors evaluate with the second
+
+
+def resize(
+    image: Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    interpolation: str = "bilinear",
+) -> Image:
+    """The part `box` (left, top, right, bottom) of a PIL image, as one of `size` (width, height).
+    ValueError for another interpolation than "bilinear" and "bicubic"."""
     from PIL.Image import Resampling
 
-    # Pillow's bilinear averages over all pixels that fall into one when it shrinks.
-    return image.resize((size, size), Resampling.BILINEAR, box=box)
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be bilinear or bicubic, not {interpolation!r}")
+    # Pillow's both average over all pixels that fall into one when they shrink.
+    return image.resize(size, Resampling[interpolation.upper()], box=box)
 
 
 def random_flip(image: Image, seed: int, epoch: int, example: int) -> Image:
@@ -205,6 +217,7 @@ class Recipe:
     flip: bool = True
     rank: int = 0  # of `ranks` that share every batch
     ranks: int = 1
+    interpolation: str = "bilinear"  # of what is not changed at random
 
     def order(self, epoch: int, count: int) -> np.ndarray:
         """The numbers of the examples in the order of `epoch`: int64 (count,)."""
@@ -223,7 +236,8 @@ class Recipe:
     def picture(self, path: str, epoch: int, example: int) -> np.ndarray:
         """uint8 (size, size, 3). BadPicture if the file can't be decoded."""
         if not self.train:
-            return np.asarray(resize_crop(decode(path, self.size * 8 // 7 + 1), self.size))
+            image = decode(path, self.size * 8 // 7 + 1)
+            return np.asarray(resize_crop(image, self.size, self.interpolation))
         # Twice the size, so that a crop of a quarter of the area is still sharp
         image, draw = decode(path, 2 * self.size), (self.seed, epoch, example)
         image = random_resized_crop(image, self.size, *draw, self.scale)

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Epoch, _check_integer
-from .augment import Recipe, crop_box
+from .augment import INTERPOLATIONS, Recipe, crop_box
 from .folders import BadPicture, import_pillow
 
 Failures = list[tuple[int, str]]  # (row in the batch, why)
@@ -64,9 +64,10 @@ class Loader:
 
     paths (N) and labels, integers (N,), as of `find_images`. With `train`, a new order, crop and
     flip (unless `flip` is False) for each epoch, and `layers` of RandAugment at `magnitude`;
-    without, the order as it is and the centre of each picture. `workers` processes decode, or with
-    0 this one. The last batch may be smaller (with `drop_last` it is left out then), and so is one
-    with a file that can't be decoded, down to none: `skipped` lists each such (path, reason) once.
+    without, the order as it is and the centre of each picture, by `interpolation` ("bilinear" or
+    "bicubic"). `workers` processes decode, or with 0 this one. The last batch may be smaller (with
+    `drop_last` it is left out then), and so is one with a file that can't be decoded, down to none:
+    `skipped` lists each such (path, reason) once.
     The workers live until `close`, the end of a `with`, or an epoch that was not walked to its end.
     part (rank, ranks): of each batch only this rank's part is decoded and comes (parallel/).
     ValueError for empty or unequal lists and for numbers out of range.
@@ -77,6 +78,7 @@ class Loader:
         seed: int = 0, train: bool = True, workers: int = 0,
         scale: tuple[float, float] = (0.05, 1.0), layers: int = 0, magnitude: float = 10,
         flip: bool = True, drop_last: bool = False, part: tuple[int, int] = (0, 1),
+        interpolation: str = "bilinear",
     ):  # fmt: skip
         self.paths, self.labels = [os.fsdecode(path) for path in paths], np.asarray(labels)
         if not self.paths or self.labels.shape != (len(self.paths),):
@@ -87,6 +89,8 @@ class Loader:
         self.labels = self.labels.astype(np.int64)
         self.workers = _check_integer("workers", workers, 0, 1024)
         crop_box(1, 1, 0, 0, 0, scale)  # for its ValueError, here rather than in a worker
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"Loader: interpolation must be bilinear or bicubic: {interpolation}")
         if not magnitude >= 0:
             raise ValueError(f"Loader: magnitude must be 0 or more, not {magnitude}")
         self.recipe = Recipe(
@@ -100,6 +104,7 @@ class Loader:
             flip=bool(flip),
             rank=_check_integer("rank", part[0], 0, part[1] - 1),
             ranks=part[1],
+            interpolation=interpolation,
         )
         self.drop_last = bool(drop_last)
         self.skipped: list[tuple[str, str]] = []
