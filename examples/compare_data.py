@@ -250,8 +250,8 @@ def decode_all(
         failures = list(pool.map(fill, range(len(paths))))
     bad = [text for text in failures if text is not None]
     if bad:
-        print(f"compare: {len(bad)} of {len(paths)} pictures left out; the first: "
-              f"{printable(bad[0])}")  # fmt: skip
+        first = printable(bad[0], 300)
+        print(f"compare: {len(bad)} of {len(paths)} pictures left out; the first: {first}")
     good = np.array([text is None for text in failures])
     if not good.any():
         raise ValueError(f"not one of {len(paths)} pictures could be decoded; the last: "

@@ -8,9 +8,9 @@
 DATA holds a folder of pictures for each class, or train/ and val/ with such folders; without val/,
 a tenth of each class is held out. The defaults are the paper's recipes: for weights SGD with
 momentum, a cosine after a warm-up, gradients of norm 1 at most, and a head of zeros; for a new
-model (--variant) AdamW, a straight line, RandAugment, mixup and stochastic depth. A file that can't
-be decoded is named and skipped. Ctrl-C saves a checkpoint, and --resume goes on from it; predict.py
-and evaluate.py read it.
+model (--variant) AdamW, a straight line, RandAugment, mixup and stochastic depth. Files that
+can't be decoded are skipped, and listed in skipped.csv. Ctrl-C saves a checkpoint, and --resume
+goes on from it; predict.py and evaluate.py read it.
 
 --probe linear trains the head alone; --probe ridge trains nothing: finetune_probe.py.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from finetune_probe import check_shots, probe_ridge
-from finetune_setup import SIZES, find_data, fingerprint, make_model
+from finetune_setup import SIZES, find_data, fingerprint, make_model, tell_damaged, tell_data
 from options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
 from stopping import say
 from training import Run, on_each_rank, parts, set_precision
@@ -34,12 +34,12 @@ from training import Run, on_each_rank, parts, set_precision
 from minimixer import SGD, AdamW, Mixer, Tensor, parallel, schedule
 from minimixer import functional as F
 from minimixer.metrics import Metrics, correct
-from minimixer.names import printable
+from minimixer.names import some
 from minimixer.optim import Optimizer
 from minimixer.parallel import World
 from minimixer.report import save_pictures
-from minimixer.transfer.augment import mixup, mixup_share, one_hot
-from minimixer.transfer.folders import Found
+from minimixer.transfer.augment import INTERPOLATIONS, mixup, mixup_share, one_hot
+from minimixer.transfer.folders import Found, Skipped
 from minimixer.transfer.freeze import freeze
 from minimixer.transfer.loader import Loader, LoaderError
 from minimixer.transfer.probe import choose_shots
@@ -119,8 +119,10 @@ def finetune(run: Run) -> int:
         options.workers = max(1, options.workers // world.local_size)
 
     # ---- data, model, optimizer
-    train, val = find_data(options)
+    train, val, skipped = find_data(options)
     paths, labels, class_names = train
+    if world.rank == 0:
+        tell_data(options, val, skipped)
     if options.shots:
         check_shots(train, options.shots)
     model = make_model(options, class_names, run).to(device)
@@ -151,7 +153,8 @@ def finetune(run: Run) -> int:
         flip=bool(options.flip), drop_last=True, part=(world.rank, world.size),
     )  # fmt: skip
     held_out = Loader(val[0], val[1], model.height, 64, train=False, workers=options.workers,
-                      part=(world.rank, world.size))  # fmt: skip
+                      part=(world.rank, world.size),
+                      interpolation=options.interpolation)  # fmt: skip
     batch_size = pictures.recipe.batch_size
     world.check_batch_size(batch_size)
     say(
@@ -189,7 +192,6 @@ def finetune(run: Run) -> int:
     take_step = on_each_rank(train_step, model, optimizer, world, options.graph)
     warmup_steps = int(options.warmup * options.steps)
     total, done = options.steps * batch_size, run.step * batch_size
-    skipped: list[tuple[str, str]] = []
     validated: dict[int, Any] = {}  # logits and labels of the last validation, and of the best
 
     def validate():
@@ -200,6 +202,7 @@ def finetune(run: Run) -> int:
         waiting = run.progress["waited"] / max(1e-9, run.progress["seconds"])
         return {"val_loss": found.loss, "val_accuracy": found.accuracy, "waiting": waiting}
 
+    found: Skipped = []
     barren = 0  # batches in a row of which nothing could be decoded
     try:
         with pictures, held_out, run.bar(total, done) as bar:
@@ -219,6 +222,7 @@ def finetune(run: Run) -> int:
                     counts = world.gather([len(labels)])[:, 0].astype(int)  # of all processes
                     if not counts.any():  # nothing of this batch could be decoded
                         run.skip()
+                        bar.update(batch_size)
                         barren += 1
                         if world.size > 1 and barren >= len(pictures):  # a Loader sees its part
                             raise LoaderError("no picture could be decoded")
@@ -235,6 +239,7 @@ def finetune(run: Run) -> int:
                         images, seen = with_previous(world, images, labels)
                     targets = one_hot(seen, len(class_names), options.label_smoothing)
                     run.add(counts.sum(), *take_step(counts, images, labels, targets, share))
+                    bar.update(batch_size - counts.sum())  # what could not be decoded
                     if run.interrupted:
                         return run.stop()
                 run.end_row(validate)
@@ -242,11 +247,10 @@ def finetune(run: Run) -> int:
             logits, true = validated.get(run.reported) or predict(  # --resume has seen nothing
                 run.reported_model(), held_out, world
             )
-            skipped = everyones(world, pictures.skipped + held_out.skipped)
-            report(run, val, held_out, logits, true, len(skipped))
+            found = everyones(world, pictures.skipped + held_out.skipped)
+            report(run, val, held_out, logits, true, len(skipped + found))
     finally:
-        for path, reason in skipped or pictures.skipped + held_out.skipped:
-            say(f"finetune: skipped {printable(path)}: {reason}", error=True)
+        tell_damaged(run, skipped, found or pictures.skipped + held_out.skipped)
     return 0
 
 
@@ -301,9 +305,9 @@ def report(
     seconds = sum(row["seconds"] for row in run.history)
     images = sum(row["images_per_second"] * row["seconds"] for row in run.history)
     waited = sum(row["waiting"] * row["seconds"] for row in run.history)
-    missing = [printable(name) for k, name in enumerate(val[2]) if k not in labels]
+    missing = [val[2][k] for k in np.setdiff1d(val[1], labels)]
     if missing:
-        say(f"finetune: no picture of {', '.join(missing)} to validate on", error=True)
+        say(f"finetune: no picture of {some(missing)} was validated on", error=True)
     row, files = run.history[run.reported], [run.checkpoint, run.out / "metrics.csv", *written]
     when = "after the last step"
     if run.keeps_best:
@@ -344,6 +348,10 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--workers", type=int, default=min(16, os.cpu_count() or 1),
         help="processes that decode; 0: the one that trains (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, default="bilinear",
+        help="how pictures to validate on are made smaller (default: bilinear)",
     )  # fmt: skip
     parser.add_argument(
         "--graph", default="auto", choices=["auto", "on", "off"],

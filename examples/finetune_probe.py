@@ -14,8 +14,8 @@ from training import Run, write_rows
 from minimixer import Mixer
 from minimixer.checkpoint import save_checkpoint
 from minimixer.metrics import Metrics
-from minimixer.names import printable
-from minimixer.transfer.folders import Found
+from minimixer.names import printable, some
+from minimixer.transfer.folders import Found, tell_skipped
 from minimixer.transfer.loader import Loader
 from minimixer.transfer.probe import choose_shots, pooled_features, ridge
 from minimixer.transfer.remake import remake
@@ -28,12 +28,12 @@ def probe_ridge(
     print(f"features of {len(train[0]):,} pictures, and of {len(val[0]):,} to validate on")
     if options.shots:
         check_shots(train, options.shots)  # before all the work
-    features, labels, skipped = features_of(train, model, options.workers)
-    val_features, val_labels, more = features_of(val, model, options.workers)
-    for path, reason in skipped + more:
-        print(f"finetune: skipped {printable(path)}: {reason}", file=sys.stderr)
-    for found in (labels, val_labels):
-        check_classes(found, class_names)
+    features, labels, skipped = features_of(train, model, options)
+    val_features, val_labels, more = features_of(val, model, options)
+    if skipped + more:
+        print(f"finetune: {tell_skipped(skipped + more)}", file=sys.stderr)
+    for found, listed in ((labels, train[1]), (val_labels, val[1])):
+        check_classes(found, listed, class_names)
     draws = options.draws if options.shots else 1
     for draw in range(draws):
         chosen = np.arange(len(labels))
@@ -71,19 +71,20 @@ def check_shots(pictures: Found, shots: int) -> None:
         )
 
 
-def check_classes(labels: np.ndarray, class_names: list[str]) -> None:
-    """ValueError if nothing of a class could be decoded: any accuracy would mislead."""
-    missing = [printable(name) for k, name in enumerate(class_names) if k not in labels]
+def check_classes(labels: np.ndarray, listed: np.ndarray, class_names: list[str]) -> None:
+    """ValueError if nothing of a class that is listed could be decoded: accuracy would mislead."""
+    missing = [class_names[k] for k in np.setdiff1d(listed, labels)]
     if missing:
-        raise ValueError(f"no picture of {', '.join(missing)[:200]} can be decoded")
+        raise ValueError(f"no picture of {some(missing)} can be decoded")
 
 
 def features_of(
-    pictures: Found, model: Mixer, workers: int
+    pictures: Found, model: Mixer, options: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
     """(features (N, C), labels (N,), what was skipped) of the pictures that can be decoded."""
     paths, labels, _ = pictures
-    with Loader(paths, labels, model.height, 64, train=False, workers=workers) as loader:
+    with Loader(paths, labels, model.height, 64, train=False, workers=options.workers,
+                interpolation=options.interpolation) as loader:  # fmt: skip
         found = [
             (pooled_features(model, images), batch)
             for images, batch in loader.epoch(0)

@@ -2,38 +2,88 @@
 
 import argparse
 import os
+import sys
 import zlib
 
 import numpy as np
 from options import numbers
-from training import Run
+from training import Run, write_rows
 
 from minimixer import Mixer
 from minimixer.backend import Purpose, random_bits
-from minimixer.transfer.folders import Found, find_splits
+from minimixer.names import escaped, printable, some
+from minimixer.transfer.folders import (
+    TEST,
+    Found,
+    Skipped,
+    find_split,
+    find_splits,
+    tell_skipped,
+    without_others,
+)  # fmt: skip
 from minimixer.transfer.remake import remake
 
 SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 
-def find_data(options: argparse.Namespace) -> tuple[Found, Found]:
-    """(train, val), each (paths, labels, class names); a held-out share where there is no val/."""
+def find_data(options: argparse.Namespace) -> tuple[Found, Found, Skipped]:
+    """(train, val, what can't be used), the first two (paths, labels, class names); a held-out
+    share where there is no val/. ValueError if that leaves a class nothing to learn from, or if
+    there is one class alone."""
     train, val = find_splits(options.data)
+    if len(train[2]) == 1:
+        raise ValueError(f"{options.data} has one class, {printable(train[2][0])}, and nothing to "
+                         "tell it from; add a folder for each other class")  # fmt: skip
+    train, skipped = without_others(train)
     paths, labels, class_names = train
+    if len(empty := np.setdiff1d(np.arange(len(class_names)), labels)):
+        raise ValueError(f"no file of {some([class_names[k] for k in empty])} can be used, for "
+                         f"instance {skipped[0][0]}: {skipped[0][1]}")  # fmt: skip
     if val is not None:
-        return train, val
+        val, more = without_others(val)
+        if not val[0]:
+            raise ValueError(f"no file to validate on can be used, for instance {more[0][0]}: "
+                             f"{more[0][1]}")  # fmt: skip
+        return train, val, skipped + more
     order = np.argsort(random_bits(options.seed, Purpose.SHUFFLE, 0, 1, 0, np.arange(len(labels))))
     held = np.zeros(len(labels), dtype=bool)
     for label, name in enumerate(class_names):
         members = order[labels[order] == label]
         if len(members) < 2:
-            raise ValueError(f"class {name} has 1 picture; it needs 2, one of them to hold out")
+            raise ValueError(f"class {printable(name)} has 1 picture; it needs 2, one of them to "
+                             "hold out")  # fmt: skip
         count = round(options.holdout * len(members))
         held[members[: min(max(1, count), len(members) - 1)]] = True
     halves = []
     for chosen in (~held, held):
         halves.append(([paths[i] for i in np.flatnonzero(chosen)], labels[chosen], class_names))
-    return halves[0], halves[1]
+    return halves[0], halves[1], skipped
+
+
+def tell_data(options: argparse.Namespace, val: Found, skipped: Skipped) -> None:
+    """Say what one should know of the pictures before training."""
+    notes = []
+    split = find_split(options.data)
+    if split and split[1].name.lower() in TEST:
+        notes.append(f"validates on {split[1]}, as there is no val/; what is chosen by it is no "
+                     "longer tested by it")  # fmt: skip
+    missing = [name for k, name in enumerate(val[2]) if k not in val[1]]
+    if missing:
+        notes.append(f"no pictures of {some(missing)} to validate on")
+    if skipped:
+        notes.append(tell_skipped(skipped))
+    for note in notes:
+        print(f"finetune: {printable(note, 2000)}", file=sys.stderr)
+
+
+def tell_damaged(run: Run, skipped: Skipped, damaged: Skipped) -> None:
+    """Say what could not be decoded, and keep a list of all that was not used: skipped.csv."""
+    if damaged:
+        print(f"finetune: {tell_skipped(damaged)}", file=sys.stderr)
+    if (skipped or damaged) and run.world.rank == 0:
+        write_rows(run.out / "skipped.csv", [
+            {"file": escaped(path), "reason": escaped(why)} for path, why in skipped + damaged
+        ])  # fmt: skip
 
 
 def fingerprint(*parts: Found) -> int:
@@ -43,7 +93,7 @@ def fingerprint(*parts: Found) -> int:
     for paths, _, class_names in parts:
         names = ["/".join(path.split(os.sep)[-2:]) for path in paths]
         names += [str(os.path.getsize(path)) if os.path.isfile(path) else "" for path in paths]
-        found = zlib.crc32("\0".join([*names, *class_names]).encode(errors="replace"), found)
+        found = zlib.crc32("\0".join([*names, *class_names]).encode(errors="surrogatepass"), found)
     return found
 
 
@@ -70,7 +120,7 @@ def make_model(options: argparse.Namespace, class_names: list[str], run: Run) ->
     if keep:  # whose classes may come in another order than the folders
         names = model.class_names or (class_names if model.num_classes == classes else [])
         if sorted(names) != sorted(class_names):
-            theirs, ours = (", ".join(n)[:80] for n in (names or ["without names"], class_names))
+            theirs, ours = (some(n, 10) for n in (names or ["without names"], class_names))
             raise ValueError(f"--head keep: it is for {model.num_classes} classes, {theirs}; the "
                              f"folders are {ours}")  # fmt: skip
         order = [names.index(name) for name in class_names]

@@ -14,6 +14,8 @@ from typing import Any
 import begin
 import numpy as np
 
+from minimixer.names import printable
+
 Settings = Mapping[str, tuple[Any, str]]
 
 
@@ -126,6 +128,7 @@ def run_script(
         text = "; ".join(line.strip() for line in str(problem).splitlines())
         if isinstance(problem, MemoryError):
             text = f"out of memory; {memory}: {text}"
+        text = printable(text, 2000)  # there may be names in it
         print(f"{begin.rank()}{name}: {text}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"{begin.rank()}{name}: stopped", file=sys.stderr)

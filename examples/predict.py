@@ -27,9 +27,16 @@ from options import Parser, numbers, positive, run_script, share
 from minimixer import Mixer, backend
 from minimixer.checkpoint import BUILT_IN
 from minimixer.files import read_file
-from minimixer.transfer.augment import resize_crop
+from minimixer.names import distinct, printable
+from minimixer.transfer.augment import INTERPOLATIONS, resize, resize_crop
 from minimixer.transfer.digits import read_digit
-from minimixer.transfer.folders import ENDINGS, BadPicture, decode, import_pillow
+from minimixer.transfer.folders import (
+    BadPicture,
+    decode,
+    import_pillow,
+    is_picture,
+    tell_skipped,
+)  # fmt: skip
 from minimixer.transfer.remake import remake
 
 Failures = list[tuple[str, str]]  # (path, why)
@@ -47,30 +54,25 @@ def main() -> int:
     if options.weights == parser.get_default("weights"):
         print("predict: no --weights, so the pictures are taken for digits", file=sys.stderr)
     model = load_model(options)
-    names = class_names(model, options.names)
+    names = distinct(class_names(model, options.names))
     paths, failures = find_pictures(options.images)
     total = len(paths) + len(failures)
-    for path, reason in failures:
-        report_skipped(path, reason)
-    for good, images, failed in read_batches(paths, model, options.batch_size, options.crop):
-        for path, reason in failed:
-            report_skipped(path, reason)
+    for good, images, failed in read_batches(
+        paths, model, options.batch_size, options.crop, interpolation=options.interpolation
+    ):
         failures += failed
         if not good:
             continue
         probabilities = predict(model, images)
         for number, row in zip(good, probabilities, strict=True):
-            print(paths[number])
+            print(printable(paths[number], 4096))
             for k in np.argsort(-row, kind="stable")[: options.top]:  # of equal ones, the first
                 print(f"  {row[k]:7.2%}  {names[k]}")
     sys.stdout.flush()
     if failures:
+        print(f"predict: {tell_skipped(failures)}", file=sys.stderr)
         print(f"predict: {len(failures)} of {total} could not be read", file=sys.stderr)
     return 1 if len(failures) == total else 0
-
-
-def report_skipped(path: str, reason: str) -> None:
-    print(f"predict: skipped {path}: {reason}", file=sys.stderr)
 
 
 # ---- models, names, probabilities ---------------------------------------------------------------
@@ -131,15 +133,16 @@ def find_pictures(arguments: Sequence[str]) -> tuple[list[str], Failures]:
         found, before = [], len(failures)
         for folder, folders, files in os.walk(argument, onerror=note):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            files = [name for name in files if not name.startswith(".")]
-            found += [os.path.join(folder, n) for n in files if n.lower().endswith(ENDINGS)]
+            found += [os.path.join(folder, name) for name in files if is_picture(name)]
         if not found and len(failures) == before:
             failures.append((argument, "it has no pictures"))
         paths += sorted(found)
     return paths, failures
 
 
-def read_picture(path: str, model: Mixer, crop: float | None = None) -> np.ndarray:
+def read_picture(
+    path: str, model: Mixer, crop: float | None = None, interpolation: str = "bilinear"
+) -> np.ndarray:
     """uint8 (H, W, in_channels), the centre of the picture. BadPicture if it can't be decoded.
 
     A model of MNIST's digits gets the digit instead, prepared; BadPicture if there is none.
@@ -154,20 +157,25 @@ def read_picture(path: str, model: Mixer, crop: float | None = None) -> np.ndarr
     if crop is None and model.in_channels == 1:
         crop = 1.0
     if crop is None and height == width:
-        image = resize_crop(image, height)
+        image = resize_crop(image, height, interpolation)
     else:
         share = 224 / 256 if crop is None else crop
         side = share * min(image.width / width, image.height / height)  # of one pixel of ours
         w, h = side * width, side * height
         left, top = max(0.0, (image.width - w) / 2), max(0.0, (image.height - h) / 2)
         box = (left, top, min(left + w, image.width), min(top + h, image.height))
-        image = image.resize((width, height), import_pillow().Resampling.BILINEAR, box=box)
+        image = resize(image, (width, height), box, interpolation)
     array = np.asarray(image.convert("L") if model.in_channels == 1 else image)
     return array.reshape(height, width, -1)
 
 
 def read_batches(
-    paths: Sequence[str], model: Mixer, batch_size: int, crop: float | None = None, threads: int = 2
+    paths: Sequence[str],
+    model: Mixer,
+    batch_size: int,
+    crop: float | None = None,
+    threads: int = 2,
+    interpolation: str = "bilinear",
 ) -> Iterator[tuple[list[int], np.ndarray, Failures]]:
     """Batches of pictures: (numbers of those that could be read, their pixels, failures).
 
@@ -180,7 +188,7 @@ def read_batches(
 
     def attempt(path: str) -> np.ndarray | BadPicture:
         try:
-            return read_picture(path, model, crop)
+            return read_picture(path, model, crop, interpolation)
         except BadPicture as error:
             return error
 
@@ -220,6 +228,10 @@ def make_parser(description: str | None, weights: str | None = None) -> Parser:
         "--prepare", choices=("digit", "none"),
         help="make pictures like MNIST's digits, or take them as they are (default: digit for "
         "models trained on the embedded MNIST, else none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, default="bilinear",
+        help="how pictures are made smaller (default: bilinear; the authors' weights: bicubic)",
     )  # fmt: skip
     for name in ("mean", "std"):
         parser.add_argument(

@@ -26,6 +26,7 @@ import itertools
 import math
 import operator
 import os
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,12 +114,19 @@ def _load_pair(images_file: Path, labels_file: Path) -> tuple[np.ndarray, np.nda
 
 
 def num_classes(labels: np.ndarray) -> int:
-    """One more than the largest label. ValueError unless labels are integers from 0 to 2^20."""
+    """One more than the largest label. ValueError unless labels are integers from 0 to 2^20; a
+    warning where they begin above 0, as EMNIST's letters do."""
     labels = np.asarray(labels)
     if labels.size == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(f"num_classes: needs integers, 0 or more; got {labels.dtype} {labels}")
     if labels.max() > 1 << 20:
         raise ValueError(f"num_classes: a label of {labels.max()} is taken for damage")
+    if labels.min() > 0:
+        warnings.warn(
+            f"the labels begin at {labels.min()}: of {labels.max() + 1} classes, those before it "
+            f"have no examples; subtract {labels.min()} from all labels to be rid of them",
+            stacklevel=2,
+        )
     return int(labels.max()) + 1
 
 

@@ -772,3 +772,10 @@ def test_a_forked_process_goes_on_with_an_epoch():
         return found + [labels.tolist() for _, labels in epoch] == expected
 
     assert forked(rest) == 1 and rest()
+
+
+def test_labels_that_begin_at_1_are_said():
+    """EMNIST's letters: 1 to 26."""
+    with pytest.warns(UserWarning, match="begin at 1: of 27 classes, .* subtract 1 from all"):
+        assert data.num_classes(np.arange(1, 27)) == 27
+    assert data.num_classes(np.array([0, 26])) == 27

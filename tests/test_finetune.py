@@ -36,6 +36,7 @@ SCRIPT = Path(finetune.__file__)
 COLUMNS = ["step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "waiting", "seconds",
            "images_per_second"]  # fmt: skip
 SIZE = 12
+CUT = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x09\0\0\0\x09\x08\0\0\0\0"  # begins as a picture
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +144,11 @@ def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
     assert [list(row) for row in rows(out / "metrics.csv")] == [COLUMNS] * 10
     assert [row["step"] for row in rows(out / "metrics.csv")] == [str(6 * n) for n in range(1, 11)]
     assert float(rows(out / "metrics.csv")[-1]["val_accuracy"]) > 0.8
-    assert "25 pictures of 3 classes, 10 to validate on" in said.out  # with those to be skipped
+    assert "24 pictures of 3 classes, 9 to validate on" in said.out
     assert "2 files skipped" in said.out
-    for split in ("train", "val"):
-        assert re.search(rf"skipped .*{split}/ivy/broken\.jpg: it is none of JPEG", said.err)
+    both = r"2 files \(.*train/ivy/broken\.jpg, .*val/ivy/broken\.jpg\): it is none of JPEG"
+    assert re.search(f"skipped 2 files: {both}", said.err)
+    assert [Path(row["file"]).parts[-3] for row in rows(out / "skipped.csv")] == ["train", "val"]
     model = Mixer.load(out / "checkpoint.npz")
     assert model.class_names == ["hay", "ivy", "jar"] and model.mean[0] == 0.4
     last = rows(out / "metrics.csv")[-1]
@@ -329,11 +331,12 @@ def test_larger_pictures_and_a_kept_head(run, weights):
 
 def test_without_val_a_share_of_each_class_is_held_out(run, folder, capsys):
     run("--data", folder / "train", "--holdout=0.25")
-    assert "19 pictures of 3 classes, 6 to validate on" in capsys.readouterr().out
+    assert "18 pictures of 3 classes, 6 to validate on" in capsys.readouterr().out
     options = finetune.make_parser().parse_args(["--data", str(folder / "train")])
-    train, val = finetune_setup.find_data(options)
+    train, val, skipped = finetune_setup.find_data(options)
     assert set(train[0]).isdisjoint(val[0]) and sorted(val[1]) == [0, 1, 2]
-    assert sorted(train[0] + val[0]) == sorted(find_images(folder / "train")[0])
+    every = [*train[0], *val[0], *(path for path, _ in skipped)]
+    assert sorted(every) == sorted(find_images(folder / "train")[0]) and len(skipped) == 1
     options.seed = 5
     assert finetune_setup.find_data(options)[1][0] != val[0]
 
@@ -391,13 +394,13 @@ def test_the_ridge_probe_is_the_closed_form(run, folder, weights, capsys):
     images = next(Loader(*find_splits(folder)[1][:2], SIZE, 99, train=False).epoch(0))[0]
     assert (kept.predict(images) == val_labels).mean() == wanted[0]
     assert not (out / "checkpoint.npz").exists()
-    assert "2 files skipped" in said.out
+    assert "0 files skipped" in said.out and "skipped 2 files" in said.err
 
 
 def test_a_class_that_cannot_be_read_is_no_success(run, folder, tmp_path):
     broken = shutil.copytree(folder, tmp_path / "broken")
     for file in (broken / "val" / "jar").iterdir():
-        file.write_bytes(b"")
+        file.write_bytes(CUT)
     with pytest.raises(ValueError, match="no picture of jar can be decoded"):
         run("--data", broken, "--probe=ridge")
 
@@ -427,10 +430,10 @@ def test_stopped_and_resumed(run, step, extra):
 
 
 def half_broken(folder, tmp_path):
-    """One picture in two can't be decoded."""
+    """One picture in two can't be decoded, which shows when it is tried."""
     top = shutil.copytree(folder, tmp_path / "half")
     for file in (top / "train").rglob("[0-3].png"):
-        file.write_bytes(b"")
+        file.write_bytes(CUT)
     return top
 
 
@@ -526,6 +529,86 @@ def test_another_scripts_checkpoint_is_kept(run, tmp_path):
         run(overwrite=False)
     with pytest.raises(ValueError, match="was not written by this script: its setting"):
         run("--resume")
+
+
+# ---- folders as people have them ----------------------------------------------------------------
+
+
+def test_val_may_lack_classes_and_be_called_test(run, folder, tmp_path, capsys):
+    top = shutil.copytree(folder, tmp_path / "fewer")
+    shutil.rmtree(top / "val" / "hay")
+    for file in (top / "val" / "jar").iterdir():
+        file.unlink()
+    (top / "val").rename(top / "test")
+    for words in ([], ["--probe=ridge", "--out=probe"]):
+        out = run("--data", top, *words)
+        said = capsys.readouterr().err
+        assert "no pictures of hay, jar to validate on" in said
+        assert "test, as there is no val/" in said
+    model = Mixer.load(run("--data", top) / "checkpoint.npz")
+    assert model.class_names == ["hay", "ivy", "jar"]
+    assert (out / "checkpoint.npz").exists()
+    (top / "test" / "new").mkdir()
+    shutil.copy(top / "train" / "jar" / "0.png", top / "test" / "new")
+    with pytest.raises(ValueError, match="has pictures of new, which is not among the classes"):
+        run("--data", top)
+
+
+def test_one_class_alone(run, folder, tmp_path):
+    shutil.copytree(folder / "train" / "hay", tmp_path / "lone" / "hay")
+    with pytest.raises(ValueError, match="has one class, hay, and nothing to tell it from"):
+        run("--data", tmp_path / "lone")
+
+
+def test_the_bar_ends_at_the_end(run, folder, tmp_path):
+    """Although pictures that turn out to be damaged are trained on by nobody."""
+    top = half_broken(folder, tmp_path)
+    _, err = run.process(*run.basic, "--data", top, "--out=run")
+    assert "100%|" in err.replace("\r", "\n").splitlines()[-2]
+    assert re.search(r"skipped 12 files: 12 files \(.*and 9 more\): it is none of", err)
+    found = rows(tmp_path / "run" / "skipped.csv")
+    assert len(found) == 14 and all(Path(row["file"]).exists() for row in found)
+
+
+def test_a_picture_that_is_gone_when_it_is_read(run, folder, tmp_path, monkeypatch, capsys):
+    top = shutil.copytree(folder, tmp_path / "going")
+    find = finetune.find_data
+
+    def find_and_remove(options):
+        found = find(options)
+        (top / "train" / "hay" / "3.png").unlink()
+        shutil.rmtree(top / "val" / "jar")
+        return found
+
+    monkeypatch.setattr(finetune, "find_data", find_and_remove)
+    out = run("--data", top)
+    said = capsys.readouterr().err
+    assert re.search(r"skipped 4 files: 4 files \(.*3.png, .*\): it can't be read", said)
+    assert "no picture of jar was validated on" in said
+    assert len(rows(out / "skipped.csv")) == 6
+
+
+def test_interpolation_is_the_validations(run, plain):
+    out = run("--interpolation=bicubic")
+    assert_same(out, plain)
+    ours, theirs = (float(rows(o / "metrics.csv")[-1]["val_loss"]) for o in (out, plain))
+    assert ours != theirs
+
+
+def test_class_names_of_every_kind(tmp_path, folder, weights):
+    """Two dollars, an escape character, bytes that are no UTF-8: to the end, report included."""
+    pytest.importorskip("matplotlib")
+    names = ["$a$ or $b$", "esc\x1b[31m", os.fsdecode(b"caf\xe9"), "two\nlines", "x" * 255]
+    for name in names:
+        shutil.copytree(folder / "train" / "hay", tmp_path / "data" / name)
+    runner = Runner(tmp_path, tmp_path / "data", weights)
+    words = [*runner.basic, "--steps=2", "--eval-every=2", "--out=run"]
+    for extra in ([], ["--probe=ridge", "--shots=2", "--out=other"]):
+        said, err = runner.process(*words, *extra)
+        assert "\x1b[31m" not in said + err and r"wrote run" not in err
+    assert sorted(Mixer.load(tmp_path / "run" / "checkpoint.npz").class_names) == sorted(names)
+    _, err = runner.process(*words, "--shots=100", "--out=more", status=2)
+    assert "\x1b" not in err and "has 7 pictures" in err
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -671,8 +754,13 @@ def test_not_one_picture(run, tmp_path):
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
         (tmp_path / "bad" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "bad" / name).touch()
-    _, err = run.process(*run.basic, "--data", tmp_path / "bad", "--out=run", status=2)
-    assert re.search(r"\nfinetune: Loader: no picture could be decoded.*empty", err)
+    words = [*run.basic, "--data", tmp_path / "bad", "--out=run"]
+    _, err = run.process(*words, status=2)
+    assert re.search(r"no file of a, b can be used, for instance .*1.png: the file is empty", err)
+    for file in (tmp_path / "bad").rglob("*.png"):
+        file.write_bytes(CUT)
+    _, err = run.process(*words, status=2)
+    assert re.search(r"\nfinetune: Loader: no picture could be decoded.*damaged", err)
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
 
 

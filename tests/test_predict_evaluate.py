@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from minimixer.checkpoint import save_checkpoint
 from minimixer.idx import write_idx
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
+
+import evaluate  # noqa: E402  (needs Pillow)
 
 ROOT = Path(__file__).parents[1]
 WHITE, BLACK = (0.1, 0.7, 0.2), (0.62, 0.1, 0.28)  # what the model below says to such pictures
@@ -89,8 +92,9 @@ def test_classes_and_probabilities_of_pictures_and_directories(tmp_path, run):
         str(single), *white, str(folder / "a" / "2.png"), *black,
         str(folder / "b" / "deep" / "1.png"), *white,
     ]  # fmt: skip
-    bad, gone, count = done.stderr.splitlines()
-    assert "bad.jpg: it is none of JPEG" in bad and "gone.png: it can't be read" in gone
+    said, count = done.stderr.splitlines()
+    assert said.startswith("predict: skipped 2 files: ")
+    assert "bad.jpg: it is none of JPEG" in said and "gone.png: it can't be read" in said
     assert count == "predict: 2 of 5 could not be read"
 
 
@@ -249,13 +253,13 @@ def test_idx_directories_top_5_and_no_matplotlib(tmp_path, run):
     assert not (tmp_path / "runs" / "evaluate" / "confusion.png").exists()
     assert "--real" in run("evaluate", *arguments, "--real", "x", status=2).stderr
     weights = saved(tmp_path, names=None, channels=1)
-    assert "6 classes, the model 3" in run("evaluate", *arguments, status=2).stderr
+    assert "a label 5, but the model 3" in run("evaluate", *arguments, status=2).stderr
 
 
 def test_class_folders_must_fit_the_model(tmp_path, run, folder):
     arguments = ["--weights", saved(tmp_path, names=["eel", "cat", "wolf"]), "--data", folder]
     said = run("evaluate", *arguments, status=2).stderr
-    assert "only folders: dog; only the model's classes: wolf" in said
+    assert "has pictures of dog, which is not among the classes: eel, cat, wolf" in said
     saved(tmp_path, names=None)  # by order now: cat is 0, which the model says to black
     run("evaluate", *arguments)
     metrics = json.loads(
@@ -277,3 +281,127 @@ def test_wrong_files_of_real(tmp_path, run, folder):
         assert said in run("evaluate", *arguments, status=2).stderr
     assert "gone" in run("evaluate", *arguments[:2], "--data=gone", status=2).stderr
     assert not (tmp_path / "runs" / "evaluate" / "metrics.json").exists()
+
+
+def test_some_of_the_models_classes(tmp_path, run, folder):
+    """Others have no folder, or an empty one: no accuracy, and one line that says so."""
+    shutil.rmtree(folder / "val" / "dog")
+    for file in (folder / "val" / "eel").iterdir():
+        file.unlink()
+    (folder / "val" / "notes").mkdir()  # no pictures: no class
+    arguments = ["--weights", saved(tmp_path), "--data", folder]
+    done = run("evaluate", *arguments)
+    assert "all are of one class, cat: this says nothing of the others" in done.stdout
+    out = tmp_path / "runs" / "evaluate"
+    with open(out / "per_class.csv", newline="", encoding="utf-8") as file:
+        rows = [(row["name"], row["pictures"], row["accuracy"]) for row in csv.DictReader(file)]
+    assert rows == [("eel", "0", ""), ("cat", "3", str(2 / 3)), ("dog", "0", "")]
+    assert json.loads((out / "metrics.json").read_text())["mean_per_class"] == 2 / 3
+    picture(folder / "val" / "eel" / "1.png", 5)
+    assert "no pictures of dog\n" in run("evaluate", *arguments).stdout
+    saved(tmp_path, names=None)
+    assert "3 class folders" not in run("evaluate", *arguments).stdout  # cat, eel, notes: by order
+
+
+@pytest.mark.parametrize("name, said", [
+    ("valid", 0), ("Validation", 0), ("test", 0), ("train", "holds train but no val; give"),
+])  # fmt: skip
+def test_the_part_that_is_evaluated(tmp_path, run, folder, name, said):
+    shutil.rmtree(folder / "train")
+    (folder / "val").rename(folder / name)
+    arguments = ["--weights", saved(tmp_path), "--data", folder]
+    done = run("evaluate", *arguments, status=2 if said else 0)
+    assert said in done.stderr if said else f"evaluates on {folder / name}\n" in done.stdout
+
+
+def test_nan_counts_as_wrong(tmp_path, folder, monkeypatch, capsys):
+    """Of the four white ones, which are cat (1), cat, dog and eel, three get no answer."""
+    original = Mixer.predict_logits
+
+    def broken(model, images, batch_size=256):
+        logits = original(model, images, batch_size)
+        logits[[k for k, image in enumerate(images) if image.mean() > 245], 2] = np.nan
+        return logits
+
+    monkeypatch.setattr(Mixer, "predict_logits", broken)
+    words = ["evaluate.py", "--weights", saved(tmp_path), "--data", folder, "--out", tmp_path / "o"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    assert evaluate.main() == 0
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert metrics["without_answer"] == 3 and metrics["pictures"] == 6
+    assert metrics["top1"] == 2 / 6  # cat/d and eel/e
+    assert metrics["mean_per_class"] == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
+    # of those with an answer: 0.7 for one that is right, 0.62 for two of which one is
+    assert metrics["expected_calibration_error"] == pytest.approx((0.3 + 2 * 0.12) / 3, abs=1e-5)
+    assert "NaN for 3 pictures, which count as wrong" in capsys.readouterr().out
+    monkeypatch.setattr(Mixer, "predict_logits", lambda *_: np.full((6, 3), np.nan, "float32"))
+    with pytest.raises(ValueError, match="the model answers with NaN"):
+        evaluate.main()
+
+
+HARD = ["$a$ or $b$", "esc\x1b[31m", os.fsdecode(b"caf\xe9"), "two\nlines", "\u202egpj", " ", "-rf",
+        "\u732b", "x" * 250, "x" * 249 + "y", "e" + "\u0301" * 30]  # fmt: skip
+
+
+def visible(text):
+    return all(line.isprintable() for line in text.splitlines())
+
+
+def test_names_of_every_kind(tmp_path, run):
+    """Through pictures, tables and lines of both scripts."""
+    pytest.importorskip("matplotlib")
+    count = len(HARD)
+    even = tuple(np.full(count, 1 / count))
+    weights = saved(tmp_path, names=HARD, white=even, black=even)
+    for name in HARD:
+        picture(tmp_path / "data" / name / "1.png", 9)
+        (tmp_path / "data" / name / "\x1b[2J.png").write_bytes(b"no picture\x1b")
+    done = run("evaluate", "--weights", weights, "--data", tmp_path / "data", matplotlib=True)
+    assert visible(done.stdout) and visible(done.stderr)
+    out = tmp_path / "runs" / "evaluate"
+    assert (out / "confusion.png").stat().st_size > 5000
+    with open(out / "per_class.csv", newline="", encoding="utf-8") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert all(name.isprintable() for name in names)
+    codec = [n.encode("latin-1", "backslashreplace").decode("unicode_escape") for n in names]
+    assert codec == HARD
+    skipped = json.loads((out / "metrics.json").read_text())["skipped"]
+    assert {Path(path).parent.name for path, _ in skipped} == set(HARD)
+    done = run("predict", "--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()))
+    assert visible(done.stdout) and visible(done.stderr)
+    shown = {line.split("%  ")[1] for line in done.stdout.splitlines() if "%  " in line}
+    assert len(shown) == count
+    for words in (["--weights", "gone\x1b[31m\n.npz", "x"], ["--top=\x1b", "x"],
+                  ["--weights", weights, "--names", "\u202e", "x"]):  # fmt: skip
+        assert visible(run("predict", *words, status=2).stderr)
+
+
+def test_what_cannot_be_decoded_is_one_line(tmp_path, run):
+    for number in range(9):
+        (tmp_path / f"{number}.heic").write_bytes(b"ftypheic")
+    picture(tmp_path / "deep" / "1.gif", 250)
+    picture(tmp_path / "deep" / "2.tiff", 5)
+    Image.new("RGB", (80, 80), "red").save(tmp_path / "deep" / "cut.jpg")
+    whole = (tmp_path / "deep" / "cut.jpg").read_bytes()
+    (tmp_path / "deep" / "cut.jpg").write_bytes(whole[:-80])
+    done = run("predict", "--weights", saved(tmp_path), "--top=1", tmp_path)
+    said, count = done.stderr.splitlines()
+    assert len(done.stdout.splitlines()) == 4
+    assert "skipped 10 files: 9 files (" in said and "0.heic" in said and " and 6 more)" in said
+    assert count == "predict: 10 of 12 could not be read"
+
+
+def test_interpolation(tmp_path, run):
+    """Another filter, other probabilities; bilinear unless it is asked for."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (37, 37, 3), np.uint8)).save(tmp_path / "1.png")
+    model = Mixer(image_size=8, patch_size=4, num_classes=3, num_blocks=1, hidden_dim=16,
+                  tokens_mlp_dim=4, channels_mlp_dim=8)  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data = rng.standard_normal(parameter.shape).astype("float32")
+    save_checkpoint(tmp_path / "model.npz", model)
+    arguments = ["predict", "--weights", tmp_path / "model.npz", tmp_path / "1.png"]
+    plain = run(*arguments).stdout
+    assert run(*arguments, "--interpolation=bilinear").stdout == plain
+    assert run(*arguments, "--interpolation=bicubic").stdout != plain
+    assert "invalid choice" in run(*arguments, "--interpolation=nearest", status=2).stderr
