@@ -31,7 +31,7 @@ from minimixer import Mixer, data
 from minimixer.files import parse_json, read_file, replace_file
 from minimixer.loss import softmax
 from minimixer.metrics import Metrics
-from minimixer.names import distinct, escaped, for_picture, some
+from minimixer.names import distinct, escaped, for_picture, printable, some
 from minimixer.transfer.folders import (
     TEST,
     TRAIN,
@@ -115,7 +115,7 @@ def main() -> int:
         with replace_file(out / name) as file:
             file.write(content)
     report(metrics, distinct(names), counts, right)
-    print(f"wrote {', '.join(str(out / name) for name in files)}")
+    print(f"wrote {', '.join(printable(out / name) for name in files)}")
     if picture is None:
         print("for a picture of the confusion matrix: pip install matplotlib", file=sys.stderr)
     return 0
@@ -166,7 +166,7 @@ def evaluate_folder(model: Mixer, options: argparse.Namespace) -> Evaluated:
     top = Path(options.data)
     part = find_part(top, VAL, TEST)
     if part is not None:
-        print(f"evaluates on {part}")
+        print(f"evaluates on {printable(part)}")
     elif train := find_part(top, TRAIN):
         raise ValueError(f"{top} holds {train.name} but no val; give {train} to evaluate on that")
     paths, labels, names = pictures_of(part or top, model)
