@@ -488,6 +488,15 @@ def test_each_hostile_file_is_named_and_the_epoch_goes_on(folder):
 
 
 @pillow
+def test_a_file_at_the_very_limit_is_read(tmp_path, monkeypatch):
+    data = encoded()
+    monkeypatch.setattr(folders, "_MOST_FILE_BYTES", len(data))
+    np.testing.assert_array_equal(decoded(tmp_path / "x", data), SMOOTH)
+    with pytest.raises(BadPicture, match=f"too large: a file of {len(data) + 1} bytes"):
+        decoded(tmp_path / "x", data + b"x")
+
+
+@pillow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status")
 @pytest.mark.parametrize("mode, format, side", [
     ("RGBA", "PNG", 4090), ("CMYK", "JPEG", 3500), ("RGBA", "WEBP", 2900), ("RGB", "GIF", 4090),
