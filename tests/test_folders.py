@@ -628,7 +628,8 @@ def test_bicubic_is_another():
 def test_narrow_crops():
     """Where no crop of a permitted shape fits, the largest centre that has one: 3:4 to 4:3."""
     boxes = {(1000, 12): (492, 0, 16, 12), (12, 1000): (0, 492, 12, 16),
-             (1000, 2): (498, 0, 3, 2), (3, 999): (0, 497, 3, 4)}  # fmt: skip
+             (1000, 2): (498, 0, 3, 2), (3, 999): (0, 497, 3, 4),
+             (1, 999): (0, 499, 1, 1)}  # fmt: skip
     for (width, height), box in boxes.items():
         assert crop_box(width, height, 0, 0, 0, scale=(1, 1)) == box
 
