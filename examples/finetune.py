@@ -114,15 +114,13 @@ def finetune(run: Run) -> int:
             setattr(options, name, defaults[name])
     check_settings(options)
     device = world.use(options.device)
-
     if "workers" not in given:
         options.workers = max(1, options.workers // world.local_size)
 
     # ---- data, model, optimizer
     train, val, skipped = find_data(options)
     paths, labels, class_names = train
-    if world.rank == 0:
-        tell_data(options, val, skipped)
+    tell_data(run, val, skipped)
     if options.shots:
         check_shots(train, options.shots)
     model = make_model(options, class_names, run).to(device)
@@ -275,7 +273,7 @@ def endless(pictures: Loader, step: int) -> Iterator[tuple[np.ndarray, np.ndarra
 
 def everyones(world: World, skipped: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """What any process skipped, once."""
-    return list(dict(entry for some in world.every(skipped) for entry in some).items())
+    return list(dict(entry for each in world.every(skipped) for entry in each).items())
 
 
 def predict(model: Mixer, pictures: Loader, world: World) -> tuple[np.ndarray, np.ndarray]:

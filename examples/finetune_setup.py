@@ -60,10 +60,10 @@ def find_data(options: argparse.Namespace) -> tuple[Found, Found, Skipped]:
     return halves[0], halves[1], skipped
 
 
-def tell_data(options: argparse.Namespace, val: Found, skipped: Skipped) -> None:
+def tell_data(run: Run, val: Found, skipped: Skipped) -> None:
     """Say what one should know of the pictures before training."""
     notes = []
-    split = find_split(options.data)
+    split = find_split(run.options.data)
     if split and split[1].name.lower() in TEST:
         notes.append(f"validates on {split[1]}, as there is no val/; what is chosen by it is no "
                      "longer tested by it")  # fmt: skip
@@ -72,7 +72,7 @@ def tell_data(options: argparse.Namespace, val: Found, skipped: Skipped) -> None
         notes.append(f"no pictures of {some(missing)} to validate on")
     if skipped:
         notes.append(tell_skipped(skipped))
-    for note in notes:
+    for note in notes if run.world.rank == 0 else ():
         print(f"finetune: {printable(note, 2000)}", file=sys.stderr)
 
 

@@ -209,7 +209,7 @@ def test_one_sentence_for_what_was_skipped():
         r"skipped 8 files: 5 files (c/0.heic, c/1.heic, c/2.heic and 2 more): it is none of X, or "
         r"damaged; 2 files (a\x1b, b\n): damaged; e: the file is empty"
     )
-    assert tell_skipped(skipped[5:6]) == r"skipped 1 file: a\x1b: damaged (OSError: cut)"
+    assert tell_skipped(skipped[5:6]) == r"skipped a\x1b: damaged (OSError: cut)"
 
 
 # ---- pictures of every kind ---------------------------------------------------------------------

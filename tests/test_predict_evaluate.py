@@ -296,7 +296,7 @@ def test_some_of_the_models_classes(tmp_path, run, folder):
     with open(out / "per_class.csv", newline="", encoding="utf-8") as file:
         rows = [(row["name"], row["pictures"], row["accuracy"]) for row in csv.DictReader(file)]
     assert rows == [("eel", "0", ""), ("cat", "3", str(2 / 3)), ("dog", "0", "")]
-    assert json.loads((out / "metrics.json").read_text())["mean_per_class"] == 2 / 3
+    assert json.loads((out / "metrics.json").read_bytes())["mean_per_class"] == 2 / 3
     picture(folder / "val" / "eel" / "1.png", 5)
     assert "no pictures of dog\n" in run("evaluate", *arguments).stdout
     saved(tmp_path, names=None)
@@ -327,7 +327,7 @@ def test_nan_counts_as_wrong(tmp_path, folder, monkeypatch, capsys):
     words = ["evaluate.py", "--weights", saved(tmp_path), "--data", folder, "--out", tmp_path / "o"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     assert evaluate.main() == 0
-    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_bytes())
     assert metrics["without_answer"] == 3 and metrics["pictures"] == 6
     assert metrics["top1"] == 2 / 6  # cat/d and eel/e
     assert metrics["mean_per_class"] == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
@@ -365,7 +365,7 @@ def test_names_of_every_kind(tmp_path, run):
     assert all(name.isprintable() for name in names)
     codec = [n.encode("latin-1", "backslashreplace").decode("unicode_escape") for n in names]
     assert codec == HARD
-    skipped = json.loads((out / "metrics.json").read_text())["skipped"]
+    skipped = json.loads((out / "metrics.json").read_bytes())["skipped"]
     assert {Path(path).parent.name for path, _ in skipped} == set(HARD)
     done = run("predict", "--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()))
     assert visible(done.stdout) and visible(done.stderr)

@@ -208,7 +208,8 @@ def tell_skipped(skipped: Skipped) -> str:
         else:
             names = some([path for path, _ in members])
             texts.append(f"{len(members)} files ({names}): {printable(reason)}")
-    return f"skipped {len(skipped)} file{'s' * (len(skipped) != 1)}: {'; '.join(texts)}"
+    count = "" if len(groups) == 1 else f"{len(skipped)} files: "
+    return f"skipped {count}{'; '.join(texts)}"
 
 
 # ---- decoding -----------------------------------------------------------------------------------
