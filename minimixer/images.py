@@ -100,7 +100,7 @@ def not_normalized(images: Array, normalization: Normalization) -> str | None:
     mean, std = normalization.mean, normalization.std
     darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
     in_unit = 0 <= low < high <= 1 and darkest < -0.1
-    if not (in_unit or (low >= 0 and high > max(1.5, 2 * brightest))):
+    if not (in_unit or (low >= 0 and max(1.5, 2 * brightest) < high < np.inf)):
         return None
     return (
         f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "

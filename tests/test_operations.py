@@ -488,6 +488,8 @@ def test_infinities_and_nan_are_pytorchs_and_no_warning(dtype, device):
         found.backward(namespace(found.data).ones_like(found.data))
         np.testing.assert_allclose(found.numpy(), y, rtol=1e-3)
         np.testing.assert_allclose(to_numpy(x.grad), slope, rtol=1e-3)
+    if device != "cpu" and dtype == "float32":  # where CuPy takes subnormal numbers for 0
+        tiny = float(np.finfo(dtype).smallest_normal)
     a, b = leaf([0, 0, 1], device, dtype), leaf([tiny, -tiny, inf], device, dtype)
     y = a / b
     y.backward(namespace(y.data).ones_like(y.data))

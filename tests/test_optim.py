@@ -276,6 +276,8 @@ def test_clipping_gradients_whose_squares_are_no_numbers(device, size, dtype, ki
     """Two ranges of the buffer, of which one may have no gradient to speak of."""
     if device != "cpu" and kind == "kernels" and dtype == "float64":
         pytest.skip("the kernel adds squares in float64: they must be numbers there")
+    if device != "cpu" and size in (1e37, 1e-38):  # CuPy takes numbers below 1e-38 for 0
+        size = {1e37: 1e35, 1e-38: 1e-36}[size]
     with reference_functions() if kind == "reference" else contextlib.nullcontext():
         for other in (0.0, 1.0):
             values = np.zeros((8, 16), dtype), np.zeros(128, dtype)

@@ -229,7 +229,7 @@ def test_not_one_picture(tmp_path):
     pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
     for name in ("a/1.png", "a/2.png", "a/3.png", "b/1.png", "b/2.png", "b/3.png"):
         (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pictures" / name).touch()
+        (tmp_path / "pictures" / name).write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     words = ["--variant=mixer_s32", "--image-size=8", "--patch-size=4", "--num-blocks=1",
              "--hidden-dim=8", "--data=pictures", "--workers=0", "--steps=50",
              "--out=run"]  # fmt: skip
@@ -261,7 +261,7 @@ def test_fine_tuning(tmp_path):
         pixels = rng.integers(0, 100 + 70 * (number % 3), (12, 12, 3), dtype=np.uint8)
         image.fromarray(pixels).save(path)
         if number % 5 == 2:
-            path.write_bytes(b"broken")
+            path.write_bytes(path.read_bytes()[:40])
     model = Mixer(image_size=8, patch_size=4, num_blocks=2, hidden_dim=8, tokens_mlp_dim=6,
                   channels_mlp_dim=12, num_classes=2)  # fmt: skip
     for parameter in model.parameters():
@@ -273,7 +273,7 @@ def test_fine_tuning(tmp_path):
     for processes in (1, 2, 3):
         out, err = run(processes, FINETUNE, *words, f"--out=run{processes}", cwd=tmp_path)
         assert_close(tmp_path / f"run{processes}", tmp_path / "run1")
-        assert err.count("skipped pictures") == 7 and "7 files skipped" in out
+        assert err.count("skipped 7 files") == 1 and "7 files skipped" in out
     best = ["--keep=best", "--patience=1", "--lr=1", "--steps=30", "--eval-every=1"]
     for processes in (1, 2):
         said, _ = run(processes, FINETUNE, *words, *best, f"--out=b{processes}", cwd=tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from minimixer import report
 from minimixer.report import save_pictures
 
-SIZES = {"curves.png": (1170, 468), "mistakes.png": (1170, 650)}  # inches times 130
+SIZES = {"curves.png": (1170, 468), "mistakes.png": (1560, 975)}  # inches times 130
 
 
 def make(n=60, shape=(28, 28, 1), classes=10, mistakes=40, epochs=3, seed=0):
@@ -93,7 +93,7 @@ def test_the_most_confident_mistakes_and_their_titles(tmp_path, monkeypatch):
     assert len(wrong) == 30 and len(shown) == 24
     for axes, i in zip(shown, wrong, strict=False):
         np.testing.assert_array_equal(axes.images[0].get_array(), images[i, :, :, 0])
-        assert axes.get_title().startswith(f"{labels[i]}, not {predicted[i]} (")
+        assert axes.get_title().startswith(f"true: {labels[i]}\nsaid: {predicted[i]} (")
         assert f"{probabilities[i, predicted[i]]:.0%}" in axes.get_title()
     assert not any(axes.axison for axes in mistakes.axes)
     for axes, name in zip(curves.axes, ("loss", "accuracy"), strict=True):
@@ -126,7 +126,7 @@ def test_steps_names_and_pictures_taken_one_by_one(tmp_path, monkeypatch):
     assert list(curves.axes[0].lines[1].get_ydata()) == [row["val_loss"] for row in history]
     names, predicted = np.array(["hay", "ivy", "jar"]), probabilities.argmax(axis=1)
     titles = {axes.get_title().partition(" (")[0] for axes in mistakes.axes if axes.images}
-    assert titles == {f"{names[labels[i]]}, not {names[predicted[i]]}" for i in range(5)}
+    assert titles == {f"true: {names[labels[i]]}\nsaid: {names[predicted[i]]}" for i in range(5)}
 
 
 def test_they_replace_those_of_before(tmp_path):
