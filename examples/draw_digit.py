@@ -11,7 +11,8 @@ from options import Parser, run_script
 
 from minimixer import Mixer
 from minimixer.checkpoint import BUILT_IN
-from minimixer.idx import replace_file
+from minimixer.files import replace_file
+from minimixer.names import printable
 from minimixer.transfer.digits import LONGEST, prepare_digit
 from minimixer.transfer.folders import decode
 
@@ -45,7 +46,7 @@ def main() -> int:
         axis.set_title(title, fontsize=10)
     with replace_file(options.out) as file:
         figure.savefig(file, format="png", dpi=80)
-    print(f"wrote {options.out}")
+    print(f"wrote {printable(options.out)}")
     return 0
 
 

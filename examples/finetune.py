@@ -34,7 +34,7 @@ from training import Run, on_each_rank, parts, set_precision
 from minimixer import SGD, AdamW, Mixer, Tensor, parallel, schedule
 from minimixer import functional as F
 from minimixer.metrics import Metrics, correct
-from minimixer.names import some
+from minimixer.names import printable, some
 from minimixer.optim import Optimizer
 from minimixer.parallel import World
 from minimixer.report import save_pictures
@@ -319,7 +319,7 @@ def report(
         f"{run.step} steps in {seconds:.0f} s, {images / max(1e-9, seconds):,.1f} pictures/s, "
         f"of which {waited / max(1e-9, seconds):.0%} waiting for pictures; "
         f"{skipped} files skipped\n"
-        f"wrote {', '.join(map(str, files))}"
+        f"wrote {', '.join(map(printable, files))}"
     )
     if not written:
         say("for pictures of the curves and the mistakes: pip install matplotlib, then "

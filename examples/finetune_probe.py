@@ -58,7 +58,7 @@ def probe_ridge(
     )
     write_rows(run.out / "probe.csv", rows)
     save_checkpoint(run.out / "probe.npz", whole)
-    print(f"wrote {run.out / 'probe.csv'}, {run.out / 'probe.npz'}")
+    print(f"wrote {printable(run.out / 'probe.csv')}, {printable(run.out / 'probe.npz')}")
     return 0
 
 

@@ -9,6 +9,7 @@ from options import Parser, run_script
 
 from minimixer import Mixer, data
 from minimixer.checkpoint import BUILT_IN
+from minimixer.names import printable
 
 
 def main() -> int:
@@ -22,7 +23,7 @@ def main() -> int:
     model.save(options.out)
     _, _, images, labels = data.load_mnist()
     right = int((Mixer.load(options.out).predict(images) == labels).sum())
-    print(f"wrote {options.out}: {right:,} of {len(labels):,} test images right")
+    print(f"wrote {printable(options.out)}: {right:,} of {len(labels):,} test images right")
     return 0
 
 

@@ -169,7 +169,7 @@ def train(run: Run) -> int:
         f"after the last step\n"
         f"{options.epochs} epochs in {seconds:.0f} s, {rate:,.0f} images/s; "
         f"{model.num_parameters():,} parameters\n"
-        f"wrote {', '.join(str(p) for p in [run.checkpoint, run.out / 'metrics.csv', *pictures])}"
+        f"wrote {', '.join(map(printable, [run.checkpoint, run.out / 'metrics.csv', *pictures]))}"
     )
     if not pictures:
         say("for pictures of the curves and the mistakes: pip install matplotlib, then "

@@ -30,6 +30,7 @@ from minimixer import functional as F
 from minimixer.backend import Purpose, random_bits
 from minimixer.checkpoint import save_checkpoint
 from minimixer.metrics import evaluate
+from minimixer.names import printable
 from minimixer.optim import Optimizer
 
 SIZES = dict(patch_size=7, num_blocks=4, hidden_dim=96, tokens_mlp_dim=32, channels_mlp_dim=256)
@@ -139,7 +140,7 @@ def compare(options: argparse.Namespace, device: str, out: Path) -> None:
         optimizer, lr = best[method, labels]
         print(f"{labels:5} labels  {method:12}  {found.mean():7.2%} +- {error:.2%}"
               f"  ({optimizer}, lr {lr})")  # fmt: skip
-    print(f"wrote {out / 'transfer.csv'}, {out / 'sweep.csv'}")
+    print(f"wrote {printable(out / 'transfer.csv')}, {printable(out / 'sweep.csv')}")
 
 
 def train(
