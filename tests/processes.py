@@ -28,3 +28,8 @@ def forked(work) -> int | None:
 def needs_fork(test):
     quiet = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
     return pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")(quiet(test))
+
+
+def quick(cases, *chosen):
+    """Cases to be parametrised with, of which all but the chosen are slow."""
+    return [pytest.param(case, marks=[] if case in chosen else pytest.mark.slow) for case in cases]

@@ -179,6 +179,7 @@ def test_signals_between_and_inside_of_cells(run, monkeypatch, cells, tmp_path, 
     assert len(calls) == 4 + 2  # of two in the sweep and three in the table, the third was cut off
 
 
+@pytest.mark.slow
 def test_equal_operations_and_equal_seconds(run, tmp_path, monkeypatch):
     arguments = ("--models=mixer,vit", "--lrs=0.003")
     assert run("--equal=flops", "--budget=0.001", *arguments)[0] == 0
@@ -382,12 +383,14 @@ def test_plain_code_is_what_is_timed(run, tmp_path, monkeypatch):
     assert seen.count(False) == 3 * 2 and seen.count(True) == 3 * 2 * 2
 
 
+@pytest.mark.slow
 def test_a_frontier_of_two_sizes(run, tmp_path):
     """Rows are left out only where a smaller part of one model's budget is the same run."""
     assert run("--models=mixer", "--sizes=nano,tiny", "--lrs=0.01", "--figure=frontier")[0] == 0
     assert [r["size"] for r in read(tmp_path / "out" / "frontier.csv")] == ["nano", "tiny"]
 
 
+@pytest.mark.slow
 def test_a_frontier_s_costs(run, tmp_path, monkeypatch, cells):
     """A part of the steps takes that part of the whole's time, and keeps no weights."""
     monkeypatch.setattr(cells, "step_seconds", lambda *_: 0.5)
@@ -676,6 +679,7 @@ def test_scores_come_from_logits(cells, data, monkeypatch, logits, accuracy, los
 # ---- figures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_numbers_in_the_picture_are_those_of_all_test_images(run, tmp_path, figures_drawn, cells,
                                                              monkeypatch):  # fmt: skip
     monkeypatch.setattr(cells, "CURVE_IMAGES", 10)

@@ -154,6 +154,7 @@ def test_printed_digits_black_on_white(model):
     assert wrong <= 1
 
 
+@pytest.mark.slow
 def test_what_is_prepared_already_stays(model, mnist):
     images, labels = (array[:1500] for array in mnist)
     prepared = np.stack([prepare_digit(image[..., 0]) for image in images])[..., None]

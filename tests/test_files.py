@@ -185,6 +185,7 @@ def test_other_texts(text, said):
         parse_json(text if isinstance(text, bytes) else text.encode())
 
 
+@pytest.mark.slow
 def test_a_text_that_would_fill_a_memory_or_take_for_ever():
     for text in (
         b"[" + b"[]," * 5_000_000 + b"0]",

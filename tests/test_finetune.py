@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import quick
 from test_train_mnist import DRIVER, killed_at_last, make_data, wait_for
 
 from minimixer import Mixer, Tensor
@@ -451,6 +452,7 @@ def test_killed_and_resumed_when_steps_come_to_nothing(run, folder, tmp_path):
     assert_same(run.directory / "run", whole)
 
 
+@pytest.mark.slow
 def test_stopped_before_what_cannot_be_read(run, folder, tmp_path):
     """Whatever batch comes next after --resume."""
     words = ["--data", half_broken(folder, tmp_path), "--batch-size=1", "--steps=25"]
@@ -707,8 +709,9 @@ def test_the_best_weights_are_kept(run, capsys):
     assert not (out / "best.npz").exists()  # it would be another run's
 
 
-@pytest.mark.parametrize("at", ["step 5 SIGINT", "fsync 4 SIGKILL", "fsync 5 SIGKILL",
-                                "replaced 7 SIGKILL", "step 15 SIGKILL"])  # fmt: skip
+@pytest.mark.parametrize("at", quick(
+    ["step 5 SIGINT", "fsync 4 SIGKILL", "fsync 5 SIGKILL", "replaced 7 SIGKILL",
+     "step 15 SIGKILL"], "fsync 5 SIGKILL"))  # fmt: skip
 def test_the_best_survives_whatever_happens(run, at):
     whole = run(*WORSE, "--keep=best", out="whole")
     run.process(*run.basic, *WORSE, "--keep=best", "--out=run", at=at,
@@ -813,6 +816,7 @@ def small(tmp_path, monkeypatch):
     return ["--upstream", up, "--downstream", down, "--steps=10", "--draws=3", "--epochs=20"]
 
 
+@pytest.mark.slow
 def test_the_whole_comparison(run, small, capsys):
     out = run(*small, main=transfer.main)
     found = rows(out / "transfer.csv")

@@ -172,8 +172,8 @@ def launch_to_fail(directory, processes, run, **fault):
     ("kind", "words"),
     [
         ("error", ["rank 2: the disk is full"]),
-        ("bug", ["rank 2: Traceback", "KeyError: 'lost'"]),
-        ("exit3", ["rank 2: ended alone (SystemExit(3))"]),
+        pytest.param("bug", ["rank 2: Traceback", "KeyError: 'lost'"], marks=pytest.mark.slow),
+        pytest.param("exit3", ["rank 2: ended alone (SystemExit(3))"], marks=pytest.mark.slow),
         ("exit0", ["rank 2: ended alone (SystemExit(0))"]),
     ],
 )

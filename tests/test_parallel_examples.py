@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import quick
 from test_parallel import ENVIRONMENT, MPIRUN, needs_mpi
 from test_train_mnist import (
     SCRIPT,
@@ -179,7 +180,7 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", quick(STAGES, "a package", "leaving at import", "writing"))
 def test_an_error_on_one_rank_ends_all(small, tmp_path, stage):
     """Wherever it is, within seconds, and in that rank's words."""
     code, message = STAGES[stage]
@@ -208,6 +209,7 @@ def test_an_error_on_one_rank_ends_all(small, tmp_path, stage):
     assert err.count("Traceback") == (stage == "a bug in a package") and "test accuracy" not in out
 
 
+@pytest.mark.slow
 def test_the_first_rank_holds_the_directory(small, tmp_path):
     """Without --out: all ranks go where rank 0 found a place, and resume what it found."""
     words = [*WORDS, "--epochs=1", "--data-dir", small]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import quick
 
 from minimixer import AdamW, Mixer, backend, schedule
 from minimixer import functional as F
@@ -305,7 +306,7 @@ def test_output_without_a_terminal(reference):
         assert len(line) < 80
 
 
-@pytest.mark.parametrize("columns", [80, 132])
+@pytest.mark.parametrize("columns", quick([80, 132], 80))
 def test_a_terminal_has_a_bar_that_fits(run, small, columns):
     """Its end, the loss, is there, and its middle is a bar; the lines of the epochs are whole."""
     pty = pytest.importorskip("pty", reason="no terminals here")
@@ -368,6 +369,7 @@ def test_a_terminal_that_is_closed(run, small, reference, tmp_path):
     assert_same_run(tmp_path / "run", reference[0])
 
 
+@pytest.mark.slow
 def test_nobody_reads(run, small, reference, tmp_path):
     """As `| head -1` does: the run is not lost for that."""
     words = [*SMALL, "--data-dir", small, "--out=run"]
@@ -379,6 +381,7 @@ def test_nobody_reads(run, small, reference, tmp_path):
     assert_same_run(tmp_path / "run", reference[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&- 2>&-", ">&- 2>&-", ">&-"])
 def test_streams_that_were_never_open(run, small, reference, tmp_path, closed):
     """A file of ours may get their numbers: nothing is written there."""
@@ -401,6 +404,7 @@ def test_nohup_is_respected(run, small, reference, tmp_path):
     assert_same_run(tmp_path / "run", reference[0])
 
 
+@pytest.mark.slow
 def test_signals_while_saving_and_evaluating(run, small, reference, tmp_path):
     """One is noted; the second ends it at once, and what was saved before is whole."""
     for number, at in enumerate(("fsync 1", "replace 1", "replaced 1", "predict 1", "fsync 3")):
@@ -507,6 +511,7 @@ def test_the_resume_command_can_be_pasted(run, small, reference, tmp_path):
     assert_same_run(tmp_path / "a run", reference[0])
 
 
+@pytest.mark.slow
 def test_interrupted_at_every_step(run, small, reference, tmp_path):
     """Again and again, one step each time."""
     first = [*SMALL, "--data-dir", small]
@@ -559,7 +564,7 @@ KILLS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("at", KILLS)
+@pytest.mark.parametrize("at", quick(KILLS, *list(KILLS)[::4]))
 def test_killed_while_writing(run, small, reference, tmp_path, at):
     status = -signal.SIGXFSZ if at.endswith("cut") else -signal.SIGKILL
     run(*SMALL, "--data-dir", small, "--out=run", at=at, status=status)
