@@ -208,8 +208,7 @@ def tell_skipped(skipped: Skipped) -> str:
         else:
             names = some([path for path, _ in members])
             texts.append(f"{len(members)} files ({names}): {printable(reason)}")
-    count = "" if len(groups) == 1 else f"{len(skipped)} files: "
-    return f"skipped {count}{'; '.join(texts)}"
+    return "skipped " + f"{len(skipped)} files: " * (len(groups) > 1) + "; ".join(texts)
 
 
 # ---- decoding -----------------------------------------------------------------------------------

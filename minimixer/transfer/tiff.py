@@ -15,8 +15,11 @@ ValueError: damaged: its tags claim 4194304 bytes of 26
 Next: `digits.py`.
 """
 
+import logging
 import math
 import struct
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # decode says what is wrong
 
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8,
           17: 8, 18: 8}  # fmt: skip  # of one value of each type
