@@ -50,6 +50,8 @@ outside, and `parallel/`, several processes that train one model; nothing above 
 
 import importlib.util
 import pkgutil
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from . import backend, data, functional, nn, ops, optim, rearrange
@@ -73,21 +75,23 @@ if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """The other modules, `minimixer.transfer` say, are imported when somebody asks for them: this
-    package is imported in a tenth of a second, and needs no package that only some of them do."""
-    if name in _modules():
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """__getattr__ and __dir__ of a package whose modules, `minimixer.transfer` say, are imported
+    when somebody asks for them: so it is imported in a tenth of a second, and needs no package
+    that only some of them do."""
+
+    def modules() -> set[str]:
+        return {module.name for module in pkgutil.iter_modules(sys.modules[package].__path__)}
+
+    def find(name: str) -> Any:
+        if name in modules():
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find, lambda: sorted({*vars(sys.modules[package]), *modules()})
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_modules()})
-
-
-def _modules() -> set[str]:
-    return {module.name for module in pkgutil.iter_modules(__path__)}
-
+__getattr__, __dir__ = on_demand(__name__)
 
 __all__ = [
     "GELU", "SGD", "Adam", "AdamW", "Dropout", "Flatten", "Function", "GradientError", "LayerNorm",

@@ -17,20 +17,6 @@ comes here only for `Mixer.from_pretrained`, `export` and `resize`.
 timm's weights need safetensors (pip install -e '.[weights]'), pictures Pillow ('.[images]').
 """
 
-import importlib
-import pkgutil
-from typing import Any
+from .. import on_demand
 
-
-def __getattr__(name: str) -> Any:  # as in minimixer itself: only what is asked for is imported
-    if name in _modules():
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_modules()})
-
-
-def _modules() -> set[str]:
-    return {module.name for module in pkgutil.iter_modules(__path__)}
+__getattr__, __dir__ = on_demand(__name__)

@@ -34,6 +34,7 @@ _METHODS = (1, 2, 3, 4, 5, 8, 32773, 32946)
 
 
 def is_tiff(data: bytes) -> bool:
+    """Does it begin as a TIFF does, of either order of bytes, BigTIFF included?"""
     return data[:2] in (b"II", b"MM") and bool({42, 43} & set(data[2:4]))
 
 
