@@ -6,6 +6,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     backend.py      NumPy or CuPy; the one matrix product; random numbers without a state
     erf.py          how a special function is computed
     grad_mode.py    no_grad: whether operations are recorded
+    dispatch.py     what surrounds an operation: fast forms, two bytes, the right GPU
     autograd.py     Function, and the record of what was done
     backward.py     the walk back along it
     ops.py          arithmetic and elementwise functions, each forward beside its backward

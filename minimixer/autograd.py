@@ -28,31 +28,15 @@ reference cycles, and arrays are freed the moment the last name for them goes.
 Next: `backward.py`, the walk.
 """
 
-import contextvars
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .backend import (
-    FLOAT_DTYPES,
-    Array,
-    describe,
-    is_array,
-    is_half,
-    namespace,
-    same_device,
-    twin,
-    use_device_of,
-    widen,
-)
+from .backend import FLOAT_DTYPES, Array, describe, is_array, is_half, namespace, same_device
+from .dispatch import choose, explained, run
 from .grad_mode import is_grad_enabled
 from .precision import native
-
-# What runs in a copy of this context gets no warnings from NumPy, which keeps in a context variable
-# what it shall do about infinities and NaN. (A `with np.errstate` takes five times as long.)
-with np.errstate(all="ignore"):
-    quiet = contextvars.copy_context()
 
 # ---- the graph ----------------------------------------------------------------------------------
 
@@ -65,7 +49,6 @@ class Variable:
     __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
     is_parameter: ClassVar[bool] = False
     version = 0  # Parameters count their changes
-    precision: str | None = None  # of products with a Parameter: "tf32", or None
     result_class: ClassVar[type["Variable"]]  # what Functions return: Tensor, once that is known
     data: Array
     grad: Array | None
@@ -85,9 +68,6 @@ class Variable:
         else:  # a new array: whoever holds the old one keeps it as it was
             self.grad = added(self.grad, gradient.astype(self.data.dtype, copy=False))
 
-    def lend_grad(self, read_as: np.dtype) -> Array | None:
-        return None  # only Parameters have a place for their gradient: Function.destination
-
 
 def added(a: Array, b: Array) -> Array:
     """The sum of two gradients, a new array."""
@@ -105,34 +85,38 @@ class Function:
         backward(self, *gradients)          one per output, None if unused -> one per input
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
-    Neither may write into an array that it did not make. Class attributes say what else it can do:
+    Neither may write into an array that it did not make. If there is a
+        check(*inputs, **options)           a static method: ValueError for what does not fit
+    it is called first. Class attributes say what else it can do:
         takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
         optional        the positions of inputs that may be None
-        half            it takes two-byte arrays (and gives gradients of them in two bytes or in
-                        float32). Otherwise both ways are computed in float32, the results rounded
+        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both ways of
+                        two-byte numbers are computed in float32, the results rounded
+        wide_result     but not those of forward: sums of many
         whole           integers and booleans, which have no gradient: None refuses them, "kept"
                         takes them as they are, "float32" reads them as that
         quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "input_kinds", "needs", "num_outputs", "parents", "precision",
-        "special", "versions",
+        "__dict__", "__weakref__", "kinds", "needs", "num_outputs", "parents", "versions",
+        "widened",
     )  # fmt: skip
 
+    check: ClassVar[Any] = None
     takes_numbers: ClassVar[bool] = True
     optional: ClassVar[tuple[int, ...]] = ()
-    half: ClassVar[bool] = False
+    any_dtype: ClassVar[bool] = False
+    wide_result: ClassVar[bool] = False
     whole: ClassVar[str | None] = None
     quiet: ClassVar[bool] = False
 
-    needs: tuple[bool, ...]
-    input_kinds: tuple[Any, ...]  # per input: shape and dtype
+    needs: tuple[bool, ...]  # per input: is its gradient wanted?
     num_outputs: int
     parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, None) or None
-    special: bool  # on a GPU, or in two bytes: backward has to prepare something
+    kinds: tuple[Any, ...]  # per input that needs a gradient: shape and dtype
     versions: Sequence[tuple[Variable, int]]  # the Parameters read, and how often they had changed
-    precision: str | None  # of matrix products, as the Parameters' model wants it: "tf32" or None
+    widened: bool  # were the inputs stored in two bytes, and computed with in float32?
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -146,59 +130,16 @@ class Function:
         plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
         Parameters are read in the dtype of the others.
         """
-        arrays, first, parameters = _read_inputs(cls, inputs)
-        on_gpu = first is not None and namespace(first) is not np
-        if on_gpu:
-            use_device_of(first)
-        fast = None if first is None else twin(cls, first)
-        node = (fast or cls)()
+        arrays, first, parameters = check(cls, inputs, options)
+        node = cls()
         recording = is_grad_enabled()
         node.needs = tuple(
             [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
         )
-        node.precision = None
-        for parameter in parameters:
-            node.precision = node.precision or parameter.precision
-        two_bytes = first is not None and first.dtype.itemsize == 2 and is_half(first.dtype)
-        try:
-            if two_bytes and not node.half:
-                result = _rounded_forward(node, arrays, options, first.dtype)
-            elif node.quiet:
-                result = quiet.copy().run(node.forward, *arrays, **options)
-            else:
-                result = node.forward(*arrays, **options)
-        except (ValueError, TypeError, OverflowError) as error:
-            met = ", ".join(describe(a) if is_array(a) else repr(a) for a in arrays)
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{cls.__name__} of {met}: {error}") from None
-        several = isinstance(result, tuple)
-        outputs = result if several else (result,)
-        if True not in node.needs:
-            variables = [_variable(output) for output in outputs]
-            return tuple(variables) if several else variables[0]
-
-        node.num_outputs = len(outputs)
-        on_gpu = on_gpu or namespace(outputs[0]) is not np
-        node.special = on_gpu or two_bytes
-        node.input_kinds = tuple([(a.shape, a.dtype) if is_array(a) else None for a in arrays])
-        node.parents = tuple(
-            [_parent(v) if need else None for v, need in zip(inputs, node.needs, strict=True)]
-        )
-        node.versions = [(parameter, parameter.version) for parameter in parameters]
-        variables = [_variable(output) for output in outputs]
-        for index, variable in enumerate(variables):
-            variable.requires_grad, variable.node, variable.output_index = True, node, index
-        return tuple(variables) if several else variables[0]
-
-    def destination(self, position: int) -> Array | None:
-        """For backward: an array where the gradient of an input may be written and returned, which
-        saves a copy; None if there is none. It belongs to a Parameter without a gradient so far."""
-        assert self.parents is not None
-        source = (self.parents[position] or (None,))[0]
-        uses = sum(parent is not None and parent[0] is source for parent in self.parents)
-        if not isinstance(source, Variable) or uses > 1:  # it has but one place
-            return None
-        return source.lend_grad(self.input_kinds[position][1])
+        node.versions = parameters
+        node = choose(node, first, arrays, options)  # a fast form of the same, where one suits
+        results = run(cls.__name__, node, first, arrays, options)
+        return record(node, inputs, arrays, results)
 
     def release(self) -> None:
         """Forget what forward kept, and the way to the inputs."""
@@ -206,20 +147,27 @@ class Function:
         self.parents, self.versions = None, ()
 
 
-def _rounded_forward(
-    node: Function, arrays: Sequence[Any], options: dict[str, Any], dtype: np.dtype
-) -> Any:
-    """Of two-byte arrays, by a Function that knows float32: widened, computed with, rounded."""
-    arrays = [widen(a) if is_array(a) else a for a in arrays]
-    result = quiet.copy().run(node.forward, *arrays, **options)
-    if isinstance(result, tuple):
-        return tuple([_round(y, dtype) for y in result])
-    return _round(result, dtype)
-
-
-@np.errstate(over="ignore")  # float16 ends at 65504: beyond is infinite
-def _round(array: Any, dtype: np.dtype) -> Array:
-    return namespace(array).asarray(array).astype(dtype)
+def record(node: Function, inputs: Sequence[Any], arrays: Sequence[Any], results: Any) -> Any:
+    """The results as Variables, which remember the node that made them if a gradient is needed:
+    from there the way leads on to the nodes that made its inputs."""
+    several = isinstance(results, tuple)
+    variables = [_variable(array) for array in (results if several else (results,))]
+    if True in node.needs:
+        node.num_outputs = len(variables)
+        parents: list[Any] = []
+        kinds: list[Any] = []
+        for value, array, need in zip(inputs, arrays, node.needs, strict=True):
+            if not need:
+                parents.append(None)
+                kinds.append(None)
+                continue
+            leaf = value.node is None
+            parents.append((value, None) if leaf else (value.node, value.output_index))
+            kinds.append((array.shape, array.dtype))
+        node.parents, node.kinds = tuple(parents), tuple(kinds)
+        for index, variable in enumerate(variables):
+            variable.requires_grad, variable.node, variable.output_index = True, node, index
+    return tuple(variables) if several else variables[0]
 
 
 def _variable(output: Any) -> Variable:
@@ -233,8 +181,18 @@ def _variable(output: Any) -> Variable:
     return variable
 
 
-def _parent(variable: Variable) -> Any:
-    return (variable, None) if variable.node is None else (variable.node, variable.output_index)
+def check(
+    function: type[Function], inputs: Sequence[Any], options: dict[str, Any]
+) -> tuple[list[Any], Any, Sequence[tuple[Variable, int]]]:
+    """The arrays of the inputs, of one floating dtype, on one device and of shapes that fit; the
+    first of them; and the Parameters among the inputs, each with its version."""
+    arrays, first, parameters = _read_inputs(function, inputs)
+    if function.check is not None:
+        try:
+            function.check(*arrays, **options)
+        except ValueError as error:
+            raise explained(error, function.__name__, arrays) from None
+    return arrays, first, [(parameter, parameter.version) for parameter in parameters]
 
 
 def _read_inputs(

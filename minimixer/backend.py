@@ -214,16 +214,17 @@ def one(like: Array) -> Array:
 _ones: dict[tuple[str, np.dtype], Array] = {}
 
 
-# ---- fast twins ---------------------------------------------------------------------------------
+# ---- fast forms ---------------------------------------------------------------------------------
 
-# What kernels/ offers in place of the plain code that this tutorial reads, by what it replaces and
-# the library whose arrays it works on: (Function or name, "numpy" or "cupy"). Empty without it.
-twins: dict[tuple[Any, str], Any] = {}
+# What kernels/ has in place of plain code (dispatch.py): by what it replaces, and by the library
+# whose arrays it works on, "numpy" or "cupy". Empty without it.
+forms: dict[Any, dict[str, Any]] = {}
 
 
-def twin(plain: Any, array: Array) -> Any:
-    """The fast replacement of `plain` for such arrays, or None."""
-    return twins.get((plain, namespace(array).__name__)) if twins else None
+def form_of(plain: Any, array: Array) -> Any:
+    """The fast form of `plain` for such arrays, which may not suit them; or None."""
+    found = forms.get(plain)
+    return None if found is None else found.get(namespace(array).__name__)
 
 
 class _Aside(threading.local):  # each thread has its own
@@ -267,7 +268,7 @@ def matmul(
     """
     if accumulate and out is None:
         raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
-    fast = twin("matmul", a)
+    fast = form_of("matmul", a)
     if fast is not None and a.ndim == 2 and b.ndim == 2:
         return fast(a, b, out, accumulate, precision, bias)
     product = plain_matmul(a, b, out, accumulate, namespace(a).matmul)

@@ -20,20 +20,9 @@ Next: `ops.py`, the operations.
 
 from typing import Any
 
-import numpy as np
-
-from .autograd import Function, Variable, added, quiet
-from .backend import (
-    Array,
-    describe,
-    is_array,
-    is_half,
-    join,
-    namespace,
-    one,
-    use_device_of,
-    widen,
-)
+from .autograd import Function, Variable, added
+from .backend import Array, describe, is_array, join, namespace, one
+from .dispatch import quiet, run_back
 from .precision import native
 
 
@@ -73,12 +62,12 @@ def _walk(
     ready = [root]
     while ready:
         node = ready.pop()
-        parents, kinds, gradients = node.parents, node.input_kinds, arrived.pop(node, None)
+        parents, kinds, gradients = node.parents, node.kinds, arrived.pop(node, None)
         assert parents is not None
         if gradients is None:  # nothing reached it, but those behind it wait for its word
             results: Any = (None,) * len(parents)
         else:
-            results = _fire(node, gradients)
+            results = run_back(node, gradients)
         if not retain_graph:
             node.release()
         for position, parent in enumerate(parents):
@@ -152,61 +141,3 @@ def _count_uses(root: Function) -> dict[Function, int]:
                 uses[source] = 1
                 stack.append(source)
     return uses
-
-
-def _fire(node: Function, gradients: list[Array | None]) -> tuple[Array | None, ...]:
-    """Run one node's backward on what has arrived at its outputs, and check what it returns."""
-    assert node.parents is not None
-    for parameter, version in node.versions:
-        if parameter.version != version:
-            raise ValueError(
-                f"backward: a Parameter that {type(node).__name__} used was changed after forward; "
-                "call backward before the optimizer's step or an assignment to .data"
-            )
-    results = _prepared(node, gradients) if node.special else node.backward(*gradients)
-    if not isinstance(results, tuple):
-        results = tuple(results) if isinstance(results, list) else (results,)
-    parents = node.parents
-    if len(results) != len(parents):
-        raise ValueError(
-            f"{type(node).__name__}.backward returned {len(results)} gradients for "
-            f"{len(parents)} inputs"
-        )
-    for index, result in enumerate(results):
-        if result is None or parents[index] is None:
-            continue
-        shape, dtype = node.input_kinds[index]
-        try:
-            fits = result.shape == shape and (result.dtype is dtype or result.dtype == dtype)
-        except AttributeError:  # no array
-            fits = False
-        if not fits:
-            result = _converted(node, index, result)
-            results = (*results[:index], result, *results[index + 1 :])
-    return results
-
-
-def _prepared(node: Function, gradients: list[Array | None]) -> Any:
-    """node.backward on its GPU; in float32, where forward was."""
-    first = next(gradient for gradient in gradients if gradient is not None)
-    use_device_of(first)
-    if is_half(first.dtype) and not node.half:
-        gradients = [None if gradient is None else widen(gradient) for gradient in gradients]
-    return node.backward(*gradients)
-
-
-def _converted(node: Function, index: int, result: Any) -> Array:
-    """float32 as the gradient of a two-byte input, rounded; for all else an error that says what
-    is wrong with it."""
-    name, (shape, dtype) = f"{type(node).__name__}.backward", node.input_kinds[index]
-    if not is_array(result) and not isinstance(result, np.generic):
-        raise TypeError(f"{name} returned {result!r:.60} for input {index}; it must be an array")
-    if result.shape != shape:
-        raise ValueError(
-            f"{name} returned a gradient of shape {result.shape} for input {index} of shape "
-            f"{shape}: was a broadcast not undone?"
-        )
-    if not (is_half(dtype) and result.dtype == np.float32):
-        raise TypeError(f"{name} returned {result.dtype} as the gradient of input {index}, {dtype}")
-    leaf = node.parents is not None and node.parents[index][1] is None
-    return result if leaf else result.astype(dtype)  # leaves convert it themselves

@@ -5,10 +5,6 @@ compare). Deriving the gradient of the whole gives less work and less memory: on
 of one per primitive, and nothing kept that can be had cheaply again. Notation: dx stands for
 dL/dx; sums run over all indices that do not appear on the left.
 
-Activations may be stored in two bytes (bfloat16, float16): half the memory, and products on a
-GPU's tensor cores. They are then widened to float32, computed with, and rounded when stored;
-means, variances and the gradients of weights, sums of very many terms, stay float32.
-
 >>> import numpy as np
 >>> from minimixer import Tensor
 >>> x = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
@@ -22,7 +18,7 @@ import math
 from typing import Any
 
 from .autograd import Function
-from .backend import Array, matmul, namespace, sum_rows, wide, widen
+from .backend import Array, matmul, namespace, sum_rows
 from .erf import erf
 from .layer_norm import AddBias as AddBias
 from .layer_norm import AddLayerNorm as AddLayerNorm
@@ -52,36 +48,29 @@ class Linear(Function):
 
     takes_numbers = False
     optional = (2,)
-    half = True
 
-    def forward(self, x, weight, bias=None):
+    @staticmethod
+    def check(x, weight, bias=None):
         if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError("x must be (..., in) and weight (in, out), with the same `in`")
         if bias is not None and bias.shape != weight.shape[1:]:
             raise ValueError(f"bias must have shape {weight.shape[1:]}")
+
+    def forward(self, x, weight, bias=None):
         rows = as_rows(x)
         self.shape = x.shape
         self.x = rows if self.needs[1] else None
         self.weight = weight if self.needs[0] else None
-        y = matmul(rows, weight, precision=self.precision, bias=bias)
+        y = matmul(rows, weight)
+        if bias is not None:
+            y += bias
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dy):
         dy = as_rows(dy)
-        dx = dweight = None
-        if self.needs[0]:
-            dx = matmul(dy, self.weight.T, precision=self.precision).reshape(self.shape)
-        if self.needs[1]:
-            dweight = weight_gradient(self.x.T, dy, self.precision, self.destination(1))
+        dx = matmul(dy, self.weight.T).reshape(self.shape) if self.needs[0] else None
+        dweight = matmul(self.x.T, dy) if self.needs[1] else None
         return dx, dweight, sum_rows(dy) if self.needs[2] else None
-
-
-def weight_gradient(a: Array, b: Array, precision: str | None, out: Array | None) -> Array:
-    """a @ b, a sum over the whole batch, in the Parameters' dtype even if a and b are shorter;
-    straight to where it belongs, `out`, if that is known."""
-    if out is None:
-        out = namespace(a).empty((a.shape[0], b.shape[1]), dtype=wide(a.dtype))
-    return matmul(a, b, out=out, precision=precision)
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -145,30 +134,31 @@ def check_form(approximate: Any) -> str:
 
 
 def gelu_and_slope(x: Array, approximate: str, want_slope: bool) -> tuple[Array, Array | None]:
-    """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi. The slope of
-    two-byte numbers is not rounded."""
-    check_form(approximate)
-    wide_x = widen(x.reshape(-1))  # NumPy makes numbers of 0-d arrays
-    phi, slope = _PHI[approximate](wide_x, want_slope)
+    """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi."""
+    flat = x.reshape(-1)  # NumPy makes numbers of 0-d arrays
+    phi, slope = _PHI[approximate](flat, want_slope)
     if slope is not None:
         slope += phi
         slope = slope.reshape(x.shape)
-    phi *= wide_x
-    return phi.astype(x.dtype, copy=False).reshape(x.shape), slope
+    phi *= flat
+    return phi.reshape(x.shape), slope
 
 
 class GELU(Function):
     """dx = dy gelu'(x), with the slope kept from forward."""
 
     takes_numbers = False
-    half = True
+
+    @staticmethod
+    def check(x, approximate):
+        check_form(approximate)
 
     def forward(self, x, approximate):
         y, self.slope = gelu_and_slope(x, approximate, want_slope=self.needs[0])
         return y
 
     def backward(self, dy):
-        return (dy * self.slope).astype(dy.dtype, copy=False)
+        return dy * self.slope
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
@@ -195,9 +185,9 @@ class MLP(Function):
     """
 
     takes_numbers = False
-    half = True
 
-    def check(self, x, w1, b1, w2, axis, approximate):
+    @staticmethod
+    def check(x, w1, b1, w2, axis, approximate):
         check_form(approximate)
         if axis not in (0, -1):
             raise ValueError(f"axis must be 0 (first) or -1 (last), got {axis}")
@@ -212,18 +202,17 @@ class MLP(Function):
             raise ValueError(f"w2 must have shape {w1.shape if first else w1.shape[::-1]}")
 
     def forward(self, x, w1, b1, w2, axis, approximate):
-        self.check(x, w1, b1, w2, axis, approximate)
-        first, precision = axis == 0, self.precision
+        first = axis == 0
         self.first, self.shape = first, x.shape
         x = x.reshape(len(x), math.prod(x.shape[1:])) if first else as_rows(x)
         if first:
-            u = matmul(w1.T, x, precision=precision)  # (D_S, n)
+            u = matmul(w1.T, x)  # (D_S, n)
             u += b1[:, None]
         else:
-            u = matmul(x, w1, precision=precision)  # (n, D_C)
+            u = matmul(x, w1)  # (n, D_C)
             u += b1
         g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs))
-        y = matmul(w2, g, precision=precision) if first else matmul(g, w2, precision=precision)
+        y = matmul(w2, g) if first else matmul(g, w2)
         if any(self.needs):
             self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope
         return y.reshape(self.shape)
@@ -233,35 +222,27 @@ class MLP(Function):
             return self._backward_first(dy.reshape(len(dy), math.prod(dy.shape[1:])))
         dy = as_rows(dy)
         dx = dw1 = db1 = None
-        dw2 = self.weight_gradient(3, self.g.T, dy)
+        dw2 = matmul(self.g.T, dy) if self.needs[3] else None
         if any(self.needs[:3]):
-            du = self.times_slope(matmul(dy, self.w2.T, precision=self.precision))
+            du = matmul(dy, self.w2.T)
+            du *= self.slope
             db1 = sum_rows(du) if self.needs[2] else None
-            dw1 = self.weight_gradient(1, self.x.T, du)
+            dw1 = matmul(self.x.T, du) if self.needs[1] else None
             if self.needs[0]:
-                dx = matmul(du, self.w1.T, precision=self.precision).reshape(self.shape)
+                dx = matmul(du, self.w1.T).reshape(self.shape)
         return dx, dw1, db1, dw2
 
     def _backward_first(self, dy):
         dx = dw1 = db1 = None
-        dw2 = self.weight_gradient(3, dy, self.g.T)
+        dw2 = matmul(dy, self.g.T) if self.needs[3] else None
         if any(self.needs[:3]):
-            du = self.times_slope(matmul(self.w2.T, dy, precision=self.precision))
-            db1 = widen(du).sum(axis=1) if self.needs[2] else None
-            dw1 = self.weight_gradient(1, self.x, du.T)
+            du = matmul(self.w2.T, dy)
+            du *= self.slope
+            db1 = du.sum(axis=1) if self.needs[2] else None
+            dw1 = matmul(self.x, du.T) if self.needs[1] else None
             if self.needs[0]:
-                dx = matmul(self.w1, du, precision=self.precision).reshape(self.shape)
+                dx = matmul(self.w1, du).reshape(self.shape)
         return dx, dw1, db1, dw2
-
-    def weight_gradient(self, position: int, a: Array, b: Array) -> Array | None:
-        if not self.needs[position]:
-            return None
-        return weight_gradient(a, b, self.precision, self.destination(position))
-
-    def times_slope(self, dg: Array) -> Array:
-        """du = dg gelu'(u), over dg."""
-        namespace(dg).multiply(dg, self.slope, out=dg, casting="unsafe")
-        return dg
 
 
 def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "tanh") -> Tensor:

@@ -11,7 +11,7 @@ False
 >>> evaluate(), is_grad_enabled()
 (False, True)
 
-Next: `autograd.py`, which keeps the record.
+Next: `dispatch.py`, what surrounds an operation.
 """
 
 import functools

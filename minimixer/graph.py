@@ -238,7 +238,7 @@ class Recorded:
         buffer = parameters[0].buffer
         assert buffer is not None
         return (
-            self._model, id(backend.twins), is_grad_enabled(), is_evaluating(),
+            self._model, id(backend.forms), is_grad_enabled(), is_evaluating(),
             buffer.signature, None if optimizer is None else optimizer.signature,
             bytes(map(_has_grad, parameters)), bytes(map(_requires_grad, parameters)),
         )  # fmt: skip

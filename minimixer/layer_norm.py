@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Function
-from .backend import Array, matmul, namespace, sum_rows, widen
+from .backend import Array, matmul, namespace, sum_rows
 from .checks import check_number
 from .tensor import Tensor
 
@@ -45,9 +45,9 @@ class AddLayerNorm(Function):
 
     takes_numbers = False
     optional = (1, 2)
-    half = True
 
-    def check(self, x, y, bias, gamma, beta, bias_axis):
+    @staticmethod
+    def check(x, y, bias, gamma, beta, epsilon, bias_axis):
         channels = x.shape[-1] if x.ndim else 0
         if y is not None and y.shape != x.shape:
             raise ValueError("x and y must have the same shape")
@@ -57,35 +57,28 @@ class AddLayerNorm(Function):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
 
     def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
-        self.check(x, y, bias, gamma, beta, bias_axis)
         xp = namespace(x)
         self.bias_axis = bias_axis
-        s = x if y is None else widen(x) + widen(y)
+        s = x if y is None else x + y
         if bias is not None:
             if bias_axis == 0:
                 bias = bias.reshape(-1, *[1] * (x.ndim - 1))
-            s = widen(s) + widen(bias) if y is None else _add_into(s, widen(bias))
-        s = s.astype(x.dtype, copy=False)
-        x_hat = widen(s)  # of what is stored: backward sees the same
-        x_hat = x_hat - x_hat.mean(axis=-1, keepdims=True)
+            s = s + bias if y is None else _add_into(s, bias)
+        x_hat = s - s.mean(axis=-1, keepdims=True)
         x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
         with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
             variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
         inverse_sigma = 1 / xp.sqrt(variance + epsilon)
         x_hat *= inverse_sigma
-        gamma = widen(gamma)
         h = x_hat * gamma
-        h += widen(beta)
+        h += beta
         if any(self.needs):
             self.x_hat, self.inverse_sigma, self.gamma = x_hat, inverse_sigma, gamma
-        return s, h.astype(x.dtype, copy=False)
+        return s, h
 
     def backward(self, ds, dh):
         dgamma = dbeta = dbias = None
-        dtype = dh.dtype if ds is None else ds.dtype
-        ds = None if ds is None else widen(ds)
         if dh is not None:
-            dh = widen(dh)
             product = dh * self.x_hat
             dgamma = sum_rows(as_rows(product)) if self.needs[3] else None
             dbeta = sum_rows(as_rows(dh)) if self.needs[4] else None
@@ -97,8 +90,6 @@ class AddLayerNorm(Function):
                 ds = dx if ds is None else _add_into(dx, ds)
         if self.needs[2]:
             dbias = bias_gradient(ds, self.bias_axis)
-        if ds is not None:
-            ds = ds.astype(dtype, copy=False)
         return ds if self.needs[0] else None, ds if self.needs[1] else None, dbias, dgamma, dbeta
 
     def _row_mean(self, array: Array) -> Array:
@@ -118,7 +109,7 @@ def bias_gradient(ds: Array, axis: int) -> Array:
     """ds (..., C) summed over all axes but the one, 0 or -1, that a bias runs along."""
     if axis == -1:
         return sum_rows(as_rows(ds))
-    return widen(ds).reshape(len(ds), math.prod(ds.shape[1:])).sum(axis=1)
+    return ds.reshape(len(ds), math.prod(ds.shape[1:])).sum(axis=1)
 
 
 def add_layer_norm(
@@ -143,11 +134,13 @@ class AddBias(Function):
     """y = x + bias along the first (0) or the last axis (-1): dx = dy, dbias = sum dy."""
 
     takes_numbers = False
-    half = True
 
-    def forward(self, x, bias, axis):
+    @staticmethod
+    def check(x, bias, axis):
         if axis not in (0, -1) or bias.shape != (x.shape[axis],):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
+
+    def forward(self, x, bias, axis):
         self.axis = axis
         return x + (bias.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else bias)
 

@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import functional as F
-from .backend import Array, as_dtype, check_precision, is_half, to_numpy, twin, use_device_of
+from .backend import Array, as_dtype, check_precision, form_of, is_half, to_numpy, use_device_of
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
 from .block import add_norm
@@ -162,7 +162,7 @@ class Mixer(Module):
 
         check_sizes(batch_size=batch_size)
         itemsize = as_dtype("float32" if precision == "tf32" else precision).itemsize
-        kernels = "gpu" if on_gpu else "cpu" if twin(F.MLP, np.empty(0)) else "reference"
+        kernels = "gpu" if on_gpu else "cpu" if form_of(F.MLP, np.empty(0)) else "reference"
         return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, kernels)
 
     @classmethod
@@ -297,7 +297,7 @@ class Mixer(Module):
         """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
         (row, column, channel) order."""
         dtype = self.activation_dtype
-        cut = twin("patches", self.stem.weight.data)
+        cut = form_of("patches", self.stem.weight.data)
         if cut is not None and not isinstance(images, Tensor):
             tokens = cut(self, self.check_shape(images), dtype)
             if tokens is not None:
@@ -378,6 +378,6 @@ class Mixer(Module):
 
         check_sizes(batch_size=batch_size)
         kernels = "cpu" if self.device == "cpu" else "gpu"
-        if twin(F.MLP, self.stem.weight.data) is None:
+        if form_of(F.MLP, self.stem.weight.data) is None:
             kernels = "reference"
         return Summary(self.config, batch_size, self.activation_dtype.itemsize, kernels)

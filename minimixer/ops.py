@@ -22,7 +22,7 @@ import math
 from typing import Any
 
 from .autograd import Function, Variable
-from .backend import Array, device_of, is_array, is_half, namespace, sum_rows, to_device, widen
+from .backend import Array, device_of, is_array, namespace, sum_rows, to_device
 from .backend import matmul as matrix_product
 from .erf import erf as erf_of_array
 
@@ -37,8 +37,6 @@ def sum_to_shape(gradient: Array, shape: tuple[int, ...]) -> Array:
     """
     if gradient.shape == shape:
         return gradient
-    if is_half(gradient.dtype):  # many terms: in float32
-        return sum_to_shape(widen(gradient), shape).astype(gradient.dtype)
     leading = gradient.ndim - len(shape)
     if leading and shape == gradient.shape[leading:] and shape and gradient.size:
         columns = math.prod(shape)  # the frequent case, a bias: rows of a matrix, summed

@@ -29,10 +29,10 @@ from .backend import (
     blocks,
     check_not_recorded,
     device_of,
+    form_of,
     namespace,
     to_device,
     to_numpy,
-    twin,
     use_device_of,
 )
 from .checks import check_number
@@ -116,7 +116,9 @@ class Optimizer:
         if self.scaled:
             norm = self._gradient_norm()
             self.control[FINITE] = namespace(norm).isfinite(norm)
-        fast = twin(type(self), self.buffer.values)  # which looks at FINITE itself, on the device
+        fast = form_of(
+            type(self), self.buffer.values
+        )  # which looks at FINITE itself, on the device
         if fast is None or not fast(self, ranges):
             self._update_ranges(ranges)
         if self.scaled:
@@ -244,7 +246,7 @@ class Optimizer:
     def _count_step(self) -> None:
         """One step more, unless the gradients were not finite; the next is not clipped so far."""
         control, counters = self.control, self.buffer.random.counters
-        fast = twin("count_step", control)
+        fast = form_of("count_step", control)
         if fast is None or not fast(control, counters):
             control[STEP : STEP + 1] += control[FINITE : FINITE + 1]
             control[CLIP] = control[FINITE] = 1

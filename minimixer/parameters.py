@@ -23,6 +23,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from copy import deepcopy
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,6 @@ from .backend import (
     namespace,
     to_device,
     use_device_of,
-    wide,
 )
 from .tensor import Tensor
 
@@ -104,8 +104,7 @@ class ParameterBuffer:
         first = parameters[0].data if home is None else home.values
         xp = namespace(first)
         order = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices, then vectors
-        self._windows: list[weakref.ref] | None = [weakref.ref(p) for p in order]
-        self._count = len(order)
+        self.windows: list[weakref.ref[Parameter]] = []  # the Parameters that look at it
         self.size = sum(_aligned(p.size) for p in order)
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array | None = None
@@ -118,7 +117,9 @@ class ParameterBuffer:
         start = 0
         for parameter in order:
             value, grad, size = parameter.data, parameter.grad, parameter.size
-            parameter.move_to(self, start)
+            parameter.buffer, parameter.start, parameter.has_grad = self, start, False
+            self.windows.append(weakref.ref(parameter))
+            parameter.open()
             parameter.data = value
             parameter.grad = grad
             start += _aligned(size)
@@ -126,12 +127,17 @@ class ParameterBuffer:
     @property
     def count(self) -> int:
         """The number of Parameters that are still in use."""
-        if self._windows is None:
-            return self._count
-        return sum(window() is not None for window in self._windows)
+        return sum(window() is not None for window in self.windows)
+
+    def open_windows(self) -> None:
+        """Let the Parameters see the arrays that are here now."""
+        for window in self.windows:
+            parameter = window()
+            if parameter is not None and parameter.buffer is self:
+                parameter.open()
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
-        return {**vars(self), "_windows": None, "_count": self.count, "low": None, "owner": None}
+        return {**vars(self), "windows": [], "low": None, "owner": None}
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -164,11 +170,13 @@ class ParameterBuffer:
         """All values in a two-byte dtype: a copy that is kept, and kept up to date."""
         if self.low is None or self.low.dtype != dtype:
             self.low = self.values.astype(dtype)
+            self.open_windows()
         return self.low
 
     def make_gradients(self) -> Array:
         if self.gradients is None:
             self.gradients = namespace(self.values).zeros_like(self.values)
+            self.open_windows()
         return self.gradients
 
     def to(self, dtype: np.dtype | None = None, device: str | None = None) -> None:
@@ -187,6 +195,7 @@ class ParameterBuffer:
         scale, counters = to_device(self.loss_scale, device), self.random.counters
         self.random.counters = to_device(counters, device)  # from here on nothing can fail
         self.values, self.gradients, self.loss_scale, self.low = values, gradients, scale, None
+        self.open_windows()
 
 
 def _aligned(size: int) -> int:
@@ -202,25 +211,18 @@ class Parameter(Tensor):
     backward, and again after `zero_grad()`, which only forgets: the next gradient overwrites.
     """
 
-    __slots__ = (
-        "_data_of", "_data_view", "_grad_of", "_grad_view", "_lent", "_low_of", "_low_view",
-        "_shape", "buffer", "has_grad", "start", "version",
-    )  # fmt: skip
+    __slots__ = ("_data", "_grad", "_low", "_shape", "buffer", "has_grad", "start", "version")
     is_parameter = True
+    buffer: Any  # a ParameterBuffer, from the first moment on
+    start: int  # in the buffer
 
     def __init__(self, data: Any, requires_grad: bool = True):
         value = Tensor(data).data
         if value.dtype not in FLOAT_DTYPES:
             raise TypeError(f"Parameter: must be float32 or float64, got {describe(value)}")
-        self.buffer: ParameterBuffer | None = None
-        self._data_of = self._data_view = value
-        self._low_of = self._low_view = self._grad_of = self._grad_view = self._lent = None
-        self._shape = value.shape
-        self.has_grad = False
-        self.version = 0
-        self.start = 0
-        self.node = None
-        self.output_index = 0
+        self._data, self._shape, self.buffer = value, value.shape, None
+        self.version, self.has_grad = 0, False
+        self.node, self.output_index = None, 0
         self.requires_grad = requires_grad
         ParameterBuffer([self])  # its own, until a model gathers its Parameters into one
 
@@ -232,20 +234,23 @@ class Parameter(Tensor):
         copy.buffer.loss_scale = self.buffer.loss_scale.copy()
         return copy
 
-    def __getstate__(self) -> dict[str, Any]:  # for pickle: without the cached windows
+    def __getstate__(self) -> dict[str, Any]:  # for pickle: without the windows
         names = ("node", "output_index", "requires_grad", "buffer", "start", "version", "has_grad")
         return {**{name: getattr(self, name) for name in names}, "_shape": self._shape}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
-        self._data_of = self._data_view = self._lent = None
-        self._low_of = self._low_view = self._grad_of = self._grad_view = None
+        self.buffer.windows.append(weakref.ref(self))
+        self.open()
 
-    def move_to(self, buffer: ParameterBuffer, start: int) -> None:
-        """Be a window of `buffer` from now on. Only ParameterBuffer calls this."""
-        self.buffer, self.start, self.has_grad = buffer, start, False
-        self._grad_of = self._grad_view = None
+    def open(self) -> None:
+        """Look at what the buffer holds now."""
+        buffer = self.buffer
+        self._data, self._grad, self._low = (
+            None if flat is None else self.window(flat)
+            for flat in (buffer.values, buffer.gradients, buffer.low)
+        )
 
     @property
     def stop(self) -> int:
@@ -256,15 +261,7 @@ class Parameter(Tensor):
         """This Parameter's part of an array that is laid out like its buffer."""
         return flat[self.start : self.start + math.prod(self._shape)].reshape(self._shape)
 
-    @property
-    def data(self) -> Array:  # type: ignore[override]
-        if self.buffer is not None and self._data_of is not self.buffer.values:
-            self._data_of = self.buffer.values
-            self._data_view = self.window(self._data_of)
-        return self._data_view
-
-    @data.setter
-    def data(self, value: Any) -> None:
+    def _assign(self, value: Any) -> None:
         value = value.data if isinstance(value, Variable) else value
         value = value if is_array(value) else np.asarray(value, dtype=self.dtype)
         if value.shape != self._shape:
@@ -272,16 +269,17 @@ class Parameter(Tensor):
                 f"a Parameter keeps its shape: {self._shape}, but the values are {value.shape}; "
                 "for another shape make a new layer"
             )
-        assert self.buffer is not None
         self.version += 1
         self.buffer.write(self.start, value)
+
+    data = property(attrgetter("_data"), _assign)  # type: ignore[assignment]
 
     @property
     def grad(self) -> Array | None:  # type: ignore[override]
         if not self.has_grad:
             return None
         join()  # in the middle of a backward
-        return self._grad_window()
+        return self.grad_window
 
     @grad.setter
     def grad(self, value: Any) -> None:
@@ -295,12 +293,10 @@ class Parameter(Tensor):
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """The first gradient after `zero_grad` overwrites what is there, later ones add. Gradients
         from float16 activations come scaled (loss_scale.py), and are scaled back."""
-        lent, self._lent = self._lent, None
-        if gradient is lent:  # backward wrote it there
+        window = self.grad_window
+        if gradient is window:  # backward wrote it there
             self.has_grad = True
             return
-        assert self.buffer is not None
-        window = self._grad_window()
         join()
         if read_as == np.float16 and self.buffer.scaled:
             gradient = gradient / self.buffer.loss_scale[:1].astype(window.dtype)
@@ -310,33 +306,27 @@ class Parameter(Tensor):
             window[...] = gradient
             self.has_grad = True
 
-    def lend_grad(self, read_as: np.dtype) -> Array | None:
-        if self.has_grad or read_as == np.float16 or wide(read_as) != self.dtype:
-            return None  # there is something to add to, to scale or to convert
-        self._lent = self._grad_window()
-        return self._lent
-
-    def _grad_window(self) -> Array:
-        assert self.buffer is not None
-        gradients = self.buffer.make_gradients()
-        if self._grad_of is not gradients:
-            self._grad_of, self._grad_view = gradients, self.window(gradients)
-        return self._grad_view
+    @property
+    def grad_window(self) -> Array:
+        """Its place among the gradients, whatever that holds."""
+        if self._grad is None:
+            self.buffer.make_gradients()
+        return self._grad
 
     @property
-    def precision(self) -> str | None:  # type: ignore[override]
-        return None if self.buffer is None else self.buffer.precision
+    def precision(self) -> str | None:
+        """Of products with it: "tf32", or None."""
+        return self.buffer.precision
 
     def read(self, dtype: np.dtype) -> Array:
         """The values in the dtype of the activations that meet them."""
-        if self.data.dtype == dtype:
-            return self.data
-        if not is_half(dtype) or self.buffer is None:
-            return self.data.astype(dtype)
-        low = self.buffer.read_low(dtype)
-        if self._low_of is not low:
-            self._low_of, self._low_view = low, self.window(low)
-        return self._low_view
+        if self._data.dtype == dtype:
+            return self._data
+        if not is_half(dtype):
+            return self._data.astype(dtype)
+        if self.buffer.low is None or self.buffer.low.dtype != dtype:
+            self.buffer.read_low(dtype)
+        return self._low
 
     def __repr__(self) -> str:
         return super().__repr__().replace("Tensor", "Parameter", 1)

@@ -30,12 +30,9 @@ from .backend import (
     as_dtype,
     device_of,
     is_array,
-    is_half,
     namespace,
-    sum_rows,
     to_device,
     to_numpy,
-    widen,
 )
 
 # ---- reductions ---------------------------------------------------------------------------------
@@ -79,23 +76,17 @@ class Mean(_Reduction):
     too: the mean of `predictions == labels` is the accuracy.
     """
 
-    half, whole = True, "float32"
+    wide_result, whole = True, "float32"
 
     def forward(self, x, axis=None, keepdims=False):
         self.keep_axis(x, axis)
         self.count = x.size // math.prod(self.kept_shape) if x.size else 1
-        self.dtype = x.dtype
-        if is_half(x.dtype) and axis == 0 and not keepdims and x.ndim > 1:
-            y = sum_rows(x.reshape(len(x), math.prod(x.shape[1:]))).reshape(x.shape[1:])
-            y /= self.count
-            return y
-        x = widen(x)
         if not x.size:  # the mean of nothing is NaN; NumPy's warns
             return namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims) * math.nan)
         return namespace(x).asarray(x.mean(axis=axis, keepdims=keepdims))
 
     def backward(self, dy):
-        return self.spread((dy / self.count).astype(self.dtype, copy=False))
+        return self.spread(dy / self.count)
 
 
 class Max(_Reduction):
@@ -161,7 +152,7 @@ class Std(Var):
 class Reshape(Function):
     """The same elements in another shape, and back."""
 
-    half, whole = True, "kept"
+    any_dtype, whole = True, "kept"
 
     def forward(self, x, shape):
         self.shape = x.shape
@@ -174,7 +165,7 @@ class Reshape(Function):
 class Transpose(Function):
     """Axis k of y is axis `axes[k]` of x; the way back is the inverse permutation."""
 
-    half, whole = True, "kept"
+    any_dtype, whole = True, "kept"
 
     def forward(self, x, axes):
         positive = [axis + x.ndim if axis < 0 else axis for axis in axes]
@@ -267,7 +258,7 @@ class Stack(Function):
 class To(Function):
     """The same numbers in another dtype or on another device; the gradient travels back."""
 
-    half = True
+    any_dtype = True
 
     def forward(self, x, dtype, device):
         self.dtype, self.device = x.dtype, device_of(x)

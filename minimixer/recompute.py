@@ -66,7 +66,7 @@ class _Recompute(Function):
     their gradients go to them directly, from the backward inside of backward."""
 
     takes_numbers = False
-    half = True
+    any_dtype = True
 
     def forward(self, *arrays, run, count, layers, results):
         with no_grad():
@@ -116,7 +116,7 @@ class _Catch(Function):
     """y = x; its gradient is put into `found`, and goes nowhere else."""
 
     takes_numbers = False
-    half = True
+    any_dtype = True
 
     def forward(self, x, found, place):
         self.found, self.place = found, place
@@ -130,7 +130,7 @@ class _End(Function):
     """A zero in which several outputs meet, to start from with a gradient for each."""
 
     takes_numbers = False
-    half = True
+    any_dtype = True
 
     def forward(self, *outputs, gradients):
         self.gradients = gradients

@@ -22,7 +22,7 @@ class Recording:
 
     def __init__(self, graph: Any, result: Any, parameters: list, before: list, after: list):
         self.graph, self.result, self.last_call = graph, result, 0
-        self.twins = backend.twins  # whose id is part of the key: no other may have it meanwhile
+        self.forms = backend.forms  # whose id is part of the key: no other may have it meanwhile
         changes = [(p, *b, *a) for p, b, a in zip(parameters, before, after, strict=True)]
         self.flags = [(p, has) for p, had, _, has, _ in changes if had != has]
         self.versions = [(p, new - old) for p, _, old, _, new in changes if new != old]

@@ -375,7 +375,7 @@ def test_plain_code_is_what_is_timed(run, tmp_path, monkeypatch):
     time_calls = models.time_calls
 
     def watched(call, device):
-        seen.append(backend.twins == {})
+        seen.append(backend.forms == {})
         return time_calls(call, device)
 
     monkeypatch.setattr(models, "time_calls", watched)

@@ -606,7 +606,7 @@ def test_images_on_the_device_that_are_not_finite(device):
     images = random_images().astype("float32")
     images[1, 2, 3, 0] = math.nan
     model, images = small(device, "float32"), to_device(images, device)
-    if backend.twin("patches", images) is None:
+    if backend.form_of("patches", images) is None:
         with pytest.raises(ValueError, match="NaN or infinity"):
             model(images)
     else:

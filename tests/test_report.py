@@ -236,7 +236,7 @@ def test_activation_bytes_of_a_model_larger_than_a_block(device):
     logits = model(images)
     kept = by_layer(model.summary(batch_size=batch), "activation_bytes")
     assert kept_by_the_graph(logits, model) == kept
-    if backend.twin(F.AddLayerNorm, model.stem.weight.data) is not None:
+    if backend.form_of(F.AddLayerNorm, model.stem.weight.data) is not None:
         assert kept["blocks.0.norm1"] == 16 * batch * (128 + 2) * 4
 
 

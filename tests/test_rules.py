@@ -288,7 +288,7 @@ def test_rule_01_none_passes_through_a_node_to_those_behind(device):
 def test_rule_01_backward_computes_only_what_is_asked_for(device, name, monkeypatch):
     """For every choice of inputs that need a gradient: those get the same, the others none."""
     fired = []
-    original = walk._fire
+    original = walk.run_back
 
     def fire(node, gradients):
         results = original(node, gradients)
@@ -298,7 +298,7 @@ def test_rule_01_backward_computes_only_what_is_asked_for(device, name, monkeypa
             fired.append((type(node).__name__, need or result is None or views))
         return results
 
-    monkeypatch.setattr(walk, "_fire", fire)
+    monkeypatch.setattr(walk, "run_back", fire)
     inputs, outputs = run_operation(name, device)
     differentiate(outputs)
     full = [t.grad for t in inputs]
@@ -848,8 +848,8 @@ def test_rule_05_changed_frozen_parameters_are_noticed(device):
 def test_rule_06_dtype_in_dtype_out(device, name, dtype, monkeypatch):
     where_to = backend.check_device(device)
     fired = []
-    original = walk._fire
-    monkeypatch.setattr(walk, "_fire", lambda *a: (fired.append(type(a[0])), original(*a))[1])
+    original = walk.run_back
+    monkeypatch.setattr(walk, "run_back", lambda *a: (fired.append(type(a[0])), original(*a))[1])
     inputs, outputs = run_operation(name, device, dtype)
     for y in outputs:
         assert is_array(y.data) and y.dtype == dtype and y.device == where_to
@@ -873,7 +873,7 @@ def test_rule_06_dtype_in_dtype_out(device, name, dtype, monkeypatch):
 @each_operation
 def test_rule_06_backward_keeps_the_dtype_everywhere(device, name, monkeypatch):
     """Not only at the leaves, where a wrong dtype would be cast away."""
-    original = walk._fire
+    original = walk.run_back
 
     def fire(node, gradients):
         results = original(node, gradients)
@@ -881,7 +881,7 @@ def test_rule_06_backward_keeps_the_dtype_everywhere(device, name, monkeypatch):
             assert array is None or array.dtype == "float32", type(node).__name__
         return results
 
-    monkeypatch.setattr(walk, "_fire", fire)
+    monkeypatch.setattr(walk, "run_back", fire)
     _, outputs = run_operation(name, device, "float32")
     differentiate(outputs)
 
@@ -998,7 +998,7 @@ def test_rule_06_backward_rounds_what_it_is_given_for_two_bytes(device):
     """Every input's gradient, whether it stays float32 until its leaf or goes on in two bytes."""
 
     class Three(Function):
-        half = True
+        any_dtype = True
 
         def forward(self, *arrays):
             return arrays[0] + arrays[1] + arrays[2]

@@ -1,5 +1,7 @@
 """The same functions again, for speed. The tutorial ends before this; nothing here is needed.
 
+    node.py           what a fast form may ask of the engine
+
 On the CPU, still NumPy:
 
     threads.py        threads of our own, and BLAS's
@@ -21,7 +23,8 @@ On a GPU:
     gpu_training.py   the loss, AdamW, patches
 
 Each fast form computes what a plain one in the package computes, and tests compare the two. They
-are entered in `backend.twins`, where the plain code looks them up; `use("reference")` empties that.
+are entered in `backend.forms`; dispatch.py asks them whether they suit. `use("reference")` empties
+that.
 
 >>> use("reference")        # the plain code everywhere, to read or to compare
 >>> use("auto")             # what is fastest on each device
@@ -31,7 +34,7 @@ from typing import Any
 
 from .. import backend
 
-_fast: dict[tuple[Any, str], Any] = {}
+_forms: dict[Any, dict[str, Any]] = {}
 
 
 def use(which: str) -> None:
@@ -40,13 +43,13 @@ def use(which: str) -> None:
     in between. ValueError for another name."""
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
-    if which == "auto" and not _fast:
-        _fast.update(_find())
-    backend.twins = dict(_fast) if which == "auto" else {}
+    if which == "auto" and not _forms:
+        _forms.update(_find())
+    backend.forms = dict(_forms) if which == "auto" else {}
 
 
-def _find() -> dict[tuple[Any, str], Any]:
-    """What there is to replace what."""
+def _find() -> dict[Any, dict[str, Any]]:
+    """What there is to replace what, of NumPy's arrays and of CuPy's."""
     from ..functional import GELU, MLP, Linear
     from ..layer_norm import AddLayerNorm
     from ..loss import CrossEntropy
@@ -55,25 +58,18 @@ def _find() -> dict[tuple[Any, str], Any]:
     from . import cpu, cpu_layer_norm, cpu_training, cublas, gpu, gpu_training, sums
 
     return {
-        (MLP, "numpy"): cpu.FastMLP,
-        (GELU, "numpy"): cpu.FastGELU,
-        (AddLayerNorm, "numpy"): cpu_layer_norm.FastAddLayerNorm,
-        (AdamW, "numpy"): cpu_training.adamw,
-        (Adam, "numpy"): cpu_training.adamw,
-        ("matmul", "numpy"): cpu.matmul,
-        ("sum_squares", "numpy"): cpu_training.sum_squares,
-        (Linear, "cupy"): gpu.FastLinear,
-        (MLP, "cupy"): gpu.FastMLP,
-        (GELU, "cupy"): gpu.FastGELU,
-        (AddLayerNorm, "cupy"): gpu.FastAddLayerNorm,
-        (Mean, "cupy"): gpu.FastMean,
-        (CrossEntropy, "cupy"): gpu_training.FastCrossEntropy,
-        (AdamW, "cupy"): gpu_training.adamw,
-        (Adam, "cupy"): gpu_training.adamw,
-        ("matmul", "cupy"): cublas.matmul,
-        ("patches", "cupy"): gpu_training.patches,
-        ("sum_squares", "cupy"): sums.sum_squares,
-        ("count_step", "cupy"): gpu_training.count_step,
+        Linear: {"cupy": gpu.FastLinear},
+        MLP: {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP},
+        GELU: {"numpy": cpu.FastGELU, "cupy": gpu.FastGELU},
+        AddLayerNorm: {"numpy": cpu_layer_norm.FastAddLayerNorm, "cupy": gpu.FastAddLayerNorm},
+        Mean: {"cupy": gpu.FastMean},
+        CrossEntropy: {"cupy": gpu_training.FastCrossEntropy},
+        AdamW: {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw},
+        Adam: {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw},
+        "matmul": {"numpy": cpu.matmul, "cupy": cublas.matmul},
+        "patches": {"cupy": gpu_training.patches},
+        "sum_squares": {"numpy": cpu_training.sum_squares, "cupy": sums.sum_squares},
+        "count_step": {"cupy": gpu_training.count_step},
     }
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, is_half, plain_matmul
+from ..backend import Array, plain_matmul
 from ..functional import _A, _K, _PHI, GELU, MLP
 from ..layer_norm import as_rows
 from .blocks import BLOCK, COLUMNS, HALVED, PARTS, PRODUCT, ROWS, SMALL, TINY, parts, staggered
+from .node import Fast
 from .reuse import empty
 from .threads import aside, blas_on_one_thread, run, turn
 
@@ -123,12 +124,13 @@ def _gelu(u: Array, bias: Array, g: Array, slope: Array | None, approximate: str
             _gelu_block(block, g[place], slopes, approximate, scratch[:, : len(block)])
 
 
-class FastGELU(GELU):
+class FastGELU(Fast, GELU):
     """In blocks."""
 
+    def suits(self, x, approximate):
+        return x.size >= SMALL
+
     def forward(self, x, approximate):
-        if approximate not in _PHI or x.size < SMALL or is_half(x.dtype):
-            return super().forward(x, approximate)
         u = np.ascontiguousarray(x).reshape(-1)
         g, slope = np.empty_like(u), np.empty_like(u) if self.needs[0] else None
         pieces = parts(u.size, BLOCK)
@@ -145,7 +147,7 @@ class FastGELU(GELU):
 # ---- the MLP ------------------------------------------------------------------------------------
 
 
-class FastMLP(MLP):
+class FastMLP(Fast, MLP):
     """Along either axis, x is read as a matrix X whose rows go through the MLP one by one. For the
     first axis that is a transposed view, as are U, G and Y, so that BLAS reads and writes rows in
     memory order all the same: "transposed" is but a flag to it.
@@ -156,10 +158,10 @@ class FastMLP(MLP):
     does the next LayerNorm.
     """
 
+    def suits(self, x, w1, b1, w2, axis, approximate):
+        return w1.size > 0 and x.size // len(w1) * len(b1) >= SMALL
+
     def forward(self, x, w1, b1, w2, axis, approximate):
-        self.check(x, w1, b1, w2, axis, approximate)
-        if not w1.size or x.size // len(w1) * len(b1) < SMALL or is_half(x.dtype):
-            return super().forward(x, w1, b1, w2, axis, approximate)
         self.first, self.shape, self.approximate = axis == 0, x.shape, approximate
         x = np.ascontiguousarray(x)
         if self.first:
@@ -222,8 +224,6 @@ class FastMLP(MLP):
         return (matrix.T if self.first else matrix).reshape(self.shape)
 
     def backward(self, dy):
-        if "parts" not in self.__dict__:  # the plain forward was run
-            return super().backward(dy)
         if self.slope is None:
             self.compute(keep=True)
         dy = np.ascontiguousarray(dy)
@@ -264,7 +264,7 @@ class FastMLP(MLP):
             return None
         out = self.destination(position)
         if out is None:
-            out = np.empty(*self.input_kinds[position])
+            out = np.empty(*self.kinds[position])
             with blas_on_one_thread:
                 add_up(out, multiply, slice(None))
             return out

@@ -8,9 +8,10 @@ not ask BLAS for an inner length of 1). And sums along rows are products with a 
 
 import numpy as np
 
-from ..backend import Array, is_half
+from ..backend import Array
 from ..layer_norm import AddLayerNorm, bias_gradient
 from .blocks import BLOCK, SMALL, parts
+from .node import Fast
 from .reuse import empty
 from .threads import blas_on_one_thread
 
@@ -43,7 +44,7 @@ def _with_care(s: Array, rows: Array, mean: Array, inverse_sigma: Array, epsilon
     return x_hat
 
 
-class FastAddLayerNorm(AddLayerNorm):
+class FastAddLayerNorm(Fast, AddLayerNorm):
     """Keeps s, which is alive as an output anyway (without y and bias it is x itself), with the
     mean and 1 / sigma of each row. Below, n is the number of rows in a block.
 
@@ -51,10 +52,10 @@ class FastAddLayerNorm(AddLayerNorm):
         ds = (gamma dh - mean(gamma dh)) / sigma - d mean(gamma dh d) / sigma^3  +  ds from s itself
     """
 
+    def suits(self, x, *others, **options):
+        return x.size >= SMALL and x.shape[-1] > 1
+
     def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
-        self.check(x, y, bias, gamma, beta, bias_axis)
-        if x.size < SMALL or x.shape[-1] == 1 or is_half(x.dtype):
-            return super().forward(x, y, bias, gamma, beta, epsilon, bias_axis)
         self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
         channels, shape, dtype = x.shape[-1], x.shape, x.dtype
         x = np.ascontiguousarray(x).reshape(-1, channels)
@@ -107,8 +108,6 @@ class FastAddLayerNorm(AddLayerNorm):
         return s, h.reshape(shape)
 
     def backward(self, ds, dh):
-        if "x_hat" in self.__dict__:  # the plain forward was run
-            return super().backward(ds, dh)
         if dh is None:
             dbias = bias_gradient(ds, self.bias_axis) if self.needs[2] else None
             dx, dy = (ds if need else None for need in self.needs[:2])

@@ -236,8 +236,8 @@ def _remember(device: int, key: str, choice: int) -> None:
 
 
 def matmul(
-    a: Array, b: Array, out: Array | None, accumulate: bool, precision: str | None,
-    bias: Array | None = None,
+    a: Array, b: Array, out: Array | None = None, accumulate: bool = False,
+    precision: str | None = None, bias: Array | None = None,
 ) -> Array:  # fmt: skip
     """backend.matmul for two matrices."""
     (m, k), (k_of_b, n) = a.shape, b.shape

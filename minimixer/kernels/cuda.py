@@ -111,11 +111,10 @@ def resident_blocks(kernel: Any, threads: int, device: int) -> int:
     return multiprocessors(device) * max(1, 65536 // (8 * ceil_div(kernel.num_regs, 8) * threads))
 
 
-def pack(length: int, *arrays: Array | None) -> int:
+def pack(length: int, dtype: np.dtype, *arrays: Array | None) -> int:
     """W, how many numbers a thread may load at once: 16 bytes, if rows of `length` elements and all
     these arrays' addresses are multiples of that, else 1."""
-    itemsize = next(a.dtype.itemsize for a in arrays if a is not None)
-    width = 16 // itemsize
+    width = 16 // dtype.itemsize
     if length % width or any(a is not None and a.data.ptr % 16 for a in arrays):
         return 1
     return width

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, matmul, namespace, wide
-from ..functional import GELU, MLP, Linear, weight_gradient
+from ..backend import Array, namespace, wide
+from ..functional import GELU, MLP, Linear
 from ..layer_norm import AddLayerNorm, as_rows, bias_gradient
 from ..rearrange import Mean
 from . import cublas, spare_row
@@ -27,54 +27,82 @@ from .cuda import (
     type_of,
     usable,
 )
+from .node import Fast
 from .side import LARGEST, aside
-from .sums import can_sum, column_sums, mean_rows, sum_columns, sum_rows
+from .sums import can_sum, column_sums, mean_rows, mean_rows_name, sum_columns, sum_rows
 
 THREADS = 128  # in a block, for most kernels here
 
 # ---- linear -------------------------------------------------------------------------------------
 
 
-class FastLinear(Linear):
-    """Gradients of weights go aside."""
+class FastLinear(Fast, Linear):
+    """The bias is added as the product is stored; gradients of weights go aside."""
+
+    any_dtype = True
+
+    def forward(self, x, weight, bias=None):
+        rows = as_rows(x)
+        self.shape = x.shape
+        self.x = rows if self.needs[1] else None
+        self.weight = weight if self.needs[0] else None
+        y = cublas.matmul(rows, weight, precision=self.precision, bias=bias)
+        return y.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dy):
         dy = as_rows(namespace(dy).ascontiguousarray(dy))
         dx = dw = db = None
         with aside(self, (1, 2), self.x, dy):
             if self.needs[1]:
-                dw = weight_gradient(self.x.T, dy, self.precision, self.destination(1))
+                dw = weight_gradient(self, 1, self.x.T, dy)
             if self.needs[2]:
                 db = column_sums(dy, self.destination(2))
         if self.needs[0]:
-            dx = matmul(dy, self.weight.T, precision=self.precision).reshape(self.shape)
+            dx = cublas.matmul(dy, self.weight.T, precision=self.precision).reshape(self.shape)
         return dx, dw, db
+
+
+def weight_gradient(node: Fast, position: int, a: Array, b: Array) -> Array | None:
+    """a @ b, a sum over the whole batch, in float32 even if a and b are shorter; straight to where
+    it belongs, if there is such a place."""
+    if not node.needs[position]:
+        return None
+    return sum_of_products(a, b, node.destination(position), node.precision)
+
+
+def sum_of_products(
+    a: Array, b: Array, out: Array | None = None, precision: str | None = None
+) -> Array:
+    if out is None:
+        out = namespace(a).empty((a.shape[0], b.shape[1]), dtype=wide(a.dtype))
+    return cublas.matmul(a, b, out=out, precision=precision)
 
 
 # ---- the mean over the tokens -------------------------------------------------------------------
 
 
-class FastMean(Mean):
+class FastMean(Fast, Mean):
     """Along the first axis in one kernel, as is the way back."""
 
+    any_dtype = True
+
+    def suits(self, x, axis=None, keepdims=False):
+        if not (axis == 0 and not keepdims and x.ndim > 1 and x.size and x.flags.c_contiguous):
+            return False
+        back = f"divide<{type_of(x)},{c_name(wide(x.dtype))}>"
+        return usable("reduce.cu", mean_rows_name(x.reshape(len(x), -1)), back)
+
     def forward(self, x, axis=None, keepdims=False):
-        means = None
-        if axis == 0 and not keepdims and x.ndim > 1 and x.size and x.flags.c_contiguous:
-            means = mean_rows(x.reshape(len(x), -1))
-        if means is None:
-            return super().forward(x, axis, keepdims)
         self.keep_axis(x, axis)
         self.count, self.dtype = len(x), x.dtype
-        return means.reshape(x.shape[1:])
+        return mean_rows(x.reshape(len(x), -1)).reshape(x.shape[1:])
 
     def backward(self, dy):
-        name = f"divide<{c_name(self.dtype)},{type_of(dy)}>"
-        if not usable("reduce.cu", name):
-            return super().backward(dy)
+        kernel = get("reduce.cu", f"divide<{c_name(self.dtype)},{type_of(dy)}>")
         dy = namespace(dy).ascontiguousarray(dy)
         dx = namespace(dy).empty(dy.shape, dtype=self.dtype)
         count = dy.dtype.type(self.count)
-        get("reduce.cu", name)((ceil_div(dy.size, 128),), (128,), (dy, dx, dy.size, count))
+        kernel((ceil_div(dy.size, 128),), (128,), (dy, dx, dy.size, count))
         return self.spread(dx)
 
 
@@ -82,13 +110,19 @@ class FastMean(Mean):
 
 
 class _Gelu:
-    """gelu(u + bias) over a matrix u, the bias along its rows (axis 0) or columns (axis -1)."""
+    """gelu(u + bias) over matrices u of one shape, in x's dtype and on its GPU; the bias goes along
+    their rows (axis 0) or columns (axis -1). New ones start at a multiple of 16 bytes; else `u` is
+    one of them."""
 
-    def __init__(self, u: Array, bias: Array | None, axis: int, approximate: str):
-        self.axis, self.bias, self.dtype = axis, bias, u.dtype
-        self.rows, self.columns = u.shape
-        self.width = pack(self.columns, u)
-        self.options = f"{type_of(u)},{self.width},{as_bool(approximate == 'tanh')}"
+    def __init__(
+        self, x: Array, shape: tuple[int, int], bias: Array | None, axis: int, approximate: str,
+        u: Array | None = None,
+    ):  # fmt: skip
+        self.axis, self.bias, self.dtype = axis, bias, x.dtype
+        self.rows, self.columns = shape
+        width = 16 // x.dtype.itemsize
+        self.width = 1 if self.columns % width or (u is not None and u.data.ptr % 16) else width
+        self.options = f"{type_of(x)},{self.width},{as_bool(approximate == 'tanh')}"
         packs = ceil_div(self.columns, self.width)
         if axis == 0:  # kernels in rows: 4 packs a thread, and each block within a row
             self.threads = min(256, max(32, 32 * ceil_div(packs, 32)))
@@ -96,7 +130,7 @@ class _Gelu:
         else:  # in columns: stretches of rows, as many as fill the GPU
             self.threads = min(THREADS, 32 * ceil_div(packs, 32))
             across = ceil_div(packs, self.threads)
-            stretches = max(1, 16 * multiprocessors(u.device.id) // across)
+            stretches = max(1, 16 * multiprocessors(x.device.id) // across)
             self.rows_per_block = 4 * max(2, ceil_div(self.rows, 4 * min(stretches, 65535)))
             self.grid = (across, ceil_div(self.rows, self.rows_per_block))
 
@@ -142,32 +176,30 @@ class _Gelu:
         return out
 
 
-class FastGELU(GELU):
+class FastGELU(Fast, GELU):
     """Keeps x, and works out the slope again in backward's one pass."""
 
-    def forward(self, x, approximate):
-        if approximate not in ("tanh", "none") or not x.size:
-            return super().forward(x, approximate)
-        self.shape, x = x.shape, namespace(x).ascontiguousarray(x)
-        self.approximate = approximate
-        kernel = self.kernel(x)
-        if not kernel.usable(backward=self.needs[0]):
-            return super().forward(x, approximate)
-        self.x = x if self.needs[0] else None
-        return kernel.forward(x.reshape(1, -1)).reshape(self.shape)
+    any_dtype = True
 
-    def kernel(self, x):
-        return _Gelu(x.reshape(1, -1), None, 0, self.approximate)
+    def suits(self, x, approximate):
+        return x.size > 0 and self.kernel(x, approximate).usable(backward=self.needs[0])
+
+    def kernel(self, x, approximate):
+        u = x if x.flags.c_contiguous else None
+        return _Gelu(x, (1, x.size), None, 0, approximate, u)
+
+    def forward(self, x, approximate):
+        self.shape, x = x.shape, namespace(x).ascontiguousarray(x)
+        self.approximate, self.x = approximate, x if self.needs[0] else None
+        return self.kernel(x, approximate).forward(x.reshape(1, -1)).reshape(self.shape)
 
     def backward(self, dy):
-        if "slope" in self.__dict__:
-            return super().backward(dy)
-        dx = dy.copy(order="C")
-        self.kernel(self.x).backward(self.x.reshape(1, -1), dx.reshape(1, -1), make_g=False)
+        dx, kernel = dy.copy(order="C"), self.kernel(self.x, self.approximate)
+        kernel.backward(self.x.reshape(1, -1), dx.reshape(1, -1), make_g=False)
         return dx.reshape(self.shape)
 
 
-class FastMLP(MLP):
+class FastMLP(Fast, MLP):
     """Keeps x and u (not the slope), and g where it is small.
 
     Where it can, cuBLAS applies bias and GELU as it stores the product, and in backward the slope
@@ -176,11 +208,19 @@ class FastMLP(MLP):
     images that saves 3.4 of 15.5 GiB for 3% of the step; a small model's g is kept.
     """
 
-    def forward(self, x, w1, b1, w2, axis, approximate):
-        self.check(x, w1, b1, w2, axis, approximate)
+    any_dtype = True
+
+    def suits(self, x, w1, b1, w2, axis, approximate):
         if not x.size or not w1.size:
-            return super().forward(x, w1, b1, w2, axis, approximate)
-        self.axis, self.first, self.shape, self.approximate = axis, axis == 0, x.shape, approximate
+            return False
+        rows, units = x.size // x.shape[axis], w1.shape[1]
+        self.axis, self.first, self.approximate = axis, axis == 0, approximate
+        self.hidden = (units, rows) if self.first else (rows, units)
+        self.biased = False
+        return self.gelu(x, b1).usable(backward=any(self.needs))
+
+    def forward(self, x, w1, b1, w2, axis, approximate):
+        self.shape = x.shape
         xp = namespace(x)
         x, b1 = xp.ascontiguousarray(x), xp.ascontiguousarray(b1)
         x = x.reshape(len(x), math.prod(x.shape[1:])) if self.first else as_rows(x)
@@ -189,11 +229,8 @@ class FastMLP(MLP):
         both = self.fused(x, w1, b1, keep) if can_fuse else None
         g, u = both or (None, self.make_u(x, w1))
         self.biased = both is not None  # u has the bias in it
-        gelu = self.gelu(g if u is None else u, b1)
-        if not gelu.usable(keep):
-            return super().forward(x.reshape(self.shape), w1, b1, w2, axis, approximate)
         if g is None:
-            g = gelu.forward(u, out=None if keep else u)
+            g = self.gelu(x, b1).forward(u, out=None if keep else u)
         y = self.product(w2, g) if self.first else self.product(g, w2)
         if keep:
             self.x, self.w1, self.b1, self.w2, self.u = x, w1, b1, w2, u
@@ -212,17 +249,16 @@ class FastMLP(MLP):
         return both
 
     def product(self, a, b):
-        return matmul(a, b, precision=self.precision)
+        return cublas.matmul(a, b, precision=self.precision)
 
     def make_u(self, x, w1):
         return self.product(w1.T, x) if self.first else self.product(x, w1)
 
-    def gelu(self, u, b1):
-        return _Gelu(u, None if self.biased else b1, self.axis, self.approximate)
+    def gelu(self, x, b1):
+        bias = None if self.biased else b1
+        return _Gelu(x, self.hidden, bias, self.axis, self.approximate)
 
     def backward(self, dy):
-        if "slope" in self.__dict__:  # the plain forward was run
-            return super().backward(dy)
         dy = namespace(dy).ascontiguousarray(dy)
         dy = dy.reshape(len(dy), math.prod(dy.shape[1:])) if self.first else as_rows(dy)
         x, w1, u, g, dx = self.x, self.w1, self.u, self.g, None
@@ -239,15 +275,15 @@ class FastMLP(MLP):
                 g, self.u = u, None
         with aside(self, (1, 2, 3), partial, x, du, dy, g):
             if partial is None and self.first:
-                both = weight_gradient(self.x1, du.T, None, None)
+                both = sum_of_products(self.x1, du.T)
                 dw1, db1 = spare_row.split(both, self.destination(1), self.destination(2))
             else:
                 if partial is not None:
                     db1 = self.gelu(u, self.b1).sum(partial, self.destination(2))
                 else:
                     db1 = column_sums(du, self.destination(2))
-                dw1 = self.weight_gradient(1, *((x, du.T) if self.first else (x.T, du)))
-            dw2 = self.weight_gradient(3, *((dy, g.T) if self.first else (g.T, dy)))
+                dw1 = weight_gradient(self, 1, *((x, du.T) if self.first else (x.T, du)))
+            dw2 = weight_gradient(self, 3, *((dy, g.T) if self.first else (g.T, dy)))
         if self.needs[0]:
             dx = self.product(w1, du) if self.first else self.product(du, w1.T)
             dx = dx.reshape(self.shape)
@@ -261,9 +297,11 @@ IN_REGISTERS = 40  # numbers of a row that a thread can keep; longer rows are re
 
 
 def _row_template(channels: int, *arrays: Array | None) -> str | None:
-    """ "T,W,C" for the kernels that keep a row in registers, or None if they can't."""
-    width = pack(channels, *arrays)
-    dtype = next(a.dtype for a in arrays if a is not None)
+    """ "T,W,C" for the kernels that keep a row in registers, or None if they can't. Arrays that are
+    not contiguous will be copied, to where a pack may start."""
+    given = [a for a in arrays if a is not None]
+    width = pack(channels, given[0].dtype, *[a for a in given if a.flags.c_contiguous])
+    dtype = given[0].dtype
     if width * dtype.itemsize != 16 or channels > 32 * IN_REGISTERS:
         return None
     while width > 1 and 16 * width >= channels:
@@ -271,14 +309,28 @@ def _row_template(channels: int, *arrays: Array | None) -> str | None:
     return f"{c_name(dtype)},{width},{channels}"
 
 
-class FastAddLayerNorm(AddLayerNorm):
+class FastAddLayerNorm(Fast, AddLayerNorm):
     """Keeps s, which is alive as an output anyway, with the mean and 1 / sigma of each row."""
 
-    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
-        self.check(x, y, bias, gamma, beta, bias_axis)
-        bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
+    any_dtype = True
+
+    def suits(self, x, y, bias, gamma, beta, epsilon, bias_axis):
         if not x.size:
-            return super().forward(x, y, bias, gamma, beta, epsilon, bias_axis)
+            return False
+        self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
+        columns_bias = bias if bias_axis == -1 else None  # which is read in packs
+        self.template = template = _row_template(x.shape[-1], x, y, columns_bias, gamma, beta)
+        self.name = (
+            f"add_layer_norm<{template}>" if template else f"add_layer_norm_any<{type_of(x)}>"
+        )
+        names = [self.name]
+        if template and any(self.needs):
+            column_bias = as_bool(self.needs[2] and bias_axis == -1)
+            names.append(f"add_layer_norm_backward<{template},{column_bias}>")
+        return usable("layer_norm.cu", *names) and can_sum(x.dtype)
+
+    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
+        bias_axis, template, name = self.bias_axis, self.template, self.name
         xp = namespace(x)
         channels, rows = x.shape[-1], x.size // x.shape[-1]
         x, gamma, beta = map(xp.ascontiguousarray, (x, gamma, beta))
@@ -290,29 +342,17 @@ class FastAddLayerNorm(AddLayerNorm):
         ones = rows // x.shape[0] if wanted else 0
         h = spare_row.empty(x.shape, x.dtype) if ones else xp.empty_like(x)
         mean, inverse_sigma = xp.empty((2, rows), dtype=wide(x.dtype))
-        columns_bias = bias if bias_axis == -1 else None  # which is read in packs
-        template = _row_template(channels, x, y, columns_bias, gamma, beta)
-        name = f"add_layer_norm<{template}>" if template else f"add_layer_norm_any<{type_of(x)}>"
-        names = [name]
-        if template and any(self.needs):
-            column_bias = as_bool(self.needs[2] and bias_axis == -1)
-            names.append(f"add_layer_norm_backward<{template},{column_bias}>")
-        if not (usable("layer_norm.cu", *names) and can_sum(x.dtype)):
-            return super().forward(x, y, bias, gamma, beta, epsilon, bias_axis)
         kernel = get("layer_norm.cu", name)
         bias_rows = rows // x.shape[0] if bias_axis == 0 else 0
         kernel((ceil_div(rows + ones, 4),), (THREADS,), (
             x, pointer(y), pointer(bias), bias_rows, gamma, beta, epsilon, rows, ones,
             *([] if template else [np.int32(channels)]), s, h, mean, inverse_sigma,
         ))  # fmt: skip
-        self.bias_axis = bias_axis
         if any(self.needs):
             self.s, self.mean, self.inverse_sigma, self.gamma = s, mean, inverse_sigma, gamma
         return s, h
 
     def backward(self, ds, dh):
-        if "x_hat" in self.__dict__:
-            return super().backward(ds, dh)
         if dh is None:
             dbias = bias_gradient(ds, self.bias_axis) if self.needs[2] else None
             dx, dy = (ds if need else None for need in self.needs[:2])

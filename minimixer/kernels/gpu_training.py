@@ -9,14 +9,19 @@ from ..backend import Array, is_half, namespace, one, to_device, wide
 from ..images import check_finite
 from ..loss import CrossEntropy
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
+from .node import Fast
 from .side import fork, join
 from .sums import can_sum, sum_columns
 
 # ---- the loss -----------------------------------------------------------------------------------
 
 
-class FastCrossEntropy(CrossEntropy):
+class FastCrossEntropy(Fast, CrossEntropy):
     """Losses and gradient of a row of scores in one kernel. A label out of range makes it NaN."""
+
+    def suits(self, z, target, smoothing, reduction):
+        dtype = wide(z.dtype)  # in which it will be given
+        return usable("cross_entropy.cu", f"cross_entropy<{c_name(dtype)}>") and can_sum(dtype)
 
     def forward(self, z, target, smoothing, reduction):
         xp = namespace(z)
@@ -27,8 +32,6 @@ class FastCrossEntropy(CrossEntropy):
             labels, targets = None, xp.ascontiguousarray(target)
         else:
             labels = xp.ascontiguousarray(labels, dtype=np.int64)
-        if not (usable("cross_entropy.cu", f"cross_entropy<{type_of(z)}>") and can_sum(z.dtype)):
-            return super().forward(z, target, smoothing, reduction)
         scale = 1 / batch if reduction == "mean" else 1.0
         losses = xp.empty(batch, dtype=z.dtype)
         self.dz = xp.empty_like(z) if self.needs[0] else None
@@ -42,8 +45,6 @@ class FastCrossEntropy(CrossEntropy):
         return sum_columns(losses.reshape(1, -1), scale).reshape(())
 
     def backward(self, dloss):
-        if "scale" in self.__dict__:  # the plain forward was run
-            return super().backward(dloss)
         return self.dz if dloss is one(dloss) else self.dz * dloss[..., None]
 
 
@@ -55,7 +56,9 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
     nothing done, if there is no kernel."""
     buffer = optimizer.buffer
     low_dtype = (buffer.values if buffer.low is None else buffer.low).dtype
-    width = pack(64, buffer.values)  # ranges start and stop at multiples of 64 elements
+    width = pack(
+        64, buffer.dtype, buffer.values
+    )  # ranges start and stop at multiples of 64 elements
     name = f"adamw<{type_of(buffer.values)},{c_name(low_dtype)},{width}>"
     if not usable("adamw.cu", name):
         return False

@@ -37,18 +37,21 @@ def column_sums(matrix: Array, out: Array | None) -> Array:
     return out
 
 
-def mean_rows(matrix: Array) -> Array | None:
-    """(rows, columns) -> (columns,), two-byte numbers in float32; None if there is no kernel."""
+def mean_rows(matrix: Array) -> Array:
+    """(rows, columns) -> (columns,), of two-byte numbers in float32."""
     rows, columns = matrix.shape
-    dtype = wide(matrix.dtype)
-    width = min(2, pack(columns, matrix))  # few numbers a thread: a short loop wants many threads
-    name = f"mean_rows<{type_of(matrix)},{c_name(dtype)},{width}>"
-    if not usable("reduce.cu", name):
-        return None
-    means = namespace(matrix).empty(columns, dtype=dtype)
-    grid = (ceil_div(columns, 128 * width),)
-    get("reduce.cu", name)(grid, (128,), (matrix, means, rows, columns))
+    means = namespace(matrix).empty(columns, dtype=wide(matrix.dtype))
+    grid = (ceil_div(columns, 128 * _width(matrix)),)
+    get("reduce.cu", mean_rows_name(matrix))(grid, (128,), (matrix, means, rows, columns))
     return means
+
+
+def mean_rows_name(matrix: Array) -> str:
+    return f"mean_rows<{type_of(matrix)},{c_name(wide(matrix.dtype))},{_width(matrix)}>"
+
+
+def _width(matrix: Array) -> int:
+    return min(2, pack(matrix.shape[1], matrix.dtype, matrix))  # a short loop wants many threads
 
 
 def can_sum(dtype: np.dtype) -> bool:
@@ -60,7 +63,7 @@ def can_sum(dtype: np.dtype) -> bool:
 def sum_squares(values: Array) -> Array | None:
     """The sum of squares of a flat float32 or float64 array: (1,), in float64, where the squares of
     float32 numbers neither overflow nor vanish. None if there is no kernel."""
-    width = pack(values.size, values)
+    width = pack(values.size, values.dtype, values)
     blocks = 4 * multiprocessors(values.device.id)
     sums = namespace(values).empty((1, blocks), dtype=np.float64)
     name = f"sum_squares<{type_of(values)},{width}>"

@@ -95,7 +95,7 @@ class World:
 
     def _share_cores(self, machine: Any) -> None:
         """BLAS, and so our threads, would else take all cores of the machine for each rank."""
-        if not (backend.twins and hasattr(os, "sched_getaffinity")):
+        if not (backend.forms and hasattr(os, "sched_getaffinity")):
             return
         from ..kernels import threads
 

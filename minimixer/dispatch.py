@@ -1,0 +1,162 @@
+"""What surrounds forward and backward, so that no operation has to think of it.
+
+An operation (a Function, autograd.py) is written for arrays of float32 or float64. Three things are
+arranged around it, here and nowhere else:
+
+    choose      Where a fast form of it (kernels/) suits these inputs, that does the work. It is
+                asked once, before forward; backward is then its own.
+    run         Numbers stored in two bytes are widened to float32, computed with, and what comes
+                out is rounded; a Function that only moves numbers about gets them as they are.
+                Work is asked of the GPU that holds the numbers.
+    run_back    The same for backward, and a look at what it returns.
+
+What is no Function has fast forms too: `replaceable` marks it, and asks at each call.
+
+Next: `autograd.py`, what it is that surrounds.
+"""
+
+import contextvars
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import backend
+from .backend import Array, describe, is_array, is_half, namespace, use_device_of, widen
+
+# What runs in a copy of this context gets no warnings from NumPy, which keeps in a context variable
+# what it shall do about infinities and NaN. (A `with np.errstate` takes five times as long.)
+with np.errstate(all="ignore"):
+    quiet = contextvars.copy_context()
+
+# ---- fast forms ---------------------------------------------------------------------------------
+
+
+def choose(node: Any, first: Any, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
+    """The node that does the work: `node`, of plain code, or one of a fast form that suits."""
+    form = None if first is None else backend.form_of(type(node), first)
+    if form is None:
+        return node
+    fast = form()
+    fast.needs, fast.versions = node.needs, node.versions
+    return fast if fast.suits(*arrays, **options) else node
+
+
+def replaceable(plain: Callable) -> Callable:
+    """Mark a function, or a method, that a fast form may stand in for: the first that suits."""
+
+    @functools.wraps(plain)
+    def function(*inputs: Any, **options: Any) -> Any:
+        for form in backend.forms.get(function, {}).values():
+            if form.suits(*inputs, **options):
+                return form.run(*inputs, **options)
+        return plain(*inputs, **options)
+
+    function.plain = plain  # type: ignore[attr-defined]
+    return function
+
+
+# ---- forward ------------------------------------------------------------------------------------
+
+
+def run(name: str, node: Any, first: Any, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
+    """What node.forward makes of the arrays, an array or a tuple of them. `name`, and what it was
+    given, go in front of its errors."""
+    node.widened = False
+    if first is not None and type(first) is not np.ndarray:
+        use_device_of(first)
+    try:
+        if first is not None and first.dtype.itemsize == 2 and not node.any_dtype:
+            return _rounded(node, arrays, options, first.dtype)
+        if node.quiet:
+            return quiet.copy().run(node.forward, *arrays, **options)
+        return node.forward(*arrays, **options)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise explained(error, name, arrays) from None
+
+
+def _rounded(node: Any, arrays: Sequence[Any], options: dict[str, Any], dtype: np.dtype) -> Any:
+    if not is_half(dtype):  # int16, which has no gradient
+        return node.forward(*arrays, **options)
+    node.widened = True
+    wide = [widen(a) if is_array(a) else a for a in arrays]
+    result = quiet.copy().run(node.forward, *wide, **options)
+    if node.wide_result:
+        return result
+    if isinstance(result, tuple):
+        return tuple([_round(y, dtype) for y in result])
+    return _round(result, dtype)
+
+
+@np.errstate(over="ignore")  # float16 ends at 65504: beyond is infinite
+def _round(array: Any, dtype: np.dtype) -> Array:
+    return namespace(array).asarray(array).astype(dtype)
+
+
+def explained(error: Exception, name: str, arrays: Sequence[Any]) -> Exception:
+    """The error, with the operation's name and what it was given in front."""
+    met = ", ".join(describe(a) if is_array(a) else repr(a) for a in arrays)
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{name} of {met}: {error}")
+
+
+# ---- backward -----------------------------------------------------------------------------------
+
+
+def run_back(node: Any, gradients: list[Array | None]) -> Sequence[Array | None]:
+    """What node.backward makes of the gradients that arrived at its outputs, checked: for each
+    input that needs one a gradient of its shape and dtype, or None."""
+    for parameter, version in node.versions:
+        if parameter.version != version:
+            raise ValueError(
+                f"backward: a Parameter that {type(node).__name__} used was changed after forward; "
+                "call backward before the optimizer's step or an assignment to .data"
+            )
+    if type(gradients[0]) is not np.ndarray or node.widened:
+        gradients = _prepared(node, gradients)
+    results = node.backward(*gradients)
+    if not isinstance(results, tuple):
+        results = tuple(results) if isinstance(results, list) else (results,)
+    if len(results) != len(node.kinds):
+        raise ValueError(
+            f"{type(node).__name__}.backward returned {len(results)} gradients for "
+            f"{len(node.kinds)} inputs"
+        )
+    for index, kind in enumerate(node.kinds):
+        result = results[index]
+        if result is None or kind is None:
+            continue
+        try:
+            fits = result.shape == kind[0] and (result.dtype is kind[1] or result.dtype == kind[1])
+        except AttributeError:  # no array
+            fits = False
+        if not fits:
+            result = _converted(node, index, result)
+            results = (*results[:index], result, *results[index + 1 :])
+    return results
+
+
+def _prepared(node: Any, gradients: list[Array | None]) -> list[Array | None]:
+    """On the GPU that holds them; in float32, if forward was."""
+    use_device_of(next(gradient for gradient in gradients if gradient is not None))
+    if node.widened:
+        return [None if gradient is None else widen(gradient) for gradient in gradients]
+    return gradients
+
+
+def _converted(node: Any, index: int, result: Any) -> Array:
+    """float32 as the gradient of a two-byte input, rounded; for all else an error that says what
+    is wrong with it."""
+    name, (shape, dtype) = f"{type(node).__name__}.backward", node.kinds[index]
+    if not is_array(result) and not isinstance(result, np.generic):
+        raise TypeError(f"{name} returned {result!r:.60} for input {index}; it must be an array")
+    if result.shape != shape:
+        raise ValueError(
+            f"{name} returned a gradient of shape {result.shape} for input {index} of shape "
+            f"{shape}: was a broadcast not undone?"
+        )
+    if not (is_half(dtype) and result.dtype == np.float32):
+        raise TypeError(f"{name} returned {result.dtype} as the gradient of input {index}, {dtype}")
+    leaf = node.parents is not None and node.parents[index][1] is None
+    return result if leaf else result.astype(dtype)  # leaves convert it themselves
