@@ -40,7 +40,7 @@ from training import write_rows
 
 from minimixer import AdamW, Mixer, Tensor, backend, data, fetch, schedule
 from minimixer import functional as F
-from minimixer.block import MixerBlock, MixerMLP, add_norm
+from minimixer.block import MixerBlock, MixerMLP
 from minimixer.metrics import evaluate
 from minimixer.names import printable
 from minimixer.nn import LayerNorm, Linear, Module, lecun_normal
@@ -87,8 +87,8 @@ class GroupedMLP(Module):
         for bias in (self.b1, self.b2):
             bias.data = np.zeros(bias.shape, dtype=np.float32)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """x (S, B, C) -> (y, None): the last bias, which is no vector of S numbers, is in y."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
         groups, tokens, _ = self.w1.shape
         batch, channels = x.shape[1:]
         x = x.reshape(tokens, batch, groups, channels // groups).transpose(2, 0, 1, 3)
@@ -96,7 +96,7 @@ class GroupedMLP(Module):
         u = self.w1.transpose(0, 2, 1) @ x + self.b1.reshape(groups, -1, 1)  # (groups, D_S, n)
         y = self.w2 @ F.gelu(u, self.approximate) + self.b2.reshape(groups, -1, 1)
         y = y.reshape(groups, tokens, batch, channels // groups).transpose(1, 2, 0, 3)
-        return y.reshape(tokens, batch, channels), None
+        return y.reshape(tokens, batch, channels)
 
 
 class JoinedMLP(Module):
@@ -107,12 +107,13 @@ class JoinedMLP(Module):
         self.groups, self.vectors = groups, channels // groups  # see GroupedMLP
         self.mlp = MixerMLP(groups * tokens, hidden, 0, approximate)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
         tokens, batch, channels = x.shape
         x = x.reshape(tokens, batch, channels // self.groups, self.groups).transpose(3, 0, 1, 2)
-        y, bias = self.mlp(x.reshape(self.groups * tokens, batch, -1))
-        y = F.add_bias(y, bias, axis=0).reshape(self.groups, tokens, batch, -1)
-        return y.transpose(1, 2, 3, 0).reshape(tokens, batch, channels), None
+        y = self.mlp(x.reshape(self.groups * tokens, batch, -1))
+        y = y.reshape(self.groups, tokens, batch, -1).transpose(1, 2, 3, 0)
+        return y.reshape(tokens, batch, channels)
 
 
 # ---- pyramids -----------------------------------------------------------------------------------
@@ -133,14 +134,12 @@ class ReducingBlock(Module):
         self.norm2 = LayerNorm(channels)
         self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
 
-    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
+    def forward(self, x: Tensor) -> Tensor:
         """(S, B, C) -> (S', B, C)"""
-        _, h = add_norm(x, y, bias, self.norm1)
-        h = self.hidden(h.transpose(1, 2, 0))  # (B, C, D_S): the paper's transpose, for once
-        x = self.reduce(F.gelu(h, self.approximate)).transpose(2, 0, 1)
-        x, h = add_norm(x, None, None, self.norm2)
-        y, bias = self.channel_mixing(h)
-        return x, y, bias
+        h = self.norm1(x).transpose(1, 2, 0)  # (B, C, S): the paper's transpose, for once
+        h = F.gelu(self.hidden(h), self.approximate)
+        x = self.reduce(h).transpose(2, 0, 1)
+        return x + self.channel_mixing(self.norm2(x))
 
 
 class MergingBlock(Module):
@@ -155,12 +154,12 @@ class MergingBlock(Module):
         self.norm = LayerNorm(channels)
         self.merge = Linear(4 * channels, 2 * channels)
 
-    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, None, None]:
+    def forward(self, x: Tensor) -> Tensor:
         """(S, B, C) -> (S / 4, B, 2 C)"""
-        _, h = add_norm(x, y, bias, self.norm)
+        h = self.norm(x)
         rows, columns = self.grid
         h = h.reshape(rows // 2, 2, columns // 2, 2, *h.shape[1:]).transpose(0, 2, 4, 1, 3, 5)
-        return self.merge(h.reshape(rows * columns // 4, h.shape[2], -1)), None, None
+        return self.merge(h.reshape(rows * columns // 4, h.shape[2], -1))
 
 
 # ---- the models ---------------------------------------------------------------------------------

@@ -27,8 +27,7 @@ from baseline_ops import (
 )
 
 from minimixer import Tensor
-from minimixer import functional as F
-from minimixer.block import MixerMLP, add_norm
+from minimixer.block import MixerMLP
 from minimixer.nn import LayerNorm, Linear, Module, check_sizes, lecun_normal
 from minimixer.parameters import Parameter
 
@@ -57,9 +56,9 @@ class Attention(Module):
         self.qkv = Linear(channels, 3 * channels, seed=None)
         self.out = Linear(channels, channels, seed=None)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        """x (S, B, C) -> (y without the last bias, that bias), as MixerMLP gives them."""
-        return F.linear(attention(self.qkv(x), self.heads), self.out.weight), self.out.bias
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
+        return self.out(attention(self.qkv(x), self.heads))
 
 
 class EncoderBlock(Module):
@@ -72,14 +71,10 @@ class EncoderBlock(Module):
         self.norm2 = LayerNorm(channels)
         self.mlp = MixerMLP(channels, mlp_dim, -1, approximate)
 
-    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
-        """x + y + bias is the block's input, and its output in the same form: the sum is put off to
-        the LayerNorm that reads it, as in minimixer/block.py."""
-        x, h = add_norm(x, y, bias, self.norm1)
-        y, bias = self.attention(h)
-        x, h = add_norm(x, y, bias, self.norm2)
-        y, bias = self.mlp(h)
-        return x, y, bias
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
 
 
 # ---- ResNet's -----------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ class Conv2d(Function):
         y = xp.empty((len(x), windows.rows, windows.columns, weight.shape[1]), dtype=x.dtype)
         for part in self.parts(x):
             rows = self.rows(padded[part])
-            matmul(rows, weight, out=y[part].reshape(len(rows), -1), precision=self.precision)
+            matmul(rows, weight, out=y[part].reshape(len(rows), -1))
         return y
 
     def backward(self, dy):
@@ -178,9 +178,9 @@ class Conv2d(Function):
             d = dy[part].reshape(-1, out)
             if self.needs[1]:
                 rows = self.rows(padded[part])
-                matmul(rows.T, d, out=dweight, accumulate=True, precision=self.precision)
+                matmul(rows.T, d, out=dweight, accumulate=True)
             if self.needs[0]:
-                drows = matmul(d, self.weight.T, precision=self.precision)
+                drows = matmul(d, self.weight.T)
                 places = drows.reshape(*dy[part].shape[:3], -1, channels)
                 for place, pixels in enumerate(windows.shifts(dpadded[part])):
                     pixels += places[:, :, :, place]

@@ -43,7 +43,6 @@ from baseline_layers import Body, EncoderBlock
 
 from minimixer import Mixer, Tensor, concatenate, ops
 from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
-from minimixer.block import add_norm
 from minimixer.images import Normalization, check_shape, cut_patches, normalize
 from minimixer.nn import LayerNorm, Linear, Module, check_sizes, lecun_normal
 from minimixer.parameters import Parameter, ParameterBuffer, RandomCounter
@@ -219,10 +218,10 @@ class ViT(Classifier):
         if self.pool == "token":
             once_each = namespace(x.data).ones((1, x.shape[1], 1), dtype=x.dtype)
             x = concatenate([ops.multiply(self.class_token, once_each), x])
-        x, y, bias = x + self.positions.reshape(self.tokens, 1, -1), None, None
+        x = x + self.positions.reshape(self.tokens, 1, -1)
         for block in self.blocks:
-            x, y, bias = block(x, y, bias)
-        _, h = add_norm(x, y, bias, self.norm)  # (S, B, C)
+            x = block(x)
+        h = self.norm(x)  # (S, B, C)
         return h[0] if self.pool == "token" else h.mean(axis=0)
 
     def macs(self) -> int:

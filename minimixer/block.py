@@ -3,23 +3,20 @@
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing
 
-An MLP hands its last bias on, unadded, and a block its second sum: the LayerNorm that comes next
-adds them up, in one pass. X is (S, B, C) here, tokens first; mixer.py says why.
+with a bias beside each W. X is (S, B, C) here, tokens first; mixer.py says why.
 
 >>> block = MixerBlock(tokens=4, channels=8, tokens_mlp_dim=3, channels_mlp_dim=16,
 ...                    approximate="tanh", stochastic_depth=0.0)
->>> x, y, bias = block(Tensor(np.ones((4, 2, 8), "float32")), None, None)
->>> x.shape, y.shape, bias.shape                     # the block's output is x + y + bias
-((4, 2, 8), (4, 2, 8), (8,))
+>>> block(Tensor(np.ones((4, 2, 8), "float32"))).shape
+(4, 2, 8)
 
 Next: `mixer.py`, the model.
 """
 
-from typing import Any
-
 import numpy as np
 
 from . import functional as F
+from .dispatch import replaceable
 from .nn import LayerNorm, Module, StochasticDepth, lecun_normal
 from .parameters import Parameter
 from .tensor import Tensor
@@ -49,10 +46,14 @@ class MixerMLP(Module):
         self.b1.data = np.zeros(hidden, dtype=np.float32)
         self.b2.data = np.zeros(size, dtype=np.float32)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (S, B, C) -> (y without the last bias, that bias): whoever adds y to x adds both."""
-        y = F.mlp(x, self.w1, self.b1, self.w2, axis=self.axis, approximate=self.approximate)
-        return y, self.b2
+    @replaceable
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
+        if self.axis == 0:
+            u = F.linear_first(x, self.w1, self.b1, transposed=True)  # (D_S, B, C)
+            return F.linear_first(F.gelu(u, self.approximate), self.w2, self.b2)
+        u = F.linear(x, self.w1, self.b1)  # (S, B, D_C)
+        return F.linear(F.gelu(u, self.approximate), self.w2, self.b2)
 
 
 class MixerBlock(Module):
@@ -69,26 +70,8 @@ class MixerBlock(Module):
         self.drop1 = StochasticDepth(stochastic_depth)
         self.drop2 = StochasticDepth(stochastic_depth)
 
-    def forward(self, x: Tensor, y: Any, bias: Any) -> tuple[Tensor, Tensor, Any]:
-        """x, y (S, B, C) and bias (C,): x + y + bias is the block's input. The skip connection is
-        closed where it is needed, in one step with the LayerNorm that follows. Returns the block's
-        output in the same form.
-        """
-        x, h = add_norm(x, y, bias, self.norm1)
-        y, bias = _drop(self.drop1, self.token_mixing(h), axis=0)
-        x, h = add_norm(x, y, bias, self.norm2, axis=0)
-        y, bias = _drop(self.drop2, self.channel_mixing(h), axis=-1)
-        return x, y, bias
-
-
-def add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm, axis: int = -1) -> Any:
-    """`axis` is the one that the bias runs along: 0 for token mixing's, -1 for the others."""
-    return F.add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, bias_axis=axis)
-
-
-def _drop(layer: StochasticDepth, added: tuple[Tensor, Any], axis: int) -> tuple[Tensor, Any]:
-    """What is dropped is all that the MLP adds, its last bias included."""
-    y, bias = added
-    if not layer.active:
-        return y, bias
-    return layer(F.add_bias(y, bias, axis)), None
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
+        x = x + self.drop1(self.token_mixing(self.norm1(x)))
+        x = x + self.drop2(self.channel_mixing(self.norm2(x)))
+        return x

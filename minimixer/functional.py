@@ -20,10 +20,7 @@ from typing import Any
 from .autograd import Function
 from .backend import Array, matmul, namespace, sum_rows
 from .erf import erf
-from .layer_norm import AddBias as AddBias
-from .layer_norm import AddLayerNorm as AddLayerNorm
-from .layer_norm import add_bias as add_bias
-from .layer_norm import add_layer_norm as add_layer_norm
+from .layer_norm import LayerNorm as LayerNorm
 from .layer_norm import as_rows
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
@@ -76,6 +73,58 @@ class Linear(Function):
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     """x (..., in), weight (in, out), bias (out,) or None -> (..., out). ValueError on shapes."""
     return Linear.apply(x, weight, bias)
+
+
+class LinearFirst(Function):
+    """The same along the first axis: y = W x + b, y[j, m] = sum_i W[j, i] x[i, m] + b[j], where m
+    are all other axes. Nothing is transposed for it: x[i, :] is one long row already.
+
+    dx = W^T dy,  dW = dy x^T,  db[j] = sum_m dy[j, m]
+
+    W is stored as it stands here, or the other way round, as `linear` has it: `transposed`.
+    """
+
+    takes_numbers = False
+    optional = (2,)
+
+    @staticmethod
+    def check(x, weight, bias, transposed):
+        sizes = weight.shape[::-1] if transposed else weight.shape  # (out, in)
+        if len(sizes) != 2 or x.ndim == 0 or len(x) != sizes[1]:
+            stored = "(in, out)" if transposed else "(out, in)"
+            raise ValueError(f"x must be (in, ...) and weight {stored}, with the same `in`")
+        if bias is not None and bias.shape != sizes[:1]:
+            raise ValueError(f"bias must have shape {sizes[:1]}")
+
+    def forward(self, x, weight, bias, transposed):
+        columns = as_columns(x)
+        self.shape, self.transposed = x.shape, transposed
+        self.x = columns if self.needs[1] else None
+        self.weight = weight if self.needs[0] else None
+        y = matmul(weight.T if transposed else weight, columns)
+        if bias is not None:
+            y += bias[:, None]
+        return y.reshape(len(y), *x.shape[1:])
+
+    def backward(self, dy):
+        dy = as_columns(dy)
+        dx = dweight = None
+        if self.needs[0]:
+            dx = matmul(self.weight if self.transposed else self.weight.T, dy).reshape(self.shape)
+        if self.needs[1]:
+            dweight = matmul(self.x, dy.T) if self.transposed else matmul(dy, self.x.T)
+        return dx, dweight, dy.sum(axis=1) if self.needs[2] else None
+
+
+def as_columns(x: Array) -> Array:
+    """(n, ...) as a matrix of n rows, also if there are none or they are empty."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def linear_first(x: Any, weight: Any, bias: Any = None, transposed: bool = False) -> Tensor:
+    """x (in, ...), weight (out, in), or (in, out) if `transposed`, bias (out,) or None ->
+    (out, ...). ValueError on shapes."""
+    return LinearFirst.apply(x, weight, bias, transposed=bool(transposed))
 
 
 # ---- GELU ---------------------------------------------------------------------------------------
@@ -167,99 +216,11 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     return GELU.apply(x, approximate=approximate)
 
 
-# ---- the MLP ------------------------------------------------------------------------------------
-
-
-class MLP(Function):
-    """y = gelu(x W1 + b1) W2 along the last axis, or the same along the first.
-
-    With u = x W1 + b1 and g = gelu(u), the chain rule through two linear maps and GELU is
-        dg = dy W2^T,  dW2 = g^T dy,  du = dg gelu'(u),  db1 = sum du,  dW1 = x^T du,  dx = du W1^T.
-    Kept for backward: x, g and gelu'(u); u itself is not needed again. du is written over dg.
-
-    S and C here are just the lengths of x's first and last axis; mixer.py says what they stand for.
-    Along the first axis x is (S, ...): every column x[:, c] goes through the same MLP, which is the
-    paper's token mixing without its transposes. Then u = W1^T x + b1 with x as an S x n matrix and
-    y = W2 g, and all products above appear transposed. Both weights are (S, D_S), so that every
-    product runs along the long contiguous rows of x and g.
-    """
-
-    takes_numbers = False
-
-    @staticmethod
-    def check(x, w1, b1, w2, axis, approximate):
-        check_form(approximate)
-        if axis not in (0, -1):
-            raise ValueError(f"axis must be 0 (first) or -1 (last), got {axis}")
-        if x.ndim < 2:
-            raise ValueError("x needs at least two dimensions, (..., in) or (in, ...)")
-        if w1.ndim != 2 or w1.shape[0] != x.shape[axis]:
-            raise ValueError(f"w1 must be (in, hidden) with in = {x.shape[axis]}")
-        if b1.shape != w1.shape[1:]:
-            raise ValueError(f"b1 must have shape {w1.shape[1:]}")
-        first = axis == 0
-        if w2.shape != (w1.shape if first else w1.shape[::-1]):
-            raise ValueError(f"w2 must have shape {w1.shape if first else w1.shape[::-1]}")
-
-    def forward(self, x, w1, b1, w2, axis, approximate):
-        first = axis == 0
-        self.first, self.shape = first, x.shape
-        x = x.reshape(len(x), math.prod(x.shape[1:])) if first else as_rows(x)
-        if first:
-            u = matmul(w1.T, x)  # (D_S, n)
-            u += b1[:, None]
-        else:
-            u = matmul(x, w1)  # (n, D_C)
-            u += b1
-        g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs))
-        y = matmul(w2, g) if first else matmul(g, w2)
-        if any(self.needs):
-            self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope
-        return y.reshape(self.shape)
-
-    def backward(self, dy):
-        if self.first:
-            return self._backward_first(dy.reshape(len(dy), math.prod(dy.shape[1:])))
-        dy = as_rows(dy)
-        dx = dw1 = db1 = None
-        dw2 = matmul(self.g.T, dy) if self.needs[3] else None
-        if any(self.needs[:3]):
-            du = matmul(dy, self.w2.T)
-            du *= self.slope
-            db1 = sum_rows(du) if self.needs[2] else None
-            dw1 = matmul(self.x.T, du) if self.needs[1] else None
-            if self.needs[0]:
-                dx = matmul(du, self.w1.T).reshape(self.shape)
-        return dx, dw1, db1, dw2
-
-    def _backward_first(self, dy):
-        dx = dw1 = db1 = None
-        dw2 = matmul(dy, self.g.T) if self.needs[3] else None
-        if any(self.needs[:3]):
-            du = matmul(self.w2.T, dy)
-            du *= self.slope
-            db1 = du.sum(axis=1) if self.needs[2] else None
-            dw1 = matmul(self.x, du.T) if self.needs[1] else None
-            if self.needs[0]:
-                dx = matmul(self.w1, du).reshape(self.shape)
-        return dx, dw1, db1, dw2
-
-
-def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "tanh") -> Tensor:
-    """gelu(x w1 + b1) w2 along `axis`, without the last bias (paper, equation 1).
-
-    axis=-1: x (..., in), w1 (in, hidden), b1 (hidden,), w2 (hidden, in) -> (..., in)
-    axis=0:  x (in, ...), w1 (in, hidden), b1 (hidden,), w2 (in, hidden) -> (in, ...)
-    The last bias is added by what comes next, `add_layer_norm`. ValueError on shapes. GELU is in
-    the authors' form unless told otherwise, where `gelu` itself follows PyTorch's default.
-    """
-    return MLP.apply(x, w1, b1, w2, axis=axis, approximate=approximate)
-
-
 _ELSEWHERE = {  # what PyTorch has under this name, and what to write here
     "dropout": "nn.Dropout, whose draws follow the model's seed and step",
     "nll_loss": "cross_entropy of the scores", "tanh": "x.tanh()",
     "sigmoid": "((x / 2).tanh() + 1) / 2",
+    "mlp": "linear, gelu, linear", "add_layer_norm": "layer_norm(x + y)", "add_bias": "x + bias",
     "binary_cross_entropy": "cross_entropy with two classes", "l1_loss": "(x - y).abs().mean()",
 }  # fmt: skip
 

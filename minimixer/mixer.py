@@ -49,8 +49,8 @@ from . import functional as F
 from .backend import Array, as_dtype, check_precision, form_of, is_half, to_numpy, use_device_of
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
-from .block import add_norm
 from .checks import check_sizes
+from .dispatch import replaceable
 from .grad_mode import no_grad
 from .images import Normalization, check_shape, cut_patches, normalize, not_normalized
 from .loss import softmax
@@ -162,7 +162,7 @@ class Mixer(Module):
 
         check_sizes(batch_size=batch_size)
         itemsize = as_dtype("float32" if precision == "tf32" else precision).itemsize
-        kernels = "gpu" if on_gpu else "cpu" if form_of(F.MLP, np.empty(0)) else "reference"
+        kernels = "gpu" if on_gpu else "cpu" if form_of(F.LayerNorm, np.empty(0)) else "reference"
         return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, kernels)
 
     @classmethod
@@ -263,35 +263,28 @@ class Mixer(Module):
             ) from None
 
     def _scores(self, images: Any) -> Tensor:
-        x, y, bias = self._blocks(images)
-        _, h = add_norm(x, y, bias, self.norm)  # (S, B, C)
+        h = self.trunk(self.patches(images))  # (S, B, C)
         pooled = h.mean(axis=0)  # (B, C), float32 or float64 again
         if self.buffer.scaled:
             pooled = F.scale_gradient(pooled, self.buffer.loss_scale[:1])
         return pooled if self.head is None else self.head(pooled)  # (B, K)
 
-    def _blocks(self, images: Any, seen: Any = None) -> tuple[Tensor, Any, Any]:
-        """What the last block returns; `seen`, a list, receives that of every block."""
-        x = self.patches(images)  # (S, B, P*P*in)
-        x, y, bias = F.linear(x, self.stem.weight), None, self.stem.bias  # (S, B, C)
+    @replaceable
+    def trunk(self, x: Tensor, seen: list[Tensor] | None = None) -> Tensor:
+        """Patches (S, B, P*P*in) -> stem, blocks, LayerNorm -> (S, B, C). `seen`, a list, receives
+        what every block returns."""
+        x = self.stem(x)
         for block in self.blocks:
-            if self.checkpoint_blocks:
-                x, y, bias = recompute(block, x, y, bias)
-            else:
-                x, y, bias = block(x, y, bias)
+            x = recompute(block, x) if self.checkpoint_blocks else block(x)
             if seen is not None:
-                seen.append((x, y, bias))
-        return x, y, bias
+                seen.append(x)
+        return self.norm(x)
 
     def features(self, images: Any, blocks: Any) -> list[Tensor]:
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
-        seen: list[Any] = []
-        self._blocks(images, seen)
-        outputs = [seen[number] for number in blocks]
-        return [
-            (x + y if bias is None else F.add_bias(x + y, bias)).transpose(1, 0, 2)
-            for x, y, bias in outputs
-        ]
+        seen: list[Tensor] = []
+        self.trunk(self.patches(images), seen)
+        return [seen[number].transpose(1, 0, 2) for number in blocks]
 
     def patches(self, images: Any) -> Tensor:
         """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
@@ -378,6 +371,6 @@ class Mixer(Module):
 
         check_sizes(batch_size=batch_size)
         kernels = "cpu" if self.device == "cpu" else "gpu"
-        if form_of(F.MLP, self.stem.weight.data) is None:
+        if form_of(F.LayerNorm, self.stem.weight.data) is None:
             kernels = "reference"
         return Summary(self.config, batch_size, self.activation_dtype.itemsize, kernels)

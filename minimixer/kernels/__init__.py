@@ -1,6 +1,7 @@
 """The same functions again, for speed. The tutorial ends before this; nothing here is needed.
 
     node.py           what a fast form may ask of the engine
+    fused.py          the trunk of a Mixer, an MLP, a sum with its LayerNorm as one
 
 On the CPU, still NumPy:
 
@@ -50,18 +51,23 @@ def use(which: str) -> None:
 
 def _find() -> dict[Any, dict[str, Any]]:
     """What there is to replace what, of NumPy's arrays and of CuPy's."""
-    from ..functional import GELU, MLP, Linear
-    from ..layer_norm import AddLayerNorm
+    from ..block import MixerMLP
+    from ..functional import GELU, LayerNorm, Linear
     from ..loss import CrossEntropy
+    from ..mixer import Mixer
     from ..optim import Adam, AdamW
     from ..rearrange import Mean
-    from . import cpu, cpu_layer_norm, cpu_training, cublas, gpu, gpu_training, sums
+    from . import cpu, cpu_layer_norm, cpu_training, cublas, fused, gpu, gpu_training, sums
+    from .fused import MLP, AddLayerNorm
 
     return {
+        Mixer.trunk: {"": fused.Trunk},
+        MixerMLP.forward: {"": fused.Mlp},
         Linear: {"cupy": gpu.FastLinear},
         MLP: {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP},
         GELU: {"numpy": cpu.FastGELU, "cupy": gpu.FastGELU},
         AddLayerNorm: {"numpy": cpu_layer_norm.FastAddLayerNorm, "cupy": gpu.FastAddLayerNorm},
+        LayerNorm: {"numpy": cpu_layer_norm.FastLayerNorm, "cupy": gpu.FastLayerNorm},
         Mean: {"cupy": gpu.FastMean},
         CrossEntropy: {"cupy": gpu_training.FastCrossEntropy},
         AdamW: {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw},

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, plain_matmul
-from ..functional import _A, _K, _PHI, GELU, MLP
+from ..functional import _A, _K, _PHI, GELU
 from ..layer_norm import as_rows
 from .blocks import BLOCK, COLUMNS, HALVED, PARTS, PRODUCT, ROWS, SMALL, TINY, parts, staggered
+from .fused import MLP
 from .node import Fast
 from .reuse import empty
 from .threads import aside, blas_on_one_thread, run, turn

@@ -9,8 +9,8 @@ not ask BLAS for an inner length of 1). And sums along rows are products with a 
 import numpy as np
 
 from ..backend import Array
-from ..layer_norm import AddLayerNorm, bias_gradient
 from .blocks import BLOCK, SMALL, parts
+from .fused import AddLayerNorm, LayerNormAlone, bias_gradient
 from .node import Fast
 from .reuse import empty
 from .threads import blas_on_one_thread
@@ -161,3 +161,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         )
         dx = dx.reshape(shape)
         return dx if self.needs[0] else None, dx if self.needs[1] else None, dbias, dgamma, dbeta
+
+
+class FastLayerNorm(LayerNormAlone):
+    form = FastAddLayerNorm

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, namespace, wide
-from ..functional import GELU, MLP, Linear
-from ..layer_norm import AddLayerNorm, as_rows, bias_gradient
+from ..functional import GELU, Linear
+from ..layer_norm import as_rows
 from ..rearrange import Mean
 from . import cublas, spare_row
 from .cuda import (
@@ -27,6 +27,7 @@ from .cuda import (
     type_of,
     usable,
 )
+from .fused import MLP, AddLayerNorm, LayerNormAlone, bias_gradient
 from .node import Fast
 from .side import LARGEST, aside
 from .sums import can_sum, column_sums, mean_rows, mean_rows_name, sum_columns, sum_rows
@@ -404,3 +405,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
                     results[position] = empty
             sum_rows(partial, results[3], results[4], results[2] if column_bias else None)
         return tuple(results)
+
+
+class FastLayerNorm(LayerNormAlone):
+    form, any_dtype = FastAddLayerNorm, True

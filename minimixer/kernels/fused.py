@@ -1,0 +1,321 @@
+"""A Mixer's trunk with fewer passes over memory: what fast forms take together.
+
+The plain code reads X + MLP(LayerNorm(X)), one operation after the other. Here an MLP is one
+operation, so that GELU and bias need no pass of their own, and hands its last bias on, unadded; a
+block hands on its second sum; and the LayerNorm that comes next adds all that up in the pass that
+it makes anyway. The two operations stand here in plain code, which the tests compare with; cpu.py
+and gpu.py have them fast.
+
+    Trunk   stem, blocks and last LayerNorm; where each module in it is the paper's own
+    Mlp     a MixerMLP alone, in any other block
+"""
+
+import functools
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Function
+from ..backend import Array, matmul, namespace, sum_rows
+from ..block import MixerBlock, MixerMLP
+from ..functional import as_columns, check_form, gelu_and_slope
+from ..layer_norm import as_rows, check_epsilon, row_mean
+from ..nn import LayerNorm, Linear, Module, StochasticDepth
+from ..recompute import recompute
+from ..tensor import Tensor
+from .node import Fast
+
+# ---- the trunk ----------------------------------------------------------------------------------
+
+
+class Trunk:
+    """Mixer.trunk."""
+
+    @staticmethod
+    def suits(model: Any, x: Tensor, seen: Any = None) -> bool:
+        return seen is None and all(_is(*pair) for pair in _replaced(model))
+
+    @staticmethod
+    def run(model: Any, x: Tensor) -> Tensor:
+        x, y, bias = F.linear(x, model.stem.weight), None, model.stem.bias
+        for block in map(_PutOff, model.blocks):
+            run = functools.partial(recompute, block) if model.checkpoint_blocks else block
+            x, y, bias = run(x, y, bias)
+        return _add_norm(x, y, bias, model.norm)[1]
+
+
+def _replaced(model: Any) -> Any:
+    """Each module that the trunk does without, and whose forward it stands for."""
+    yield model.stem, Linear
+    yield model.norm, LayerNorm
+    for block in model.blocks:
+        yield block, MixerBlock
+        if type(block) is MixerBlock:
+            yield block.norm1, LayerNorm
+            yield block.token_mixing, MixerMLP
+            yield block.drop1, StochasticDepth
+            yield block.norm2, LayerNorm
+            yield block.channel_mixing, MixerMLP
+            yield block.drop2, StochasticDepth
+
+
+def _is(module: Any, kind: type) -> bool:
+    """Is it exactly that, with nothing of its own in place of a method?"""
+    return type(module) is kind and "forward" not in vars(module)
+
+
+class _PutOff(Module):
+    """A block as x, y, bias -> x, y, bias, of which x + y + bias is the block's."""
+
+    def __init__(self, block: MixerBlock):
+        vars(self)["block"] = block  # setting an attribute would say that the model has changed
+
+    def forward(self, x: Tensor, y: Any, bias: Any) -> Any:
+        block = self.block
+        x, h = _add_norm(x, y, bias, block.norm1)
+        y, bias = _mix(block.token_mixing, block.drop1, h)
+        x, h = _add_norm(x, y, bias, block.norm2, axis=0)
+        y, bias = _mix(block.channel_mixing, block.drop2, h)
+        return x, y, bias
+
+
+def _add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm, axis: int = -1) -> Any:
+    """`axis` is the one that the bias runs along: 0 for token mixing's, -1 for the others."""
+    return add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, bias_axis=axis)
+
+
+def _mix(layer: MixerMLP, drop: StochasticDepth, x: Tensor) -> tuple[Tensor, Any]:
+    y = mlp(x, layer.w1, layer.b1, layer.w2, layer.axis, layer.approximate)
+    if not drop.active:
+        return y, layer.b2
+    return drop(add_bias(y, layer.b2, layer.axis)), None  # all that is added is dropped
+
+
+class Mlp:
+    """MixerMLP.forward."""
+
+    @staticmethod
+    def suits(layer: Any, x: Tensor) -> bool:
+        return type(layer) is MixerMLP
+
+    @staticmethod
+    def run(layer: Any, x: Tensor) -> Tensor:
+        y = mlp(x, layer.w1, layer.b1, layer.w2, layer.axis, layer.approximate)
+        return add_bias(y, layer.b2, layer.axis)
+
+
+# ---- the MLP ------------------------------------------------------------------------------------
+
+
+class MLP(Function):
+    """y = gelu(x W1 + b1) W2 along the last axis, or the same along the first.
+
+    With u = x W1 + b1 and g = gelu(u), the chain rule through two linear maps and GELU is
+        dg = dy W2^T,  dW2 = g^T dy,  du = dg gelu'(u),  db1 = sum du,  dW1 = x^T du,  dx = du W1^T.
+    Kept for backward: x, g and gelu'(u); u itself is not needed again. du is written over dg.
+
+    S and C here are just the lengths of x's first and last axis; mixer.py says what they stand for.
+    Along the first axis x is (S, ...): every column x[:, c] goes through the same MLP, which is the
+    paper's token mixing without its transposes. Then u = W1^T x + b1 with x as an S x n matrix and
+    y = W2 g, and all products above appear transposed. Both weights are (S, D_S), so that every
+    product runs along the long contiguous rows of x and g.
+    """
+
+    takes_numbers = False
+
+    @staticmethod
+    def check(x, w1, b1, w2, axis, approximate):
+        check_form(approximate)
+        if axis not in (0, -1):
+            raise ValueError(f"axis must be 0 (first) or -1 (last), got {axis}")
+        if x.ndim < 2:
+            raise ValueError("x needs at least two dimensions, (..., in) or (in, ...)")
+        if w1.ndim != 2 or w1.shape[0] != x.shape[axis]:
+            raise ValueError(f"w1 must be (in, hidden) with in = {x.shape[axis]}")
+        if b1.shape != w1.shape[1:]:
+            raise ValueError(f"b1 must have shape {w1.shape[1:]}")
+        first = axis == 0
+        if w2.shape != (w1.shape if first else w1.shape[::-1]):
+            raise ValueError(f"w2 must have shape {w1.shape if first else w1.shape[::-1]}")
+
+    def forward(self, x, w1, b1, w2, axis, approximate):
+        first = axis == 0
+        self.first, self.shape = first, x.shape
+        x = as_columns(x) if first else as_rows(x)
+        if first:
+            u = matmul(w1.T, x)  # (D_S, n)
+            u += b1[:, None]
+        else:
+            u = matmul(x, w1)  # (n, D_C)
+            u += b1
+        g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs))
+        y = matmul(w2, g) if first else matmul(g, w2)
+        if any(self.needs):
+            self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope
+        return y.reshape(self.shape)
+
+    def backward(self, dy):
+        if self.first:
+            return self._backward_first(as_columns(dy))
+        dy = as_rows(dy)
+        dx = dw1 = db1 = None
+        dw2 = matmul(self.g.T, dy) if self.needs[3] else None
+        if any(self.needs[:3]):
+            du = matmul(dy, self.w2.T)
+            du *= self.slope
+            db1 = sum_rows(du) if self.needs[2] else None
+            dw1 = matmul(self.x.T, du) if self.needs[1] else None
+            if self.needs[0]:
+                dx = matmul(du, self.w1.T).reshape(self.shape)
+        return dx, dw1, db1, dw2
+
+    def _backward_first(self, dy):
+        dx = dw1 = db1 = None
+        dw2 = matmul(dy, self.g.T) if self.needs[3] else None
+        if any(self.needs[:3]):
+            du = matmul(self.w2.T, dy)
+            du *= self.slope
+            db1 = du.sum(axis=1) if self.needs[2] else None
+            dw1 = matmul(self.x, du.T) if self.needs[1] else None
+            if self.needs[0]:
+                dx = matmul(self.w1, du).reshape(self.shape)
+        return dx, dw1, db1, dw2
+
+
+def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "tanh") -> Tensor:
+    """gelu(x w1 + b1) w2 along `axis`, without the last bias (paper, equation 1).
+
+    axis=-1: x (..., in), w1 (in, hidden), b1 (hidden,), w2 (hidden, in) -> (..., in)
+    axis=0:  x (in, ...), w1 (in, hidden), b1 (hidden,), w2 (in, hidden) -> (in, ...)
+    The last bias is added by what comes next, `add_layer_norm`. ValueError on shapes. GELU is in
+    the authors' form unless told otherwise, where `gelu` itself follows PyTorch's default.
+    """
+    return MLP.apply(x, w1, b1, w2, axis=axis, approximate=approximate)
+
+
+# ---- the residual connection and LayerNorm -------------------------------------------------------
+
+
+class AddLayerNorm(Function):
+    """s = x + y + bias;  h = LayerNorm(s). Gradients as in layer_norm.py; what arrives at s itself
+    is added to what h gives."""
+
+    takes_numbers = False
+    optional = (1, 2)
+
+    @staticmethod
+    def check(x, y, bias, gamma, beta, epsilon, bias_axis):
+        channels = x.shape[-1] if x.ndim else 0
+        if y is not None and y.shape != x.shape:
+            raise ValueError("x and y must have the same shape")
+        if not channels or gamma.shape != (channels,) or beta.shape != (channels,):
+            raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
+        if bias is not None and (bias_axis not in (0, -1) or bias.shape != (x.shape[bias_axis],)):
+            raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
+
+    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
+        xp = namespace(x)
+        self.bias_axis = bias_axis
+        s = x if y is None else x + y
+        if bias is not None:
+            if bias_axis == 0:
+                bias = bias.reshape(-1, *[1] * (x.ndim - 1))
+            s = s + bias if y is None else _add_into(s, bias)
+        x_hat = s - s.mean(axis=-1, keepdims=True)
+        x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
+        with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
+            variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
+        inverse_sigma = 1 / xp.sqrt(variance + epsilon)
+        x_hat *= inverse_sigma
+        h = x_hat * gamma
+        h += beta
+        if any(self.needs):
+            self.x_hat, self.inverse_sigma, self.gamma = x_hat, inverse_sigma, gamma
+        return s, h
+
+    def backward(self, ds, dh):
+        dgamma = dbeta = dbias = None
+        if dh is not None:
+            product = dh * self.x_hat
+            dgamma = sum_rows(as_rows(product)) if self.needs[3] else None
+            dbeta = sum_rows(as_rows(dh)) if self.needs[4] else None
+            if any(self.needs[:3]):
+                dx = dh * self.gamma
+                dx -= row_mean(dh, self.gamma)
+                dx -= self.x_hat * row_mean(product, self.gamma)
+                dx *= self.inverse_sigma
+                ds = dx if ds is None else _add_into(dx, ds)
+        if self.needs[2]:
+            dbias = bias_gradient(ds, self.bias_axis)
+        return ds if self.needs[0] else None, ds if self.needs[1] else None, dbias, dgamma, dbeta
+
+
+def _add_into(own: Array, other: Array) -> Array:
+    own += other
+    return own
+
+
+def bias_gradient(ds: Array, axis: int) -> Array:
+    """ds (..., C) summed over all axes but the one, 0 or -1, that a bias runs along."""
+    if axis == -1:
+        return sum_rows(as_rows(ds))
+    return as_columns(ds).sum(axis=1)
+
+
+def add_layer_norm(
+    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = 1e-6, bias_axis: int = -1
+) -> tuple[Tensor, Tensor]:
+    """(s, LayerNorm(s)) for s = x + y + bias: a residual connection and the norm that follows it.
+
+    x, y (..., C), y may be None; gamma, beta (C,); bias None or a vector along `bias_axis` of x:
+    (C,) for -1, or one number for each x[i] for 0. ValueError on shapes.
+    Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
+    """
+    epsilon = check_epsilon(epsilon)
+    return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=epsilon, bias_axis=bias_axis)
+
+
+class LayerNormAlone(Fast, F.LayerNorm):
+    """LayerNorm by a fast form of AddLayerNorm, with nothing to add."""
+
+    form: ClassVar[type[Fast]]
+
+    def suits(self, x, gamma, beta, epsilon):
+        self.inner = self.form()
+        self.inner.needs = (self.needs[0], False, False, *self.needs[1:])
+        self.inner.versions = self.versions
+        return self.inner.suits(x, None, None, gamma, beta, epsilon, -1)
+
+    def forward(self, x, gamma, beta, epsilon):
+        return self.inner.forward(x, None, None, gamma, beta, epsilon, -1)[1]
+
+    def backward(self, dy):
+        inner, nothing = self.inner, (None, None)
+        inner.parents = (self.parents[0], *nothing, *self.parents[1:])
+        inner.kinds = (self.kinds[0], *nothing, *self.kinds[1:])
+        dx, _, _, dgamma, dbeta = inner.backward(None, dy)
+        return dx, dgamma, dbeta
+
+
+class AddBias(Function):
+    """y = x + bias along the first (0) or the last axis (-1): dx = dy, dbias = sum dy."""
+
+    takes_numbers = False
+
+    @staticmethod
+    def check(x, bias, axis):
+        if axis not in (0, -1) or bias.shape != (x.shape[axis],):
+            raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
+
+    def forward(self, x, bias, axis):
+        self.axis = axis
+        return x + (bias.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else bias)
+
+    def backward(self, dy):
+        return dy, bias_gradient(dy, self.axis) if self.needs[1] else None
+
+
+def add_bias(x: Any, bias: Any, axis: int = -1) -> Tensor:
+    """x (..., C) + bias, a vector along x's first (0) or last axis (-1). ValueError on shapes."""
+    return AddBias.apply(x, bias, axis=axis)
