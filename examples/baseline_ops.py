@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from minimixer import Function, Tensor
-from minimixer.backend import Array, matmul, namespace, sum_rows
+from minimixer.backend import Array, namespace
 from minimixer.loss import softmax as softmax
+from minimixer.products import matmul, sum_rows
 
 # ---- what attention needs -----------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def record_products(step, device: str) -> Counter:
 def time_products(step, device: str) -> float:
     """Milliseconds of the step's matrix products, each timed alone, ten in a row; on the CPU by
     BLAS's threads or ours, whichever are faster with it."""
-    from minimixer import backend, kernels
+    from minimixer import backend, kernels, products
 
     total = 0.0
     for kind, count in record_products(step, device).items():
@@ -65,7 +65,7 @@ def time_products(step, device: str) -> float:
         for which in ("reference", "auto") if device == "cpu" else ("auto",):
             kernels.use(which)
             ways.append(
-                time_one(lambda: backend.matmul(a, b, out, False, precision), device)  # noqa: B023
+                time_one(lambda: products.matmul(a, b, out, False, precision), device)  # noqa: B023
             )
         total += count * min(ways)
     return 1e3 * total
@@ -121,11 +121,11 @@ def time_on_gpu(function, count: int) -> float:
 
 def large_product(model, device: str) -> float:
     """TFLOP/s of a square product, 8192 on a GPU, in the model's precision."""
-    from minimixer import backend
+    from minimixer import products
 
     n = 1024 if device == "cpu" else 8192
     a = random_matrix((n, n), True, model.activation_dtype, device)
-    seconds = time_one(lambda: backend.matmul(a, a, precision=model.buffer.precision), device)
+    seconds = time_one(lambda: products.matmul(a, a, precision=model.buffer.precision), device)
     return 2e-12 * n**3 / seconds
 
 
@@ -201,9 +201,12 @@ def profile_cpu(step) -> dict:
 def flops_of(kind, arrays) -> int:
     """Two for each multiplication in forward's products."""
     from minimixer import functional, ops
+    from minimixer.kernels import fused
 
-    if issubclass(kind, functional.MLP):
+    if issubclass(kind, fused.MLP):
         return 4 * arrays[0].size * arrays[1].shape[1]
+    if issubclass(kind, functional.LinearFirst):
+        return 2 * arrays[0].size * arrays[1].size // len(arrays[0])
     if issubclass(kind, (functional.Linear, ops.MatMul)):
         return 2 * arrays[0].size * arrays[1].shape[-1]
     return 0

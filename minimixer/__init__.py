@@ -3,7 +3,8 @@
 The package is a tutorial. Read it in this order; each file builds on those before it alone:
 
     precision.py    how numbers are stored: float32, bfloat16 and so on
-    backend.py      NumPy or CuPy; the one matrix product; random numbers without a state
+    backend.py      NumPy or CuPy; random numbers without a state
+    products.py     the one matrix product
     erf.py          how a special function is computed
     grad_mode.py    no_grad: whether operations are recorded
     dispatch.py     what surrounds an operation: fast forms, two bytes, the right GPU

@@ -17,7 +17,7 @@ To find the gradient, `backward.py` walks the arrows from the loss to the leaves
 ...         return 2 * self.x * dy
 >>> x = Variable(np.array([3.0, 4.0]), requires_grad=True)
 >>> y = Square.apply(x)
->>> y.data, y.node.parents == ((x, None),)
+>>> y.data, y.node.parents == [(x, None)]
 (array([ 9., 16.]), True)
 >>> y.node.backward(np.array([1.0, 1.0]))
 array([6., 8.])
@@ -28,14 +28,16 @@ reference cycles, and arrays are freed the moment the last name for them goes.
 Next: `backward.py`, the walk.
 """
 
+import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .backend import FLOAT_DTYPES, Array, describe, is_array, is_half, namespace, same_device
 from .dispatch import choose, explained, run
-from .grad_mode import is_grad_enabled
+from .grad_mode import mode
 from .precision import native
 
 # ---- the graph ----------------------------------------------------------------------------------
@@ -53,12 +55,12 @@ class Variable:
     data: Array
     grad: Array | None
 
-    def __init__(self, data: Array, requires_grad: bool = False):
-        self.data = data
-        self.grad = None
-        self.node: Function | None = None
-        self.output_index = 0
-        self.requires_grad = requires_grad
+    def __init__(
+        self, data: Array, requires_grad: bool = False, node: "Function | None" = None,
+        output_index: int | None = None,
+    ):  # fmt: skip
+        self.data, self.grad, self.requires_grad = data, None, requires_grad
+        self.node, self.output_index = node, output_index
 
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """Only backward calls this. The first gradient is copied: it may be shared with others.
@@ -88,7 +90,7 @@ class Function:
     Neither may write into an array that it did not make. If there is a
         check(*inputs, **options)           a static method: ValueError for what does not fit
     it is called first. Class attributes say what else it can do:
-        takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
+        takes_serials   inputs may be Python numbers, or 0-d arrays beside a Tensor
         optional        the positions of inputs that may be None
         any_dtype       it only moves numbers about, of whatever dtype. Otherwise both ways of
                         two-byte numbers are computed in float32, the results rounded
@@ -99,22 +101,23 @@ class Function:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "kinds", "needs", "num_outputs", "parents", "versions",
-        "widened",
+        "__dict__", "__weakref__", "input_dtype", "needs", "output_shapes", "parents", "serial",
+        "versions", "widened",
     )  # fmt: skip
 
     check: ClassVar[Any] = None
-    takes_numbers: ClassVar[bool] = True
+    takes_serials: ClassVar[bool] = True
     optional: ClassVar[tuple[int, ...]] = ()
     any_dtype: ClassVar[bool] = False
     wide_result: ClassVar[bool] = False
     whole: ClassVar[str | None] = None
     quiet: ClassVar[bool] = False
 
-    needs: tuple[bool, ...]  # per input: is its gradient wanted?
-    num_outputs: int
-    parents: tuple[Any, ...] | None  # per input: (node, output index), (leaf, None) or None
-    kinds: tuple[Any, ...]  # per input that needs a gradient: shape and dtype
+    needs: Sequence[bool]  # per input: is its gradient wanted?
+    parents: Sequence[Any] | None  # per input: (node, output index), (leaf, None) or None
+    serial: int  # nodes are counted: those that an input came from have smaller numbers
+    input_dtype: np.dtype  # of the inputs, and so of their gradients
+    output_shapes: list[tuple[int, ...]]  # of the outputs
     versions: Sequence[tuple[Variable, int]]  # the Parameters read, and how often they had changed
     widened: bool  # were the inputs stored in two bytes, and computed with in float32?
 
@@ -130,16 +133,13 @@ class Function:
         plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
         Parameters are read in the dtype of the others.
         """
-        arrays, first, parameters = check(cls, inputs, options)
+        arrays, first = check(cls, inputs, options)
         node = cls()
-        recording = is_grad_enabled()
-        node.needs = tuple(
-            [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
-        )
-        node.versions = parameters
-        node = choose(node, first, arrays, options)  # a fast form of the same, where one suits
+        recording = mode.enabled
+        node.needs = [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
+        node = choose(node, inputs, first, arrays, options)  # a fast form where one suits
         results = run(cls.__name__, node, first, arrays, options)
-        return record(node, inputs, arrays, results)
+        return record(node, inputs, first, results)
 
     def release(self) -> None:
         """Forget what forward kept, and the way to the inputs."""
@@ -147,74 +147,83 @@ class Function:
         self.parents, self.versions = None, ()
 
 
-def record(node: Function, inputs: Sequence[Any], arrays: Sequence[Any], results: Any) -> Any:
+def record(node: Function, inputs: Sequence[Any], first: Any, results: Any) -> Any:
     """The results as Variables, which remember the node that made them if a gradient is needed:
     from there the way leads on to the nodes that made its inputs."""
     several = isinstance(results, tuple)
-    variables = [_variable(array) for array in (results if several else (results,))]
-    if True in node.needs:
-        node.num_outputs = len(variables)
-        parents: list[Any] = []
-        kinds: list[Any] = []
-        for value, array, need in zip(inputs, arrays, node.needs, strict=True):
-            if not need:
-                parents.append(None)
-                kinds.append(None)
-                continue
-            leaf = value.node is None
-            parents.append((value, None) if leaf else (value.node, value.output_index))
-            kinds.append((array.shape, array.dtype))
-        node.parents, node.kinds = tuple(parents), tuple(kinds)
-        for index, variable in enumerate(variables):
-            variable.requires_grad, variable.node, variable.output_index = True, node, index
-    return tuple(variables) if several else variables[0]
+    if True not in node.needs:
+        return tuple([_variable(y) for y in results]) if several else _variable(results)
+    node.serial, node.input_dtype = next(_serials), first.dtype
+    pairs = zip(inputs, node.needs, strict=True)
+    node.parents = [(v.node or v, v.output_index) if need else None for v, need in pairs]
+    node.versions = [(v, v.version) for v in inputs if isinstance(v, Variable) and v.is_parameter]
+    if not several:
+        variable = _variable(results, node, 0)
+        node.output_shapes = [variable.data.shape]
+        return variable
+    variables = [_variable(y, node, i) for i, y in enumerate(results)]
+    node.output_shapes = [variable.data.shape for variable in variables]
+    return tuple(variables)
 
 
-def _variable(output: Any) -> Variable:
+_serials = itertools.count()
+
+
+def _variable(output: Any, node: Function | None = None, index: int | None = None) -> Variable:
     """What Functions return. Tensor's own look at what it is given takes a tenth of a small
     operation's time, and is not needed for arrays and for the numbers that NumPy makes of them."""
     kind = Variable.result_class
-    if not isinstance(output, (np.ndarray, np.generic)):
-        return kind(output)
+    plain = isinstance(output, (np.ndarray, np.generic))
+    array = np.asarray(output) if plain else kind(output).data
     variable = kind.__new__(kind)
-    Variable.__init__(variable, np.asarray(output))
+    Variable.__init__(variable, array, node is not None, node, index)
     return variable
+
+
+# ---- what fits together -------------------------------------------------------------------------
+
+_kind = attrgetter("__class__", "dtype")
+_ALIKE = [{(np.ndarray, dtype)} for dtype in FLOAT_DTYPES]
 
 
 def check(
     function: type[Function], inputs: Sequence[Any], options: dict[str, Any]
-) -> tuple[list[Any], Any, Sequence[tuple[Variable, int]]]:
-    """The arrays of the inputs, of one floating dtype, on one device and of shapes that fit; the
-    first of them; and the Parameters among the inputs, each with its version."""
-    arrays, first, parameters = _read_inputs(function, inputs)
+) -> tuple[list[Any], Any]:
+    """The arrays of the inputs, of one floating dtype, on one device and of shapes that fit; and
+    the first of them."""
+    arrays = [v.data if isinstance(v, Variable) else v for v in inputs]
+    first = arrays[0] if arrays else None
+    try:
+        alike = set(map(_kind, arrays)) in _ALIKE  # as they mostly are
+    except AttributeError:  # numbers or None among them
+        alike = False
+    if not alike:
+        arrays, first = _read_inputs(function, inputs)
     if function.check is not None:
         try:
             function.check(*arrays, **options)
         except ValueError as error:
             raise explained(error, function.__name__, arrays) from None
-    return arrays, first, [(parameter, parameter.version) for parameter in parameters]
+    return arrays, first
 
 
-def _read_inputs(
-    function: type[Function], inputs: Sequence[Any]
-) -> tuple[list[Any], Any, list[Variable]]:
-    """The arrays of the inputs, checked: one floating dtype, one device; the first of them; and
-    which inputs are Parameters.
+def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The arrays of the inputs, checked: one floating dtype, one device; and the first of them.
 
     Activations, that is all that are not Parameters, must agree; Parameters are read as they are.
     """
     name = function.__name__
     arrays: list[Any] = []
-    parameters: list[Variable] = []
+    parameters = False
     first = None  # the first activation: what the others must match
     for value in inputs:
         if isinstance(value, Variable):
             array = value.data
             if value.is_parameter:
-                parameters.append(value)
+                parameters = True
                 arrays.append(array)
                 continue
-        elif function.takes_numbers and isinstance(value, (bool, int, float, np.generic)):
+        elif function.takes_serials and isinstance(value, (bool, int, float, np.generic)):
             # NumPy's numbers would promote float32 arrays: make them plain ones
             arrays.append(value.item() if isinstance(value, np.generic) else value)
             continue
@@ -222,14 +231,14 @@ def _read_inputs(
             arrays.append(None)
             continue
         elif is_array(value):
-            if value.ndim == 0 and function.takes_numbers and _is_a_number(value, inputs):
+            if value.ndim == 0 and function.takes_serials and _is_a_number(value, inputs):
                 arrays.append(value.item())
                 continue
             array = value if value.dtype.isnative else native(value)
         else:
             raise _unexpected(function, len(arrays), value)
         if array.dtype not in FLOAT_DTYPES and not is_half(array.dtype):
-            return _read_whole_numbers(function, inputs)
+            return _read_whole_serials(function, inputs)
         if first is None:
             first = array
         else:
@@ -244,11 +253,11 @@ def _read_inputs(
                 _check_match(name, first, arrays[index])
     elif first is None and arrays and arrays[0] is not None:  # numbers alone, as Tensor reads them
         arrays[0] = first = np.asarray(arrays[0], dtype=np.float32)
-    return arrays, first, parameters
+    return arrays, first
 
 
 def _unexpected(function: type[Function], position: int, value: Any) -> TypeError:
-    kinds = "a Tensor, an array or a number" if function.takes_numbers else "a Tensor"
+    kinds = "a Tensor, an array or a number" if function.takes_serials else "a Tensor"
     return TypeError(
         f"{function.__name__}: expected {kinds} as input {position}, got {value!r:.60}"
     )
@@ -259,9 +268,7 @@ def _is_a_number(array: Array, inputs: Sequence[Any]) -> bool:
     return namespace(array) is np and any(isinstance(value, Variable) for value in inputs)
 
 
-def _read_whole_numbers(
-    function: type[Function], inputs: Sequence[Any]
-) -> tuple[list[Any], Any, list[Variable]]:
+def _read_whole_serials(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """As _read_inputs, where integers or booleans are among them: alone as `whole` says, or single
     numbers beside floats, `(losses * mask).sum() / mask.sum()`; all else is a TypeError."""
     values = [value.data if isinstance(value, Variable) else value for value in inputs]
@@ -278,8 +285,8 @@ def _read_whole_numbers(
         values = [v.item() if isinstance(v, np.generic) else v for v in values]
         if function.whole == "float32" or any(isinstance(v, float) for v in values):
             values = [v.astype(np.float32) if is_array(v) else v for v in values]
-        return values, next(v for v in values if is_array(v)), []
-    single = function.takes_numbers and all(array.ndim == 0 for array in odd)
+        return values, next(v for v in values if is_array(v))
+    single = function.takes_serials and all(array.ndim == 0 for array in odd)
     if odd and len(kinds) == 2 and single:
         return _read_inputs(
             function,

@@ -8,8 +8,6 @@ by side in one process.
 >>> x = np.arange(6, dtype="float32").reshape(2, 3)
 >>> device_of(x), namespace(x) is np
 ('cpu', True)
->>> matmul(x, x.T).dtype
-dtype('float32')
 
 Random numbers are not drawn from a hidden generator that steps forward. Each is one integer
 hash of what it is for, so any of them can be computed again, on any device, in any order:
@@ -17,7 +15,7 @@ hash of what it is for, so any of them can be computed again, on any device, in 
 >>> [hex(b) for b in random_bits(7, Purpose.DROPOUT, 3, 0, 0, np.arange(2))]
 ['0x1673302a9d842364', '0x3c16016e89a9b92']
 
-Next: `erf.py`.
+Next: `products.py`.
 """
 
 import contextlib
@@ -36,7 +34,10 @@ import numpy as np
 from .precision import FLOAT_DTYPES as FLOAT_DTYPES
 from .precision import as_dtype as as_dtype
 from .precision import check_precision as check_precision
-from .precision import is_half, native, wide, widen
+from .precision import is_half as is_half
+from .precision import native
+from .precision import wide as wide
+from .precision import widen as widen
 
 Array = Any  # numpy.ndarray or cupy.ndarray; CuPy is never imported for a type
 
@@ -45,14 +46,16 @@ Array = Any  # numpy.ndarray or cupy.ndarray; CuPy is never imported for a type
 
 def namespace(array: Array) -> ModuleType:
     """The module whose functions work on `array`: numpy or cupy."""
-    kind = type(array)
-    if kind not in _namespaces:
-        is_cupy = kind.__module__.partition(".")[0] == "cupy"
-        _namespaces[kind] = sys.modules["cupy"] if is_cupy else np
-    return _namespaces[kind]
+    return _namespaces[type(array)]
 
 
-_namespaces: dict[type, ModuleType] = {}
+class _Namespaces(dict[type, ModuleType]):
+    def __missing__(self, kind: type) -> ModuleType:
+        self[kind] = sys.modules["cupy"] if kind.__module__.partition(".")[0] == "cupy" else np
+        return self[kind]
+
+
+_namespaces = _Namespaces()
 
 
 def is_array(value: object) -> bool:
@@ -248,63 +251,7 @@ def join() -> None:
         _aside.joins.pop()()
 
 
-# ---- the one matrix product ---------------------------------------------------------------------
-
-
-def matmul(
-    a: Array,
-    b: Array,
-    out: Array | None = None,
-    accumulate: bool = False,
-    precision: str | None = None,
-    bias: Array | None = None,
-) -> Array:
-    """a (..., m, k) @ b (..., k, n) -> (..., m, n). Every matrix product here is this one.
-
-    `out` receives the result; with `accumulate` the product is added to what `out` holds. Two-byte
-    numbers are multiplied and summed in float32, and rounded to `out`'s dtype, or to a's.
-    `precision` "tf32" lets a GPU read float32 inputs with 10 bits of mantissa. `bias` (n,) is added
-    to each row of the result.
-    """
-    if accumulate and out is None:
-        raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
-    fast = form_of("matmul", a)
-    if fast is not None and a.ndim == 2 and b.ndim == 2:
-        return fast(a, b, out, accumulate, precision, bias)
-    product = plain_matmul(a, b, out, accumulate, namespace(a).matmul)
-    if bias is not None:
-        product += bias
-    return product
-
-
-def plain_matmul(
-    a: Array, b: Array, out: Array | None, accumulate: bool, multiply: Callable[..., Array]
-) -> Array:
-    """matmul by `multiply(a, b)` or `multiply(a, b, out=out)`, which know float32 and float64."""
-    dtype = a.dtype if out is None else out.dtype
-    if not accumulate and out is not None and out.dtype == a.dtype and not is_half(a.dtype):
-        return multiply(a, b, out=out)
-    product = multiply(widen(a), widen(b)).astype(dtype, copy=False)
-    if out is None:
-        return product
-    if out.shape != product.shape:
-        raise ValueError(f"matmul: `out` is {out.shape}, the product {product.shape}")
-    if accumulate:
-        out += product
-    else:
-        out[...] = product
-    return out
-
-
-def sum_rows(matrix: Array) -> Array:
-    """(m, n) -> (n,): the sum over rows, as ones @ matrix; of two-byte numbers in float32.
-
-    On the CPU a product streams through wide rows several times faster than .sum(axis=0).
-    """
-    xp = namespace(matrix)
-    ones = xp.ones((1, matrix.shape[0]), dtype=matrix.dtype)
-    out = xp.empty((1, matrix.shape[1]), dtype=wide(matrix.dtype))
-    return matmul(ones, matrix, out=out)[0]
+# ---- sums in a fixed order ----------------------------------------------------------------------
 
 
 def add_at(target: Array, positions: Array, values: Array) -> None:
@@ -399,3 +346,11 @@ def uniform(bits: Array, dtype: Any) -> Array:
     """uint64 random bits -> numbers in [0, 1), as fine as `dtype` resolves near 1."""
     digits = 24 if np.dtype(dtype) == np.float32 else 53
     return (bits >> np.uint64(64 - digits)).astype(dtype) * 2.0**-digits
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("matmul", "sum_rows"):  # where they were before products.py
+        from . import products
+
+        return getattr(products, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

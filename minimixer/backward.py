@@ -1,7 +1,8 @@
 """The walk from a loss to the leaves, and what is checked on the way.
 
-A node fires once everything that used its outputs has fired, so each step of the chain rule is run
-exactly once, in time linear in the size of the graph, whatever its depth.
+Nodes are numbered as they are made, so an operation's number is larger than those of what it was
+made from. Backward goes from the largest to the smallest: when a node's turn comes, everything that
+used its outputs has sent its gradient, and each step of the chain rule is run exactly once.
 
 >>> import numpy as np
 >>> class Square(Function):
@@ -18,11 +19,15 @@ exactly once, in time linear in the size of the graph, whatever its depth.
 Next: `ops.py`, the operations.
 """
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
+
+import numpy as np
 
 from .autograd import Function, Variable, added
 from .backend import Array, describe, is_array, join, namespace, one
-from .dispatch import quiet, run_back
+from .dispatch import converted, prepared, quiet
 from .precision import native
 
 
@@ -42,58 +47,67 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
         root.accumulate_grad(gradient)
         return
 
-    waiting = _count_uses(root.node)
-    arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.num_outputs}
+    order = sorted(_behind(root.node), key=attrgetter("serial"), reverse=True)
+    arrived = {root.node: [None] * len(root.node.output_shapes)}
     arrived[root.node][root.output_index] = gradient
     del gradient
     try:  # infinite slopes, and NaN behind them, are what the derivatives are: no warnings
-        quiet.copy().run(_walk, root.node, waiting, arrived, retain_graph)
+        quiet.copy().run(_walk, order, arrived, retain_graph)
     finally:
         join()
 
 
 def _walk(
-    root: Function,
-    waiting: dict[Function, int],
-    arrived: dict[Function, list[Array | None]],
-    retain_graph: bool,
+    order: list[Function], arrived: dict[Function, list[Array | None]], retain_graph: bool
 ) -> None:
+    """From the last node to the first: what used a node's outputs comes before it."""
     sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
-    ready = [root]
-    while ready:
-        node = ready.pop()
-        parents, kinds, gradients = node.parents, node.kinds, arrived.pop(node, None)
-        assert parents is not None
-        if gradients is None:  # nothing reached it, but those behind it wait for its word
-            results: Any = (None,) * len(parents)
-        else:
-            results = run_back(node, gradients)
+    for node in order:
+        gradients = arrived.pop(node, None)  # None: nothing reached it
+        results: Any = () if gradients is None else run_back(node, gradients)
+        parents, dtype = node.parents, node.input_dtype
         if not retain_graph:
             node.release()
-        for position, parent in enumerate(parents):
-            if parent is None:
+        for position, result in enumerate(results):
+            if result is None or parents[position] is None:
                 continue
-            result = results[position]
-            source, index = parent
+            source, index = parents[position]
+            shape = source.data.shape if index is None else source.output_shapes[index]
+            if getattr(result, "shape", None) != shape or result.dtype != dtype:
+                result = converted(node, position, result, shape, index is None)
             if index is None:
-                if result is not None:
-                    source.accumulate_grad(result, kinds[position][1])
+                source.accumulate_grad(result, dtype)
                 continue
-            if result is not None:
-                places = arrived.get(source)
-                if places is None:
-                    places = arrived[source] = [None] * source.num_outputs
-                if places[index] is None:
-                    places[index] = result
-                elif (source, index) in sums:
-                    places[index] += result
-                else:  # two arrays that others may also hold: their sum is a third
-                    places[index] = added(places[index], result)
-                    sums.add((source, index))
-            left = waiting[source] = waiting[source] - 1
-            if not left:
-                ready.append(source)
+            places = arrived.setdefault(source, [None] * len(source.output_shapes))
+            if places[index] is None:
+                places[index] = result
+            elif (source, index) in sums:
+                places[index] += result
+            else:  # two arrays that others may also hold: their sum is a third
+                places[index] = added(places[index], result)
+                sums.add((source, index))
         gradients = results = result = None  # else they would outlive the next node
+
+
+def run_back(node: Function, gradients: list[Array | None]) -> Sequence[Any]:
+    """What node.backward makes of the gradients that arrived: one for each input, or None."""
+    for parameter, version in node.versions:
+        if parameter.version != version:
+            raise ValueError(
+                f"backward: a Parameter that {type(node).__name__} used was changed after forward; "
+                "call backward before the optimizer's step or an assignment to .data"
+            )
+    if node.widened or type(gradients[0]) is not np.ndarray:
+        gradients = prepared(node, gradients)
+    results = node.backward(*gradients)
+    if not isinstance(results, (tuple, list)):
+        results = (results,)
+    if len(results) != len(node.needs):
+        raise ValueError(
+            f"{type(node).__name__}.backward returned {len(results)} gradients for "
+            f"{len(node.needs)} inputs"
+        )
+    return results
 
 
 def _seed(root: Variable, gradient: Array | None) -> Array:
@@ -119,25 +133,18 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
     return gradient if gradient.base is None else gradient.copy()  # a view of what may change
 
 
-def _count_uses(root: Function) -> dict[Function, int]:
-    """How often each node's outputs were used by nodes that `root` depends on. No recursion:
-    a chain of 10,000 operations is nothing unusual, and Python's stack is shorter."""
-    uses = {root: 0}
-    stack = [root]
-    while stack:
-        node = stack.pop()
+def _behind(root: Function) -> set[Function]:
+    """All nodes that `root` depends on, and itself. No recursion: a chain of 10,000 operations is
+    nothing unusual, and Python's stack is shorter."""
+    found, todo = {root}, [root]
+    while todo:
+        node = todo.pop()
         if node.parents is None:
             raise ValueError(
                 f"backward: the graph behind {type(node).__name__} was released by an earlier "
                 "backward; call that one with retain_graph=True to go through it twice"
             )
-        for parent in node.parents:
-            if parent is None or parent[1] is None:
-                continue
-            source = parent[0]
-            if source in uses:
-                uses[source] += 1
-            else:
-                uses[source] = 1
-                stack.append(source)
-    return uses
+        new = {parent[0] for parent in node.parents if parent and parent[1] is not None} - found
+        found |= new
+        todo.extend(new)
+    return found

@@ -8,7 +8,7 @@ arranged around it, here and nowhere else:
     run         Numbers stored in two bytes are widened to float32, computed with, and what comes
                 out is rounded; a Function that only moves numbers about gets them as they are.
                 Work is asked of the GPU that holds the numbers.
-    run_back    The same for backward, and a look at what it returns.
+    prepared, converted    The same for backward.
 
 What is no Function has fast forms too: `replaceable` marks it, and asks at each call.
 
@@ -33,13 +33,16 @@ with np.errstate(all="ignore"):
 # ---- fast forms ---------------------------------------------------------------------------------
 
 
-def choose(node: Any, first: Any, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
+def choose(
+    node: Any, inputs: Sequence[Any], first: Any, arrays: Sequence[Any], options: dict[str, Any]
+) -> Any:
     """The node that does the work: `node`, of plain code, or one of a fast form that suits."""
-    form = None if first is None else backend.form_of(type(node), first)
+    form = backend.form_of(type(node), first) if type(node) in backend.forms else None
     if form is None:
         return node
     fast = form()
-    fast.needs, fast.versions = node.needs, node.versions
+    fast.needs = node.needs
+    fast.read(inputs)
     return fast if fast.suits(*arrays, **options) else node
 
 
@@ -104,51 +107,18 @@ def explained(error: Exception, name: str, arrays: Sequence[Any]) -> Exception:
 # ---- backward -----------------------------------------------------------------------------------
 
 
-def run_back(node: Any, gradients: list[Array | None]) -> Sequence[Array | None]:
-    """What node.backward makes of the gradients that arrived at its outputs, checked: for each
-    input that needs one a gradient of its shape and dtype, or None."""
-    for parameter, version in node.versions:
-        if parameter.version != version:
-            raise ValueError(
-                f"backward: a Parameter that {type(node).__name__} used was changed after forward; "
-                "call backward before the optimizer's step or an assignment to .data"
-            )
-    if type(gradients[0]) is not np.ndarray or node.widened:
-        gradients = _prepared(node, gradients)
-    results = node.backward(*gradients)
-    if not isinstance(results, tuple):
-        results = tuple(results) if isinstance(results, list) else (results,)
-    if len(results) != len(node.kinds):
-        raise ValueError(
-            f"{type(node).__name__}.backward returned {len(results)} gradients for "
-            f"{len(node.kinds)} inputs"
-        )
-    for index, kind in enumerate(node.kinds):
-        result = results[index]
-        if result is None or kind is None:
-            continue
-        try:
-            fits = result.shape == kind[0] and (result.dtype is kind[1] or result.dtype == kind[1])
-        except AttributeError:  # no array
-            fits = False
-        if not fits:
-            result = _converted(node, index, result)
-            results = (*results[:index], result, *results[index + 1 :])
-    return results
-
-
-def _prepared(node: Any, gradients: list[Array | None]) -> list[Array | None]:
-    """On the GPU that holds them; in float32, if forward was."""
+def prepared(node: Any, gradients: list[Array | None]) -> list[Array | None]:
+    """What arrived, as node.backward wants it: on the current GPU; in float32 if forward was."""
     use_device_of(next(gradient for gradient in gradients if gradient is not None))
     if node.widened:
         return [None if gradient is None else widen(gradient) for gradient in gradients]
     return gradients
 
 
-def _converted(node: Any, index: int, result: Any) -> Array:
+def converted(node: Any, index: int, result: Any, shape: tuple[int, ...], leaf: bool) -> Array:
     """float32 as the gradient of a two-byte input, rounded; for all else an error that says what
     is wrong with it."""
-    name, (shape, dtype) = f"{type(node).__name__}.backward", node.kinds[index]
+    name, dtype = f"{type(node).__name__}.backward", node.input_dtype
     if not is_array(result) and not isinstance(result, np.generic):
         raise TypeError(f"{name} returned {result!r:.60} for input {index}; it must be an array")
     if result.shape != shape:
@@ -158,5 +128,4 @@ def _converted(node: Any, index: int, result: Any) -> Array:
         )
     if not (is_half(dtype) and result.dtype == np.float32):
         raise TypeError(f"{name} returned {result.dtype} as the gradient of input {index}, {dtype}")
-    leaf = node.parents is not None and node.parents[index][1] is None
     return result if leaf else result.astype(dtype)  # leaves convert it themselves

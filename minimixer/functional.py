@@ -18,10 +18,9 @@ import math
 from typing import Any
 
 from .autograd import Function
-from .backend import Array, matmul, namespace, sum_rows
+from .backend import Array, namespace
 from .erf import erf
 from .layer_norm import LayerNorm as LayerNorm
-from .layer_norm import as_rows
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
 from .loss import log_softmax as log_softmax
@@ -30,6 +29,7 @@ from .loss import softmax as softmax
 from .loss_scale import ScaleGradient as ScaleGradient
 from .loss_scale import scale_gradient as scale_gradient
 from .ops import relu as relu
+from .products import as_columns, as_rows, matmul, sum_rows
 from .tensor import Tensor
 
 # ---- linear -------------------------------------------------------------------------------------
@@ -114,11 +114,6 @@ class LinearFirst(Function):
         if self.needs[1]:
             dweight = matmul(self.x, dy.T) if self.transposed else matmul(dy, self.x.T)
         return dx, dweight, dy.sum(axis=1) if self.needs[2] else None
-
-
-def as_columns(x: Array) -> Array:
-    """(n, ...) as a matrix of n rows, also if there are none or they are empty."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def linear_first(x: Any, weight: Any, bias: Any = None, transposed: bool = False) -> Tensor:

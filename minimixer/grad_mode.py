@@ -29,12 +29,12 @@ class _Mode(threading.local):  # each thread has its own
         self.before: list[bool] = []  # what the open `with` blocks found
 
 
-_mode = _Mode()
+mode = _Mode()
 
 
 def is_grad_enabled() -> bool:
     """Are operations recorded, in this thread, at this moment?"""
-    return _mode.enabled
+    return mode.enabled
 
 
 class set_grad_enabled(ContextDecorator):
@@ -66,12 +66,12 @@ class set_grad_enabled(ContextDecorator):
         return super().__call__(function)
 
     def __enter__(self):
-        _mode.before.append(_mode.enabled)
-        _mode.enabled = self.enabled
+        mode.before.append(mode.enabled)
+        mode.enabled = self.enabled
         return self
 
     def __exit__(self, *_):
-        _mode.enabled = _mode.before.pop()
+        mode.enabled = mode.before.pop()
 
 
 def _stepwise(mode: set_grad_enabled, steps: Any) -> Any:

@@ -10,20 +10,16 @@ Tensor([[-1.22474395,  0.        ,  1.22474395]], dtype=float64, requires_grad=T
 Next: `functional.py`, the other layers.
 """
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .autograd import Function
-from .backend import Array, matmul, namespace, sum_rows
+from .backend import Array, namespace
 from .checks import check_number
+from .products import as_rows, matmul, sum_rows
 from .tensor import Tensor
-
-
-def as_rows(x: Array) -> Array:
-    """(..., n) as a matrix of rows of length n, also if there are none or n is 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 class LayerNorm(Function):
@@ -50,12 +46,7 @@ class LayerNorm(Function):
             raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
 
     def forward(self, x, gamma, beta, epsilon):
-        x_hat = x - x.mean(axis=-1, keepdims=True)
-        x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
-        with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
-            variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
-        inverse_sigma = 1 / namespace(x).sqrt(variance + epsilon)
-        x_hat *= inverse_sigma
+        x_hat, inverse_sigma = normalize(x, epsilon)
         y = x_hat * gamma
         y += beta
         if any(self.needs):
@@ -63,25 +54,38 @@ class LayerNorm(Function):
         return y
 
     def backward(self, dy):
-        dx = dgamma = dbeta = None
-        product = dy * self.x_hat
-        if self.needs[1]:
-            dgamma = sum_rows(as_rows(product))
-        if self.needs[2]:
-            dbeta = sum_rows(as_rows(dy))
-        if self.needs[0]:
-            dx = dy * self.gamma
-            dx -= row_mean(dy, self.gamma)
-            dx -= self.x_hat * row_mean(product, self.gamma)
-            dx *= self.inverse_sigma
-        return dx, dgamma, dbeta
+        return gradients(dy, self.x_hat, self.inverse_sigma, self.gamma, self.needs)
 
 
-def row_mean(array: Array, gamma: Array) -> Array:
-    """mean_c of gamma[c] array[..., c], as one product: (..., C) -> (..., 1)"""
-    means = matmul(as_rows(array), gamma[:, None])
-    means /= array.shape[-1]
-    return means.reshape(*array.shape[:-1], 1)
+def normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """x_hat (..., C) and 1 / sigma (..., 1)"""
+    x_hat = x - x.mean(axis=-1, keepdims=True)
+    x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
+    with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
+        variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
+    inverse_sigma = 1 / namespace(x).sqrt(variance + epsilon)
+    x_hat *= inverse_sigma
+    return x_hat, inverse_sigma
+
+
+def gradients(
+    dy: Array, x_hat: Array, inverse_sigma: Array, gamma: Array, needs: Sequence[bool]
+) -> tuple[Array | None, Array | None, Array | None]:
+    """dx, dgamma and dbeta, as far as they are needed."""
+    dx = dgamma = dbeta = None
+    rows, product = as_rows(dy), as_rows(dy * x_hat)
+    if needs[1]:
+        dgamma = sum_rows(product)
+    if needs[2]:
+        dbeta = sum_rows(rows)
+    if needs[0]:
+        average = gamma[:, None] / len(gamma)  # the mean over a row of gamma times it, a product
+        dx = rows * gamma
+        dx -= matmul(rows, average)
+        dx -= as_rows(x_hat) * matmul(product, average)
+        dx *= as_rows(inverse_sigma)
+        dx = dx.reshape(dy.shape)
+    return dx, dgamma, dbeta
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Tensor:

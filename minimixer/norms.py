@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, form_of, matmul, namespace
+from .backend import Array, form_of, namespace
+from .products import matmul
 
 
 def gradient_norm(parts: list[Array]) -> Array:

@@ -22,9 +22,10 @@ import math
 from typing import Any
 
 from .autograd import Function, Variable
-from .backend import Array, device_of, is_array, namespace, sum_rows, to_device
-from .backend import matmul as matrix_product
+from .backend import Array, device_of, is_array, namespace, to_device
 from .erf import erf as erf_of_array
+from .products import matmul as matrix_product
+from .products import sum_rows
 
 # ---- broadcasting -------------------------------------------------------------------------------
 

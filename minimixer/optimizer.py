@@ -19,6 +19,7 @@ Next: `optim.py`, the updates.
 
 import operator
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from .parameters import Parameter, ParameterBuffer
 
 LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
+_buffer = attrgetter("buffer")  # at C's speed
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
 
 
@@ -136,7 +138,7 @@ class Optimizer:
             use_device_of(self.control)
             self.control[CLIP], self.clipped = 1, False
         for parameter in self.parameters:
-            parameter.grad = None
+            parameter.has_grad = False
 
     def clip_grad_norm(self, max_norm: float) -> Array:
         """Let the coming step see gradients of norm at most `max_norm`, all of them scaled alike.
@@ -287,7 +289,7 @@ class Optimizer:
     def _follow(self) -> None:
         """Go where the model went (`to`), and notice if it took other parameters."""
         buffer = self.buffer
-        if any(p.buffer is not buffer for p in self.parameters):
+        if {*map(_buffer, self.parameters)} != {buffer}:
             raise ValueError(
                 "the model's parameters were gathered anew after this optimizer was made (was a "
                 "layer replaced?); make a new optimizer from model.parameters()"

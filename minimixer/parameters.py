@@ -222,7 +222,7 @@ class Parameter(Tensor):
             raise TypeError(f"Parameter: must be float32 or float64, got {describe(value)}")
         self._data, self._shape, self.buffer = value, value.shape, None
         self.version, self.has_grad = 0, False
-        self.node, self.output_index = None, 0
+        self.node = self.output_index = None
         self.requires_grad = requires_grad
         ParameterBuffer([self])  # its own, until a model gathers its Parameters into one
 
@@ -293,14 +293,16 @@ class Parameter(Tensor):
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """The first gradient after `zero_grad` overwrites what is there, later ones add. Gradients
         from float16 activations come scaled (loss_scale.py), and are scaled back."""
-        window = self.grad_window
+        if self._grad is None:
+            self.buffer.make_gradients()
+        window = self._grad
         if gradient is window:  # backward wrote it there
             self.has_grad = True
             return
-        join()
         if read_as == np.float16 and self.buffer.scaled:
             gradient = gradient / self.buffer.loss_scale[:1].astype(window.dtype)
         if self.has_grad:
+            join()  # what is written there beside
             window += gradient.astype(window.dtype, copy=False)
         else:
             window[...] = gradient

@@ -39,6 +39,7 @@ from strategies import (
 import minimixer
 from minimixer import Function, Tensor, functional, loss, ops, rearrange
 from minimixer.backend import is_array, namespace, to_device
+from minimixer.kernels import fused
 from minimixer.parallel import overlap
 
 # ---- numbers with a bound on their rounding error -----------------------------------------------
@@ -710,7 +711,7 @@ def log_softmax_formula(z, axis):
 
 
 def add_layer_norm(*inputs, outputs, **options):
-    results = functional.add_layer_norm(*inputs, **options)
+    results = fused.add_layer_norm(*inputs, **options)
     return tuple(results[i] for i in outputs)
 
 
@@ -1109,13 +1110,13 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        functional.MLP, functional.mlp, mlp_formula, mlps(),
+        fused.MLP, fused.mlp, mlp_formula, mlps(),
         {f"axis {axis}, {form}": _mlp_fixed(axis, form)
          for axis in (0, -1) for form in ("tanh", "none")},
         fused=True,
     ),
     Operation(
-        functional.AddLayerNorm, add_layer_norm, norm_formula, norms(),
+        fused.AddLayerNorm, add_layer_norm, norm_formula, norms(),
         {
             "residual and bias (C,)": _norm_fixed((4, 2, 6), True, -1),
             "residual and token bias (S,)": _norm_fixed((4, 2, 6), True, 0),
@@ -1126,7 +1127,7 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        functional.AddBias, functional.add_bias,
+        fused.AddBias, fused.add_bias,
         lambda x, bias, axis: x + _along(bias, axis, x.ndim), biases(),
         {f"axis {axis}": _bias_fixed(axis) for axis in (0, -1)},
         fused=True, free=True,

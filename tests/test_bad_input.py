@@ -32,6 +32,7 @@ from minimixer import (
 )
 from minimixer import functional as F
 from minimixer.backend import to_device
+from minimixer.kernels import fused
 from minimixer.loss import CrossEntropy
 from minimixer.nn import GELU
 
@@ -253,34 +254,34 @@ def test_linear(x, weight, bias, parts, device):
 def test_mlp(axis, wrong, shape, device):
     right = [(4, 4), (4, 6), (6,), (4, 6) if axis == 0 else (6, 4)]
     inputs = [ones(*s, device=device) for s in right]
-    assert F.mlp(*inputs, axis=axis).shape == (4, 4)
+    assert fused.mlp(*inputs, axis=axis).shape == (4, 4)
     inputs[wrong] = ones(*shape, device=device)
-    refuses(lambda: F.mlp(*inputs, axis=axis), "MLP", shape, error=ValueError)
+    refuses(lambda: fused.mlp(*inputs, axis=axis), "MLP", shape, error=ValueError)
 
 
 def test_mlp_weights_the_other_way_round(device):
     """Both token-mixing weights are (S, D_S); the second of a channel MLP is (D_C, C)."""
     x, w1, b1 = ones(4, 4, device=device), ones(4, 6, device=device), ones(6, device=device)
-    refuses(lambda: F.mlp(x, w1, b1, ones(6, 4, device=device), axis=0), "(4, 6)", "(6, 4)")
-    refuses(lambda: F.mlp(x, w1, b1, w1, axis=-1), "(6, 4)", "(4, 6)")
+    refuses(lambda: fused.mlp(x, w1, b1, ones(6, 4, device=device), axis=0), "(4, 6)", "(6, 4)")
+    refuses(lambda: fused.mlp(x, w1, b1, w1, axis=-1), "(6, 4)", "(4, 6)")
 
 
 def test_mlp_of_a_vector_says_that_two_dimensions_are_needed():
     w1, b1, w2 = ones(3, 6), ones(6), ones(6, 3)
-    message = refuses(lambda: F.mlp(ones(3), w1, b1, w2), "MLP", "(3,)", error=ValueError)
+    message = refuses(lambda: fused.mlp(ones(3), w1, b1, w2), "MLP", "(3,)", error=ValueError)
     assert re.search(r"two dimensions|2 dimensions|\(\.\.\., in\)|ndim", message), message
 
 
 @pytest.mark.parametrize("axis", [1, 2, -2, None, 0.5])
 def test_mlp_axis(axis):
-    refuses(lambda: F.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), axis=axis), "axis", axis)
+    refuses(lambda: fused.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), axis=axis), "axis", axis)
 
 
 @pytest.mark.parametrize("form", ["Tanh", "sigmoid", "", None, True], ids=repr)
 def test_forms_of_gelu(form):
     refuses(lambda: F.gelu(ones(3), form), "approximate", "'none'", "'tanh'", repr(form))
     refuses(
-        lambda: F.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), approximate=form), repr(form)
+        lambda: fused.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), approximate=form), repr(form)
     )
 
 
@@ -307,7 +308,7 @@ def test_add_layer_norm(y, bias, axis, device):
     third = None if bias is None else ones(*bias, device=device)
     wrong = bias if bias is not None else y
     refuses(
-        lambda: F.add_layer_norm(x, second, third, gamma, beta, bias_axis=axis), "(2, 3)", wrong
+        lambda: fused.add_layer_norm(x, second, third, gamma, beta, bias_axis=axis), "(2, 3)", wrong
     )
 
 
@@ -316,9 +317,9 @@ def test_something_missing(missing):
     """None or a number where an array belongs is a TypeError or ValueError with a name in it."""
     x = ones(4, 4)
     refuses(lambda: F.linear(x, missing), "Linear")
-    refuses(lambda: F.mlp(x, missing, ones(4), x), "MLP")
-    refuses(lambda: F.mlp(x, x, missing, x), "MLP")
-    refuses(lambda: F.mlp(x, x, ones(4), missing), "MLP")
+    refuses(lambda: fused.mlp(x, missing, ones(4), x), "MLP")
+    refuses(lambda: fused.mlp(x, x, missing, x), "MLP")
+    refuses(lambda: fused.mlp(x, x, ones(4), missing), "MLP")
     refuses(lambda: F.layer_norm(x, missing, ones(4)), "LayerNorm")
     refuses(lambda: F.layer_norm(x, ones(4), missing), "LayerNorm")
 

@@ -19,9 +19,9 @@ from strategies import reference_functions
 from test_kernels import UNIT, check_layer_norm, check_mlp, float64, laid_out, numbers
 from test_oracles import SMALL
 
-from minimixer import SGD, AdamW, Function, Mixer, Parameter, Tensor, backend, no_grad
+from minimixer import SGD, AdamW, Function, Mixer, Parameter, Tensor, no_grad, products
 from minimixer import functional as F
-from minimixer.kernels import blocks, cpu, cpu_layer_norm, cpu_training, reuse, threads
+from minimixer.kernels import blocks, cpu, cpu_layer_norm, cpu_training, fused, reuse, threads
 from minimixer.kernels.blocks import parts, staggered
 from minimixer.kernels.threads import aside, blas_on_one_thread, join, run, use_threads
 
@@ -131,7 +131,7 @@ def test_mlp_gives_the_gradients_that_are_asked_for(small_parts, axis, needs):
     found = []
     for chosen in (needs, (True,) * 4):
         inputs = [Parameter(v, requires_grad=n) for v, n in zip(values, chosen, strict=True)]
-        y = F.mlp(*inputs, axis=axis)
+        y = fused.mlp(*inputs, axis=axis)
         if y.requires_grad:
             y.backward(np.ones(shape))
         found.append([p.grad for p in inputs])
@@ -149,9 +149,9 @@ def test_gradients_accumulate(small_parts, axis):
     values.append(rng.standard_normal((6, 5) if axis == 0 else (5, 6)))
     inputs = [Parameter(v) for v in values]
     for _ in range(2):
-        F.mlp(*inputs, axis=axis).backward(np.ones((6, 9, 6)))
+        fused.mlp(*inputs, axis=axis).backward(np.ones((6, 9, 6)))
     once = [Parameter(v) for v in values]
-    F.mlp(*once, axis=axis).backward(np.ones((6, 9, 6)))
+    fused.mlp(*once, axis=axis).backward(np.ones((6, 9, 6)))
     for twice, single in zip(inputs, once, strict=True):
         np.testing.assert_allclose(twice.grad, 2 * single.grad, rtol=1e-12)
 
@@ -162,8 +162,12 @@ def test_arrays_may_be_read_only(small_parts):
     for value in values:
         value.flags.writeable = False
     x, w1, b1, w2, gamma, beta = (Tensor(v, requires_grad=True) for v in values)
-    s, h = F.add_layer_norm(x, x, beta, gamma, beta)
-    y = F.mlp(h, w1, b1, w2) + F.gelu(s, "tanh") + F.mlp(x, w1, b1, Tensor(values[1]), axis=0)
+    s, h = fused.add_layer_norm(x, x, beta, gamma, beta)
+    y = (
+        fused.mlp(h, w1, b1, w2)
+        + F.gelu(s, "tanh")
+        + fused.mlp(x, w1, b1, Tensor(values[1]), axis=0)
+    )
     y.backward(np.broadcast_to(np.float64(1), y.shape))
     for v in (x, w1, b1, w2, gamma, beta):
         assert v.grad.shape == v.shape and np.isfinite(v.grad).all()
@@ -203,7 +207,7 @@ def test_gelu_and_mlp_of_extreme_numbers(small_parts, dtype, value):
             y = F.gelu(leaf, "tanh")
             y.backward(np.ones_like(x))
             w = np.eye(5, dtype=dtype)
-            z = F.mlp(x, Tensor(w), Tensor(np.zeros(5, dtype)), Tensor(w))
+            z = fused.mlp(x, Tensor(w), Tensor(np.zeros(5, dtype)), Tensor(w))
             found.append((y.data, leaf.grad, np.delete(z.data, 3, axis=0)))
     for fast, plain in zip(*found, strict=True):
         np.testing.assert_allclose(fast, plain, rtol=1e-5, atol=1e-6)
@@ -237,7 +241,7 @@ def test_products_in_parts(rows, columns, inner, seed):
 def test_a_product_may_be_written_over_its_own_factor(small_parts):
     a = np.random.default_rng(0).standard_normal((30, 30))
     expected = a @ a
-    assert backend.matmul(a, a, out=a) is a
+    assert products.matmul(a, a, out=a) is a
     np.testing.assert_allclose(a, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -363,14 +367,14 @@ def test_an_error_in_backward_leaves_nothing_behind(small_parts):
     w1, b1, w2 = (Parameter(rng.standard_normal(s)) for s in ((6, 5), (5,), (5, 6)))
     x = Tensor(rng.standard_normal((30, 6)), requires_grad=True)
     with pytest.raises(KeyError, match="no"):
-        F.mlp(Fails.apply(x), w1, b1, w2).backward(np.ones((30, 6)))
+        fused.mlp(Fails.apply(x), w1, b1, w2).backward(np.ones((30, 6)))
     assert threads._aside.waiting == [] and blas_on_one_thread.entered == 0
     for p in (w1, b1, w2):
         p.grad = None
-    F.mlp(x, w1, b1, w2).backward(np.ones((30, 6)))
+    fused.mlp(x, w1, b1, w2).backward(np.ones((30, 6)))
     with reference_functions():
         expected = [Parameter(p.data) for p in (w1, b1, w2)]
-        F.mlp(Tensor(x.data), *expected).backward(np.ones((30, 6)))
+        fused.mlp(Tensor(x.data), *expected).backward(np.ones((30, 6)))
     for found, p in zip((w1, b1, w2), expected, strict=True):
         np.testing.assert_allclose(found.grad, p.grad, rtol=1e-10)
 
@@ -440,7 +444,7 @@ def test_what_was_put_aside_before_a_fork_is_done_in_both(small_parts):
     found = []
     for function in (lambda x: x * 1, Forks.apply):
         weights = [Parameter(value) for value in values]
-        F.mlp(function(x), *weights).backward(np.ones((3000, 6)))
+        fused.mlp(function(x), *weights).backward(np.ones((3000, 6)))
         found.append([p.grad.copy() for p in weights])
     same = all(map(np.array_equal, *found)) and blas_on_one_thread.entered == 0
     if children:
@@ -479,7 +483,7 @@ def test_choosing_the_plain_code_between_forward_and_backward(small_parts):
     found = []
     for change in (False, True):
         inputs = [Parameter(v) for v in values]
-        y = F.mlp(*inputs)
+        y = fused.mlp(*inputs)
         with reference_functions() if change else contextlib.nullcontext():
             y.backward(np.ones((30, 6)))
             found.append([p.grad.copy() for p in inputs])
@@ -500,7 +504,7 @@ def test_a_gradient_is_complete_when_a_later_backward_reads_it(small_parts):
     rng = np.random.default_rng(0)
     w1, b1, w2 = (Parameter(rng.standard_normal(s)) for s in ((6, 5), (5,), (5, 6)))
     x = Tensor(rng.standard_normal((3000, 6)), requires_grad=True)
-    F.mlp(Reads.apply(x), w1, b1, w2).backward(np.ones((3000, 6)))
+    fused.mlp(Reads.apply(x), w1, b1, w2).backward(np.ones((3000, 6)))
     np.testing.assert_array_equal(seen[0], w1.grad)
 
 
@@ -527,7 +531,7 @@ def test_products_that_do_not_fit_are_refused(small_parts, shapes):
     outs = [np.zeros((8, 9)), np.zeros((350, 10)), np.zeros((300, 12))]
     for out in [None, *outs] if a.shape[1] != len(b) else outs:
         with pytest.raises(ValueError):
-            backend.matmul(a, b, out=out)
+            products.matmul(a, b, out=out)
 
 
 def test_an_error_stops_the_others():
@@ -600,9 +604,9 @@ def test_what_a_user_holds_is_never_overwritten(monkeypatch, small_parts, seed):
 
     def layers(x):
         block = model.blocks[0]
-        s, h = F.add_layer_norm(x, x, None, block.norm1.weight, block.norm1.bias)
-        y = F.mlp(h, *(getattr(block.token_mixing, n) for n in ("w1", "b1", "w2")), axis=0)
-        z = F.mlp(s, *(getattr(block.channel_mixing, n) for n in ("w1", "b1", "w2")))
+        s, h = fused.add_layer_norm(x, x, None, block.norm1.weight, block.norm1.bias)
+        y = fused.mlp(h, *(getattr(block.token_mixing, n) for n in ("w1", "b1", "w2")), axis=0)
+        z = fused.mlp(s, *(getattr(block.channel_mixing, n) for n in ("w1", "b1", "w2")))
         return s, h, y, z, F.gelu(z, "tanh")
 
     tokens = len(model.blocks[0].token_mixing.w1.data)

@@ -21,11 +21,12 @@ from test_oracles import SMALL, Case, examples
 
 from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, backend, kernels
 from minimixer import functional as F
-from minimixer.backend import matmul, namespace, to_device, to_numpy
-from minimixer.kernels import cpu, cpu_layer_norm, cublas, spare_row
+from minimixer.backend import namespace, to_device, to_numpy
+from minimixer.kernels import cpu, cpu_layer_norm, cublas, fused, spare_row
 from minimixer.kernels import cuda as compiling
 from minimixer.kernels import gpu as gpu_functions
 from minimixer.precision import as_dtype, is_half, wide, widen
+from minimixer.products import matmul
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
 BFLOAT16 = DTYPES[-1]
@@ -217,7 +218,7 @@ def check_mlp(device, dtype, axis, shape, hidden, approximate, layout=None, seed
     terms = max(size, hidden, math.prod(shape) // size)
 
     def function(x, w1, b1, w2):
-        return F.mlp(x, w1, b1, w2, axis=axis, approximate=approximate)
+        return fused.mlp(x, w1, b1, w2, axis=axis, approximate=approximate)
 
     seeds = [numbers(rng, shape, dtype)]
     check(function, arrays, seeds, device, dtype, **MLP_ROUNDINGS, terms=terms, layout=layout)
@@ -287,7 +288,7 @@ def test_rows_of_ones_behind_layer_norm(gpu):
         for bias_axis, fills in ((-1, dtype == "float16"), (0, False)):
             bias = ones_on(gpu, channels if bias_axis else 3)
             fill_free_memory_with_nan(gpu)
-            _, h = F.add_layer_norm(x, x, bias, gamma, beta, 1e-6, bias_axis=bias_axis)
+            _, h = fused.add_layer_norm(x, x, bias, gamma, beta, 1e-6, bias_axis=bias_axis)
             whole = spare_row.with_ones(h.data)
             assert (whole is not None) == fills
             assert whole is None or (whole.shape, bool((whole[-1] == 1).all())) == (
@@ -369,7 +370,7 @@ def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
     ds, dh = numbers(rng, shape, dtype), numbers(rng, shape, dtype)
 
     def function(x, gamma, beta, y=None, bias=None):
-        return F.add_layer_norm(x, y, bias, gamma, beta, bias_axis=axis)
+        return fused.add_layer_norm(x, y, bias, gamma, beta, bias_axis=axis)
 
     # Where C is small, x_hat hardly depends on s, and the parts of dx cancel, for any input: what
     # is rounded is s, hence x_hat by UNIT |s| / sigma, and the parts of dx, of size `part`.
@@ -444,7 +445,7 @@ def norm_of_rows(rows, form, beta, device, kind):
         for a in (x, y, bias, np.ones(s.shape[1], "float32"), beta)
     )
     with reference_functions() if kind == "reference" else contextlib.nullcontext():
-        return to_numpy(F.add_layer_norm(x, y, bias, gamma, beta)[1].data)[: len(rows)]
+        return to_numpy(fused.add_layer_norm(x, y, bias, gamma, beta)[1].data)[: len(rows)]
 
 
 @by_kernels_and_plainly
@@ -489,7 +490,7 @@ def test_add_layer_norm_of_which_one_output_is_used(device, dtype, channels, onl
         put = {n: Tensor(to_device(v, device)).to(dtype) for n, v in arrays.items()}
         for v in put.values():
             v.requires_grad = True
-        s, h = F.add_layer_norm(put["x"], put["y"], None, put["gamma"], put["beta"])
+        s, h = fused.add_layer_norm(put["x"], put["y"], None, put["gamma"], put["beta"])
         seed = to_device(d, device).astype(as_dtype(dtype))
         seed = namespace(seed).broadcast_to(seed, shape)
         (s if only == "s" else h).backward(seed)
@@ -613,10 +614,10 @@ def test_gradients_share_no_memory(device, dtype):
     w1, b1, w2, v1, v2 = leaf(8, 5), leaf(5), leaf(5, 8), leaf(4, 5), leaf(4, 5)
     norms, bias, rows = [leaf(8), leaf(8)], leaf(8), leaf(4)
     cases = [
-        (F.gelu, [x], {}), (F.mlp, [x, w1, b1, w2], {}), (F.mlp, [x, v1, b1, v2], {"axis": 0}),
-        (F.add_layer_norm, [x, y, bias, *norms], {}),
-        (F.add_layer_norm, [x, y, rows, *norms], {"bias_axis": 0}),
-        (F.add_layer_norm, [x, None, None, *norms], {}),
+        (F.gelu, [x], {}), (fused.mlp, [x, w1, b1, w2], {}), (fused.mlp, [x, v1, b1, v2], {"axis": 0}),
+        (fused.add_layer_norm, [x, y, bias, *norms], {}),
+        (fused.add_layer_norm, [x, y, rows, *norms], {"bias_axis": 0}),
+        (fused.add_layer_norm, [x, None, None, *norms], {}),
     ]  # fmt: skip
     if not is_half(as_dtype(dtype)):
         cases.append((F.cross_entropy, [leaf(4, 3)], {"target": np.array([0, 1, 2, 0])}))
@@ -628,7 +629,7 @@ def test_gradients_share_no_memory(device, dtype):
             outputs[0].node.backward(*seeds)]  # fmt: skip
         others = [v.data for v in inputs if v is not None] + seeds + [v.data for v in outputs]
         for i, gradient in enumerate(found):
-            if gradient is None or (function is F.add_layer_norm and i == 1):
+            if gradient is None or (function is fused.add_layer_norm and i == 1):
                 continue
             rest = [g for g in found[:i] if g is not None]
             assert not any(same_memory(gradient, o) for o in others + rest), (function, i)
@@ -837,10 +838,10 @@ def test_products_of_wrong_shapes_name_both():
 def test_use_chooses_the_fast_functions_or_none():
     with pytest.raises(ValueError, match=r"'auto' or 'reference', got 'nonsense'"):
         kernels.use("nonsense")
-    assert "cupy" in backend.forms[F.MLP]
+    assert "cupy" in backend.forms[fused.MLP]
     with reference_functions():
         assert backend.forms == {}
-    assert "cupy" in backend.forms[F.MLP]
+    assert "cupy" in backend.forms[fused.MLP]
 
 
 @pytest.mark.parametrize(
@@ -948,7 +949,7 @@ def test_more_than_two_to_the_31_elements(gpu, what):
         for p in vectors:
             p.grad = None
         gelu = what == "gelu"
-        outputs = (F.gelu(x, "tanh"),) if gelu else F.add_layer_norm(x, None, *vectors)
+        outputs = (F.gelu(x, "tanh"),) if gelu else fused.add_layer_norm(x, None, *vectors)
         outputs[-1].backward(values)
         found = [v.data[-last:].copy() for v in outputs] + [x.grad[-last:].copy()]
         return found, [float64(p.grad) for p in vectors if p.grad is not None]

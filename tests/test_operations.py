@@ -29,11 +29,12 @@ from operations import (
 )
 from strategies import LAYOUTS, each_half, same_memory, with_layout
 
-from minimixer import Function, GradientError, Tensor, dispatch, gradcheck, no_grad, ops, rearrange
+from minimixer import Function, GradientError, Tensor, gradcheck, no_grad, ops, rearrange
 from minimixer import backward as walk
 from minimixer import functional as F
 from minimixer.backend import device_of, is_array, namespace, to_device, to_numpy
 from minimixer.backward import backward
+from minimixer.kernels import fused
 from minimixer.precision import as_dtype
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
@@ -186,7 +187,7 @@ def test_gradients_agree_with_finite_differences(operation, device):
 def test_every_subset_of_inputs_that_need_gradients(operation, fixed, device, monkeypatch):
     """Each gets the gradient it would get among all; the others get none, and none is computed."""
     returned = []
-    right_backward = dispatch.run_back
+    right_backward = walk.run_back
 
     def recording(node, gradients):
         results = right_backward(node, gradients)
@@ -528,7 +529,7 @@ def test_options_never_promote(dtype, device):
     small = np.float64(0.1)
     results = [
         F.layer_norm(x, gamma, beta, epsilon=small),
-        F.add_layer_norm(x, x, None, gamma, beta, epsilon=small)[0],
+        fused.add_layer_norm(x, x, None, gamma, beta, epsilon=small)[0],
         F.cross_entropy(x, [0, 1], label_smoothing=small),
         F.cross_entropy(x, [0, 1], label_smoothing=small, reduction="none"),
     ]

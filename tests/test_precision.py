@@ -27,6 +27,7 @@ from minimixer import (
 )
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
+from minimixer.kernels import fused
 from minimixer.mixer import FIRST_SCALE, MixerBlock
 from minimixer.nn import StochasticDepth
 from minimixer.optim import FINITE, STEP
@@ -309,10 +310,10 @@ OPERATIONS = {  # name: (function of x, shapes of further inputs, whether the re
     "Mean": (lambda x: x.mean(axis=0), [], True),
     "Linear": (F.linear, [(4, 5), (5,)], False),
     "GELU": (F.gelu, [], False),
-    "MLP": (F.mlp, [(4, 5), (5,), (5, 4)], False),
-    "AddLayerNorm": (lambda x, y, *rest: F.add_layer_norm(x, y, *rest)[1],
+    "MLP": (fused.mlp, [(4, 5), (5,), (5, 4)], False),
+    "AddLayerNorm": (lambda x, y, *rest: fused.add_layer_norm(x, y, *rest)[1],
                      [(2, 3, 4), (4,), (4,), (4,)], False),
-    "AddBias": (F.add_bias, [(4,)], False),
+    "AddBias": (fused.add_bias, [(4,)], False),
 }  # fmt: skip
 
 

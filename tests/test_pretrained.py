@@ -21,6 +21,7 @@ from minimixer import AdamW, Mixer, no_grad
 from minimixer import functional as F
 from minimixer.backend import to_numpy
 from minimixer.checkpoint import save_checkpoint
+from minimixer.kernels import fused
 from minimixer.transfer.arrays import LARGEST_HEADER
 from minimixer.transfer.freeze import freeze
 from minimixer.transfer.higher_resolution import places
@@ -431,10 +432,10 @@ def test_a_larger_model_is_the_old_one_on_each_tile(factor, size):
     old, new = model.blocks[1].token_mixing, larger.blocks[1].token_mixing
     where = places((high // 4, wide // 4), factor)
     x = np.random.default_rng(3).standard_normal((len(where), 2, 8))
-    mixed = F.mlp(x, new.w1, new.b1, new.w2, axis=0).data + new.b2.data[:, None, None]
+    mixed = fused.mlp(x, new.w1, new.b1, new.w2, axis=0).data + new.b2.data[:, None, None]
     for tile in range(factor**2):
         tokens = [t for t, (k, _) in enumerate(where) if k == tile]  # in the tile's own order
-        expected = F.mlp(x[tokens], old.w1, old.b1, old.w2, axis=0).data
+        expected = fused.mlp(x[tokens], old.w1, old.b1, old.w2, axis=0).data
         expected += old.b2.data[:, None, None]
         np.testing.assert_allclose(mixed[tokens], expected, rtol=0, atol=1e-12)
 

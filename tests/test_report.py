@@ -19,6 +19,7 @@ from test_oracles import SMALL, Case, cases, examples
 from minimixer import Mixer, Tensor, backend, no_grad
 from minimixer import functional as F
 from minimixer.backend import Array, is_array, namespace
+from minimixer.kernels import fused
 from minimixer.report import Summary, save_pictures
 from minimixer.variants import VARIANTS
 
@@ -236,7 +237,7 @@ def test_activation_bytes_of_a_model_larger_than_a_block(device):
     logits = model(images)
     kept = by_layer(model.summary(batch_size=batch), "activation_bytes")
     assert kept_by_the_graph(logits, model) == kept
-    if backend.form_of(F.AddLayerNorm, model.stem.weight.data) is not None:
+    if backend.form_of(fused.AddLayerNorm, model.stem.weight.data) is not None:
         assert kept["blocks.0.norm1"] == 16 * batch * (128 + 2) * 4
 
 

@@ -35,17 +35,20 @@ from minimixer import (
     maximum,
     no_grad,
     ops,
+    products,
     rearrange,
     stack,
     where,
 )
 from minimixer import backward as walk
 from minimixer import functional as F
-from minimixer.backend import Purpose, is_array, matmul, random_bits, to_device, to_numpy, uniform
+from minimixer.backend import Purpose, is_array, random_bits, to_device, to_numpy, uniform
 from minimixer.grad_mode import set_grad_enabled
+from minimixer.kernels import fused
 from minimixer.nn import StochasticDepth
 from minimixer.optim import CLIP, FINITE, LR_FACTOR, STEP
 from minimixer.parameters import ParameterBuffer
+from minimixer.products import matmul
 
 PACKAGE = Path(minimixer.__file__).parent
 CORE = sorted(PACKAGE.glob("*.py"))
@@ -156,22 +159,22 @@ OPERATIONS = {
     "linear without bias": (F.linear, [(3, 4), (4, 5)]),
     "gelu": (F.gelu, X),
     "gelu tanh": (lambda x: F.gelu(x, "tanh"), X),
-    "mlp": (F.mlp, [(2, 3, 4), (4, 5), (5,), (5, 4)]),
-    "mlp axis 0": (lambda *x: F.mlp(*x, axis=0), [(3, 2, 4), (3, 5), (5,), (3, 5)]),
+    "mlp": (fused.mlp, [(2, 3, 4), (4, 5), (5,), (5, 4)]),
+    "mlp axis 0": (lambda *x: fused.mlp(*x, axis=0), [(3, 2, 4), (3, 5), (5,), (3, 5)]),
     "layer_norm": (F.layer_norm, [(3, 4), (4,), (4,)]),
-    "add_layer_norm": (F.add_layer_norm, [(3, 2, 4), (3, 2, 4), (4,), (4,), (4,)]),
+    "add_layer_norm": (fused.add_layer_norm, [(3, 2, 4), (3, 2, 4), (4,), (4,), (4,)]),
     "add_layer_norm bias": (
-        lambda *x: F.add_layer_norm(*x, bias_axis=0),
+        lambda *x: fused.add_layer_norm(*x, bias_axis=0),
         [(3, 2, 4), (3, 2, 4), (3,), (4,), (4,)],
     ),
     "add_layer_norm epsilon": (
-        lambda *x: F.add_layer_norm(*x, epsilon=np.float64(1e-6)),
+        lambda *x: fused.add_layer_norm(*x, epsilon=np.float64(1e-6)),
         [(3, 4), (3, 4), (4,), (4,), (4,)],
     ),
-    "add_layer_norm sum only": (lambda *x: F.add_layer_norm(*x)[0], [(3, 4)] * 2 + [(4,)] * 3),
-    "add_layer_norm norm only": (lambda *x: F.add_layer_norm(*x)[1], [(3, 4)] * 2 + [(4,)] * 3),
-    "add_bias": (F.add_bias, [(3, 2, 4), (4,)]),
-    "add_bias axis 0": (lambda x, b: F.add_bias(x, b, axis=0), [(3, 2, 4), (3,)]),
+    "add_layer_norm sum only": (lambda *x: fused.add_layer_norm(*x)[0], [(3, 4)] * 2 + [(4,)] * 3),
+    "add_layer_norm norm only": (lambda *x: fused.add_layer_norm(*x)[1], [(3, 4)] * 2 + [(4,)] * 3),
+    "add_bias": (fused.add_bias, [(3, 2, 4), (4,)]),
+    "add_bias axis 0": (lambda x, b: fused.add_bias(x, b, axis=0), [(3, 2, 4), (3,)]),
     "cross_entropy": (lambda z: F.cross_entropy(z, LABELS), X),
     "cross_entropy rows": (lambda z: F.cross_entropy(z, ROWS, reduction="none"), X),
     "cross_entropy smooth": (lambda z: F.cross_entropy(z, LABELS, 0.1, reduction="sum"), X),
@@ -442,7 +445,9 @@ def test_rule_03_no_in_place_into_foreign_buffers(device, name):
         lambda x, y: concatenate([x, y])[:3] + concatenate([x, y])[3:],
         lambda x, y: stack([x, y]).sum(axis=0),
         lambda x, y: x.reshape(12).reshape(3, 4) + y.T.T,
-        lambda x, y: F.add_layer_norm(x, y, None, np.ones(4, "float32"), np.ones(4, "float32"))[0],
+        lambda x, y: fused.add_layer_norm(x, y, None, np.ones(4, "float32"), np.ones(4, "float32"))[
+            0
+        ],
     ],
     ids=["add", "concatenate", "stack", "views", "add_layer_norm"],
 )
@@ -451,7 +456,7 @@ def test_rule_03_one_array_is_never_handed_to_two_gradients(device, function):
         one = put(device, np.ones(4))
         base = function
         function = (
-            (lambda x, y: F.add_layer_norm(x, y, None, one, one)[0])
+            (lambda x, y: fused.add_layer_norm(x, y, None, one, one)[0])
             if "add_layer_norm" in base.__code__.co_names
             else base
         )
@@ -1587,7 +1592,7 @@ def test_rule_11_no_other_matrix_product_in_the_source(device):
 
 
 def replace_matmul(monkeypatch, replacement):
-    original = backend.matmul
+    original = products.matmul
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "minimixer":
             for attribute, value in list(vars(module).items()):

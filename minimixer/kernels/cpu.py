@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, plain_matmul
+from ..backend import Array
 from ..functional import _A, _K, _PHI, GELU
-from ..layer_norm import as_rows
+from ..products import as_rows, plain_matmul
 from .blocks import BLOCK, COLUMNS, HALVED, PARTS, PRODUCT, ROWS, SMALL, TINY, parts, staggered
 from .fused import MLP
 from .node import Fast
@@ -265,7 +265,8 @@ class FastMLP(Fast, MLP):
             return None
         out = self.destination(position)
         if out is None:
-            out = np.empty(*self.kinds[position])
+            weight = (None, self.w1, self.b1, self.w2.T if self.first else self.w2)[position]
+            out = np.empty(weight.shape, dtype=self.input_dtype)
             with blas_on_one_thread:
                 add_up(out, multiply, slice(None))
             return out

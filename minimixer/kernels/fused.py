@@ -13,15 +13,14 @@ and gpu.py have them fast.
 import functools
 from typing import Any, ClassVar
 
-import numpy as np
-
 from .. import functional as F
 from ..autograd import Function
-from ..backend import Array, matmul, namespace, sum_rows
+from ..backend import Array
 from ..block import MixerBlock, MixerMLP
-from ..functional import as_columns, check_form, gelu_and_slope
-from ..layer_norm import as_rows, check_epsilon, row_mean
+from ..functional import check_form, gelu_and_slope
+from ..layer_norm import check_epsilon, gradients, normalize
 from ..nn import LayerNorm, Linear, Module, StochasticDepth
+from ..products import as_columns, as_rows, matmul, sum_rows
 from ..recompute import recompute
 from ..tensor import Tensor
 from .node import Fast
@@ -215,19 +214,13 @@ class AddLayerNorm(Function):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
 
     def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
-        xp = namespace(x)
         self.bias_axis = bias_axis
         s = x if y is None else x + y
         if bias is not None:
             if bias_axis == 0:
                 bias = bias.reshape(-1, *[1] * (x.ndim - 1))
             s = s + bias if y is None else _add_into(s, bias)
-        x_hat = s - s.mean(axis=-1, keepdims=True)
-        x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
-        with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
-            variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
-        inverse_sigma = 1 / xp.sqrt(variance + epsilon)
-        x_hat *= inverse_sigma
+        x_hat, inverse_sigma = normalize(s, epsilon)
         h = x_hat * gamma
         h += beta
         if any(self.needs):
@@ -235,17 +228,12 @@ class AddLayerNorm(Function):
         return s, h
 
     def backward(self, ds, dh):
-        dgamma = dbeta = dbias = None
+        dx = dgamma = dbeta = dbias = None
         if dh is not None:
-            product = dh * self.x_hat
-            dgamma = sum_rows(as_rows(product)) if self.needs[3] else None
-            dbeta = sum_rows(as_rows(dh)) if self.needs[4] else None
-            if any(self.needs[:3]):
-                dx = dh * self.gamma
-                dx -= row_mean(dh, self.gamma)
-                dx -= self.x_hat * row_mean(product, self.gamma)
-                dx *= self.inverse_sigma
-                ds = dx if ds is None else _add_into(dx, ds)
+            needs = any(self.needs[:3]), *self.needs[3:]
+            dx, dgamma, dbeta = gradients(dh, self.x_hat, self.inverse_sigma, self.gamma, needs)
+        if dx is not None:
+            ds = dx if ds is None else _add_into(dx, ds)
         if self.needs[2]:
             dbias = bias_gradient(ds, self.bias_axis)
         return ds if self.needs[0] else None, ds if self.needs[1] else None, dbias, dgamma, dbeta
@@ -283,8 +271,8 @@ class LayerNormAlone(Fast, F.LayerNorm):
 
     def suits(self, x, gamma, beta, epsilon):
         self.inner = self.form()
-        self.inner.needs = (self.needs[0], False, False, *self.needs[1:])
-        self.inner.versions = self.versions
+        self.inner.needs = [self.needs[0], False, False, *self.needs[1:]]
+        self.inner.precision = self.precision
         return self.inner.suits(x, None, None, gamma, beta, epsilon, -1)
 
     def forward(self, x, gamma, beta, epsilon):
@@ -292,8 +280,8 @@ class LayerNormAlone(Fast, F.LayerNorm):
 
     def backward(self, dy):
         inner, nothing = self.inner, (None, None)
-        inner.parents = (self.parents[0], *nothing, *self.parents[1:])
-        inner.kinds = (self.kinds[0], *nothing, *self.kinds[1:])
+        inner.parents = [self.parents[0], *nothing, *self.parents[1:]]
+        inner.input_dtype = self.input_dtype
         dx, _, _, dgamma, dbeta = inner.backward(None, dy)
         return dx, dgamma, dbeta
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend import Array, namespace, wide
 from ..functional import GELU, Linear
-from ..layer_norm import as_rows
+from ..products import as_rows
 from ..rearrange import Mean
 from . import cublas, spare_row
 from .cuda import (

@@ -5,6 +5,7 @@ destination    the place where a Parameter's gradient belongs: written there at 
                returned, it need not be copied
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,9 @@ class Fast(Function):
         `self.needs` is known."""
         return True
 
-    @property
-    def precision(self) -> str | None:
-        """Of matrix products: "tf32", or None."""
-        return self.versions[0][0].precision if self.versions else None  # type: ignore
+    def read(self, inputs: Sequence[Any]) -> None:
+        """Look at the inputs themselves, before `suits`."""
+        self.precision = next((v.precision for v in inputs if isinstance(v, Parameter)), None)
 
     def destination(self, position: int) -> Array | None:
         """For backward: where the gradient of an input may be written and returned; None if there
@@ -36,7 +36,6 @@ class Fast(Function):
             return None
         if sum(parent is not None and parent[0] is source for parent in self.parents) > 1:
             return None  # it has but one place
-        read_as = self.kinds[position][1]
-        if read_as == np.float16 or wide(read_as) != source.dtype:
+        if self.input_dtype == np.float16 or wide(self.input_dtype) != source.dtype:
             return None  # there is something to scale or to convert
         return source.grad_window

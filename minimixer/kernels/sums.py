@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..backend import Array, is_half, namespace, wide
-from ..backend import sum_rows as plain_sum_rows
+from ..products import sum_rows as plain_sum_rows
 from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 
 
