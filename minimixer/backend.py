@@ -17,7 +17,7 @@ hash of what it is for, so any of them can be computed again, on any device, in 
 >>> [hex(b) for b in random_bits(7, Purpose.DROPOUT, 3, 0, 0, np.arange(2))]
 ['0x1673302a9d842364', '0x3c16016e89a9b92']
 
-Next: `erf.py`.
+Next: `erf.py`, a function that NumPy lacks.
 """
 
 import contextlib

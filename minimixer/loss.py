@@ -7,8 +7,8 @@ them as probabilities. Against a target distribution t (for a class label: 1 the
 Its gradient is as simple as can be: d/dz[k] of the first term is e^z[k] / sum_j e^z[j] = p[k], so
     dz = p - t.
 Subtracting max z from z first changes neither, and keeps e^z from overflowing and z's small
-differences from drowning in its size. Label smoothing
-replaces t by (1 - smoothing) t + smoothing / K for K classes (Szegedy et al. 2016).
+differences from drowning in its size. Label smoothing replaces t by (1 - smoothing) t +
+smoothing / K for K classes (Szegedy et al. 2016).
 
 >>> from minimixer import Tensor
 >>> logits = Tensor([[2.0, 0.0], [0.0, 0.0]], requires_grad=True)

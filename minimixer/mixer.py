@@ -36,7 +36,7 @@ x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the pap
 >>> model(np.zeros((5, 28, 28, 1), dtype="uint8")).shape
 (5, 10)
 
-Next: `schedules.py`, the first of two files about training it.
+Next: `schedules.py`, the first file about training it.
 """
 
 import warnings
@@ -250,8 +250,8 @@ class Mixer(Module):
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
         and checked (not those on a GPU already: it would have to wait); a Tensor is taken as it is.
-        ValueError: shapes, NaN or infinity; TypeError:
-        other dtypes; MemoryError, with what to lower, if there is not enough memory.
+        ValueError: shapes, NaN or infinity; TypeError: other dtypes; MemoryError, with what to
+        lower, if there is not enough memory.
         """
         try:
             return self._scores(images)

@@ -14,7 +14,7 @@ and the running averages are changed in place, the gradient g is only read.
 >>> round(float(layer(np.ones((1, 1), "float32")).data[0, 0]), 3)
 3.0
 
-Next: `names.py`, the files that hold what to train on.
+Next: `names.py`, for what comes from outside has names.
 """
 
 from collections.abc import Sequence
