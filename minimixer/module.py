@@ -30,7 +30,7 @@ import numpy as np
 from .autograd import Variable
 from .backend import Array, is_array, to_numpy
 from .checks import all_finite
-from .describe import members, summary_of, tree
+from .describe import summary_of, tree, walk
 from .parameters import Parameter, ParameterBuffer
 from .tensor import Tensor, split_targets
 
@@ -80,7 +80,7 @@ class Module:
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """(path, module) for this one and all below it, each once, in order of assignment."""
         seen: set[int] = set()
-        for path, value in _walk(prefix, self, ()):
+        for path, value in ((prefix, self), *walk(self, prefix)):
             if isinstance(value, Module) and id(value) not in seen:
                 seen.add(id(value))
                 yield path, value
@@ -88,14 +88,14 @@ class Module:
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(path, Parameter), each Parameter once, under its first path if it is shared."""
         seen: set[int] = set()
-        for path, value in _walk("", self, ()):
+        for path, value in walk(self):
             if isinstance(value, Parameter) and id(value) not in seen:
                 seen.add(id(value))
                 yield path, value
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """(path, module) for those directly below, also if they lie in lists, tuples or dicts."""
-        yield from ((path, m) for path, m in members(self) if isinstance(m, Module))
+        yield from ((path, m) for path, m in walk(self, deep=False) if isinstance(m, Module))
 
     def children(self) -> Iterator["Module"]:
         return (module for _, module in self.named_children())
@@ -187,7 +187,7 @@ class Module:
         """Every Parameter as a NumPy array (a copy), under each of its paths."""
         return {
             path: np.array(to_numpy(value.data))
-            for path, value in _walk("", self, ())
+            for path, value in walk(self)
             if isinstance(value, Parameter)
         }
 
@@ -197,7 +197,7 @@ class Module:
         ValueError names each entry that is missing, unexpected, of another shape or not finite,
         and shared Parameters that were given two different values.
         """
-        own = {path: value for path, value in _walk("", self, ()) if isinstance(value, Parameter)}
+        own = {path: value for path, value in walk(self) if isinstance(value, Parameter)}
         arrays = {
             name: value.data if isinstance(value, Variable) else value if is_array(value)
             else np.asarray(value) for name, value in state.items()
@@ -224,26 +224,6 @@ class Module:
             )
         for name, parameter in own.items():
             parameter.data = arrays[name]
-
-
-def _walk(path: str, value: Any, inside: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    """All Modules and Parameters in `value` with their paths; `inside` are those around it."""
-    if isinstance(value, Parameter):
-        yield path, value
-        return
-    if id(value) in inside:  # a part that points back at the whole
-        return
-    items: Any = ()
-    if isinstance(value, Module):
-        yield path, value
-        items = vars(value).items()
-    elif isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for name, item in items:
-        full = f"{path}.{name}" if path else f"{name}"
-        yield from _walk(full, item, (*inside, id(value)))
 
 
 def _equal(a: Array, b: Array) -> bool:
