@@ -24,6 +24,7 @@ from typing import Any
 from .autograd import Function
 from .backend import Array, matmul, namespace, sum_rows, wide, widen
 from .erf import erf
+from .habits import missing
 from .layer_norm import AddBias as AddBias
 from .layer_norm import AddLayerNorm as AddLayerNorm
 from .layer_norm import add_bias as add_bias
@@ -275,14 +276,5 @@ def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "t
     return MLP.apply(x, w1, b1, w2, axis=axis, approximate=approximate)
 
 
-_ELSEWHERE = {  # what PyTorch has under this name, and what to write here
-    "dropout": "nn.Dropout, whose draws follow the model's seed and step",
-    "nll_loss": "cross_entropy of the scores", "tanh": "x.tanh()",
-    "sigmoid": "((x / 2).tanh() + 1) / 2",
-    "binary_cross_entropy": "cross_entropy with two classes", "l1_loss": "(x - y).abs().mean()",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    hint = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-    raise AttributeError(f"functional has no {name!r}{hint}")
+def __getattr__(name: str) -> Any:  # what is not there
+    raise missing("functional", name, "functional")

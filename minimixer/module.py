@@ -31,19 +31,9 @@ from .autograd import Variable
 from .backend import Array, is_array, to_numpy
 from .checks import all_finite
 from .describe import summary_of, tree, walk
+from .habits import missing
 from .parameters import Parameter, ParameterBuffer
 from .tensor import Tensor, split_targets
-
-_ELSEWHERE = {  # what PyTorch's Modules have, and what to write here
-    "cuda": '.to("cuda")', "cpu": '.to("cpu")', "float": '.to("float32")',
-    "double": '.to("float64")', "half": 'Mixer.set_precision("float16")',
-    "bfloat16": 'Mixer.set_precision("bfloat16")',
-    "add_module": "setattr(module, name, layer)", "register_module": "setattr(module, name, layer)",
-    "register_parameter": "setattr(module, name, Parameter(...))",
-    "register_buffer": "an attribute that holds the array, which state_dict() leaves out",
-    "apply": "a loop over modules()", "get_submodule": "dict(module.named_modules())[path]",
-    "get_parameter": "dict(module.named_parameters())[path]", "buffers": "parameters()",
-}  # fmt: skip
 
 
 class Module:
@@ -69,8 +59,7 @@ class Module:
         Module.changes += 1
 
     def __getattr__(self, name: str) -> Any:  # what is not there
-        hint = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        raise missing("Module", name, type(self).__name__)
 
     def __repr__(self) -> str:
         return tree(self)

@@ -36,6 +36,7 @@ from .backend import (
     use_device_of,
 )
 from .checks import check_number
+from .habits import missing
 from .loss_scale import adjust_scale
 from .module import Module
 from .norms import gradient_norm
@@ -229,9 +230,7 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
     def __getattr__(self, name: str) -> Any:  # what is not there
-        other = {"param_groups": "lr, lr_factor", "add_param_group": "a new optimizer with groups"}
-        hint = f"; use {other[name]}" if name in other else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        raise missing("Optimizer", name, type(self).__name__)
 
     def __deepcopy__(self, memo: dict) -> "Optimizer":
         raise TypeError(

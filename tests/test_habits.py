@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+import minimixer
 from minimixer import (
     SGD,
     AdamW,
@@ -306,13 +307,18 @@ def test_pytorchs_short_names(device):
             wrong()
 
 
-@pytest.mark.parametrize("name", habits.INSTEAD)
-def test_other_names_say_what_to_write(name):
-    x = Tensor([1.0])
-    with pytest.raises(AttributeError, match=f"Tensor has no {name} here: write "):
-        getattr(x, name)
-    assert not hasattr(x, name) and name not in vars(Tensor)
-    assert hasattr(Tensor, name)  # for help() and the like it is there
+@pytest.mark.parametrize(
+    "where, name", [(where, name) for where, names in habits.INSTEAD.items() for name in names]
+)
+def test_other_names_say_what_to_write(where, name):
+    layer = Linear(1, 1)
+    owners = {
+        "Tensor": Tensor([1.0]), "Module": layer, "Optimizer": SGD(layer, lr=1),
+        "functional": F, "nn": minimixer.nn, "minimixer": minimixer,
+    }  # fmt: skip
+    with pytest.raises(AttributeError, match=f" has no {name} here: write "):
+        getattr(owners[where], name)
+    assert not hasattr(owners[where], name)
 
 
 def test_other_keywords_say_what_to_write():
