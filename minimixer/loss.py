@@ -43,7 +43,7 @@ from .backend import (
 from .checks import check_number
 from .ops import power, subtract
 from .precision import native
-from .rearrange import mean
+from .rearrange import mean, no_others, whole
 from .rearrange import sum as sum_of
 from .tensor import Tensor
 
@@ -220,26 +220,26 @@ class LogSoftmax(Function):
 
 
 def _check_axis(z: Array, axis: Any) -> int:
-    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
-        raise TypeError(f"softmax: axis must be one whole number, got {axis!r:.60}")
+    axis = whole(axis, "the axis")
     if not -z.ndim <= axis < z.ndim or z.shape[axis] == 0:
         raise ValueError(f"there must be an axis {axis}, of at least one element")
-    return int(axis)
+    return axis
 
 
-def softmax(logits: Any, axis: int = -1) -> Any:
+def softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
     """Scores -> probabilities along `axis`: of a Tensor a Tensor, which has its gradient; of an
     array an array, float32 or float64. ValueError: no such axis, or an empty one."""
-    return _along_axis(Softmax, logits, axis)
+    return _along_axis(Softmax, logits, axis, unknown)
 
 
-def log_softmax(logits: Any, axis: int = -1) -> Any:
+def log_softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
     """The logarithm of `softmax`, which stays finite where a probability is too small for a
     number: of a Tensor a Tensor, of an array an array."""
-    return _along_axis(LogSoftmax, logits, axis)
+    return _along_axis(LogSoftmax, logits, axis, unknown)
 
 
-def _along_axis(function: type[Function], logits: Any, axis: int) -> Any:
+def _along_axis(function: type[Function], logits: Any, axis: int, unknown: dict[str, Any]) -> Any:
+    no_others(unknown)
     if isinstance(logits, Variable):
         return function.apply(logits, axis=axis)
     return function.apply(widen(logits) if is_array(logits) else logits, axis=axis).data

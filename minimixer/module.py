@@ -29,7 +29,7 @@ import numpy as np
 
 from .autograd import Variable
 from .backend import Array, is_array, to_numpy
-from .checks import all_finite
+from .checks import all_finite, check_integer
 from .describe import summary_of, tree, walk
 from .habits import missing
 from .parameters import Parameter, ParameterBuffer
@@ -157,11 +157,9 @@ class Module:
         return self
 
     def initialize(self, seed: int = 0) -> None:
-        """Draw all initial weights anew, every layer with a number of its own. ValueError unless
-        the seed is a whole number from 0 to 2^64 - 1."""
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be a whole number from 0 to 2^64 - 1, got {seed!r}")
-        seed = int(seed)
+        """Draw all initial weights anew, every layer with a number of its own. TypeError if the
+        seed is no whole number, ValueError if it is not from 0 to 2^64 - 1."""
+        seed = check_integer("seed", seed, 0, (1 << 64) - 1)
         for number, (_, module) in enumerate(self.named_modules()):
             module.draw_weights(seed, number)
         for parameter in self.parameters()[:1]:

@@ -597,6 +597,7 @@ def test_orders_and_shifts_are_uniform():
         ({"batch_size": 0}, ValueError),
         ({"batch_size": -3}, ValueError),
         ({"batch_size": 2.0}, TypeError),
+        ({"batch_size": True}, TypeError),
         ({"batch_size": None}, TypeError),
         ({"max_shift": -1}, ValueError),
         ({"max_shift": 0.5}, TypeError),

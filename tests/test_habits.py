@@ -333,6 +333,12 @@ def test_other_keywords_say_what_to_write():
         for axis in (1.0, "0", (0, 1.5)):
             with pytest.raises(TypeError, match=r"an axis .*must be a whole number, got ['01(]"):
                 getattr(x, name)(axis=axis)
+    for function in (F.softmax, F.log_softmax):
+        with pytest.raises(TypeError, match="no dim= here: write axis="):
+            function(x, dim=1)
+        for axis in (1.0, None, True):
+            with pytest.raises(TypeError, match=f"axis must be a whole number, got {axis}"):
+                function(x, axis)
     for join in (concatenate, stack):
         with pytest.raises(TypeError, match="no dim= here: write axis="):
             join([x, x], dim=1)
