@@ -1,8 +1,8 @@
-"""NumPy or CuPy: the only module that knows which.
+"""NumPy or CuPy: what differs between them, in one place.
 
-All other files are array code that runs unchanged on both. An array brings its namespace with it
-(`xp`, everywhere, is numpy or cupy, whichever the array is of), so work on CPU and GPU lives side
-by side in one process.
+What follows is array code that runs on both, but for a word here and there where a GPU wants
+another way. An array brings its namespace with it (`xp`, everywhere, is numpy or cupy, whichever
+the array is of), so work on CPU and GPU lives side by side in one process.
 
 >>> import numpy as np
 >>> x = np.arange(6, dtype="float32").reshape(2, 3)

@@ -84,8 +84,8 @@ class Mixer(Module):
                       memory, more time, the same bits. An attribute that may be changed
     preparation       "digit": the images are MNIST's, and a picture of one's own must be made like
                       them first (transfer/digits.py; predict.py does it). None: nothing of the kind
-    ValueError for sizes that are not positive or do not fit together, TypeError for what is not a
-    size or a name at all. Section 2 of the paper.
+    ValueError for sizes that are no whole numbers above zero or do not fit together; TypeError for
+    a seed that is no whole number, or what is no dtype or list of names. Section 2 of the paper.
     """
 
     def __init__(

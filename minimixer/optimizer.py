@@ -55,7 +55,8 @@ class Optimizer:
     lr            learning rate; `lr_factor`, set by a schedule, multiplies every group's
     weight_decay  pulls weights towards 0; only matrices, not biases and LayerNorms
 
-    ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0.
+    ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0;
+    TypeError: what is no Parameter.
     """
 
     moments: tuple[str, ...] = ()  # the running averages' names, one array each
