@@ -207,7 +207,7 @@ class Habits:
         return self
 
     def __contains__(self, value: Any) -> bool:
-        return bool((self.data == _plain(value)).any())
+        return bool((self.data == plain_value(value)).any())
 
     # ---- whole numbers and booleans -------------------------------------------------------------
 
@@ -353,7 +353,8 @@ def _values(value: Any, found: list[bool]) -> Any:
     return type(value)(_values(v, found) for v in value) if type(value) in (list, tuple) else value
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """The array of a Tensor; all else as it is."""
     return value.data if isinstance(value, Variable) else value
 
 
@@ -363,7 +364,7 @@ def _ungraded(sign: str, operation: Callable[[Any, Any], Any], a: Any, b: Any) -
         raise TypeError(f"{sign} has no gradient: use it on x.detach()")
     try:
         with np.errstate(all="ignore"):
-            return Variable.result_class(operation(_plain(a), _plain(b)))
+            return Variable.result_class(operation(plain_value(a), plain_value(b)))
     except TypeError:
         kinds = " and ".join(str(getattr(v, "dtype", repr(v))) for v in (a, b))
         raise TypeError(

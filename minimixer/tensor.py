@@ -32,7 +32,7 @@ from .backend import (
     to_numpy,
 )
 from .backward import backward
-from .habits import Habits
+from .habits import Habits, plain_value
 from .precision import native
 
 
@@ -209,22 +209,22 @@ class Tensor(Variable, Habits):
         return rearrange.index(self, key)
 
     def __eq__(self, other):  # type: ignore[override]
-        return Tensor(self.data == _plain(other))
+        return Tensor(self.data == plain_value(other))
 
     def __ne__(self, other):  # type: ignore[override]
-        return Tensor(self.data != _plain(other))
+        return Tensor(self.data != plain_value(other))
 
     def __lt__(self, other):
-        return Tensor(self.data < _plain(other))
+        return Tensor(self.data < plain_value(other))
 
     def __le__(self, other):
-        return Tensor(self.data <= _plain(other))
+        return Tensor(self.data <= plain_value(other))
 
     def __gt__(self, other):
-        return Tensor(self.data > _plain(other))
+        return Tensor(self.data > plain_value(other))
 
     def __ge__(self, other):
-        return Tensor(self.data >= _plain(other))
+        return Tensor(self.data >= plain_value(other))
 
     # ---- methods --------------------------------------------------------------------------------
 
@@ -310,10 +310,6 @@ Variable.result_class = Tensor
 
 def _is_float(dtype: np.dtype) -> bool:
     return dtype in FLOAT_DTYPES or is_half(dtype)
-
-
-def _plain(value: Any) -> Any:
-    return value.data if isinstance(value, Variable) else value
 
 
 def split_targets(
