@@ -109,6 +109,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "concatenate": rearrange.concatenate, "stack": rearrange.stack, "where": ops.where,
 }  # fmt: skip
 
+# Of these nobody wants a gradient.
+_CONSTANT = ("copy", "zeros_like", "ones_like", "full_like", "empty_like", "histogram")
+
 
 class Habits:
     """What Tensor has beside its own; see the module's text."""
@@ -281,14 +284,20 @@ class Habits:
             return getattr(args[0], _METHODS[name])(*args[1:], **options)
         found: list[bool] = []
         result = function(*_values(args, found), **_values(options, found))
-        floats = isinstance(result, (np.ndarray, np.generic)) and result.dtype.kind == "f"
-        if floats and any(found) and is_grad_enabled() and name != "copy":
+        if any(found) and is_grad_enabled() and name not in _CONSTANT and _floats(result):
             raise _no_gradient(name)
         return result
 
 
 for _name, _hint in INSTEAD.items():
     setattr(Habits, _name, _Instead(_name, _hint))
+
+
+def _floats(result: Any) -> bool:
+    """Are there numbers in it that could have a gradient?"""
+    if isinstance(result, (list, tuple)):
+        return any(map(_floats, result))
+    return isinstance(result, (np.ndarray, np.generic)) and result.dtype.kind in "fcV"
 
 
 def _values(value: Any, found: list[bool]) -> Any:

@@ -60,7 +60,7 @@ class Tensor(Variable, Habits):
     ):
         if isinstance(data, Variable):
             data = data.data
-        if isinstance(data, (list, tuple)) and any(isinstance(v, Variable) for v in data):
+        if isinstance(data, (list, tuple)) and _holds_variables(data):
             raise TypeError(
                 "Tensor: to join Tensors use stack or concatenate, which keep gradients"
             )
@@ -306,6 +306,13 @@ class Tensor(Variable, Habits):
 
 
 Variable.result_class = Tensor
+
+
+def _holds_variables(data: list | tuple) -> bool:
+    return any(
+        isinstance(v, Variable) or (isinstance(v, (list, tuple)) and _holds_variables(v))
+        for v in data
+    )
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -25,6 +25,7 @@ from minimixer import (
     backend,
     concatenate,
     maximum,
+    no_grad,
     ops,
     schedule,
     stack,
@@ -683,6 +684,30 @@ def test_a_gradient_is_not_lost_without_a_word():
     y.backward(np.ones(2, "float16"))
     assert y.requires_grad and x.grad.dtype == "float32" and x.grad.all()
     refuses(lambda: x.to("int32"), "int32", "detach()", error=TypeError)
+
+
+def test_what_gets_no_gradient_may_not_want_one(device):
+    x, wanting = ones(2, 2, device=device), ones(2, 2, device=device) * 0.5
+    with no_grad():
+        assert F.cross_entropy(x, wanting).item() > 0
+    assert F.cross_entropy(x, wanting.detach()).requires_grad
+    refuses(lambda: F.cross_entropy(x, wanting), "target", "detach", error=TypeError)
+    one = ones(device=device)
+    refuses(lambda: x.clip(one), "clip", "limit", "detach", error=TypeError)
+    refuses(lambda: x.clip(0, high=one), "clip", "limit", "detach", error=TypeError)
+    assert x.clip(one.detach() * 2).tolist() == [[2, 2], [2, 2]]
+    for list_ in ([one], [[one, one]], ([1.0], (2.0, [one]))):
+        refuses(lambda list_=list_: Tensor(list_), "stack", "gradients", error=TypeError)
+
+
+@pytest.mark.parametrize("limit", ["a", [0.0], np.zeros(2), (), object], ids=repr)
+def test_limits_of_clip_are_numbers(limit, device):
+    refuses(lambda: ones(2, device=device).clip(limit, 1), "clip", "numbers", "maximum")
+    refuses(lambda: ops.clip(1.5, high=limit), "clip", "numbers", "maximum")
+
+
+def test_a_huge_operand_is_not_written_out():
+    assert len(refuses(lambda: ones(2) * 10**400, "Multiply", "(2,)")) < 200
 
 
 def test_moving_a_part_of_a_model():

@@ -202,6 +202,14 @@ def test_numpys_functions_keep_the_gradient_or_say_that_they_cannot(device):
         two = (x, x) if function is np.dot else (x,)
         with pytest.raises(TypeError, match=r"np\.\w+ of a Tensor .* gradient.*x\.numpy\(\)"):
             function(*two)
+    for function in (  # floats inside of tuples and lists, and complex numbers
+        lambda x: np.split(x, 2), lambda x: np.meshgrid(x, x), np.gradient, np.fft.fft,
+        lambda x: np.linalg.svd(x[None]),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"np\.\w+ of a Tensor .* gradient.*x\.numpy\(\)"):
+            function(x)
+    assert np.zeros_like(x).tolist() == [0, 0] and np.full_like(x, 2).tolist() == [2, 2]
+    assert np.histogram(x, bins=2)[0].tolist() == [1, 1]
     assert np.allclose(x, [1, 2]) and np.shape(x) == (2,) and np.argsort(x).tolist() == [0, 1]
     assert np.linalg.norm(x.detach()) == np.linalg.norm(x.numpy())
     with no_grad():
