@@ -725,7 +725,7 @@ def weight():
 
 
 @bad_optimizers
-@pytest.mark.parametrize("lr", [-1e-3, float("nan"), float("inf"), "0.1", None], ids=repr)
+@pytest.mark.parametrize("lr", [-1e-3, float("nan"), float("inf"), 1e39, "0.1", None], ids=repr)
 def test_learning_rates(make, lr):
     optimizer = make([weight()], lr=0.1)
     for name in ("lr", "lr_factor"):
@@ -736,8 +736,10 @@ def test_learning_rates(make, lr):
 
 
 @bad_optimizers
-@pytest.mark.parametrize("decay", [-1e-3, float("nan"), float("inf")])
+@pytest.mark.parametrize("decay", [-1e-3, float("nan"), float("inf"), 1e39])
 def test_weight_decay(make, decay):
+    optimizer = make([weight()], lr=0.1)
+    refuses(lambda: setattr(optimizer, "weight_decay", decay), "weight_decay", decay)
     refuses(lambda: make([weight()], lr=0.1, weight_decay=decay), "weight_decay", decay)
 
 
@@ -797,11 +799,38 @@ NO_RATES = [1.0, 1.5, 2, -0.1, float("nan"), "0.9"]
     [({"betas": (beta, 0.9)}, ("betas[0]", beta)) for beta in NO_RATES]
     + [({"betas": (0.9, beta)}, ("betas[1]", beta)) for beta in NO_RATES]
     + [({"betas": betas}, ("betas", "two numbers")) for betas in (0.9, (0.9,), (0.9, 0.9, 0.9))]
-    + [({"eps": eps}, ("eps", eps)) for eps in (0.0, -1e-8, float("nan"), float("inf"), "small")],
+    + [({"eps": eps}, ("eps", eps)) for eps in (0.0, 1e-46, float("nan"), float("inf"), "small")],
     ids=str,
 )
 def test_betas_and_eps(make, options, wrong):
     refuses(lambda: make([weight()], **options), *wrong, error=ValueError)
+
+
+def test_settings_are_checked_when_they_are_changed():
+    sgd, nesterov, adam = SGD([weight()], 0.1), SGD([weight()], 0.1, 0.9, True), AdamW([weight()])
+    refuses(lambda: setattr(sgd, "momentum", 0.9), "momentum 0.9", "new SGD", error=ValueError)
+    refuses(lambda: setattr(nesterov, "momentum", 0), "momentum, with", "(0, 1)", error=ValueError)
+    refuses(lambda: setattr(adam, "betas", (1.0, 1.0)), "betas[0]", "1.0", error=ValueError)
+    refuses(lambda: setattr(adam, "eps", 0.0), "eps", "0.0", error=ValueError)
+    assert (sgd.momentum, nesterov.momentum, adam.betas, adam.eps) == (0, 0.9, (0.9, 0.999), 1e-8)
+    nesterov.momentum, adam.betas = 0.5, [0.8, 0.9]
+    assert (nesterov.momentum, adam.betas) == (0.5, (0.8, 0.9))
+
+
+@pytest.mark.parametrize(
+    "name, value, part",
+    [
+        ("step", 1.5, "whole number"), ("step", "1", "whole number"), ("step", -1, "-1"),
+        ("exp_avg", None, "fit"), ("exp_avg", np.zeros((2, 3)), "fit"),
+        ("exp_avg", [np.full((2, 3), "a")], "no numbers"), ("exp_avg", [1j * np.ones((2, 3))], ""),
+        ("exp_avg_sq", [np.full((2, 3), -1e-9)], "below 0"),
+    ],
+)  # fmt: skip
+def test_states_of_optimizers(name, value, part):
+    optimizer = AdamW([weight()])
+    state = {**optimizer.state_dict(), name: value}
+    refuses(lambda: optimizer.load_state_dict(state), "optimizer state", name, part)
+    refuses(lambda: optimizer.load_state_dict(None), "optimizer state", "exp_avg_sq", "None")
 
 
 @pytest.mark.parametrize("norm", [0, -1.0, float("nan")])

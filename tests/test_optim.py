@@ -606,6 +606,17 @@ def test_an_optimizer_whose_layers_were_all_replaced_is_noticed(device):
             train_once(model, optimizer)
 
 
+def test_layers_that_are_no_longer_frozen_are_named(device):
+    model = Body().to(device)
+    model.layers[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    train_once(model, optimizer)
+    model.layers[0].requires_grad_()
+    with pytest.raises(ValueError, match=r"layers\.0\.weight, layers\.0\.bias came .*frozen"):
+        train_once(model, optimizer)
+    train_once(model, optimizer, SGD(model.layers[0].parameters(), lr=0.1))
+
+
 def test_what_is_left_out_on_purpose_is_no_newcomer(device):
     model = Body().to(device)
     frozen = SGD([p for p in model.parameters() if p is not model.head.bias], lr=0.1)
@@ -631,6 +642,18 @@ def test_what_is_left_out_on_purpose_is_no_newcomer(device):
 def test_a_model_stands_for_its_parameters(device):
     model = Body().to(device)
     assert AdamW(model, lr=0.1).parameters == model.parameters()
+
+
+def test_weight_decay_can_be_set(device):
+    w, b = (Parameter(to_device(np.ones(s, "float32"), device)) for s in ((2, 2), (2,)))
+    ParameterBuffer([w, b])
+    optimizer = SGD([w, b], lr=0.5, weight_decay=0.1)
+    optimizer.weight_decay = 0.5
+    w.grad, b.grad = w.data * 0, b.data * 0
+    optimizer.step()
+    same(w.data, np.full((2, 2), 0.75))
+    same(b.data, np.ones(2))
+    assert optimizer.weight_decay == 0.5 and "weight_decay=0.5: 1 Parameters" in repr(optimizer)
 
 
 def test_names_of_pytorch(device):
