@@ -24,6 +24,13 @@ def check_sizes(**sizes: Any) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
 
 
+def check_seed(seed: Any) -> int:
+    """ValueError unless it is a whole number that 64 bits hold, as random_bits needs it."""
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be a whole number from 0 to 2^64 - 1, got {seed!r:.60}")
+    return int(seed)
+
+
 def all_finite(array: Array, dtype: np.dtype) -> bool:
     """Is every number of `array` one in `dtype`, too: neither NaN nor infinite?"""
     with np.errstate(over="ignore"):

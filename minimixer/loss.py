@@ -43,7 +43,7 @@ from .backend import (
 from .checks import check_number
 from .ops import power, subtract
 from .precision import native
-from .rearrange import mean
+from .rearrange import axes, mean
 from .rearrange import sum as sum_of
 from .tensor import Tensor
 
@@ -227,19 +227,20 @@ def _check_axis(z: Array, axis: Any) -> int:
     return int(axis)
 
 
-def softmax(logits: Any, axis: int = -1) -> Any:
+def softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
     """Scores -> probabilities along `axis`: of a Tensor a Tensor, which has its gradient; of an
     array an array, float32 or float64. ValueError: no such axis, or an empty one."""
-    return _along_axis(Softmax, logits, axis)
+    return _along_axis(Softmax, logits, axis, unknown)
 
 
-def log_softmax(logits: Any, axis: int = -1) -> Any:
+def log_softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
     """The logarithm of `softmax`, which stays finite where a probability is too small for a
     number: of a Tensor a Tensor, of an array an array."""
-    return _along_axis(LogSoftmax, logits, axis)
+    return _along_axis(LogSoftmax, logits, axis, unknown)
 
 
-def _along_axis(function: type[Function], logits: Any, axis: int) -> Any:
+def _along_axis(function: type[Function], logits: Any, axis: int, unknown: dict) -> Any:
+    axes(None, unknown)  # says what to write for dim=
     if isinstance(logits, Variable):
         return function.apply(logits, axis=axis)
     return function.apply(widen(logits) if is_array(logits) else logits, axis=axis).data

@@ -31,7 +31,7 @@ import numpy as np
 
 from . import functional as F
 from .backend import Array, Purpose, namespace, random_bits, uniform, wide
-from .checks import check_number
+from .checks import check_number, check_seed
 from .checks import check_sizes as check_sizes
 from .layer_norm import check_epsilon
 from .module import Module as Module
@@ -86,7 +86,7 @@ class Linear(Module):
         self.bias = Parameter(np.zeros(out_features, dtype=np.float32)) if bias else None
         self.zero = zero
         if seed is not None:
-            self.draw_weights(seed, 0)
+            self.draw_weights(check_seed(seed), 0)
 
     def draw_weights(self, seed: int, layer: int) -> None:
         shape = self.weight.shape
@@ -256,7 +256,9 @@ _ELSEWHERE = {  # what PyTorch has under this name, and what to write here
     "CrossEntropyLoss": "functional.cross_entropy", "MSELoss": "functional.mse_loss",
     "Softmax": "functional.softmax", "LogSoftmax": "functional.log_softmax",
     "ModuleList": "a list: layers in it are found", "ModuleDict": "a dict: layers in it are found",
-    "ParameterList": "a list", "Identity": "Sequential()", "Tanh": "x.tanh()",
+    "ParameterList": "a list", "functional": "minimixer.functional",
+    "utils": "optimizer.clip_grad_norm", "init": "lecun_normal, or weight.data = ...",
+    "Identity": "Sequential()", "Tanh": "x.tanh()",
 }  # fmt: skip
 
 

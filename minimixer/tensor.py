@@ -265,6 +265,8 @@ class Tensor(Variable, Habits):
 
     def _reduced(self, name: str, axis: Any, keepdims: bool, unknown: dict[str, Any]) -> "Tensor":
         axis = rearrange.axes(axis, unknown)
+        if name.startswith("arg") and isinstance(axis, tuple):
+            raise TypeError(f"{name}: goes along one axis, or over all (None), got {axis}")
         result = getattr(self.data, name)(axis=axis, keepdims=keepdims)
         return Tensor(namespace(self.data).asarray(result))
 

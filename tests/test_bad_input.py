@@ -277,7 +277,7 @@ def test_mlp_axis(axis):
     refuses(lambda: F.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), axis=axis), "axis", axis)
 
 
-@pytest.mark.parametrize("form", ["Tanh", "sigmoid", "", None, True], ids=repr)
+@pytest.mark.parametrize("form", ["Tanh", "sigmoid", "", None, True, ["tanh"], {}], ids=repr)
 def test_forms_of_gelu(form):
     refuses(lambda: F.gelu(ones(3), form), "approximate", "'none'", "'tanh'", repr(form))
     refuses(
@@ -503,11 +503,17 @@ def test_other_arguments_of_the_model():
         {"std": 1e-320},
         {"std": 1e-40},
         {"std": 1e300},
+        {"std": 1e38},
+        {"std": 1e-38},
+        {"mean": 1e38},
+        {"mean": 1e6},
         {"mean": -1e39},
     ):
         refuses(lambda w=wrong: Mixer(**SMALL, **w), *wrong, *wrong.values(), "float32")
     refuses(lambda: GELU("Tanh"), "approximate", "'Tanh'", error=ValueError)
     refuses(lambda: Mixer(**SMALL, class_names=["a", "b"]), "2 class names", "3 classes")
+    for wrong in (5, 0, "abc"):
+        refuses(lambda w=wrong: Mixer(**SMALL, class_names=w), "class_names", "list", repr(wrong))
     refuses(lambda: Mixer(**SMALL, dtype="float16"), "float16", "float32", error=TypeError)
     refuses(lambda: Mixer(**SMALL, dtype="int32"), "int32", error=TypeError)
     with pytest.raises(TypeError, match="depth"):
@@ -591,6 +597,18 @@ def test_states_that_do_not_fit():
 @pytest.mark.parametrize("size", [0, -3, 1.5, True, None, "3"], ids=repr)
 def test_sizes_of_layers(make, size):
     refuses(lambda: make(size), repr(size), "at least 1", error=ValueError)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, 2**64, "7", float("nan")], ids=repr)
+def test_seeds(seed):
+    refuses(lambda: Linear(2, 2, seed=seed), "seed", "2^64 - 1", repr(seed), error=ValueError)
+    refuses(lambda: Linear(2, 2).initialize(seed), "seed", repr(seed), error=ValueError)
+    assert Linear(2, 2, seed=2**64 - 1).weight.data.any()
+
+
+@pytest.mark.parametrize("state", [None, [1], "weights.npz", 3], ids=repr)
+def test_states_that_are_no_dict(state):
+    refuses(lambda: Linear(2, 2).load_state_dict(state), "dict", repr(state), error=TypeError)
 
 
 @pytest.mark.parametrize("epsilon", [0, -1, float("nan"), float("inf"), "1e-6", 1e-300], ids=repr)
