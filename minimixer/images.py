@@ -94,7 +94,8 @@ class Normalization:
 def not_normalized(images: Array, normalization: Normalization) -> str | None:
     """Why these floats, taken as they are, are hardly what the model was trained on; or None.
 
-    Normalised images of mean > 0 have numbers below 0, and none far above (1 - mean) / std.
+    Normalised images of mean > 0 have numbers below 0, and none far from 0 beside the largest that
+    a pixel can give.
     """
     if images.dtype not in FLOAT_DTYPES and not is_half(images.dtype):
         return None
@@ -102,7 +103,9 @@ def not_normalized(images: Array, normalization: Normalization) -> str | None:
     mean, std = normalization.mean, normalization.std
     darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
     in_unit = 0 <= low < high <= 1 and darkest < -0.1
-    if not (in_unit or (low >= 0 and max(1.5, 2 * brightest) < high < np.inf)):
+    above = low >= 0 and max(1.5, 2 * brightest) < high
+    far = max(-low, high) > 10 * max(1, -darkest, brightest)
+    if not (in_unit or above or far) or not np.isfinite([low, high]).all():
         return None
     return (
         f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "
