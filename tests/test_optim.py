@@ -20,7 +20,9 @@ from minimixer import (
     Tensor,
     schedule,
 )
+from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
+from minimixer.loss_scale import LARGEST_SCALE, SCALE_HOLDS, adjust_scale
 from minimixer.optim import Optimizer
 from minimixer.parameters import ParameterBuffer
 
@@ -757,3 +759,20 @@ def test_nothing_is_scaled_where_nothing_needs_to_be(device):
     same(mixer.buffer.loss_scale, [1, 0])
     mixer.buffer.loss_scale[...] = 8
     same(mixer.set_precision("float32").buffer.loss_scale, [1, 0])
+
+
+def test_a_parameter_in_two_places_of_one_function(device):
+    """Its gradient has one place, and two parts to add."""
+    values = draw((4, 4)).astype("float32")
+    x, b = (Tensor(v, device=device) for v in (draw((4, 3)).astype("float32"), values[0]))
+    p, w1, w2 = (Parameter(to_device(values, device)) for _ in range(3))
+    F.mlp(x, p, b, p, axis=0).sum().backward()
+    F.mlp(x, w1, b, w2, axis=0).sum().backward()
+    close(p.grad, to_numpy(w1.grad) + to_numpy(w2.grad), "float32")
+
+
+def test_the_loss_scale_has_a_largest_value(device):
+    for scale, after in ((LARGEST_SCALE / 2, LARGEST_SCALE), (LARGEST_SCALE, LARGEST_SCALE)):
+        state = to_device(np.array([scale, SCALE_HOLDS - 1.0]), device)
+        adjust_scale(state, to_device(np.ones(1), device))
+        assert float(state[0]) == after
