@@ -97,6 +97,15 @@ def added(a: Array, b: Array) -> Array:
 Variable.result_class = Variable
 
 
+def constant(what: str, value: Any) -> Any:
+    """The array of a Variable that takes part and gets no gradient; TypeError if it wants one."""
+    if not isinstance(value, Variable):
+        return value
+    if value.requires_grad and is_grad_enabled():
+        raise TypeError(f"{what} gets no gradient, and this one wants it: use its .detach()")
+    return value.data
+
+
 class Function:
     """One differentiable operation on arrays, and the node that remembers one use of it.
 
@@ -168,7 +177,7 @@ class Function:
             else:
                 result = node.forward(*arrays, **options)
         except (ValueError, TypeError, OverflowError) as error:
-            met = ", ".join(describe(a) if is_array(a) else repr(a) for a in arrays)
+            met = ", ".join(describe(a) if is_array(a) else f"{a!r:.60}" for a in arrays)
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{cls.__name__} of {met}: {error}") from None
         several = isinstance(result, tuple)

@@ -38,6 +38,11 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> i
     return number
 
 
+def check_seed(seed: Any) -> int:
+    """As random_bits needs it: 64 bits. TypeError, ValueError as of check_integer."""
+    return check_integer("seed", seed, 0, (1 << 64) - 1)
+
+
 def all_finite(array: Array, dtype: np.dtype) -> bool:
     """Is every number of `array` one in `dtype`, too: neither NaN nor infinite?"""
     with np.errstate(over="ignore"):

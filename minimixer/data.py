@@ -286,12 +286,22 @@ class Epoch(Generator):
     def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], length: int):
         self._batches: Any = batches
         self._length = length
+        self._over = False
+
+    def __iter__(self) -> "Epoch":
+        if self._over:  # a second loop would see nothing, and say nothing
+            raise ValueError("this epoch is over: ask for the next, `batches.epoch(number)`")
+        return self
 
     def __len__(self) -> int:
         return self._length
 
     def send(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self._batches.send(value)
+        try:
+            return self._batches.send(value)
+        except StopIteration:
+            self._over = True
+            raise
 
     def throw(self, *error: Any) -> Any:
         return self._batches.throw(*error)

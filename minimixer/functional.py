@@ -140,7 +140,7 @@ _PHI = {"tanh": _phi_tanh, "none": _phi_exact}
 
 def check_form(approximate: Any) -> str:
     """ValueError unless it is the name of a form of GELU."""
-    if approximate not in _PHI:
+    if approximate not in tuple(_PHI):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     return approximate
 
@@ -162,7 +162,7 @@ class GELU(Function):
     """dx = dy gelu'(x), with the slope kept from forward."""
 
     takes_numbers = False
-    half = True
+    half = quiet = True
 
     def forward(self, x, approximate):
         y, self.slope = gelu_and_slope(x, approximate, want_slope=self.needs[0])
@@ -175,7 +175,7 @@ class GELU(Function):
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """x Phi(x), elementwise: exactly ("none") or in the tanh form ("tanh"), which differs by at
     most 4.7e-4. The paper's authors use the tanh form. ValueError for another `approximate`."""
-    return GELU.apply(x, approximate=approximate)
+    return GELU.apply(x, approximate=check_form(approximate))
 
 
 # ---- the MLP ------------------------------------------------------------------------------------

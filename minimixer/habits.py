@@ -81,6 +81,7 @@ INSTEAD = {  # where a name of PyTorch's or NumPy's is looked for; the name; wha
         "ModuleDict": "a dict: layers in it are found", "ParameterList": "a list",
         "Identity": "Sequential()", "Tanh": "x.tanh()",
         "utils": "optimizer.clip_grad_norm(max_norm) for clip_grad_norm_",
+        "functional": "minimixer.functional", "init": "lecun_normal, or weight.data = ...",
     },
     "minimixer": {
         "cat": "concatenate(tensors, axis)", "save": "model.save(path)", "load": "Mixer.load(path)",
@@ -160,6 +161,9 @@ _METHODS = {name: name for name in (
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "concatenate": rearrange.concatenate, "stack": rearrange.stack, "where": ops.where,
 }  # fmt: skip
+
+# Of these nobody wants a gradient.
+_CONSTANT = ("copy", "zeros_like", "ones_like", "full_like", "empty_like", "histogram")
 
 
 class Habits:
@@ -333,14 +337,20 @@ class Habits:
             return getattr(args[0], _METHODS[name])(*args[1:], **options)
         found: list[bool] = []
         result = function(*_values(args, found), **_values(options, found))
-        floats = isinstance(result, (np.ndarray, np.generic)) and result.dtype.kind == "f"
-        if floats and any(found) and is_grad_enabled() and name != "copy":
+        if any(found) and is_grad_enabled() and name not in _CONSTANT and _floats(result):
             raise _no_gradient(name)
         return result
 
 
 for _name in INSTEAD["Tensor"]:
     setattr(Habits, _name, _Instead(_name))
+
+
+def _floats(result: Any) -> bool:
+    """Are there numbers in it that could have a gradient?"""
+    if isinstance(result, (list, tuple)):
+        return any(map(_floats, result))
+    return isinstance(result, (np.ndarray, np.generic)) and result.dtype.kind in "fcV"
 
 
 def _values(value: Any, found: list[bool]) -> Any:

@@ -134,9 +134,9 @@ def add_layer_norm(
     return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=epsilon, bias_axis=bias_axis)
 
 
-def check_epsilon(epsilon: Any) -> float:
+def check_epsilon(epsilon: Any, name: str = "epsilon") -> float:
     """ValueError unless it is above zero, in float32 too: rows of equal numbers divide by it."""
-    return check_number("epsilon", epsilon, float(np.finfo(np.float32).tiny), 1e38, "[]")
+    return check_number(name, epsilon, float(np.finfo(np.float32).tiny), 1e38, "[]")
 
 
 class AddBias(Function):

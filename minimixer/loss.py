@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function, Variable
+from .autograd import Function, Variable, constant
 from .backend import (
     FLOAT_DTYPES,
     Array,
@@ -118,7 +118,7 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: reduction must be in {_REDUCTIONS}, got {reduction!r}")
     label_smoothing = check_number("cross_entropy: label_smoothing", label_smoothing, 0, 1)
     z = logits.data if isinstance(logits, Variable) else logits
-    target = _check_target(z, target.data if isinstance(target, Variable) else target)
+    target = _check_target(z, constant("cross_entropy: the target", target))
     return CrossEntropy.apply(logits, target=target, smoothing=label_smoothing, reduction=reduction)
 
 

@@ -130,9 +130,11 @@ class Mixer(Module):
         self.norm = LayerNorm(hidden_dim)
         self.head = Linear(hidden_dim, num_classes, zero=True) if num_classes else None
         self.set_normalization(mean, std)
-        if isinstance(class_names, str):
-            raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
-        self.class_names = class_names if class_names is None else [str(n) for n in class_names]
+        if class_names is not None:
+            if isinstance(class_names, str) or not hasattr(class_names, "__iter__"):
+                raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
+            class_names = [str(name) for name in class_names]
+        self.class_names = class_names
         if self.class_names is not None and len(self.class_names) != num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {num_classes} classes")
         if preparation not in (None, "digit"):

@@ -29,11 +29,11 @@ import numpy as np
 
 from .autograd import Variable
 from .backend import Array, is_array, to_numpy
-from .checks import all_finite, check_integer
+from .checks import all_finite, check_seed
 from .describe import summary_of, tree, walk
 from .habits import missing
 from .parameters import Parameter, ParameterBuffer
-from .tensor import Tensor, split_targets
+from .tensor import split_targets
 
 
 class Module:
@@ -51,8 +51,8 @@ class Module:
         return self.forward(*inputs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(self, name, None), Parameter) and (
-            isinstance(value, Tensor) and not isinstance(value, Parameter)
+        if isinstance(vars(self).get(name), Parameter) and not (
+            value is None or isinstance(value, (Parameter, Module))
         ):
             raise TypeError(f"{name} is a Parameter: assign the new values to {name}.data")
         super().__setattr__(name, value)
@@ -145,11 +145,12 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def to(self, *targets: Any) -> "Module":
-        """`to("cuda")`, `to("float64")`, or both: in place; optimizers follow. ValueError if the
-        device can't be used here, or if the Parameters share a buffer with others'."""
+    def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> "Module":
+        """`to("cuda")`, `to("float64")`, or both, also by name: in place; optimizers follow.
+        ValueError if the device can't be used here, or if the Parameters share a buffer with
+        others'."""
         parameters = self.parameters()
-        dtype, device = split_targets(targets)
+        dtype, device = split_targets(targets, dtype, device)
         if parameters and parameters[0].buffer is not None:
             if parameters[0].buffer.count > len(parameters):
                 raise ValueError("to: these layers are part of a larger model; move that one")
@@ -159,7 +160,7 @@ class Module:
     def initialize(self, seed: int = 0) -> None:
         """Draw all initial weights anew, every layer with a number of its own. TypeError if the
         seed is no whole number, ValueError if it is not from 0 to 2^64 - 1."""
-        seed = check_integer("seed", seed, 0, (1 << 64) - 1)
+        seed = check_seed(seed)
         for number, (_, module) in enumerate(self.named_modules()):
             module.draw_weights(seed, number)
         for parameter in self.parameters()[:1]:
@@ -184,6 +185,8 @@ class Module:
         ValueError names each entry that is missing, unexpected, of another shape or not finite,
         and shared Parameters that were given two different values.
         """
+        if not hasattr(state, "items"):
+            raise TypeError(f"load_state_dict: expected a dict of arrays, got {state!r:.60}")
         own = {path: value for path, value in walk(self) if isinstance(value, Parameter)}
         arrays = {
             name: value.data if isinstance(value, Variable) else value if is_array(value)

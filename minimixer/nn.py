@@ -31,7 +31,7 @@ import numpy as np
 
 from . import functional as F
 from .backend import Array, Purpose, namespace, random_bits, uniform, wide
-from .checks import check_number
+from .checks import check_number, check_seed
 from .checks import check_sizes as check_sizes
 from .habits import missing
 from .layer_norm import check_epsilon
@@ -87,7 +87,7 @@ class Linear(Module):
         self.bias = Parameter(np.zeros(out_features, dtype=np.float32)) if bias else None
         self.zero = zero
         if seed is not None:
-            self.draw_weights(seed, 0)
+            self.draw_weights(check_seed(seed), 0)
 
     def draw_weights(self, seed: int, layer: int) -> None:
         shape = self.weight.shape

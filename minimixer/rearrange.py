@@ -137,6 +137,7 @@ class Var(_Reduction):
         count = x.size // math.prod(self.kept_shape) if x.size else 0
         self.m = count - correction if count > correction else 0
         self.centred = x - x.sum(axis=axis, keepdims=True) / count
+        self.centred -= self.centred.sum(axis=axis, keepdims=True) / count  # as in layer_norm.py
         squares = self.centred * self.centred
         return namespace(x).asarray(squares.sum(axis=axis, keepdims=keepdims) / self.m)
 

@@ -60,7 +60,7 @@ class Tensor(Variable, Habits):
     ):
         if isinstance(data, Variable):
             data = data.data
-        if isinstance(data, (list, tuple)) and any(isinstance(v, Variable) for v in data):
+        if isinstance(data, (list, tuple)) and _holds_variables(data):
             raise TypeError(
                 "Tensor: to join Tensors use stack or concatenate, which keep gradients"
             )
@@ -265,6 +265,8 @@ class Tensor(Variable, Habits):
 
     def _reduced(self, name: str, axis: Any, keepdims: bool, unknown: dict[str, Any]) -> "Tensor":
         axis = rearrange.axes(axis, unknown)
+        if name.startswith("arg") and isinstance(axis, tuple):
+            raise TypeError(f"{name}: goes along one axis, or over all (None), got {axis}")
         result = getattr(self.data, name)(axis=axis, keepdims=keepdims)
         return Tensor(namespace(self.data).asarray(result))
 
@@ -306,6 +308,13 @@ class Tensor(Variable, Habits):
 
 
 Variable.result_class = Tensor
+
+
+def _holds_variables(data: list | tuple) -> bool:
+    return any(
+        isinstance(v, Variable) or (isinstance(v, (list, tuple)) and _holds_variables(v))
+        for v in data
+    )
 
 
 def _is_float(dtype: np.dtype) -> bool:
