@@ -81,11 +81,11 @@ def main():
 def child(tree, *call, **environment):
     """What a function of this file returns in a fresh process with that tree's minimixer."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "MINIMIXER_"))}
-    kept |= {"PYTHONPATH": str(Path(tree).resolve(strict=True)), **environment}
-    command = ["-c", IMPORT] if call[-1] == "import" else [__file__, "child", *call]
-    done = subprocess.run(
-        [sys.executable, *command], env=kept, stdout=subprocess.PIPE, encoding="utf-8", check=True
-    )
+    package = Path(tree, "minimixer").resolve(strict=True)
+    kept |= {"PYTHONPATH": str(package.parent), **environment}
+    command = [sys.executable, "-P"]  # not the package in the directory where this was called
+    command += ["-c", IMPORT] if call[-1] == "import" else [__file__, "child", *call]
+    done = subprocess.run(command, env=kept, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -126,21 +126,21 @@ def random_batch(size, model):
 def compare_bits(old, new, device):
     before, after = (child(tree, "bits", device, OPENBLAS_NUM_THREADS="1") for tree in (old, new))
     differ = False
-    for case, (result, required) in before.items():
-        same = after[case][0] == result
+    for case, result in before.items():
+        same = after[case] == result
+        required = "reference" not in case and (device != "cpu" or "precision" not in case)
         differ |= required and not same
         verdict = "same" if same else "DIFFERENT" if required else "(different)"
-        print(f"{result}  {after[case][0]}  {verdict:11}  {case}")
+        print(f"{result}  {after[case]}  {verdict:11}  {case}")
     return differ
 
 
 def bits(device):
-    """Of every case a digest of its weights and the last loss; and must they stay the same?"""
-    found = {}
-    for case in bits_cases(device):
-        free = case.get("forms") == "reference" or (device == "cpu" and "precision" in case)
-        found[", ".join(f"{k} {v}" for k, v in case.items())] = (train(device, **case), not free)
-    return found
+    """Of every case a digest of its weights and the last loss."""
+    return {
+        ", ".join(f"{name} {value}" for name, value in case.items()): train(device, **case)
+        for case in bits_cases(device)
+    }
 
 
 def bits_cases(device):
