@@ -13,10 +13,8 @@ logits agree and every gradient points the same way (cosine above 0.999; but for
 token mixing, whose gradient is rounding errors). A training step is forward, loss, backward, AdamW
 and zero_grad, and ends when the device is done; `gradients` is forward, loss and backward. On the
 CPU memory is the process's growth after the model was built, to its peak in the first work that is
-timed. Ratios are those of the turns, in the median: machines are noisy.
-
-Peers whose packages are missing are left out (`--peer-python` names a Python that has them).
-benchmark_peers.py tells how they are run.
+timed. Ratios are those of the turns, in the median: machines are noisy. benchmark_peers.py tells
+how peers are run; those whose packages are missing are left out (--peer-python names a Python).
 """
 
 import argparse

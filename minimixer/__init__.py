@@ -61,6 +61,7 @@ from .autograd import Function
 from .grad_mode import enable_grad, is_grad_enabled, no_grad
 from .gradcheck import GradientError, gradcheck
 from .graph import record
+from .habits import missing
 from .mixer import Mixer
 from .nn import GELU, Dropout, Flatten, LayerNorm, Linear, Module, ReLU, Sequential
 from .ops import clip, maximum, where
@@ -88,7 +89,7 @@ def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
     def find(name: str) -> Any:
         if name in modules():
             return importlib.import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        raise missing(package, name, package)
 
     return find, lambda: sorted({*vars(sys.modules[package]), *modules()})
 

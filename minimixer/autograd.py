@@ -79,6 +79,15 @@ def added(a: Array, b: Array) -> Array:
 Variable.result_class = Variable
 
 
+def constant(what: str, value: Any) -> Any:
+    """The array of a Variable that takes part and gets no gradient; TypeError if it wants one."""
+    if not isinstance(value, Variable):
+        return value
+    if value.requires_grad and is_grad_enabled():
+        raise TypeError(f"{what} gets no gradient, and this one wants it: use its .detach()")
+    return value.data
+
+
 class Function:
     """One differentiable operation on arrays, and the node that remembers one use of it.
 

@@ -1,8 +1,8 @@
-"""NumPy or CuPy: the only module that knows which.
+"""NumPy or CuPy: what differs between them, in one place.
 
-All other files are array code that runs unchanged on both. An array brings its namespace with it
-(`xp`, everywhere, is numpy or cupy, whichever the array is of), so work on CPU and GPU lives side
-by side in one process.
+What follows is array code that runs on both, but for a word here and there where a GPU wants
+another way. An array brings its namespace with it (`xp`, everywhere, is numpy or cupy, whichever
+the array is of), so work on CPU and GPU lives side by side in one process.
 
 >>> import numpy as np
 >>> x = np.arange(6, dtype="float32").reshape(2, 3)
@@ -15,7 +15,7 @@ hash of what it is for, so any of them can be computed again, on any device, in 
 >>> [hex(b) for b in random_bits(7, Purpose.DROPOUT, 3, 0, 0, np.arange(2))]
 ['0x1673302a9d842364', '0x3c16016e89a9b92']
 
-Next: `products.py`.
+Next: `products.py`, the one matrix product.
 """
 
 import contextlib

@@ -15,13 +15,32 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, namespace
+from .rearrange import whole
 
 
 def check_sizes(**sizes: Any) -> None:
     """ValueError, with the name, unless every size is a whole number above zero."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        try:
+            check_integer(name, size, 1)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+
+def check_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as a Python int. TypeError if it is no whole number, ValueError unless it is from
+    low to high (None: without end)."""
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    kind = f"a whole number {bounds}"
+    number = whole(value, name, kind)
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be {kind}, got {number}")
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """As random_bits needs it: 64 bits. TypeError, ValueError as of check_integer."""
+    return check_integer("seed", seed, 0, (1 << 64) - 1)
 
 
 def all_finite(array: Array, dtype: np.dtype) -> bool:

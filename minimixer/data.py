@@ -24,7 +24,6 @@ Next: `metrics.py`, whether it was worth it.
 
 import itertools
 import math
-import operator
 import os
 import warnings
 from collections import deque
@@ -36,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Purpose, random_bits
+from .checks import check_integer
 from .idx import read_idx
 from .idx import write_idx as write_idx
 from .precision import native
@@ -204,9 +204,9 @@ class Batches:
             raise ValueError(f"Batches: needs (N, H, W, channels) and labels (N, ...), not {met}")
         if len(self.images) != len(self.labels):
             raise ValueError(f"Batches: {len(self.images)} images, but {len(self.labels)} labels")
-        self.batch_size = _check_integer("batch_size", batch_size, 1, 1 << 63)
-        self.seed = _check_integer("seed", seed, 0, (1 << 64) - 1)
-        self.max_shift = _check_integer("max_shift", max_shift, 0, 1 << 31)
+        self.batch_size = check_integer("batch_size", batch_size, 1, 1 << 63)
+        self.seed = check_integer("seed", seed, 0, (1 << 64) - 1)
+        self.max_shift = check_integer("max_shift", max_shift, 0, 1 << 31)
         self.shuffle = shuffle
         self._last_order = (-1, np.arange(len(self.images)))  # one tuple: threads see both or none
 
@@ -221,7 +221,7 @@ class Batches:
 
     def order(self, epoch: int) -> np.ndarray:
         """The numbers of the examples in the order of `epoch`: int64 (N,), not to be written."""
-        epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
+        epoch = check_integer("epoch", epoch, 0, (1 << 64) - 1)
         last_epoch, order = self._last_order
         if epoch != last_epoch:
             order = np.arange(len(self.images))
@@ -234,7 +234,7 @@ class Batches:
 
     def batch(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch `index` of `epoch`: images (B, H, W, channels) and labels (B, ...), as copies."""
-        index = _check_integer("index", index, 0, len(self) - 1)
+        index = check_integer("index", index, 0, len(self) - 1)
         start = index * self.batch_size
         examples = self.order(epoch)[start : start + self.batch_size]
         images = native(self.images[examples])
@@ -256,8 +256,8 @@ class Batches:
         last batch, at an exception, or when the iterator is closed or forgotten. Where there can be
         no thread, as in a browser, each batch is made when it is asked for.
         """
-        epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
-        start = _check_integer("start", start, 0, len(self))
+        epoch = check_integer("epoch", epoch, 0, (1 << 64) - 1)
+        start = check_integer("start", start, 0, len(self))
         return Epoch(self._prefetch(epoch, start), len(self) - start)
 
     def _prefetch(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -286,22 +286,22 @@ class Epoch(Generator):
     def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], length: int):
         self._batches: Any = batches
         self._length = length
+        self._over = False
+
+    def __iter__(self) -> "Epoch":
+        if self._over:  # a second loop would see nothing, and say nothing
+            raise ValueError("this epoch is over: ask for the next, `batches.epoch(number)`")
+        return self
 
     def __len__(self) -> int:
         return self._length
 
     def send(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self._batches.send(value)
+        try:
+            return self._batches.send(value)
+        except StopIteration:
+            self._over = True
+            raise
 
     def throw(self, *error: Any) -> Any:
         return self._batches.throw(*error)
-
-
-def _check_integer(name: str, value: int, least: int, most: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-    if not least <= number <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, not {number}")
-    return number

@@ -48,24 +48,34 @@ class Table:
     __repr__ = __str__
 
 
-def members(value: Any, path: str = "", around: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """The Parameters and Modules directly in a Module, or in its lists, tuples and dicts."""
+def walk(
+    value: Any, path: str = "", deep: bool = True, around: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """(path, item) for all Parameters and Modules below a Module, in order of assignment: its
+    attributes, what lists, tuples and dicts among these hold, and if `deep`, what is below each
+    Module. `around` are the ids of what `value` lies in: a part may point back at the whole."""
     if id(value) in around:
         return
-    if path and isinstance(value, (list, tuple)):
-        items: Any = enumerate(value)
+    if _is_module(value):
+        items: Any = vars(value).items()
     else:
-        items = value.items() if isinstance(value, dict) else vars(value).items()
+        items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, item in items:
         full = f"{path}.{name}" if path else f"{name}"
-        if isinstance(item, Parameter) or hasattr(item, "named_modules"):
+        is_module = _is_module(item)
+        if is_module or isinstance(item, Parameter):
             yield full, item
-        elif isinstance(item, (list, tuple, dict)):
-            yield from members(item, full, (*around, id(value)))
+        if (deep and is_module) or (not is_module and isinstance(item, (list, tuple, dict))):
+            yield from walk(item, full, deep, (*around, id(value)))
+
+
+def _is_module(value: Any) -> bool:
+    return hasattr(type(value), "named_modules")  # Module itself comes next
 
 
 def _own(module: Any) -> str:
-    return ", ".join(f"{path} {p.shape}" for path, p in members(module) if isinstance(p, Parameter))
+    found = walk(module, deep=False)
+    return ", ".join(f"{path} {p.shape}" for path, p in found if isinstance(p, Parameter))
 
 
 def tree(module: Any, around: tuple[int, ...] = ()) -> str:
@@ -78,7 +88,7 @@ def tree(module: Any, around: tuple[int, ...] = ()) -> str:
     count = module.num_parameters()
     text = "; ".join([*([", ".join(own)] if own else []), *([f"{count:,} weights"] * (count > 0))])
     groups: list[list[Any]] = []  # [first path, last path, how many, text]
-    for path, child in members(module):
+    for path, child in walk(module, deep=False):
         if isinstance(child, Parameter):
             continue
         lines = tree(child, (*around, id(module)))
@@ -106,7 +116,7 @@ def summary_of(module: Any) -> Table:
     """One row for each Module with Parameters of its own; a shared one counts once in the total."""
     cells = [["layer", "kind", "parameters", "weights"]]
     for path, layer in module.named_modules():
-        own = {id(p): p.size for _, p in members(layer) if isinstance(p, Parameter)}
+        own = {id(p): p.size for _, p in walk(layer, deep=False) if isinstance(p, Parameter)}
         if own:
             cells.append([path, type(layer).__name__, _own(layer), f"{sum(own.values()):,}"])
     return Table([*cells, ["total", "", "", f"{module.num_parameters():,}"]], words=3)

@@ -99,7 +99,7 @@ def _round(array: Any, dtype: np.dtype) -> Array:
 
 def explained(error: Exception, name: str, arrays: Sequence[Any]) -> Exception:
     """The error, with the operation's name and what it was given in front."""
-    met = ", ".join(describe(a) if is_array(a) else repr(a) for a in arrays)
+    met = ", ".join(describe(a) if is_array(a) else f"{a!r:.60}" for a in arrays)
     kind = TypeError if isinstance(error, TypeError) else ValueError
     return kind(f"{name} of {met}: {error}")
 

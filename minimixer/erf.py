@@ -23,7 +23,7 @@ with it. Near 0 it would be the worst, the difference of two nearly equal number
 float32 has 29 bits fewer, and about half the terms would do. It takes the same table all the
 same: one table is checked more easily than two, and rounding, not the fit, then sets the error.
 
-Next: `grad_mode.py`.
+Next: `grad_mode.py`, the first page on gradients.
 """
 
 from types import ModuleType

@@ -20,6 +20,7 @@ from typing import Any
 from .autograd import Function
 from .backend import Array, namespace
 from .erf import erf
+from .habits import missing
 from .layer_norm import LayerNorm as LayerNorm
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
@@ -172,7 +173,7 @@ _PHI = {"tanh": _phi_tanh, "none": _phi_exact}
 
 def check_form(approximate: Any) -> str:
     """ValueError unless it is the name of a form of GELU."""
-    if approximate not in _PHI:
+    if approximate not in tuple(_PHI):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     return approximate
 
@@ -192,10 +193,7 @@ class GELU(Function):
     """dx = dy gelu'(x), with the slope kept from forward."""
 
     takes_numbers = False
-
-    @staticmethod
-    def check(x, approximate):
-        check_form(approximate)
+    quiet = True
 
     def forward(self, x, approximate):
         y, self.slope = gelu_and_slope(x, approximate, want_slope=self.needs[0])
@@ -208,18 +206,8 @@ class GELU(Function):
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """x Phi(x), elementwise: exactly ("none") or in the tanh form ("tanh"), which differs by at
     most 4.7e-4. The paper's authors use the tanh form. ValueError for another `approximate`."""
-    return GELU.apply(x, approximate=approximate)
+    return GELU.apply(x, approximate=check_form(approximate))
 
 
-_ELSEWHERE = {  # what PyTorch has under this name, and what to write here
-    "dropout": "nn.Dropout, whose draws follow the model's seed and step",
-    "nll_loss": "cross_entropy of the scores", "tanh": "x.tanh()",
-    "sigmoid": "((x / 2).tanh() + 1) / 2",
-    "mlp": "linear, gelu, linear", "add_layer_norm": "layer_norm(x + y)", "add_bias": "x + bias",
-    "binary_cross_entropy": "cross_entropy with two classes", "l1_loss": "(x - y).abs().mean()",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    hint = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-    raise AttributeError(f"functional has no {name!r}{hint}")
+def __getattr__(name: str) -> Any:  # what is not there
+    raise missing("functional", name, "functional")

@@ -32,6 +32,7 @@ import numpy as np
 from .autograd import Function
 from .backend import describe, device_of, is_array, namespace, to_device
 from .grad_mode import enable_grad, no_grad
+from .rearrange import whole
 from .tensor import Tensor
 
 
@@ -42,7 +43,7 @@ class GradientError(AssertionError):
 
 def gradcheck(
     function: Callable[..., Any],
-    inputs: Sequence[Any],
+    inputs: Any,
     directions: int | None = None,
     tolerance: float = 1e-6,
     seed: int = 0,
@@ -50,7 +51,7 @@ def gradcheck(
     """Check backward of `function(*inputs)` against central differences; True, or GradientError.
 
     inputs      float64 arrays, or Tensors of which those with requires_grad are checked (they may
-                be the Parameters of a model that `function` calls)
+                be the Parameters of a model that `function` calls); one alone needs no list
     directions  None: element by element, two evaluations each. n: along n random directions of
                 each input, which finds that something is wrong but not where
     tolerance   allowed difference, relative to the largest gradient of that input. On top of it
@@ -63,7 +64,11 @@ def gradcheck(
     too if forward or backward writes into an array that it did not make.
     """
     name = getattr(function, "__qualname__", repr(function))
+    if isinstance(inputs, Tensor) or is_array(inputs):
+        inputs = [inputs]
     tensors = [_as_tensor(value, position, name) for position, value in enumerate(inputs)]
+    if directions is not None and whole(directions, "directions") < 1:
+        raise ValueError(f"gradcheck: directions must be at least 1, got {directions}")
     random = np.random.default_rng(seed)
     for tensor in tensors:
         tensor.grad = None
@@ -180,25 +185,23 @@ def _backward_twice(
 @contextlib.contextmanager
 def _watching(returned: _Unchanged) -> Iterator[None]:
     """Look over the shoulder of every Function that this thread applies meanwhile: at its forward,
-    and at its backward whenever that comes. From outside, by what makes a node of a Function, so
-    that no operation takes longer for it; one thread after the other."""
-    thread = threading.get_ident()
+    and at its backward whenever that comes. From outside, by `needs`, which `apply` sets on every
+    node, so that no operation takes longer for it; one thread after the other."""
+    thread, place = threading.get_ident(), vars(Function)["needs"]
 
-    def watch(node: Function) -> None:
+    def watch(node: Function, needs: tuple[bool, ...]) -> None:
+        place.__set__(node, needs)
         if threading.get_ident() == thread:
             for step in ("forward", "backward"):
                 vars(node)[step] = _watched(node, step, getattr(node, step), returned)
 
     with _one_at_a_time:
-        before = vars(Function).get("__init__")
-        Function.__init__ = watch  # type: ignore[method-assign, assignment]
+        before = Function.needs  # ours, if a gradcheck runs inside another
+        Function.needs = property(place.__get__, watch)  # type: ignore[assignment]
         try:
             yield
         finally:
-            if before is None:
-                del Function.__init__
-            else:
-                Function.__init__ = before  # type: ignore[method-assign]
+            Function.needs = before
 
 
 _one_at_a_time = threading.RLock()

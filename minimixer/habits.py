@@ -1,7 +1,7 @@
 """What is typed out of habit: PyTorch's names and NumPy's functions, and single numbers.
 
-What costs a line is here, with PyTorch's meaning. What is done in another way says so: an error
-that names what to write is worth more than a second way.
+What costs a line is here, with PyTorch's meaning. What is done in another way says so, for Tensors
+and for all that comes later: an error that names what to write is worth more than a second way.
 
 >>> from minimixer import Tensor
 >>> x = Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
@@ -25,41 +25,95 @@ from .autograd import Variable
 from .backend import describe, to_numpy
 from .grad_mode import is_grad_enabled
 
-INSTEAD = {  # a name in PyTorch or NumPy: what to write here
-    "add": "x + y", "sub": "x - y", "mul": "x * y", "div": "x / y", "pow": "x ** y",
-    "matmul": "x @ y", "mm": "x @ y", "bmm": "x @ y", "dot": "x @ y", "neg": "-x",
-    "eq": "x == y", "ne": "x != y", "lt": "x < y", "le": "x <= y", "gt": "x > y", "ge": "x >= y",
-    "add_": "x = x + y (nothing changes in place)", "sub_": "x = x - y (nothing changes in place)",
-    "mul_": "x = x * y (nothing changes in place)", "div_": "x = x / y (nothing changes in place)",
-    "zero_": "x.data[...] = 0, or optimizer.zero_grad() for gradients",
-    "fill_": "x.data[...] = value", "copy_": "x.data[...] = values",
-    "requires_grad_": "x.requires_grad = True, or Tensor(x, requires_grad=True)",
-    "clone": "x * 1, which keeps gradients, or Tensor(x.data.copy())",
-    "copy": "x.data.copy(), or copy.deepcopy(x)", "contiguous": "x alone: layouts need no care",
-    "astype": "x.to(dtype)", "type": "x.to(dtype)", "int": "x.to('int32')",
-    "bool": "x.to('bool'), or x != 0", "clamp": "x.clip(low, high)", "square": "x * x",
-    "sigmoid": "1 / (1 + (-x).exp())", "norm": "(x * x).sum().sqrt()", "isnan": "x != x",
-    "softmax": "functional.softmax(x)", "log_softmax": "functional.log_softmax(x)",
-    "gelu": "functional.gelu(x)", "masked_fill": "where(mask, value, x)",
-    "gather": "x[rows, columns]", "index_select": "x[indices]", "take": "x[indices]",
-    "split": "x[:n], x[n:]", "chunk": "x[:n], x[n:]", "expand": "x alone: it broadcasts",
-    "repeat": "concatenate([x] * n, axis)", "t": "x.T", "mT": "x.swapaxes(-1, -2)",
-    "prod": "x.log().sum().exp(), or a Function of your own", "grad_fn": "x.node",
-    "is_leaf": "x.node is None", "is_cuda": "x.device != 'cpu'",
-    "sort": "np.sort(x.numpy()), which has no gradient",
-    "argsort": "np.argsort(x.numpy())", "topk": "np.argsort(x.numpy())",
-    "cumsum": "np.cumsum(x.numpy()), which has no gradient",
+INSTEAD = {  # where a name of PyTorch's or NumPy's is looked for; the name; what to write here
+    "Tensor": {
+        "add": "x + y", "sub": "x - y", "mul": "x * y", "div": "x / y", "pow": "x ** y",
+        "matmul": "x @ y", "mm": "x @ y", "bmm": "x @ y", "dot": "x @ y", "neg": "-x",
+        "eq": "x == y", "ne": "x != y", "lt": "x < y", "le": "x <= y", "gt": "x > y",
+        "ge": "x >= y", "add_": "x = x + y: nothing changes in place",
+        "sub_": "x = x - y: nothing changes in place",
+        "mul_": "x = x * y: nothing changes in place",
+        "div_": "x = x / y: nothing changes in place",
+        "zero_": "x.data[...] = 0, or optimizer.zero_grad() for gradients",
+        "fill_": "x.data[...] = value", "copy_": "x.data[...] = values",
+        "requires_grad_": "x.requires_grad = True, or Tensor(x, requires_grad=True)",
+        "clone": "x * 1, which keeps gradients, or Tensor(x.data.copy())",
+        "copy": "x.data.copy(), or copy.deepcopy(x)", "contiguous": "x alone: layouts need no care",
+        "astype": "x.to(dtype)", "type": "x.to(dtype)", "int": "x.to('int32')",
+        "bool": "x.to('bool'), or x != 0", "clamp": "x.clip(low, high)", "square": "x * x",
+        "sigmoid": "1 / (1 + (-x).exp())", "norm": "(x * x).sum().sqrt()", "isnan": "x != x",
+        "softmax": "functional.softmax(x)", "log_softmax": "functional.log_softmax(x)",
+        "gelu": "functional.gelu(x)", "masked_fill": "where(mask, value, x)",
+        "gather": "x[rows, columns]", "index_select": "x[indices]", "take": "x[indices]",
+        "split": "x[:n], x[n:]", "chunk": "x[:n], x[n:]", "expand": "x alone: it broadcasts",
+        "repeat": "concatenate([x] * n, axis)", "t": "x.T", "mT": "x.swapaxes(-1, -2)",
+        "prod": "x.log().sum().exp(), or a Function of your own", "grad_fn": "x.node",
+        "is_leaf": "x.node is None", "is_cuda": "x.device != 'cpu'",
+        "sort": "np.sort(x.numpy()), which has no gradient",
+        "argsort": "np.argsort(x.numpy())", "topk": "np.argsort(x.numpy())",
+        "cumsum": "np.cumsum(x.numpy()), which has no gradient",
+    },
+    "Module": {
+        "cuda": '.to("cuda")', "cpu": '.to("cpu")', "float": '.to("float32")',
+        "double": '.to("float64")', "half": 'Mixer.set_precision("float16")',
+        "bfloat16": 'Mixer.set_precision("bfloat16")',
+        "add_module": "setattr(module, name, layer)",
+        "register_module": "setattr(module, name, layer)",
+        "register_parameter": "setattr(module, name, Parameter(...))",
+        "register_buffer": "an attribute that holds the array, which state_dict() leaves out",
+        "apply": "a loop over modules()", "get_submodule": "dict(module.named_modules())[path]",
+        "get_parameter": "dict(module.named_parameters())[path]", "buffers": "parameters()",
+    },
+    "Optimizer": {
+        "param_groups": "lr, lr_factor", "add_param_group": "a new optimizer with groups",
+    },
+    "functional": {
+        "dropout": "nn.Dropout, whose draws follow the model's seed and step",
+        "nll_loss": "cross_entropy of the scores", "tanh": "x.tanh()",
+        "sigmoid": "((x / 2).tanh() + 1) / 2",
+        "binary_cross_entropy": "cross_entropy with two classes",
+        "l1_loss": "(x - y).abs().mean()", "mlp": "linear, gelu, linear",
+        "add_layer_norm": "layer_norm(x + y, ...)", "add_bias": "x + bias",
+    },
+    "nn": {
+        "CrossEntropyLoss": "functional.cross_entropy", "MSELoss": "functional.mse_loss",
+        "Softmax": "functional.softmax", "LogSoftmax": "functional.log_softmax",
+        "ModuleList": "a list: layers in it are found",
+        "ModuleDict": "a dict: layers in it are found", "ParameterList": "a list",
+        "Identity": "Sequential()", "Tanh": "x.tanh()",
+        "utils": "optimizer.clip_grad_norm(max_norm) for clip_grad_norm_",
+        "functional": "minimixer.functional", "init": "lecun_normal, or weight.data = ...",
+    },
+    "minimixer": {
+        "cat": "concatenate(tensors, axis)", "save": "model.save(path)", "load": "Mixer.load(path)",
+        "from_numpy": "Tensor(array)", "zeros": "Tensor(np.zeros(shape))",
+        "ones": "Tensor(np.ones(shape))", "DataLoader": "data.Batches(images, labels, batch_size)",
+        "manual_seed": "seed=, which models and batches have",
+        "clip_grad_norm_": "optimizer.clip_grad_norm(max_norm)",
+    },
 }  # fmt: skip
 
 
+def missing(where: str, name: str, owner: str) -> AttributeError:
+    """To be raised by the __getattr__ of `owner`, which has no `name`; `where`: its part of
+    INSTEAD."""
+    hint = INSTEAD.get(where, {}).get(name)
+    if hint is None:
+        return AttributeError(f"{owner} has no attribute {name!r}")
+    return AttributeError(f"{owner} has no {name} here: write {hint}")
+
+
 class _Instead:
-    def __init__(self, name: str, hint: str):
-        self.name, self.hint = name, hint
+    """A name that Tensors lack. A __getattr__, as the others have it, would slow every attribute
+    down."""
+
+    def __init__(self, name: str):
+        self.name = name
 
     def __get__(self, tensor: Any, kind: type) -> Any:
         if tensor is None:
             return self
-        raise AttributeError(f"{kind.__name__} has no {self.name} here: write {self.hint}")
+        raise missing("Tensor", self.name, kind.__name__)
 
 
 class _Ufunc:
@@ -109,6 +163,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "concatenate": rearrange.concatenate, "stack": rearrange.stack, "where": ops.where,
 }  # fmt: skip
 
+# Of these nobody wants a gradient.
+_CONSTANT = ("copy", "zeros_like", "ones_like", "full_like", "empty_like", "histogram")
+
 
 class Habits:
     """What Tensor has beside its own; see the module's text."""
@@ -155,7 +212,7 @@ class Habits:
         return self
 
     def __contains__(self, value: Any) -> bool:
-        return bool((self.data == _plain(value)).any())
+        return bool((self.data == plain_value(value)).any())
 
     # ---- whole numbers and booleans -------------------------------------------------------------
 
@@ -281,14 +338,20 @@ class Habits:
             return getattr(args[0], _METHODS[name])(*args[1:], **options)
         found: list[bool] = []
         result = function(*_values(args, found), **_values(options, found))
-        floats = isinstance(result, (np.ndarray, np.generic)) and result.dtype.kind == "f"
-        if floats and any(found) and is_grad_enabled() and name != "copy":
+        if any(found) and is_grad_enabled() and name not in _CONSTANT and _floats(result):
             raise _no_gradient(name)
         return result
 
 
-for _name, _hint in INSTEAD.items():
-    setattr(Habits, _name, _Instead(_name, _hint))
+for _name in INSTEAD["Tensor"]:
+    setattr(Habits, _name, _Instead(_name))
+
+
+def _floats(result: Any) -> bool:
+    """Are there numbers in it that could have a gradient?"""
+    if isinstance(result, (list, tuple)):
+        return any(map(_floats, result))
+    return isinstance(result, (np.ndarray, np.generic)) and result.dtype.kind in "fcV"
 
 
 def _values(value: Any, found: list[bool]) -> Any:
@@ -301,7 +364,8 @@ def _values(value: Any, found: list[bool]) -> Any:
     return type(value)(_values(v, found) for v in value) if type(value) in (list, tuple) else value
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """The array of a Tensor; all else as it is."""
     return value.data if isinstance(value, Variable) else value
 
 
@@ -311,7 +375,7 @@ def _ungraded(sign: str, operation: Callable[[Any, Any], Any], a: Any, b: Any) -
         raise TypeError(f"{sign} has no gradient: use it on x.detach()")
     try:
         with np.errstate(all="ignore"):
-            return Variable.result_class(operation(_plain(a), _plain(b)))
+            return Variable.result_class(operation(plain_value(a), plain_value(b)))
     except TypeError:
         kinds = " and ".join(str(getattr(v, "dtype", repr(v))) for v in (a, b))
         raise TypeError(

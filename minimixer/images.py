@@ -63,8 +63,10 @@ class Normalization:
             raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             scale, offset = (f.astype(np.float32) for f in self._pair())  # a model's shortest dtype
-            usable = np.isfinite([255 * scale, offset, 255 * scale + offset]).all()
-        if not (usable and (scale > 0).all()):
+            black, dark, white = offset, scale + offset, 255 * scale + offset
+            apart = dark - black > 1e-18  # LayerNorm squares what is made of them
+            usable = (apart & (abs(black) < 1e18) & (abs(white) < 1e18)).all()
+        if not usable:
             raise ValueError(
                 f"(x / 255 - mean) / std can't be had in float32 for mean {mean} and std {std}"
             )
@@ -92,7 +94,8 @@ class Normalization:
 def not_normalized(images: Array, normalization: Normalization) -> str | None:
     """Why these floats, taken as they are, are hardly what the model was trained on; or None.
 
-    Normalised images of mean > 0 have numbers below 0, and none far above (1 - mean) / std.
+    Normalised images of mean > 0 have numbers below 0, and none far from 0 beside the largest that
+    a pixel can give.
     """
     if images.dtype not in FLOAT_DTYPES and not is_half(images.dtype):
         return None
@@ -100,7 +103,9 @@ def not_normalized(images: Array, normalization: Normalization) -> str | None:
     mean, std = normalization.mean, normalization.std
     darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
     in_unit = 0 <= low < high <= 1 and darkest < -0.1
-    if not (in_unit or (low >= 0 and max(1.5, 2 * brightest) < high < np.inf)):
+    above = low >= 0 and max(1.5, 2 * brightest) < high
+    far = max(-low, high) > 10 * max(1, -darkest, brightest)
+    if not (in_unit or above or far) or not np.isfinite([low, high]).all():
         return None
     return (
         f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "

@@ -96,6 +96,6 @@ def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Tensor:
     return LayerNorm.apply(x, gamma, beta, epsilon=check_epsilon(epsilon))
 
 
-def check_epsilon(epsilon: Any) -> float:
+def check_epsilon(epsilon: Any, name: str = "epsilon") -> float:
     """ValueError unless it is above zero, in float32 too: rows of equal numbers divide by it."""
-    return check_number("epsilon", epsilon, float(np.finfo(np.float32).tiny), 1e38, "[]")
+    return check_number(name, epsilon, float(np.finfo(np.float32).tiny), 1e38, "[]")

@@ -7,8 +7,8 @@ them as probabilities. Against a target distribution t (for a class label: 1 the
 Its gradient is as simple as can be: d/dz[k] of the first term is e^z[k] / sum_j e^z[j] = p[k], so
     dz = p - t.
 Subtracting max z from z first changes neither, and keeps e^z from overflowing and z's small
-differences from drowning in its size. Label smoothing
-replaces t by (1 - smoothing) t + smoothing / K for K classes (Szegedy et al. 2016).
+differences from drowning in its size. Label smoothing replaces t by (1 - smoothing) t +
+smoothing / K for K classes (Szegedy et al. 2016).
 
 >>> from minimixer import Tensor
 >>> logits = Tensor([[2.0, 0.0], [0.0, 0.0]], requires_grad=True)
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function, Variable
+from .autograd import Function, Variable, constant
 from .backend import (
     FLOAT_DTYPES,
     Array,
@@ -43,7 +43,7 @@ from .backend import (
 from .checks import check_number
 from .ops import power, subtract
 from .precision import native
-from .rearrange import mean
+from .rearrange import mean, no_others, whole
 from .rearrange import sum as sum_of
 from .tensor import Tensor
 
@@ -118,7 +118,7 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: reduction must be in {_REDUCTIONS}, got {reduction!r}")
     label_smoothing = check_number("cross_entropy: label_smoothing", label_smoothing, 0, 1)
     z = logits.data if isinstance(logits, Variable) else logits
-    target = _check_target(z, target.data if isinstance(target, Variable) else target)
+    target = _check_target(z, constant("cross_entropy: the target", target))
     return CrossEntropy.apply(logits, target=target, smoothing=label_smoothing, reduction=reduction)
 
 
@@ -220,26 +220,26 @@ class LogSoftmax(Function):
 
 
 def _check_axis(z: Array, axis: Any) -> int:
-    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
-        raise TypeError(f"softmax: axis must be one whole number, got {axis!r:.60}")
+    axis = whole(axis, "the axis")
     if not -z.ndim <= axis < z.ndim or z.shape[axis] == 0:
         raise ValueError(f"there must be an axis {axis}, of at least one element")
-    return int(axis)
+    return axis
 
 
-def softmax(logits: Any, axis: int = -1) -> Any:
+def softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
     """Scores -> probabilities along `axis`: of a Tensor a Tensor, which has its gradient; of an
     array an array, float32 or float64. ValueError: no such axis, or an empty one."""
-    return _along_axis(Softmax, logits, axis)
+    return _along_axis(Softmax, logits, axis, unknown)
 
 
-def log_softmax(logits: Any, axis: int = -1) -> Any:
+def log_softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
     """The logarithm of `softmax`, which stays finite where a probability is too small for a
     number: of a Tensor a Tensor, of an array an array."""
-    return _along_axis(LogSoftmax, logits, axis)
+    return _along_axis(LogSoftmax, logits, axis, unknown)
 
 
-def _along_axis(function: type[Function], logits: Any, axis: int) -> Any:
+def _along_axis(function: type[Function], logits: Any, axis: int, unknown: dict[str, Any]) -> Any:
+    no_others(unknown)
     if isinstance(logits, Variable):
         return function.apply(logits, axis=axis)
     return function.apply(widen(logits) if is_array(logits) else logits, axis=axis).data

@@ -18,9 +18,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .backend import Array, to_numpy
+from .backend import Array
+from .checks import check_sizes
 from .loss import log_softmax
 from .mixer import Mixer
+from .tensor import Tensor
 
 
 def correct(logits: Array, labels: Array) -> Array:
@@ -48,6 +50,7 @@ class Metrics:
     """Sums over labelled examples of `num_classes` classes. Without examples the means are NaN."""
 
     def __init__(self, num_classes: int):
+        check_sizes(num_classes=num_classes)
         k = self.num_classes = num_classes
         self.sums = np.zeros(1 + 3 * k)  # the loss; of each class: examples, right ones; ranks
         self.class_counts, self.class_right, self._ranks = (
@@ -56,7 +59,7 @@ class Metrics:
 
     def add(self, logits: Array, labels: Array) -> "Metrics":
         """Count a batch: logits (B, K), labels (B,) from 0 to K - 1; ValueError on others."""
-        logits, labels = to_numpy(logits), to_numpy(labels)
+        logits, labels = (Tensor(a).numpy() for a in (logits, labels))
         if labels.ndim != 1 or logits.shape != (*labels.shape, self.num_classes):
             raise ValueError(f"Metrics of {self.num_classes} classes: logits (B, K) and labels "
                              f"(B,) are {logits.shape} and {labels.shape}")  # fmt: skip
@@ -92,8 +95,7 @@ class Metrics:
 
     def top(self, k: int) -> float:
         """The share of examples whose class is among the k largest logits; ValueError if k < 1."""
-        if k < 1:
-            raise ValueError(f"Metrics.top: k must be at least 1, got {k}")
+        check_sizes(k=k)
         return float(self._ranks[:k].sum() / self.count) if self.count else float("nan")
 
     @property
@@ -107,6 +109,9 @@ def evaluate(
     model: Mixer, images: np.ndarray, labels: np.ndarray, batch_size: int = 256
 ) -> Metrics:
     """Metrics of `model` on images (N, H, W, in) and labels (N,), computed without dropout."""
+    check_sizes(batch_size=batch_size)
+    if model.num_classes == 0:
+        raise ValueError("evaluate: this model has no head (num_classes=0)")
     found = Metrics(model.num_classes)
     for i in range(0, len(labels), batch_size):
         part = slice(i, i + batch_size)

@@ -36,7 +36,7 @@ x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the pap
 >>> model(np.zeros((5, 28, 28, 1), dtype="uint8")).shape
 (5, 10)
 
-Next: `schedules.py`, the first of two files about training it.
+Next: `schedules.py`, the first file about training it.
 """
 
 import warnings
@@ -84,8 +84,8 @@ class Mixer(Module):
                       memory, more time, the same bits. An attribute that may be changed
     preparation       "digit": the images are MNIST's, and a picture of one's own must be made like
                       them first (transfer/digits.py; predict.py does it). None: nothing of the kind
-    ValueError for sizes that are not positive or do not fit together, TypeError for what is not a
-    size or a name at all. Section 2 of the paper.
+    ValueError for sizes that are no whole numbers above zero or do not fit together; TypeError for
+    a seed that is no whole number, or what is no dtype or list of names. Section 2 of the paper.
     """
 
     def __init__(
@@ -130,9 +130,11 @@ class Mixer(Module):
         self.norm = LayerNorm(hidden_dim)
         self.head = Linear(hidden_dim, num_classes, zero=True) if num_classes else None
         self.set_normalization(mean, std)
-        if isinstance(class_names, str):
-            raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
-        self.class_names = class_names if class_names is None else [str(n) for n in class_names]
+        if class_names is not None:
+            if isinstance(class_names, str) or not hasattr(class_names, "__iter__"):
+                raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
+            class_names = [str(name) for name in class_names]
+        self.class_names = class_names
         if self.class_names is not None and len(self.class_names) != num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {num_classes} classes")
         if preparation not in (None, "digit"):
@@ -250,8 +252,8 @@ class Mixer(Module):
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
         and checked (not those on a GPU already: it would have to wait); a Tensor is taken as it is.
-        ValueError: shapes, NaN or infinity; TypeError:
-        other dtypes; MemoryError, with what to lower, if there is not enough memory.
+        ValueError: shapes, NaN or infinity; TypeError: other dtypes; MemoryError, with what to
+        lower, if there is not enough memory.
         """
         try:
             return self._scores(images)

@@ -29,21 +29,11 @@ import numpy as np
 
 from .autograd import Variable
 from .backend import Array, is_array, to_numpy
-from .checks import all_finite
-from .describe import members, summary_of, tree
+from .checks import all_finite, check_seed
+from .describe import summary_of, tree, walk
+from .habits import missing
 from .parameters import Parameter, ParameterBuffer
-from .tensor import Tensor, split_targets
-
-_ELSEWHERE = {  # what PyTorch's Modules have, and what to write here
-    "cuda": '.to("cuda")', "cpu": '.to("cpu")', "float": '.to("float32")',
-    "double": '.to("float64")', "half": 'Mixer.set_precision("float16")',
-    "bfloat16": 'Mixer.set_precision("bfloat16")',
-    "add_module": "setattr(module, name, layer)", "register_module": "setattr(module, name, layer)",
-    "register_parameter": "setattr(module, name, Parameter(...))",
-    "register_buffer": "an attribute that holds the array, which state_dict() leaves out",
-    "apply": "a loop over modules()", "get_submodule": "dict(module.named_modules())[path]",
-    "get_parameter": "dict(module.named_parameters())[path]", "buffers": "parameters()",
-}  # fmt: skip
+from .tensor import split_targets
 
 
 class Module:
@@ -61,16 +51,15 @@ class Module:
         return self.forward(*inputs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(self, name, None), Parameter) and (
-            isinstance(value, Tensor) and not isinstance(value, Parameter)
+        if isinstance(vars(self).get(name), Parameter) and not (
+            value is None or isinstance(value, (Parameter, Module))
         ):
             raise TypeError(f"{name} is a Parameter: assign the new values to {name}.data")
         super().__setattr__(name, value)
         Module.changes += 1
 
     def __getattr__(self, name: str) -> Any:  # what is not there
-        hint = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        raise missing("Module", name, type(self).__name__)
 
     def __repr__(self) -> str:
         return tree(self)
@@ -80,7 +69,7 @@ class Module:
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """(path, module) for this one and all below it, each once, in order of assignment."""
         seen: set[int] = set()
-        for path, value in _walk(prefix, self, ()):
+        for path, value in ((prefix, self), *walk(self, prefix)):
             if isinstance(value, Module) and id(value) not in seen:
                 seen.add(id(value))
                 yield path, value
@@ -88,14 +77,14 @@ class Module:
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(path, Parameter), each Parameter once, under its first path if it is shared."""
         seen: set[int] = set()
-        for path, value in _walk("", self, ()):
+        for path, value in walk(self):
             if isinstance(value, Parameter) and id(value) not in seen:
                 seen.add(id(value))
                 yield path, value
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """(path, module) for those directly below, also if they lie in lists, tuples or dicts."""
-        yield from ((path, m) for path, m in members(self) if isinstance(m, Module))
+        yield from ((path, m) for path, m in walk(self, deep=False) if isinstance(m, Module))
 
     def children(self) -> Iterator["Module"]:
         return (module for _, module in self.named_children())
@@ -156,11 +145,12 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def to(self, *targets: Any) -> "Module":
-        """`to("cuda")`, `to("float64")`, or both: in place; optimizers follow. ValueError if the
-        device can't be used here, or if the Parameters share a buffer with others'."""
+    def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> "Module":
+        """`to("cuda")`, `to("float64")`, or both, also by name: in place; optimizers follow.
+        ValueError if the device can't be used here, or if the Parameters share a buffer with
+        others'."""
         parameters = self.parameters()
-        dtype, device = split_targets(targets)
+        dtype, device = split_targets(targets, dtype, device)
         if parameters and parameters[0].buffer is not None:
             if parameters[0].buffer.count > len(parameters):
                 raise ValueError("to: these layers are part of a larger model; move that one")
@@ -168,11 +158,9 @@ class Module:
         return self
 
     def initialize(self, seed: int = 0) -> None:
-        """Draw all initial weights anew, every layer with a number of its own. ValueError unless
-        the seed is a whole number from 0 to 2^64 - 1."""
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be a whole number from 0 to 2^64 - 1, got {seed!r}")
-        seed = int(seed)
+        """Draw all initial weights anew, every layer with a number of its own. TypeError if the
+        seed is no whole number, ValueError if it is not from 0 to 2^64 - 1."""
+        seed = check_seed(seed)
         for number, (_, module) in enumerate(self.named_modules()):
             module.draw_weights(seed, number)
         for parameter in self.parameters()[:1]:
@@ -187,7 +175,7 @@ class Module:
         """Every Parameter as a NumPy array (a copy), under each of its paths."""
         return {
             path: np.array(to_numpy(value.data))
-            for path, value in _walk("", self, ())
+            for path, value in walk(self)
             if isinstance(value, Parameter)
         }
 
@@ -197,7 +185,9 @@ class Module:
         ValueError names each entry that is missing, unexpected, of another shape or not finite,
         and shared Parameters that were given two different values.
         """
-        own = {path: value for path, value in _walk("", self, ()) if isinstance(value, Parameter)}
+        if not hasattr(state, "items"):
+            raise TypeError(f"load_state_dict: expected a dict of arrays, got {state!r:.60}")
+        own = {path: value for path, value in walk(self) if isinstance(value, Parameter)}
         arrays = {
             name: value.data if isinstance(value, Variable) else value if is_array(value)
             else np.asarray(value) for name, value in state.items()
@@ -224,26 +214,6 @@ class Module:
             )
         for name, parameter in own.items():
             parameter.data = arrays[name]
-
-
-def _walk(path: str, value: Any, inside: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    """All Modules and Parameters in `value` with their paths; `inside` are those around it."""
-    if isinstance(value, Parameter):
-        yield path, value
-        return
-    if id(value) in inside:  # a part that points back at the whole
-        return
-    items: Any = ()
-    if isinstance(value, Module):
-        yield path, value
-        items = vars(value).items()
-    elif isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for name, item in items:
-        full = f"{path}.{name}" if path else f"{name}"
-        yield from _walk(full, item, (*inside, id(value)))
 
 
 def _equal(a: Array, b: Array) -> bool:

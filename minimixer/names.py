@@ -23,7 +23,7 @@ A table that is to be read again keeps all of a name, and Python's own codec rea
 >>> escaped("caf\\u00e9\\n").encode("latin-1", "backslashreplace").decode("unicode_escape")
 'café\\n'
 
-Next: `files.py`.
+Next: `files.py`, what is read and written under them.
 """
 
 import contextlib

@@ -31,8 +31,9 @@ import numpy as np
 
 from . import functional as F
 from .backend import Array, Purpose, namespace, random_bits, uniform, wide
-from .checks import check_number
+from .checks import check_number, check_seed
 from .checks import check_sizes as check_sizes
+from .habits import missing
 from .layer_norm import check_epsilon
 from .module import Module as Module
 from .ops import multiply, relu
@@ -86,7 +87,7 @@ class Linear(Module):
         self.bias = Parameter(np.zeros(out_features, dtype=np.float32)) if bias else None
         self.zero = zero
         if seed is not None:
-            self.draw_weights(seed, 0)
+            self.draw_weights(check_seed(seed), 0)
 
     def draw_weights(self, seed: int, layer: int) -> None:
         shape = self.weight.shape
@@ -252,14 +253,5 @@ class StochasticDepth(RandomLayer):
         return multiply(x, self.keep(x, x.shape[1], 1)[None])
 
 
-_ELSEWHERE = {  # what PyTorch has under this name, and what to write here
-    "CrossEntropyLoss": "functional.cross_entropy", "MSELoss": "functional.mse_loss",
-    "Softmax": "functional.softmax", "LogSoftmax": "functional.log_softmax",
-    "ModuleList": "a list: layers in it are found", "ModuleDict": "a dict: layers in it are found",
-    "ParameterList": "a list", "Identity": "Sequential()", "Tanh": "x.tanh()",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    hint = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-    raise AttributeError(f"nn has no {name!r}{hint}")
+def __getattr__(name: str) -> Any:  # what is not there
+    raise missing("nn", name, "nn")

@@ -21,7 +21,7 @@ Next: `rearrange.py`, the operations that move numbers about or collect them.
 import math
 from typing import Any
 
-from .autograd import Function, Variable
+from .autograd import Function, constant
 from .backend import Array, device_of, is_array, namespace, to_device
 from .erf import erf as erf_of_array
 from .products import matmul as matrix_product
@@ -318,14 +318,9 @@ class Clip(Function):
     """x limited to [low, high]; the slope is 1 inside and on the limits, 0 outside."""
 
     def forward(self, x, low, high):
-        xp = namespace(x)
-        inside = xp.ones(x.shape, dtype=bool)
-        if low is not None:
-            inside &= x >= low
-        if high is not None:
-            inside &= x <= high
-        self.inside = inside
-        return xp.clip(x, low, high)
+        y = namespace(x).clip(x, low, high)
+        self.inside = y == x
+        return y
 
     def backward(self, dy):
         return namespace(dy).where(self.inside, dy, 0)
@@ -385,15 +380,19 @@ relu = Relu.apply
 
 
 def clip(x, low: float | None = None, high: float | None = None):
-    """Every element limited to [low, high]; None: no limit on that side."""
-    # as Python numbers: NumPy's would promote float32 arrays
-    low, high = (None if limit is None else float(limit) for limit in (low, high))
+    """Every element limited to [low, high]; None: no limit on that side. TypeError if one is no
+    number, or wants a gradient."""
+    limits = [constant("clip: a limit", limit) for limit in (low, high)]
+    try:  # as Python numbers: NumPy's would promote float32 arrays
+        low, high = (None if limit is None else float(limit) for limit in limits)
+    except (TypeError, ValueError):
+        raise TypeError(f"clip takes numbers, got {limits!r:.60}; for arrays: maximum") from None
     return Clip.apply(x, low=low, high=high)
 
 
 def where(condition, a, b):
     """Elementwise a or b; `condition` is a boolean array or Tensor."""
-    condition = condition.data if isinstance(condition, Variable) else condition
+    condition = constant("where: the condition", condition)
     if not is_array(condition) or condition.dtype != bool:
         raise TypeError(f"where: the condition must be a boolean array, got {condition!r:.60}")
     return Where.apply(a, b, condition=condition)

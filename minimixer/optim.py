@@ -14,7 +14,7 @@ and the running averages are changed in place, the gradient g is only read.
 >>> round(float(layer(np.ones((1, 1), "float32")).data[0, 0]), 3)
 3.0
 
-Next: `names.py`, the files that hold what to train on.
+Next: `names.py`, for what comes from outside has names.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from typing import Any
 
 from .backend import namespace
 from .checks import check_number
+from .layer_norm import check_epsilon
 from .optimizer import CLIP, LR_FACTOR
 from .optimizer import FINITE as FINITE
 from .optimizer import STEP as STEP
@@ -41,13 +42,21 @@ class SGD(Optimizer):
         self, parameters: Sequence[Any], lr: float, momentum: float = 0.0, nesterov: bool = False,
         weight_decay: float = 0.0,
     ):  # fmt: skip
-        self.momentum = check_number(
-            "momentum, with nesterov," if nesterov else "momentum",
-            momentum, 0, 1, "()" if nesterov else "[)",
-        )  # fmt: skip
-        self.nesterov = bool(nesterov)
         self.moments = ("momentum_buffer",) if momentum else ()
+        self.nesterov = nesterov
+        self.momentum = momentum
         super().__init__(parameters, lr, weight_decay)
+
+    def check(self, name, value):
+        if name == "nesterov":
+            return bool(value)
+        if value and not self.moments:
+            raise ValueError(
+                f"momentum {value!r:.20} comes too late: make a new SGD, which keeps v"
+            )
+        if self.nesterov:
+            return check_number("momentum, with nesterov,", value, 0, 1, "()")
+        return check_number("momentum", value, 0, 1)
 
     def update(self, w, g, state, lr, decay, scalars):
         g = g * scalars[CLIP : CLIP + 1]
@@ -77,11 +86,15 @@ class AdamW(Optimizer):
         self, parameters: Sequence[Any], lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01,
     ):  # fmt: skip
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be two numbers, got {betas!r:.60}")
-        b1, b2 = (check_number(f"betas[{i}]", beta, 0, 1) for i, beta in enumerate(betas))
-        self.betas, self.eps = (b1, b2), check_number("eps", eps, ends="()")
+        self.betas, self.eps = betas, eps
         super().__init__(parameters, lr, weight_decay)
+
+    def check(self, name, value):
+        if name == "eps":  # weights without a gradient are divided by it
+            return check_epsilon(value, "eps")
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError(f"betas must be two numbers, got {value!r:.60}")
+        return tuple([check_number(f"betas[{i}]", beta, 0, 1) for i, beta in enumerate(value)])
 
     def _scalars(self):
         """(4,): learning-rate factor, clip, and the corrections 1 / (1 - b1^t) for m (times the

@@ -17,7 +17,6 @@ AdamW(betas=(0.9, 0.999), eps=1e-08, step 0
 Next: `optim.py`, the updates.
 """
 
-import operator
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -36,16 +35,22 @@ from .backend import (
     to_numpy,
     use_device_of,
 )
-from .checks import check_number
+from .checks import all_finite, check_number
+from .habits import missing
 from .loss_scale import adjust_scale
 from .module import Module
 from .norms import gradient_norm
 from .parameters import Parameter, ParameterBuffer
+from .rearrange import whole
 
 LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _buffer = attrgetter("buffer")  # at C's speed
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
+
+
+def _check_rate(name: str, value: Any) -> float:
+    return check_number(name, value, 0, 1e38, "[]")  # beyond it is infinite in float32
 
 
 class Optimizer:
@@ -56,11 +61,12 @@ class Optimizer:
     lr            learning rate; `lr_factor`, set by a schedule, multiplies every group's
     weight_decay  pulls weights towards 0; only matrices, not biases and LayerNorms
 
-    ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0.
+    ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0;
+    TypeError: what is no Parameter.
     """
 
     moments: tuple[str, ...] = ()  # the running averages' names, one array each
-    constants: tuple[str, ...] = ()  # other attributes that an update depends on
+    constants: tuple[str, ...] = ()  # other attributes that an update depends on: see `check`
 
     def __init__(self, parameters: Sequence[Any] | Module, lr: float, weight_decay: float):
         groups: list[Any] = list(
@@ -69,6 +75,7 @@ class Optimizer:
         if not any(isinstance(group, dict) for group in groups):
             groups = [{"params": groups}]
         self.parameters: list[Parameter] = []
+        self._frozen: list[Parameter] = []
         self._settings: list[tuple[float, float]] = []
         self._changes = 0  # of them
         for group in groups:
@@ -77,8 +84,8 @@ class Optimizer:
                     f"a group of Parameters is a dict of {', '.join(sorted(_GROUP_KEYS))}; got "
                     + (f"{list(group)}" if isinstance(group, dict) else f"a {type(group).__name__}")
                 )
-            group_lr = check_number("lr", group.get("lr", lr))
-            decay = check_number("weight_decay", group.get("weight_decay", weight_decay))
+            group_lr = _check_rate("lr", group.get("lr", lr))
+            decay = _check_rate("weight_decay", group.get("weight_decay", weight_decay))
             for parameter in group["params"]:
                 if not isinstance(parameter, Parameter):
                     raise TypeError(
@@ -88,6 +95,8 @@ class Optimizer:
                 if parameter.requires_grad:
                     self.parameters.append(parameter)
                     self._settings.append((group_lr, decay if parameter.ndim > 1 else 0.0))
+                else:
+                    self._frozen.append(parameter)
         if not self.parameters:
             raise ValueError("the optimizer was given no parameters to train")
         if len({id(p) for p in self.parameters}) < len(self.parameters):
@@ -105,7 +114,7 @@ class Optimizer:
         self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
         self._ranges: tuple[list[bool], list[Range]] | None = None
         self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
-        buffer.optimized = True
+        buffer.optimized |= {p.start for p in self.parameters}
         self._follow()
 
     # ---- what a training loop calls -------------------------------------------------------------
@@ -171,9 +180,22 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        lr = check_number("lr", lr)
-        self._settings = [(lr, decay) for _, decay in self._settings]
-        self._ranges = None
+        lr = _check_rate("lr", lr)
+        self._change([(lr, decay) for _, decay in self._settings])
+
+    @property
+    def weight_decay(self) -> float:
+        """The (largest group's) weight decay; assigning sets it for the matrices of all groups."""
+        return max(decay for _, decay in self._settings)
+
+    @weight_decay.setter
+    def weight_decay(self, decay: float) -> None:
+        decay = _check_rate("weight_decay", decay)
+        pairs = zip(self.parameters, self._settings, strict=True)
+        self._change([(lr, decay if p.ndim > 1 else 0.0) for p, (lr, _) in pairs])
+
+    def _change(self, settings: list[tuple[float, float]]) -> None:
+        self._settings, self._ranges = settings, None
         self._changes += 1
 
     @property
@@ -183,7 +205,7 @@ class Optimizer:
 
     @lr_factor.setter
     def lr_factor(self, factor: float) -> None:
-        factor = check_number("lr_factor", factor)
+        factor = _check_rate("lr_factor", factor)
         use_device_of(self.control)
         if device_of(self.control) != "cpu":
             check_not_recorded("setting lr_factor")
@@ -201,25 +223,35 @@ class Optimizer:
         """Go on where another optimizer of this kind, for the same parameters, stopped."""
         self._follow()
         expected = {"step", *self.moments}
-        if set(state) != expected:
-            raise ValueError(f"optimizer state: expected {sorted(expected)}, got {sorted(state)}")
-        step = operator.index(state["step"])
+        if not isinstance(state, dict) or set(state) != expected:
+            raise ValueError(
+                f"optimizer state: expected {sorted(expected)}, got "
+                + (f"{sorted(state)}" if isinstance(state, dict) else f"{state!r:.60}")
+            )
+        step = whole(state["step"], "optimizer state: step")
         if step < 0:
             raise ValueError(f"optimizer state: step is {step}")
-        with np.errstate(over="ignore"):  # infinity is refused below
-            arrays = {
-                name: [np.asarray(array, dtype=self.buffer.dtype) for array in state[name]]
-                for name in self.moments
-            }
         for name in self.moments:
-            if [array.shape for array in arrays[name]] != [p.shape for p in self.parameters]:
+            arrays = state[name] if isinstance(state[name], (list, tuple)) else ()
+            if [np.shape(array) for array in arrays] != [p.shape for p in self.parameters]:
                 raise ValueError(f"optimizer state: {name!r} does not fit the parameters")
-            if not all(np.isfinite(array).all() for array in arrays[name]):
-                raise ValueError(f"optimizer state: {name!r} holds NaN or infinity")
+            for array in map(np.asarray, arrays):
+                if array.dtype.kind not in "fiu" or not all_finite(array, self.buffer.dtype):
+                    raise ValueError(f"optimizer state: {name!r} holds NaN, infinity or no numbers")
+                if name.endswith("_sq") and (array < 0).any():
+                    raise ValueError(f"optimizer state: {name!r} holds squares below 0")
         for name in self.moments:
-            for parameter, array in zip(self.parameters, arrays[name], strict=True):
+            for parameter, array in zip(self.parameters, state[name], strict=True):
+                array = np.asarray(array, dtype=self.buffer.dtype)
                 parameter.window(self.state[name])[...] = to_device(array, self.buffer.device)
         self.control[STEP] = step
+
+    def check(self, name: str, value: Any) -> Any:
+        """`value` as one of `constants` may be, also when it is assigned later; or ValueError."""
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, self.check(name, value) if name in self.constants else value)
 
     def __repr__(self) -> str:
         constants = ", ".join(f"{name}={getattr(self, name)}" for name in self.constants)
@@ -233,9 +265,7 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
     def __getattr__(self, name: str) -> Any:  # what is not there
-        other = {"param_groups": "lr, lr_factor", "add_param_group": "a new optimizer with groups"}
-        hint = f"; use {other[name]}" if name in other else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        raise missing("Optimizer", name, type(self).__name__)
 
     def __deepcopy__(self, memo: dict) -> "Optimizer":
         raise TypeError(
@@ -302,8 +332,9 @@ class Optimizer:
                 self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
 
     def _look_for_newcomers(self) -> None:
-        """ValueError if the model has Parameters that came after its buffer was made, are trained
-        by no optimizer, and yet have a gradient. Those frozen on purpose lie in the buffer."""
+        """ValueError if Parameters that came into the model after its buffer was made, or were
+        frozen then, are trained by no optimizer, and yet have a gradient. Those left out on purpose
+        lie in the buffer."""
         if self._looked != Module.changes:
             owner = self.buffer.owner
             model = None if owner is None else owner()
@@ -311,17 +342,19 @@ class Optimizer:
                 Module.changes,
                 model.named_parameters() if model is not None else (),
             )
+            frozen = {id(p) for p in self._frozen}
             self._newcomers = [
-                (name, p) for name, p in found if p.requires_grad and p.buffer is not self.buffer
+                (name, p) for name, p in found if p.buffer is not self.buffer or id(p) in frozen
             ]
         news = [
             name for name, p in self._newcomers
-            if p.has_grad and p.buffer is not None and not p.buffer.optimized
+            if p.has_grad and p.requires_grad and p.buffer and p.start not in p.buffer.optimized
         ]  # fmt: skip
         if news:
             raise ValueError(
-                f"{', '.join(news)} came into the model after this optimizer was made, which would "
-                "never train them; make a new optimizer from model.parameters()"
+                f"{', '.join(news)} came into the model, or out of being frozen, after this "
+                "optimizer was made, which would never train them; make a new optimizer from "
+                "model.parameters()"
             )
 
     def _active_ranges(self) -> list[Range]:

@@ -91,11 +91,10 @@ class ParameterBuffer:
     loss_scale (2,) float64 on the device: the scale (loss_scale.py), steps it has held
     random     the model's RandomCounter
     owner      the Module that all of it belongs to, a weak reference
-    optimized  has an optimizer been made for some of it?
+    optimized  where the Parameters start that optimizers were made for
     """
 
     owner: weakref.ref | None = None
-    optimized = False
 
     def __init__(self, parameters: Sequence["Parameter"]):
         # The parts join the largest of the buffers they come from, in its dtype and on its device.
@@ -108,6 +107,7 @@ class ParameterBuffer:
         self.size = sum(_aligned(p.size) for p in order)
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array | None = None
+        self.optimized: set[int] = set()
         self.low: Array | None = None
         self.precision: str | None = None if home is None else home.precision
         self.scaled: bool = home is not None and home.scaled

@@ -12,7 +12,7 @@ array([[20., 26.],
 >>> sum_rows(x)
 array([6., 9.])
 
-Next: `erf.py`.
+Next: `erf.py`, a function that NumPy lacks.
 """
 
 import math

@@ -128,6 +128,7 @@ class Var(_Reduction):
         count = x.size // math.prod(self.kept_shape) if x.size else 0
         self.m = count - correction if count > correction else 0
         self.centred = x - x.sum(axis=axis, keepdims=True) / count
+        self.centred -= self.centred.sum(axis=axis, keepdims=True) / count  # as in layer_norm.py
         squares = self.centred * self.centred
         return namespace(x).asarray(squares.sum(axis=axis, keepdims=keepdims) / self.m)
 
@@ -271,22 +272,29 @@ class To(Function):
 # ---- the functions -----------------------------------------------------------------------------
 
 
-def whole(value: Any, what: str) -> int:
-    """`value` as a Python int; TypeError if it is no whole number."""
+def whole(value: Any, what: str, kind: str = "a whole number") -> int:
+    """`value` as a Python int; TypeError if it is no whole number, as True is none."""
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{what} must be a whole number, got {value!r:.60}") from None
+        pass
+    raise TypeError(f"{what} must be {kind}, got {value!r:.60}")
 
 
 RENAMED = {"dim": "axis", "keepdim": "keepdims", "ddof": "correction", "unbiased": "correction"}
 
 
-def axes(axis: Any, unknown: dict[str, Any]) -> Axis:
-    """What was given as `axis`, checked; `unknown`: what else was given by name."""
+def no_others(unknown: dict[str, Any]) -> None:
+    """TypeError, with what to write instead, if anything else was given by name."""
     for name in unknown:
         instead = f"{RENAMED[name]}=" if name in RENAMED else "axis= and keepdims="
         raise TypeError(f"there is no {name}= here: write {instead}")
+
+
+def axes(axis: Any, unknown: dict[str, Any]) -> Axis:
+    """What was given as `axis`, checked; `unknown`: what else was given by name."""
+    no_others(unknown)
     if axis is None or type(axis) is int:
         return axis
     if isinstance(axis, (tuple, list)):

@@ -10,7 +10,7 @@ queue comes, and an event says when it has. On the CPU there is nothing to wait 
 >>> asked.results()                          # here the program waits, if it has to
 [array([0.5 , 0.25], dtype=float32)]
 
-Next: `fingerprint.py`.
+Next: `fingerprint.py`, whether a step that was recorded may be repeated.
 """
 
 import sys

@@ -32,7 +32,7 @@ from .backend import (
     to_numpy,
 )
 from .backward import backward
-from .habits import Habits
+from .habits import Habits, plain_value
 from .precision import native
 
 
@@ -60,7 +60,7 @@ class Tensor(Variable, Habits):
     ):
         if isinstance(data, Variable):
             data = data.data
-        if isinstance(data, (list, tuple)) and any(isinstance(v, Variable) for v in data):
+        if isinstance(data, (list, tuple)) and _holds_variables(data):
             raise TypeError(
                 "Tensor: to join Tensors use stack or concatenate, which keep gradients"
             )
@@ -209,22 +209,22 @@ class Tensor(Variable, Habits):
         return rearrange.index(self, key)
 
     def __eq__(self, other):  # type: ignore[override]
-        return Tensor(self.data == _plain(other))
+        return Tensor(self.data == plain_value(other))
 
     def __ne__(self, other):  # type: ignore[override]
-        return Tensor(self.data != _plain(other))
+        return Tensor(self.data != plain_value(other))
 
     def __lt__(self, other):
-        return Tensor(self.data < _plain(other))
+        return Tensor(self.data < plain_value(other))
 
     def __le__(self, other):
-        return Tensor(self.data <= _plain(other))
+        return Tensor(self.data <= plain_value(other))
 
     def __gt__(self, other):
-        return Tensor(self.data > _plain(other))
+        return Tensor(self.data > plain_value(other))
 
     def __ge__(self, other):
-        return Tensor(self.data >= _plain(other))
+        return Tensor(self.data >= plain_value(other))
 
     # ---- methods --------------------------------------------------------------------------------
 
@@ -265,6 +265,8 @@ class Tensor(Variable, Habits):
 
     def _reduced(self, name: str, axis: Any, keepdims: bool, unknown: dict[str, Any]) -> "Tensor":
         axis = rearrange.axes(axis, unknown)
+        if name.startswith("arg") and isinstance(axis, tuple):
+            raise TypeError(f"{name}: goes along one axis, or over all (None), got {axis}")
         result = getattr(self.data, name)(axis=axis, keepdims=keepdims)
         return Tensor(namespace(self.data).asarray(result))
 
@@ -308,12 +310,15 @@ class Tensor(Variable, Habits):
 Variable.result_class = Tensor
 
 
+def _holds_variables(data: list | tuple) -> bool:
+    return any(
+        isinstance(v, Variable) or (isinstance(v, (list, tuple)) and _holds_variables(v))
+        for v in data
+    )
+
+
 def _is_float(dtype: np.dtype) -> bool:
     return dtype in FLOAT_DTYPES or is_half(dtype)
-
-
-def _plain(value: Any) -> Any:
-    return value.data if isinstance(value, Variable) else value
 
 
 def split_targets(

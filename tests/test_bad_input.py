@@ -25,6 +25,7 @@ from minimixer import (
     backend,
     concatenate,
     maximum,
+    no_grad,
     ops,
     schedule,
     stack,
@@ -277,7 +278,7 @@ def test_mlp_axis(axis):
     refuses(lambda: fused.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), axis=axis), "axis", axis)
 
 
-@pytest.mark.parametrize("form", ["Tanh", "sigmoid", "", None, True], ids=repr)
+@pytest.mark.parametrize("form", ["Tanh", "sigmoid", "", None, True, ["tanh"], {}], ids=repr)
 def test_forms_of_gelu(form):
     refuses(lambda: F.gelu(ones(3), form), "approximate", "'none'", "'tanh'", repr(form))
     refuses(
@@ -503,11 +504,17 @@ def test_other_arguments_of_the_model():
         {"std": 1e-320},
         {"std": 1e-40},
         {"std": 1e300},
+        {"std": 1e38},
+        {"std": 1e-38},
+        {"mean": 1e38},
+        {"mean": 1e6},
         {"mean": -1e39},
     ):
         refuses(lambda w=wrong: Mixer(**SMALL, **w), *wrong, *wrong.values(), "float32")
     refuses(lambda: GELU("Tanh"), "approximate", "'Tanh'", error=ValueError)
     refuses(lambda: Mixer(**SMALL, class_names=["a", "b"]), "2 class names", "3 classes")
+    for wrong in (5, 0, "abc"):
+        refuses(lambda w=wrong: Mixer(**SMALL, class_names=w), "class_names", "list", repr(wrong))
     refuses(lambda: Mixer(**SMALL, dtype="float16"), "float16", "float32", error=TypeError)
     refuses(lambda: Mixer(**SMALL, dtype="int32"), "int32", error=TypeError)
     with pytest.raises(TypeError, match="depth"):
@@ -591,6 +598,26 @@ def test_states_that_do_not_fit():
 @pytest.mark.parametrize("size", [0, -3, 1.5, True, None, "3"], ids=repr)
 def test_sizes_of_layers(make, size):
     refuses(lambda: make(size), repr(size), "at least 1", error=ValueError)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, 2**64, "7", float("nan")], ids=repr)
+def test_seeds(seed):
+    refuses(
+        lambda: Linear(2, 2, seed=seed),
+        "seed",
+        str(2**64 - 1),
+        repr(seed),
+        error=(TypeError, ValueError),
+    )
+    refuses(
+        lambda: Linear(2, 2).initialize(seed), "seed", repr(seed), error=(TypeError, ValueError)
+    )
+    assert Linear(2, 2, seed=2**64 - 1).weight.data.any()
+
+
+@pytest.mark.parametrize("state", [None, [1], "weights.npz", 3], ids=repr)
+def test_states_that_are_no_dict(state):
+    refuses(lambda: Linear(2, 2).load_state_dict(state), "dict", repr(state), error=TypeError)
 
 
 @pytest.mark.parametrize("epsilon", [0, -1, float("nan"), float("inf"), "1e-6", 1e-300], ids=repr)
@@ -686,6 +713,30 @@ def test_a_gradient_is_not_lost_without_a_word():
     refuses(lambda: x.to("int32"), "int32", "detach()", error=TypeError)
 
 
+def test_what_gets_no_gradient_may_not_want_one(device):
+    x, wanting = ones(2, 2, device=device), ones(2, 2, device=device) * 0.5
+    with no_grad():
+        assert F.cross_entropy(x, wanting).item() > 0
+    assert F.cross_entropy(x, wanting.detach()).requires_grad
+    refuses(lambda: F.cross_entropy(x, wanting), "target", "detach", error=TypeError)
+    one = ones(device=device)
+    refuses(lambda: x.clip(one), "clip", "limit", "detach", error=TypeError)
+    refuses(lambda: x.clip(0, high=one), "clip", "limit", "detach", error=TypeError)
+    assert x.clip(one.detach() * 2).tolist() == [[2, 2], [2, 2]]
+    for list_ in ([one], [[one, one]], ([1.0], (2.0, [one]))):
+        refuses(lambda list_=list_: Tensor(list_), "stack", "gradients", error=TypeError)
+
+
+@pytest.mark.parametrize("limit", ["a", [0.0], np.zeros(2), (), object], ids=repr)
+def test_limits_of_clip_are_numbers(limit, device):
+    refuses(lambda: ones(2, device=device).clip(limit, 1), "clip", "numbers", "maximum")
+    refuses(lambda: ops.clip(1.5, high=limit), "clip", "numbers", "maximum")
+
+
+def test_a_huge_operand_is_not_written_out():
+    assert len(refuses(lambda: ones(2) * 10**400, "Multiply", "(2,)")) < 200
+
+
 def test_moving_a_part_of_a_model():
     model = Mixer(**SMALL)
     refuses(lambda: model.head.to("float64"), "larger model", error=ValueError)
@@ -701,7 +752,7 @@ def weight():
 
 
 @bad_optimizers
-@pytest.mark.parametrize("lr", [-1e-3, float("nan"), float("inf"), "0.1", None], ids=repr)
+@pytest.mark.parametrize("lr", [-1e-3, float("nan"), float("inf"), 1e39, "0.1", None], ids=repr)
 def test_learning_rates(make, lr):
     optimizer = make([weight()], lr=0.1)
     for name in ("lr", "lr_factor"):
@@ -712,8 +763,10 @@ def test_learning_rates(make, lr):
 
 
 @bad_optimizers
-@pytest.mark.parametrize("decay", [-1e-3, float("nan"), float("inf")])
+@pytest.mark.parametrize("decay", [-1e-3, float("nan"), float("inf"), 1e39])
 def test_weight_decay(make, decay):
+    optimizer = make([weight()], lr=0.1)
+    refuses(lambda: setattr(optimizer, "weight_decay", decay), "weight_decay", decay)
     refuses(lambda: make([weight()], lr=0.1, weight_decay=decay), "weight_decay", decay)
 
 
@@ -773,11 +826,38 @@ NO_RATES = [1.0, 1.5, 2, -0.1, float("nan"), "0.9"]
     [({"betas": (beta, 0.9)}, ("betas[0]", beta)) for beta in NO_RATES]
     + [({"betas": (0.9, beta)}, ("betas[1]", beta)) for beta in NO_RATES]
     + [({"betas": betas}, ("betas", "two numbers")) for betas in (0.9, (0.9,), (0.9, 0.9, 0.9))]
-    + [({"eps": eps}, ("eps", eps)) for eps in (0.0, -1e-8, float("nan"), float("inf"), "small")],
+    + [({"eps": eps}, ("eps", eps)) for eps in (0.0, 1e-46, float("nan"), float("inf"), "small")],
     ids=str,
 )
 def test_betas_and_eps(make, options, wrong):
     refuses(lambda: make([weight()], **options), *wrong, error=ValueError)
+
+
+def test_settings_are_checked_when_they_are_changed():
+    sgd, nesterov, adam = SGD([weight()], 0.1), SGD([weight()], 0.1, 0.9, True), AdamW([weight()])
+    refuses(lambda: setattr(sgd, "momentum", 0.9), "momentum 0.9", "new SGD", error=ValueError)
+    refuses(lambda: setattr(nesterov, "momentum", 0), "momentum, with", "(0, 1)", error=ValueError)
+    refuses(lambda: setattr(adam, "betas", (1.0, 1.0)), "betas[0]", "1.0", error=ValueError)
+    refuses(lambda: setattr(adam, "eps", 0.0), "eps", "0.0", error=ValueError)
+    assert (sgd.momentum, nesterov.momentum, adam.betas, adam.eps) == (0, 0.9, (0.9, 0.999), 1e-8)
+    nesterov.momentum, adam.betas = 0.5, [0.8, 0.9]
+    assert (nesterov.momentum, adam.betas) == (0.5, (0.8, 0.9))
+
+
+@pytest.mark.parametrize(
+    "name, value, part",
+    [
+        ("step", 1.5, "whole number"), ("step", "1", "whole number"), ("step", -1, "-1"),
+        ("exp_avg", None, "fit"), ("exp_avg", np.zeros((2, 3)), "fit"),
+        ("exp_avg", [np.full((2, 3), "a")], "no numbers"), ("exp_avg", [1j * np.ones((2, 3))], ""),
+        ("exp_avg_sq", [np.full((2, 3), -1e-9)], "below 0"),
+    ],
+)  # fmt: skip
+def test_states_of_optimizers(name, value, part):
+    optimizer = AdamW([weight()])
+    state = {**optimizer.state_dict(), name: value}
+    refuses(lambda: optimizer.load_state_dict(state), "optimizer state", name, part)
+    refuses(lambda: optimizer.load_state_dict(None), "optimizer state", "exp_avg_sq", "None")
 
 
 @pytest.mark.parametrize("norm", [0, -1.0, float("nan")])

@@ -597,6 +597,7 @@ def test_orders_and_shifts_are_uniform():
         ({"batch_size": 0}, ValueError),
         ({"batch_size": -3}, ValueError),
         ({"batch_size": 2.0}, TypeError),
+        ({"batch_size": True}, TypeError),
         ({"batch_size": None}, TypeError),
         ({"max_shift": -1}, ValueError),
         ({"max_shift": 0.5}, TypeError),
@@ -740,7 +741,10 @@ def test_waiting_costs_no_processor_time(no_thread_left):
 def test_the_length_of_an_epoch():
     """For progress bars: of all that comes from its start on."""
     epoch = Batches(*numbered(40), 12).epoch(0)
-    assert len(epoch) == len(list(epoch)) == 4 and iter(epoch) is epoch
+    assert iter(epoch) is epoch and len(epoch) == len(list(epoch)) == 4
+    with pytest.raises(ValueError, match=r"over.*batches\.epoch"):  # not silence
+        for _ in epoch:
+            pass
     assert len(Batches(*numbered(40), 12).epoch(0, 3)) == 1
     with pytest.raises(TypeError, match=r"which epoch.*batches\.epoch\(0\)"):
         for _ in Batches(*numbered(4), 2):

@@ -952,7 +952,7 @@ def test_what_the_loader_refuses():
                             interpolation="lanczos").items():  # fmt: skip
         with pytest.raises(ValueError, match=name):
             Loader(**{**good, name: wrong})
-    with pytest.raises(TypeError, match="size must be an integer"):
+    with pytest.raises(TypeError, match="size must be a whole number"):
         Loader(**{**good, "size": 8.0})
     with pytest.raises(TypeError, match="labels"):
         Loader(**{**good, "labels": [0.5]})

@@ -267,6 +267,13 @@ class Watched(Function):
         return self.factor * dy
 
 
+class MadeByItself(Watched):
+    """With an __init__ that does not ask Function's."""
+
+    def __init__(self):
+        self.made = True
+
+
 def in_place(node, array):
     array *= 2
 
@@ -299,8 +306,9 @@ def test_a_backward_that_writes_into_its_gradient(spoil, around, device, monkeyp
     inputs = [to_device(draw((4, 6), seed), device) for seed in (0, 1)]
     assert gradcheck(lambda w, x: around(Watched.apply, w, x), inputs)
     monkeypatch.setattr(Watched, "spoil_backward", spoil)
-    message = rejected(lambda w, x: around(Watched.apply, w, x), inputs)
-    assert "Watched.backward changed gradient 0, float64 (4, 6)" in message
+    for kind in (Watched, MadeByItself):
+        message = rejected(lambda w, x, kind=kind: around(kind.apply, w, x), inputs)
+        assert f"{kind.__name__}.backward changed gradient 0, float64 (4, 6)" in message
 
 
 @pytest.mark.parametrize("spoil", [in_place, through_a_view])
@@ -329,7 +337,7 @@ def test_a_function_that_writes_into_its_argument(device):
 def test_nothing_is_watched_afterwards():
     with pytest.raises(StopIteration):
         gradcheck(lambda x: next(iter(())), [draw((2,))])
-    assert "__init__" not in vars(Function)
+    assert not isinstance(Function.needs, property)
     node = (leaf([1.0]) * 2).node
     assert "forward" not in vars(node) and "backward" not in vars(node)
 
@@ -496,6 +504,17 @@ def test_float32_is_refused(device):
 def test_what_is_neither_array_nor_tensor_is_refused(value):
     with pytest.raises(TypeError, match="argument 0 must be a float64 array or Tensor"):
         gradcheck(right, [value])
+
+
+def test_one_input_needs_no_list():
+    rejected(wrong_by(lambda x, dx: -dx), draw((4, 6)))
+    assert gradcheck(right, leaf(draw((2, 3))))
+
+
+@pytest.mark.parametrize("directions", [0, -1, 1.5, "2"], ids=repr)
+def test_directions_are_at_least_one(directions):
+    with pytest.raises((ValueError, TypeError), match=f"directions must be .*{directions}"):
+        gradcheck(right, [draw((2, 3))], directions=directions)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+import minimixer
 from minimixer import (
     SGD,
     AdamW,
@@ -17,6 +18,7 @@ from minimixer import (
     Linear,
     Mixer,
     Module,
+    Parameter,
     Tensor,
     concatenate,
     habits,
@@ -107,6 +109,12 @@ def test_a_parameter_is_not_lost_by_assignment():
     layer = Linear(2, 2)
     with pytest.raises(TypeError, match=r"weight\.data"):
         layer.weight = layer.weight - 0.1
+    for values in (np.ones((2, 2), "float32"), [[1.0, 2.0], [3.0, 4.0]], 0.5):
+        with pytest.raises(TypeError, match=r"weight\.data"):
+            layer.weight = values
+    layer.bias = None
+    layer.bias, layer.weight = Parameter(np.ones(2, "float32")), Linear(2, 2)
+    layer = Linear(2, 2)
     with pytest.raises(ValueError, match="gradient"):
         layer.weight.grad = np.ones(2)
 
@@ -202,6 +210,14 @@ def test_numpys_functions_keep_the_gradient_or_say_that_they_cannot(device):
         two = (x, x) if function is np.dot else (x,)
         with pytest.raises(TypeError, match=r"np\.\w+ of a Tensor .* gradient.*x\.numpy\(\)"):
             function(*two)
+    for function in (  # floats inside of tuples and lists, and complex numbers
+        lambda x: np.split(x, 2), lambda x: np.meshgrid(x, x), np.gradient, np.fft.fft,
+        lambda x: np.linalg.svd(x[None]),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"np\.\w+ of a Tensor .* gradient.*x\.numpy\(\)"):
+            function(x)
+    assert np.zeros_like(x).tolist() == [0, 0] and np.full_like(x, 2).tolist() == [2, 2]
+    assert np.histogram(x, bins=2)[0].tolist() == [1, 1]
     assert np.allclose(x, [1, 2]) and np.shape(x) == (2,) and np.argsort(x).tolist() == [0, 1]
     assert np.linalg.norm(x.detach()) == np.linalg.norm(x.numpy())
     with no_grad():
@@ -306,13 +322,18 @@ def test_pytorchs_short_names(device):
             wrong()
 
 
-@pytest.mark.parametrize("name", habits.INSTEAD)
-def test_other_names_say_what_to_write(name):
-    x = Tensor([1.0])
-    with pytest.raises(AttributeError, match=f"Tensor has no {name} here: write "):
-        getattr(x, name)
-    assert not hasattr(x, name) and name not in vars(Tensor)
-    assert hasattr(Tensor, name)  # for help() and the like it is there
+@pytest.mark.parametrize(
+    "where, name", [(where, name) for where, names in habits.INSTEAD.items() for name in names]
+)
+def test_other_names_say_what_to_write(where, name):
+    layer = Linear(1, 1)
+    owners = {
+        "Tensor": Tensor([1.0]), "Module": layer, "Optimizer": SGD(layer, lr=1),
+        "functional": F, "nn": minimixer.nn, "minimixer": minimixer,
+    }  # fmt: skip
+    with pytest.raises(AttributeError, match=f" has no {name} here: write "):
+        getattr(owners[where], name)
+    assert not hasattr(owners[where], name)
 
 
 def test_other_keywords_say_what_to_write():
@@ -327,6 +348,15 @@ def test_other_keywords_say_what_to_write():
         for axis in (1.0, "0", (0, 1.5)):
             with pytest.raises(TypeError, match=r"an axis .*must be a whole number, got ['01(]"):
                 getattr(x, name)(axis=axis)
+    for function in (F.softmax, F.log_softmax):
+        with pytest.raises(TypeError, match="no dim= here: write axis="):
+            function(x, dim=1)
+        for axis in (1.0, None, True):
+            with pytest.raises(TypeError, match=f"axis must be a whole number, got {axis}"):
+                function(x, axis)
+    for name in ("argmax", "argmin"):
+        with pytest.raises(TypeError, match=rf"{name}: goes along one axis, .* got \(0, 1\)"):
+            getattr(x, name)(axis=(0, 1))
     for join in (concatenate, stack):
         with pytest.raises(TypeError, match="no dim= here: write axis="):
             join([x, x], dim=1)
@@ -361,10 +391,26 @@ def test_unknown_names_are_not_ignored():
 
 
 def test_gelu_of_huge_numbers():
-    x = Tensor(np.array([-1e30, 1e30, 1e38], np.float32), requires_grad=True)
-    with np.errstate(over="ignore"):
-        F.gelu(x, "tanh").sum().backward()
-    np.testing.assert_array_equal(x.grad, [0, 1, 1])
+    for form in ("tanh", "none"):
+        x = Tensor(np.array([-1e30, 1e30, 1e38], np.float32), requires_grad=True)
+        with np.errstate(all="raise", under="ignore"):
+            y = F.gelu(x, form)
+        y.sum().backward()
+        np.testing.assert_array_equal(y.data, [0, *x.data[1:]])
+        np.testing.assert_array_equal(x.grad, [0, 1, 1])
+
+
+def test_the_variance_of_equal_numbers_is_0(device):
+    for value in (12345.678, 100.3, 12.7, -7e6):
+        x = Tensor(np.full((3, 96), value, "float32"), device=device)
+        assert x.var().item() == x.std(axis=1).max().item() == 0
+
+
+def test_a_module_moves_by_name():
+    layer = Linear(2, 2).to(device="cpu", dtype="float64")
+    assert layer.weight.dtype == np.float64
+    with pytest.raises(TypeError, match="one device and one dtype"):
+        layer.to("cpu", device="cpu")
 
 
 def test_what_a_wrong_function_returns_is_said():

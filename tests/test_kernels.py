@@ -614,7 +614,8 @@ def test_gradients_share_no_memory(device, dtype):
     w1, b1, w2, v1, v2 = leaf(8, 5), leaf(5), leaf(5, 8), leaf(4, 5), leaf(4, 5)
     norms, bias, rows = [leaf(8), leaf(8)], leaf(8), leaf(4)
     cases = [
-        (F.gelu, [x], {}), (fused.mlp, [x, w1, b1, w2], {}), (fused.mlp, [x, v1, b1, v2], {"axis": 0}),
+        (F.gelu, [x], {}), (fused.mlp, [x, w1, b1, w2], {}),
+        (fused.mlp, [x, v1, b1, v2], {"axis": 0}),
         (fused.add_layer_norm, [x, y, bias, *norms], {}),
         (fused.add_layer_norm, [x, y, rows, *norms], {"bias_axis": 0}),
         (fused.add_layer_norm, [x, None, None, *norms], {}),

@@ -97,8 +97,6 @@ def test_what_does_not_fit_is_refused(logits, labels):
     with pytest.raises(ValueError, match="Metrics"):
         metrics.add(logits, labels)
     assert not metrics.sums.any()
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        metrics.top(0)
 
 
 def test_evaluate_is_of_the_whole_set(device):
@@ -114,3 +112,27 @@ def test_evaluate_is_of_the_whole_set(device):
         assert found.count == 23 and found.accuracy == whole.accuracy
         assert found.loss == pytest.approx(whole.loss, rel=1e-5)
     assert evaluate(model, images[:0], labels[:0]).count == 0
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, None], ids=repr)
+def test_sizes_that_are_none(size):
+    """A batch size of -1 would silently look at no image."""
+    model = Mixer(8, 4, 1, 16, 8, 32, in_channels=1, num_classes=3)
+    images, labels = np.zeros((2, 8, 8, 1), "uint8"), np.array([0, 1])
+    for function in (
+        lambda: evaluate(model, images, labels, size),
+        lambda: Metrics(size),
+        lambda: Metrics(3).top(size),
+    ):
+        with pytest.raises(ValueError, match=rf"whole number of at least 1, got {size}"):
+            function()
+    model = Mixer(8, 4, 1, 16, 8, 32, in_channels=1, num_classes=0)
+    with pytest.raises(ValueError, match="no head"):
+        evaluate(model, images, labels)
+
+
+def test_tensors_and_lists_are_counted_too(device):
+    logits = [[2.0, 1.0], [3.0, 1.0]]
+    for made in (list, lambda a: Tensor(a, device=device), np.array):
+        metrics = Metrics(2).add(made(logits), made([0, 1]))
+        assert metrics.accuracy == 0.5

@@ -785,6 +785,7 @@ def test_a_tree_of_layers():
             self.whole, self.nothing = self, []
             self.nothing.append(self.nothing)
             self.again, self.drop = self.heads["a"], Dropout(0.25)
+            self.kind = Linear  # a class is no part
 
     one = "Linear(weight (3, 1), bias (1,); 4 weights)"
     assert repr(Odd()).splitlines() == [

@@ -8,8 +8,21 @@ import numpy as np
 import pytest
 from strategies import reference_functions
 
-from minimixer import SGD, Adam, AdamW, Linear, Mixer, Module, Parameter, Tensor, schedule
+from minimixer import (
+    SGD,
+    Adam,
+    AdamW,
+    Linear,
+    Mixer,
+    Module,
+    Parameter,
+    Sequential,
+    Tensor,
+    schedule,
+)
+from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
+from minimixer.loss_scale import LARGEST_SCALE, SCALE_HOLDS, adjust_scale
 from minimixer.optim import Optimizer
 from minimixer.parameters import ParameterBuffer
 
@@ -96,9 +109,16 @@ CASES = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
+@pytest.fixture(params=["fast forms", "plain code"])
+def forms(request):
+    """AdamW's own update is not run where its fast twin is: both are tested."""
+    with reference_functions() if request.param == "plain code" else contextlib.nullcontext():
+        yield
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @each_case
-def test_against_the_formulas(device, case, dtype):
+def test_against_the_formulas(device, case, dtype, forms):
     optimizer_class, formula, settings = CASES[case]
     parameters = make_parameters(device, dtype)
     optimizer = optimizer_class(parameters, **settings)
@@ -149,7 +169,7 @@ def test_blocks_of_large_parameters(device):
 
 
 @each_case
-def test_groups(device, case):
+def test_groups(device, case, forms):
     optimizer_class, formula, settings = CASES[case]
     p = make_parameters(device)
     groups = [
@@ -606,6 +626,36 @@ def test_an_optimizer_whose_layers_were_all_replaced_is_noticed(device):
             train_once(model, optimizer)
 
 
+def test_layers_that_are_no_longer_frozen_are_named(device):
+    model = Body().to(device)
+    model.layers[0].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    train_once(model, optimizer)
+    model.layers[0].requires_grad_()
+    with pytest.raises(ValueError, match=r"layers\.0\.weight, layers\.0\.bias came .*frozen"):
+        train_once(model, optimizer)
+    train_once(model, optimizer, SGD(model.layers[0].parameters(), lr=0.1))
+
+
+def test_a_layer_beside_the_only_one_that_had_a_buffer_is_named(device):
+    """The outermost Module is asked for what is new, though a part had the buffer first."""
+    inner = Body().to(device)
+    inner.parameters()
+    outer = Sequential(inner)
+    optimizer = SGD(outer.parameters(), lr=0.1)
+    setattr(outer, "1", Linear(2, 2).to(device))
+    with pytest.raises(ValueError, match=r"^1\.weight, 1\.bias came into"):
+        train_once(outer, optimizer)
+
+
+def test_backward_from_a_gradient_that_it_overwrites(device):
+    p = Parameter(to_device(np.array([1.0, 2.0], "float32"), device))
+    (p * 1.0).sum().backward()
+    window, p.grad = p.grad, None
+    (p * 2 + p * 3).backward(window)
+    same(p.grad, [5, 5])
+
+
 def test_what_is_left_out_on_purpose_is_no_newcomer(device):
     model = Body().to(device)
     frozen = SGD([p for p in model.parameters() if p is not model.head.bias], lr=0.1)
@@ -631,6 +681,18 @@ def test_what_is_left_out_on_purpose_is_no_newcomer(device):
 def test_a_model_stands_for_its_parameters(device):
     model = Body().to(device)
     assert AdamW(model, lr=0.1).parameters == model.parameters()
+
+
+def test_weight_decay_can_be_set(device):
+    w, b = (Parameter(to_device(np.ones(s, "float32"), device)) for s in ((2, 2), (2,)))
+    ParameterBuffer([w, b])
+    optimizer = SGD([w, b], lr=0.5, weight_decay=0.1)
+    optimizer.weight_decay = 0.5
+    w.grad, b.grad = w.data * 0, b.data * 0
+    optimizer.step()
+    same(w.data, np.full((2, 2), 0.75))
+    same(b.data, np.ones(2))
+    assert optimizer.weight_decay == 0.5 and "weight_decay=0.5: 1 Parameters" in repr(optimizer)
 
 
 def test_names_of_pytorch(device):
@@ -697,3 +759,20 @@ def test_nothing_is_scaled_where_nothing_needs_to_be(device):
     same(mixer.buffer.loss_scale, [1, 0])
     mixer.buffer.loss_scale[...] = 8
     same(mixer.set_precision("float32").buffer.loss_scale, [1, 0])
+
+
+def test_a_parameter_in_two_places_of_one_function(device):
+    """Its gradient has one place, and two parts to add."""
+    values = draw((4, 4)).astype("float32")
+    x, b = (Tensor(v, device=device) for v in (draw((4, 3)).astype("float32"), values[0]))
+    p, w1, w2 = (Parameter(to_device(values, device)) for _ in range(3))
+    F.mlp(x, p, b, p, axis=0).sum().backward()
+    F.mlp(x, w1, b, w2, axis=0).sum().backward()
+    close(p.grad, to_numpy(w1.grad) + to_numpy(w2.grad), "float32")
+
+
+def test_the_loss_scale_has_a_largest_value(device):
+    for scale, after in ((LARGEST_SCALE / 2, LARGEST_SCALE), (LARGEST_SCALE, LARGEST_SCALE)):
+        state = to_device(np.array([scale, SCALE_HOLDS - 1.0]), device)
+        adjust_scale(state, to_device(np.ones(1), device))
+        assert float(state[0]) == after

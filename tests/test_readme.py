@@ -1,12 +1,14 @@
 """README is true: its Python blocks run in order, its commands are ones that the scripts accept."""
 
 import argparse
+import ast
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,31 @@ def test_the_order_of_reading_is_stated_once_and_holds():
         for one, several in imported:
             for module in [one] if one else several.split(", "):
                 assert order.index(module.split(" as ")[0]) < position, (name, module)
+
+
+def count_lines(path):
+    """(lines, lines of code): those of a docstring, of comments alone and blank ones are none."""
+    source = path.read_text(encoding="utf-8")
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = [node.body[0] for node in ast.walk(ast.parse(source))
+            if isinstance(node, documented) and ast.get_docstring(node) is not None]  # fmt: skip
+    no_code = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__):
+        if token.type not in no_code and token.string:
+            code.update(range(token.start[0], token.end[0] + 1))
+    code.difference_update(n for doc in docs for n in range(doc.lineno, doc.end_lineno + 1))
+    return len(source.splitlines()), len(code)
+
+
+def test_the_package_is_as_short_as_readme_says():
+    said = re.search(r"([\d,]+) lines of code,\s+([\d,]+) with docstrings.*?at most (\d+)", README)
+    code, lines, most = (int(number.replace(",", "")) for number in said.groups())
+    counts = {path: count_lines(path) for path in (ROOT / "minimixer").glob("*.py")}
+    assert sum(count for count, _ in counts.values()) == pytest.approx(lines, rel=0.03)
+    assert sum(count for _, count in counts.values()) == pytest.approx(code, rel=0.03)
+    everything = [*(ROOT / "minimixer").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    assert {p.name: n for p in everything if (n := count_lines(p)[0]) > most} == {}
 
 
 TRAINING = """

@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Epoch, _check_integer
+from ..checks import check_integer
+from ..data import Epoch
 from .augment import INTERPOLATIONS, Recipe, crop_box
 from .folders import BadPicture, import_pillow
 
@@ -87,22 +88,22 @@ class Loader:
         if self.labels.dtype.kind not in "iu":
             raise TypeError(f"Loader: labels must be integers, not {self.labels.dtype}")
         self.labels = self.labels.astype(np.int64)
-        self.workers = _check_integer("workers", workers, 0, 1024)
+        self.workers = check_integer("workers", workers, 0, 1024)
         crop_box(1, 1, 0, 0, 0, scale)  # for its ValueError, here rather than in a worker
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"Loader: interpolation must be bilinear or bicubic: {interpolation}")
         if not magnitude >= 0:
             raise ValueError(f"Loader: magnitude must be 0 or more, not {magnitude}")
         self.recipe = Recipe(
-            size=_check_integer("size", size, 1, 4096),
-            batch_size=min(_check_integer("batch_size", batch_size, 1, 1 << 63), len(self.paths)),
-            seed=_check_integer("seed", seed, 0, (1 << 64) - 1),
+            size=check_integer("size", size, 1, 4096),
+            batch_size=min(check_integer("batch_size", batch_size, 1, 1 << 63), len(self.paths)),
+            seed=check_integer("seed", seed, 0, (1 << 64) - 1),
             train=bool(train),
             scale=scale,
-            layers=_check_integer("layers", layers, 0, 100),
+            layers=check_integer("layers", layers, 0, 100),
             magnitude=magnitude,
             flip=bool(flip),
-            rank=_check_integer("rank", part[0], 0, part[1] - 1),
+            rank=check_integer("rank", part[0], 0, part[1] - 1),
             ranks=part[1],
             interpolation=interpolation,
         )
@@ -131,8 +132,8 @@ class Loader:
         if nothing of the whole epoch could be decoded (where parts are all that there is);
         ImportError without Pillow."""
         import_pillow()
-        epoch = _check_integer("epoch", epoch, 0, (1 << 64) - 1)
-        start = _check_integer("start", start, 0, len(self))
+        epoch = check_integer("epoch", epoch, 0, (1 << 64) - 1)
+        start = check_integer("start", start, 0, len(self))
         return Epoch(self._epoch(epoch, start), len(self) - start)
 
     def _epoch(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import find_weights, is_checkpoint, load_model
+from ..checks import check_sizes
 from ..files import parse_json, replace_file
 from ..mixer import Mixer
 from ..names import printable
@@ -212,8 +213,7 @@ def _their_shape(entry: Entry, shape: tuple[int, ...], layout: str) -> tuple[int
 def _other_channels(stem: np.ndarray, config: dict, in_channels: int) -> np.ndarray:
     """(P P in, C) -> (P P in_channels, C): every new channel gets the mean filter, scaled so that
     an image whose channels are all alike has the same tokens."""
-    if not isinstance(in_channels, int) or in_channels < 1:
-        raise ValueError(f"in_channels must be a whole number of at least 1, got {in_channels!r}")
+    check_sizes(in_channels=in_channels)
     filters = stem.reshape(-1, config["in_channels"], stem.shape[-1])
     mean = filters.sum(axis=1, keepdims=True) / in_channels
     return np.repeat(mean, in_channels, axis=1).reshape(-1, stem.shape[-1]).astype(stem.dtype)
