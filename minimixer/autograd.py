@@ -73,7 +73,7 @@ class Variable:
 
 def added(a: Array, b: Array) -> Array:
     """The sum of two gradients, a new array."""
-    return namespace(a).asarray(a + b)  # NumPy makes a number of the sum of two 0-d arrays
+    return a + b if a.ndim else namespace(a).asarray(a + b)  # of which NumPy makes a number
 
 
 Variable.result_class = Variable
@@ -83,7 +83,7 @@ def constant(what: str, value: Any) -> Any:
     """The array of a Variable that takes part and gets no gradient; TypeError if it wants one."""
     if not isinstance(value, Variable):
         return value
-    if value.requires_grad and is_grad_enabled():
+    if value.requires_grad and mode.enabled:
         raise TypeError(f"{what} gets no gradient, and this one wants it: use its .detach()")
     return value.data
 
@@ -122,7 +122,7 @@ class Function:
     whole: ClassVar[str | None] = None
     quiet: ClassVar[bool] = False
 
-    needs: Sequence[bool]  # per input: is its gradient wanted?
+    needs: tuple[bool, ...]  # per input: is its gradient wanted?
     parents: Sequence[Any] | None  # per input: (node, output index), (leaf, None) or None
     serial: int  # nodes are counted: those that an input came from have smaller numbers
     input_dtype: np.dtype  # of the inputs, and so of their gradients
@@ -145,15 +145,11 @@ class Function:
         arrays, first = check(cls, inputs, options)
         node = cls()
         recording = mode.enabled
-        node.needs = [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
+        needs = [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
+        node.needs = tuple(needs)
         node = choose(node, inputs, first, arrays, options)  # a fast form where one suits
         results = run(cls.__name__, node, first, arrays, options)
         return record(node, inputs, first, results)
-
-    def release(self) -> None:
-        """Forget what forward kept, and the way to the inputs."""
-        self.__dict__.clear()
-        self.parents, self.versions = None, ()
 
 
 def record(node: Function, inputs: Sequence[Any], first: Any, results: Any) -> Any:

@@ -48,8 +48,8 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
         return
 
     order = sorted(_behind(root.node), key=attrgetter("serial"), reverse=True)
-    arrived = {root.node: [None] * len(root.node.output_shapes)}
-    arrived[root.node][root.output_index] = gradient
+    arrived: dict[Function, list[Array | None]] = {root.node: [None] * len(root.node.output_shapes)}
+    arrived[root.node][root.output_index or 0] = gradient
     del gradient
     try:  # infinite slopes, and NaN behind them, are what the derivatives are: no warnings
         quiet.copy().run(_walk, order, arrived, retain_graph)
@@ -65,9 +65,10 @@ def _walk(
     for node in order:
         gradients = arrived.pop(node, None)  # None: nothing reached it
         results: Any = () if gradients is None else run_back(node, gradients)
-        parents, dtype = node.parents, node.input_dtype
-        if not retain_graph:
-            node.release()
+        parents, dtype = node.parents or (), node.input_dtype
+        if not retain_graph:  # forget what forward kept, and the way to the inputs
+            vars(node).clear()
+            node.parents, node.versions = None, ()
         for position, result in enumerate(results):
             if result is None or parents[position] is None:
                 continue

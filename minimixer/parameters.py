@@ -295,7 +295,7 @@ class Parameter(Tensor):
         from float16 activations come scaled (loss_scale.py), and are scaled back."""
         if self._grad is None:
             self.buffer.make_gradients()
-        window = self._grad
+        window: Any = self._grad
         if gradient is window:  # backward wrote it there
             self.has_grad = True
             return

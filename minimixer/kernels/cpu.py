@@ -265,7 +265,8 @@ class FastMLP(Fast, MLP):
             return None
         out = self.destination(position)
         if out is None:
-            weight = (None, self.w1, self.b1, self.w2.T if self.first else self.w2)[position]
+            weights = self.w1, self.b1, self.w2.T if self.first else self.w2
+            weight = weights[position - 1]
             out = np.empty(weight.shape, dtype=self.input_dtype)
             with blas_on_one_thread:
                 add_up(out, multiply, slice(None))

@@ -271,7 +271,7 @@ class LayerNormAlone(Fast, F.LayerNorm):
 
     def suits(self, x, gamma, beta, epsilon):
         self.inner = self.form()
-        self.inner.needs = [self.needs[0], False, False, *self.needs[1:]]
+        self.inner.needs = (self.needs[0], False, False, *self.needs[1:])
         self.inner.precision = self.precision
         return self.inner.suits(x, None, None, gamma, beta, epsilon, -1)
 
