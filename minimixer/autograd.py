@@ -99,7 +99,7 @@ class Function:
     Neither may write into an array that it did not make. If there is a
         check(*inputs, **options)           a static method: ValueError for what does not fit
     it is called first. Class attributes say what else it can do:
-        takes_serials   inputs may be Python numbers, or 0-d arrays beside a Tensor
+        takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
         optional        the positions of inputs that may be None
         any_dtype       it only moves numbers about, of whatever dtype. Otherwise both ways of
                         two-byte numbers are computed in float32, the results rounded
@@ -115,7 +115,7 @@ class Function:
     )  # fmt: skip
 
     check: ClassVar[Any] = None
-    takes_serials: ClassVar[bool] = True
+    takes_numbers: ClassVar[bool] = True
     optional: ClassVar[tuple[int, ...]] = ()
     any_dtype: ClassVar[bool] = False
     wide_result: ClassVar[bool] = False
@@ -228,7 +228,7 @@ def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> tuple[list[
                 parameters = True
                 arrays.append(array)
                 continue
-        elif function.takes_serials and isinstance(value, (bool, int, float, np.generic)):
+        elif function.takes_numbers and isinstance(value, (bool, int, float, np.generic)):
             # NumPy's numbers would promote float32 arrays: make them plain ones
             arrays.append(value.item() if isinstance(value, np.generic) else value)
             continue
@@ -236,14 +236,14 @@ def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> tuple[list[
             arrays.append(None)
             continue
         elif is_array(value):
-            if value.ndim == 0 and function.takes_serials and _is_a_number(value, inputs):
+            if value.ndim == 0 and function.takes_numbers and _is_a_number(value, inputs):
                 arrays.append(value.item())
                 continue
             array = value if value.dtype.isnative else native(value)
         else:
             raise _unexpected(function, len(arrays), value)
         if array.dtype not in FLOAT_DTYPES and not is_half(array.dtype):
-            return _read_whole_serials(function, inputs)
+            return _read_whole_numbers(function, inputs)
         if first is None:
             first = array
         else:
@@ -262,7 +262,7 @@ def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> tuple[list[
 
 
 def _unexpected(function: type[Function], position: int, value: Any) -> TypeError:
-    kinds = "a Tensor, an array or a number" if function.takes_serials else "a Tensor"
+    kinds = "a Tensor, an array or a number" if function.takes_numbers else "a Tensor"
     return TypeError(
         f"{function.__name__}: expected {kinds} as input {position}, got {value!r:.60}"
     )
@@ -273,7 +273,7 @@ def _is_a_number(array: Array, inputs: Sequence[Any]) -> bool:
     return namespace(array) is np and any(isinstance(value, Variable) for value in inputs)
 
 
-def _read_whole_serials(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+def _read_whole_numbers(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """As _read_inputs, where integers or booleans are among them: alone as `whole` says, or single
     numbers beside floats, `(losses * mask).sum() / mask.sum()`; all else is a TypeError."""
     values = [value.data if isinstance(value, Variable) else value for value in inputs]
@@ -291,7 +291,7 @@ def _read_whole_serials(function: type[Function], inputs: Sequence[Any]) -> tupl
         if function.whole == "float32" or any(isinstance(v, float) for v in values):
             values = [v.astype(np.float32) if is_array(v) else v for v in values]
         return values, next(v for v in values if is_array(v))
-    single = function.takes_serials and all(array.ndim == 0 for array in odd)
+    single = function.takes_numbers and all(array.ndim == 0 for array in odd)
     if odd and len(kinds) == 2 and single:
         return _read_inputs(
             function,

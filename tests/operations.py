@@ -555,6 +555,23 @@ def linears(draw):
     return Case((normal(random, (*front, inside)), normal(random, (inside, outside)), bias))
 
 
+def first_case(random, front, inside, outside, bias, transposed):
+    sizes = (inside, outside) if transposed else (outside, inside)
+    return Case(
+        (normal(random, (inside, *front)), normal(random, sizes),
+         normal(random, (outside,)) if bias else None),
+        {"transposed": transposed},
+    )  # fmt: skip
+
+
+@st.composite
+def firsts(draw):
+    return first_case(
+        np.random.default_rng(draw(seeds)), draw(shapes(max_dims=2)), draw(st.integers(1, 4)),
+        draw(st.integers(1, 4)), draw(st.booleans()), draw(st.booleans()),
+    )  # fmt: skip
+
+
 approximate = st.sampled_from(["none", "tanh"])
 
 
@@ -659,6 +676,15 @@ def linear_formula(x, weight, bias):
     return y if bias is None else y + bias
 
 
+def linear_first_formula(x, weight, bias, transposed):
+    """With transposes there and back, as in the paper."""
+    there, back = (*range(1, x.ndim), 0), (x.ndim - 1, *range(x.ndim - 1))
+    mixed = linear_formula(
+        x.transpose(*there), weight if transposed else weight.transpose(1, 0), bias
+    )
+    return mixed.transpose(*back)
+
+
 def gelu_formula(x, approximate):
     if approximate == "tanh":
         return 0.5 * x * (1 + ((x + 0.044715 * (x * x * x)) * math.sqrt(2 / math.pi)).tanh())
@@ -672,6 +698,10 @@ def mlp_formula(x, w1, b1, w2, axis, approximate):
     there, back = (*range(1, x.ndim), 0), (x.ndim - 1, *range(x.ndim - 1))
     mixed = gelu_formula(x.transpose(*there) @ w1 + b1, approximate) @ w2.transpose(1, 0)
     return mixed.transpose(*back)
+
+
+def layer_norm_formula(x, gamma, beta, epsilon):
+    return norm_formula(x, None, None, gamma, beta, epsilon, -1, (1,))[0]
 
 
 def norm_formula(x, y, bias, gamma, beta, epsilon, bias_axis, outputs):
@@ -752,6 +782,18 @@ def norm_without_x_hat(inputs, options, dys, dxs):
 
 def norm_gamma_without_x_hat(inputs, options, dys, dxs):
     return [*dxs[:3], dxs[4], dxs[4]]
+
+
+def alone(wrong):
+    """A wrong gradient of AddLayerNorm for LayerNorm alone: with nothing to add, only h used."""
+
+    def change(inputs, options, dys, dxs):
+        x, *norm = inputs
+        options, everything = {**options, "bias_axis": -1}, [dxs[0], None, None, *dxs[1:]]
+        dx, _, _, *others = wrong((x, None, None, *norm), options, [None, *dys], everything)
+        return [dx, *others]
+
+    return change
 
 
 def mlp_without_slope(inputs, options, dys, dxs):
@@ -861,7 +903,7 @@ def _norm_fixed(shape, y, bias_axis):
         "outputs swapped": before_backward("outputs swapped", lambda g: g[::-1]),
     }
     # gamma and beta are two arrays of one shape; x and y rightly get equal gradients.
-    undo = ("sum_rows", *["bias_gradient"] * (bias_axis is not None))
+    undo = ("bias_gradient",) * (bias_axis is not None)
     return Fixed(norm_case(_random(), shape, y, bias_axis), terms, share=(3, 4), undo=undo)
 
 
@@ -1096,6 +1138,32 @@ _ALL = [
                     *dxs[:2], dxs[2] / 6],
             }, undo=("sum_rows",)),
          "one shape": Fixed(Case((*_same(shape=(5, 5)).inputs, None)), share=(0, 1))},
+        fused=True,
+    ),
+    Operation(
+        functional.LinearFirst, functional.linear_first, linear_first_formula, firsts(),
+        {f"transposed {transposed}": Fixed(
+            first_case(_random(), (2, 3), 5, 5, True, transposed), {
+                "W not transposed": lambda inputs, options, dys, dxs: [
+                    np.tensordot(inputs[1].T if options["transposed"] else inputs[1], dys[0], 1),
+                    *dxs[1:]],
+                "dW transposed": lambda inputs, options, dys, dxs: [dxs[0], dxs[1].T, dxs[2]],
+                "bias the mean, not the sum": lambda inputs, options, dys, dxs: [
+                    *dxs[:2], dxs[2] / 6],
+            }) for transposed in (False, True)},
+        fused=True,
+    ),
+    Operation(
+        functional.LayerNorm, functional.layer_norm, layer_norm_formula,
+        norms().map(lambda case: Case((case.inputs[0], *case.inputs[3:]),
+                                      {"epsilon": case.options["epsilon"]})),
+        {"(4, 6)": Fixed(
+            Case((normal(_random(), (4, 6)), normal(_random(), (6,)), normal(_random(), (6,))),
+                 {"epsilon": 1e-6}),
+            {"without its mean term": alone(norm_without_mean),
+             "without its x_hat term": alone(norm_without_x_hat),
+             "gamma without x_hat": alone(norm_gamma_without_x_hat)},
+            share=(1, 2), undo=("sum_rows",))},
         fused=True,
     ),
     Operation(

@@ -1201,7 +1201,7 @@ def test_rule_07_one_object_entered_twice(device):
             pass
         assert (leaf(device, [1.0]) * 2.0).requires_grad
     finally:
-        minimixer.grad_mode._mode.enabled = True
+        minimixer.grad_mode.mode.enabled = True
 
 
 def test_rule_07_threads_do_not_see_each_other(device):
