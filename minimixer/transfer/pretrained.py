@@ -105,7 +105,7 @@ def load_pretrained(
     except (ValueError, TypeError) as error:  # wrong values, wrong types
         raise ValueError(f"{where}: can't be loaded as a Mixer: {error}") from None
     if unsaid:
-        warnings.warn(f"{where}: {UNSAID}", stacklevel=3)
+        warnings.warn(f"{printable(where, 4096)}: {UNSAID}", stacklevel=3)
     model.eval()
     return model
 
