@@ -302,6 +302,27 @@ def test_what_shows_no_digit(tmp_path):
             prepare_digit(wrong)
 
 
+def test_the_drawing_of_the_steps_reads_digits_as_predict_does(tmp_path, capsys, monkeypatch):
+    """White ink on nothing, too; and a picture without a digit is named."""
+    pytest.importorskip("matplotlib")
+    import draw_digit
+
+    ink = 255 - np.asarray(draw(240, 200).convert("L"))
+    white = Image.new("RGBA", (240, 200), "white")
+    white.putalpha(Image.fromarray(ink))
+    white.save(tmp_path / "white.png")
+    steps = []
+    digit = read_digit(tmp_path / "white.png", steps)
+    assert steps[0][0] == "the picture" and len(steps) == 6 and (steps[-1][1] == digit).all()
+    words = [tmp_path / "white.png", "--out", tmp_path / "steps.png"]
+    monkeypatch.setattr(sys, "argv", ["draw_digit.py", *map(str, words)])
+    assert draw_digit.main() == 0 and (tmp_path / "steps.png").exists()
+    (tmp_path / "none.png").write_bytes(b"")
+    sys.argv[1] = str(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"none\.png: the file is empty"):
+        draw_digit.main()
+
+
 def test_any_array_is_prepared_or_refused():
     random = np.random.default_rng(0)
     for shape in [(1, 1), (1, 9), (2, 900), (1000, 3), (20, 20, 3), (90, 200)]:

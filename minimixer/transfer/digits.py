@@ -66,12 +66,17 @@ def prepare_digit(picture: Any, steps: list[tuple[str, np.ndarray]] | None = Non
     return digit
 
 
-def read_digit(path: str | os.PathLike) -> np.ndarray:
-    """The digit in a picture's file, prepared: uint8 (28, 28). BadPicture if there is none."""
+def read_digit(
+    path: str | os.PathLike, steps: list[tuple[str, np.ndarray]] | None = None
+) -> np.ndarray:
+    """The digit in a picture's file, prepared: uint8 (28, 28). BadPicture if there is none. `steps`
+    as in `prepare_digit`."""
+    steps = [] if steps is None else steps
     try:
-        return prepare_digit(np.asarray(decode(path, LONGEST)))
-    except NoInk:
-        return prepare_digit(np.asarray(decode(path, LONGEST, behind="black")))  # white on nothing
+        return prepare_digit(np.asarray(decode(path, LONGEST)), steps)
+    except NoInk:  # white on nothing
+        steps.clear()
+        return prepare_digit(np.asarray(decode(path, LONGEST, behind="black")), steps)
 
 
 def shrink(pixels: np.ndarray, longest: int = LONGEST) -> np.ndarray:
