@@ -341,3 +341,11 @@ def test_a_bold_digit_that_touches_a_thin_frame(model):
     array[:2], array[-2:], array[:, :2], array[:, -2:] = 20, 20, 20, 20
     digit = prepare_digit(array)
     assert answer(model, digit) == 2 and abs(digit.astype(int) - plain).mean() < 10
+
+
+@pytest.mark.parametrize("size", [440, 520, 900])  # the sheet is 61%, 44% and 15% of the picture
+def test_a_sheet_on_a_desk(model, size):
+    picture = np.full((size, size, 3), (90, 60, 40), np.uint8)
+    top, start = (size - 400) // 2, (size - 300) // 2
+    picture[top : top + 400, start : start + 300] = np.asarray(draw(300, 400).convert("RGB"))
+    assert answer(model, prepare_digit(picture)) == 2
