@@ -29,7 +29,6 @@ import begin  # noqa: F401  isort: skip
 
 import argparse
 import math
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +56,7 @@ from stopping import stop_signals
 from training import write_rows
 
 from minimixer import parallel
+from minimixer.names import command
 from minimixer.parallel import World
 
 SWEEP_SHARE = 4  # a run of the sweep has one step in so many of a whole run
@@ -384,7 +384,7 @@ def script() -> None:
             with stop_signals():
                 return main()
         except KeyboardInterrupt:
-            again = shlex.join(["python", *sys.argv])
+            again = command(["python", *sys.argv])
             print(f"\ncompare: stopped; what was finished is kept, to go on: {again}",
                   file=sys.stderr)  # fmt: skip
             return 130

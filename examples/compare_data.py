@@ -13,10 +13,10 @@ random part, and each part is inside of every larger one.
 The pickled form of CIFAR is not read: a pickle can run any program when it is opened.
 """
 
+import contextlib
 import os
 import re
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -246,8 +246,9 @@ def decode_all(
             return f"{paths[number]}: {error}"
         return None
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        failures = list(pool.map(fill, range(len(paths))))
+    pool = data.start_threads(min(4, os.cpu_count() or 1))
+    with pool or contextlib.nullcontext():
+        failures = list((pool.map if pool else map)(fill, range(len(paths))))
     bad = [text for text in failures if text is not None]
     if bad:
         first = printable(bad[0], 300)

@@ -13,8 +13,8 @@ from minimixer import Mixer
 from minimixer.checkpoint import BUILT_IN
 from minimixer.files import replace_file
 from minimixer.names import printable
-from minimixer.transfer.digits import LONGEST, prepare_digit
-from minimixer.transfer.folders import decode
+from minimixer.transfer.digits import read_digit
+from minimixer.transfer.folders import BadPicture
 
 
 def main() -> int:
@@ -29,7 +29,10 @@ def main() -> int:
     rows = []
     for path in options.images:
         steps: list[tuple[str, np.ndarray]] = []
-        prepare_digit(np.asarray(decode(path, LONGEST)), steps)
+        try:
+            read_digit(path, steps)
+        except BadPicture as error:
+            raise ValueError(f"{path}: {error}") from None
         rows.append(steps)
     digits = np.stack([steps[-1][1] for steps in rows])[..., None]
     figure = Figure(figsize=(13, 2.3 * len(rows) + 0.3), layout="constrained")

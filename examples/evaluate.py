@@ -41,6 +41,7 @@ from minimixer.transfer.folders import (
     find_images,
     find_part,
     import_pillow,
+    pictures_beside,
     tell_skipped,
 )  # fmt: skip
 
@@ -169,6 +170,9 @@ def evaluate_folder(model: Mixer, options: argparse.Namespace) -> Evaluated:
         print(f"evaluates on {printable(part)}")
     elif train := find_part(top, TRAIN):
         raise ValueError(f"{top} holds {train.name} but no val; give {train} to evaluate on that")
+    if beside := pictures_beside(part or top):
+        print(f"evaluate: not used, as they are of no class: {some(beside)} in "
+              f"{printable(part or top)}", file=sys.stderr)  # fmt: skip
     paths, labels, names = pictures_of(part or top, model)
     real = read_real(options.real, paths, model.num_classes) if options.real else None
     parts, numbers, skipped = [], [], []

@@ -20,7 +20,6 @@ import begin  # noqa: F401  isort: skip
 import argparse
 import contextlib
 import os
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +33,7 @@ from training import Run, on_each_rank, parts, set_precision
 from minimixer import SGD, AdamW, Mixer, Tensor, parallel, schedule
 from minimixer import functional as F
 from minimixer.metrics import Metrics, correct
-from minimixer.names import printable, some
+from minimixer.names import command, printable, some
 from minimixer.optim import Optimizer
 from minimixer.parallel import World
 from minimixer.report import save_pictures
@@ -323,7 +322,7 @@ def report(
     )
     if not written:
         say("for pictures of the curves and the mistakes: pip install matplotlib, then "
-            f"--resume --out {shlex.quote(str(run.out))}")  # fmt: skip
+            f"--resume --out {command([str(run.out)])}")  # fmt: skip
 
 
 class Pictures:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 from options import numbers
@@ -18,6 +19,7 @@ from minimixer.transfer.folders import (
     Skipped,
     find_split,
     find_splits,
+    pictures_beside,
     tell_skipped,
     without_others,
 )  # fmt: skip
@@ -33,7 +35,8 @@ def find_data(options: argparse.Namespace) -> tuple[Found, Found, Skipped]:
     train, val = find_splits(options.data)
     if len(train[2]) == 1:
         raise ValueError(f"{options.data} has one class, {printable(train[2][0])}, and nothing to "
-                         "tell it from; add a folder for each other class")  # fmt: skip
+                         "tell it from; add a folder for each other class, or give that one, if "
+                         "its folders are the classes")  # fmt: skip
     train, skipped = without_others(train)
     paths, labels, class_names = train
     if len(empty := np.setdiff1d(np.arange(len(class_names)), labels)):
@@ -64,6 +67,9 @@ def tell_data(run: Run, val: Found, skipped: Skipped) -> None:
     """Say what one should know of the pictures before training."""
     notes = []
     split = find_split(run.options.data)
+    for part in split or [Path(run.options.data)]:
+        if beside := pictures_beside(part):
+            notes.append(f"not used, as they are of no class: {some(beside)} in {part}")
     if split and split[1].name.lower() in TEST:
         notes.append(f"validates on {split[1]}, as there is no val/; what is chosen by it is no "
                      "longer tested by it")  # fmt: skip

@@ -14,18 +14,19 @@ for wrong options or weights.
 import begin  # noqa: F401  isort: skip
 
 import argparse
+import contextlib
 import io
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from options import Parser, numbers, positive, run_script, share
 
 from minimixer import Mixer, backend
 from minimixer.checkpoint import BUILT_IN
+from minimixer.data import start_threads
 from minimixer.files import read_file
 from minimixer.names import distinct, printable
 from minimixer.transfer.augment import INTERPOLATIONS, resize, resize_crop
@@ -192,11 +193,13 @@ def read_batches(
         except BadPicture as error:
             return error
 
-    with ThreadPoolExecutor(threads) as pool:
-        coming = pool.map(attempt, paths[:batch_size])
+    pool = start_threads(threads)
+    each = pool.map if pool else map
+    with pool or contextlib.nullcontext():
+        coming = each(attempt, paths[:batch_size])
         for start in range(0, len(paths), batch_size):
             now, after = coming, start + batch_size
-            coming = pool.map(attempt, paths[after : after + batch_size])
+            coming = each(attempt, paths[after : after + batch_size])
             found = list(enumerate(now, start))
             good = [(number, item) for number, item in found if isinstance(item, np.ndarray)]
             yield (

@@ -22,8 +22,8 @@ from minimixer.files import Lock
 from minimixer.names import printable
 
 # All that train_mnist.py, finetune.py and transfer.py write.
-RESULTS = ("checkpoint.npz", "best.npz", "metrics.csv", "curves.png", "mistakes.png", "probe.npz",
-           "probe.csv", "pretrained.npz", "sweep.csv", "transfer.csv")  # fmt: skip
+RESULTS = ("checkpoint.npz", "best.npz", "metrics.csv", "curves.png", "mistakes.png", "skipped.csv",
+           "probe.npz", "probe.csv", "pretrained.npz", "sweep.csv", "transfer.csv")  # fmt: skip
 # What a checkpoint holds beyond weights and optimizer; the numbers are of the row to come.
 PROGRESS = {"settings": dict, "data": int, "step": int, "steps": int, "images": int,
             "loss_sum": float, "correct": int, "seconds": float, "waited": float,
@@ -67,8 +67,8 @@ def hold(path: Path) -> Lock:
     """Make the directory, if need be, and lock it. OSError if results could not be kept there."""
     os.makedirs(os.path.realpath(path), exist_ok=True)  # of a link, the directory it leads to
     for name in RESULTS:
-        if (path / name).is_dir():
-            raise ValueError(f"{path / name} is a directory; choose another --out")
+        if (path / name).exists() and not (path / name).is_file():
+            raise ValueError(f"{path / name} is no file of ours; choose another --out")
     try:
         lock = Lock(path / ".lock")
     except BlockingIOError:

@@ -12,7 +12,6 @@ over is trained on by a new one, with a schedule of its own: --weights runs/mnis
 import begin  # noqa: F401  isort: skip
 
 import argparse
-import shlex
 import zlib
 
 import numpy as np
@@ -23,7 +22,7 @@ from training import Run, on_each_rank, parts, set_precision
 from minimixer import AdamW, Mixer, data, parallel, schedule
 from minimixer import functional as F
 from minimixer.metrics import correct, evaluate
-from minimixer.names import printable
+from minimixer.names import command, printable
 from minimixer.report import save_pictures
 from minimixer.transfer.remake import remake
 
@@ -173,7 +172,7 @@ def train(run: Run) -> int:
     )
     if not pictures:
         say("for pictures of the curves and the mistakes: pip install matplotlib, then "
-            f"--resume --out {shlex.quote(str(run.out))}")  # fmt: skip
+            f"--resume --out {command([str(run.out)])}")  # fmt: skip
     return 0
 
 

@@ -24,7 +24,6 @@ import contextlib
 import csv
 import io
 import itertools
-import shlex
 import sys
 import time
 import warnings
@@ -42,6 +41,7 @@ from tqdm import tqdm
 from minimixer import Mixer, backend, fetch, parallel, record
 from minimixer.checkpoint import load_checkpoint, save_checkpoint
 from minimixer.files import replace_file
+from minimixer.names import command, printable
 from minimixer.optim import Optimizer
 from minimixer.parallel import World
 
@@ -80,17 +80,18 @@ class Run:
                 else:
                     self.out, self.lock = claim(options.out, default_out, options.overwrite)
                 until_checked.pop_all()
-            if self.lock.refusal:
-                say(f"{self.out} can't be locked ({self.lock.refusal}): start no other run there")
+            shown, refusal = printable(self.out), self.lock.refusal
+            if refusal:
+                say(f"{shown} can't be locked ({refusal}): start no other run there")
             if not options.out and self.out != Path(default_out):
-                anew = f"results go to {self.out}: {default_out} has those of another run"
-                say(f"resuming {self.out}" if options.resume else anew)
+                anew = f"results go to {shown}: {default_out} has those of another run"
+                say(f"resuming {shown}" if options.resume else anew)
         options.out, stored = world.share((str(getattr(self, "out", "")), stored))
         self.out = Path(options.out)
         for name, value in (stored or {}).items():
             if not (name.startswith("data") and name in given):  # the data may have moved; their
                 setattr(options, name, value)  # number tells whether they are the same
-        self.saved = options.resume  # is the checkpoint one of this run?
+        self.saved: bool | None = None  # is the checkpoint one of this run? None before start()
         self.step = 0  # the next one
         self._coming: deque[tuple[int, int, Any]] = deque()  # steps whose results were not read
 
@@ -108,9 +109,18 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self.lock is not None:
             self.lock.release()
+            if isinstance(error, OSError) and error.errno and self.saved is not None:  # a full disk
+                text = f"{error.strerror}; {self._kept('--resume goes on from it')}"
+                raise OSError(error.errno, text, error.filename or str(self.out)) from None
+
+    def _kept(self, then: str) -> str:
+        """What is left of a run that failed, if somebody did not remove it."""
+        whole = f"the last checkpoint, {self.checkpoint}, is whole: {then}"
+        gone = f"{self.checkpoint} is gone" if self.saved else "nothing was saved"
+        return whole if self.saved and self.checkpoint.is_file() else gone
 
     @property
     def checkpoint(self) -> Path:
@@ -125,7 +135,7 @@ class Run:
         """Begin, or go on, with `every` steps to a row of metrics.csv. `data` is a number that
         tells data sets apart."""
         self.model, self.optimizer, self.every = model, optimizer, every
-        self.lag = 0 if model.device == "cpu" else LAG
+        self.lag, self.saved = 0 if model.device == "cpu" else LAG, self.options.resume
         values = {name: getattr(self.options, name) for name in self.settings}
         self.progress = {"settings": values, "data": data, "step": 0, "steps": steps}
         self._begin_row()
@@ -287,18 +297,13 @@ class Run:
         """The best weights go first: a kill between the two makes only that row again."""
         if self.world.rank:
             return
-        try:
-            self._have_directory()
-            if not self.saved and self.options.overwrite:
-                for name in RESULTS[1:]:  # of another run than what will stand beside them
-                    (self.out / name).unlink(missing_ok=True)
-            if is_best:
-                save_checkpoint(self.best, self.model)
-            save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress)
-        except OSError as error:
-            kept = f"the last checkpoint, {self.checkpoint}, is whole: --resume goes on from it"
-            text = f"{error.strerror or error}; {kept if self.saved else 'nothing was saved'}"
-            raise OSError(error.errno, text, error.filename or str(self.out)) from None
+        self._have_directory()
+        if not self.saved and self.options.overwrite:
+            for name in RESULTS[1:]:  # of another run than what will stand beside them
+                (self.out / name).unlink(missing_ok=True)
+        if is_best:
+            save_checkpoint(self.best, self.model)
+        save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress)
         self.saved = True
 
     def _have_directory(self) -> None:
@@ -333,18 +338,14 @@ class Run:
         for name in sorted(self.given - self.settings.keys() - {"resume", "out"}):
             value = getattr(self.options, name)
             again += [dashes(name)] if value is True else [dashes(name), str(value)]
-        say(
-            f"stopped after step {self.step} of {self.progress['steps']}, saved in "
-            f"{self.checkpoint}; to go on: {shlex.join(again)}"
-        )
+        say(f"stopped after step {self.step} of {self.progress['steps']}, saved in "
+            f"{printable(self.checkpoint)}; to go on: {command(again)}")  # fmt: skip
         return 130
 
     def _diverged(self, what: str, step: int) -> ValueError:
-        kept = f"{self.checkpoint} keeps the last good state" if self.saved else "nothing was saved"
         clip = "" if self.options.clip else ", or --clip 1"
-        return ValueError(
-            f"{what} at step {step + 1}; {kept}; try a lower --lr{clip}, with another --out"
-        )
+        return ValueError(f"{what} at step {step + 1}; {self._kept('of a good state')}; try a "
+                          f"lower --lr{clip}, with another --out")  # fmt: skip
 
 
 def set_precision(model: Mixer, options: argparse.Namespace, given: set[str]) -> None:

@@ -261,8 +261,7 @@ class Batches:
         return Epoch(self._prefetch(epoch, start), len(self) - start)
 
     def _prefetch(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pool: ThreadPoolExecutor | None
-        pool = ThreadPoolExecutor(1, thread_name_prefix="minimixer-batches")
+        pool = start_threads(1)
         process, ahead = os.getpid(), deque[Future]()
         try:
             for index in range(start, len(self)):
@@ -270,14 +269,21 @@ class Batches:
                     pool = None
                 # Two ahead: one ready, one in the making. More would only cost memory.
                 while pool and len(ahead) < 3 and index + len(ahead) < len(self):
-                    try:
-                        ahead.append(pool.submit(self.batch, epoch, index + len(ahead)))
-                    except RuntimeError:  # no thread can be started
-                        pool = None
+                    ahead.append(pool.submit(self.batch, epoch, index + len(ahead)))
                 yield ahead.popleft().result() if pool else self.batch(epoch, index)
         finally:  # also on break and Ctrl-C: at most the batch in the making is waited for
             if pool:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+def start_threads(count: int) -> ThreadPoolExecutor | None:
+    """So many threads to give work to; None where there can be none, as in a browser."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="minimixer")
+    try:
+        pool.submit(int)
+    except RuntimeError:
+        return None
+    return pool
 
 
 class Epoch(Generator):

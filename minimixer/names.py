@@ -23,11 +23,19 @@ A table that is to be read again keeps all of a name, and Python's own codec rea
 >>> escaped("caf\\u00e9\\n").encode("latin-1", "backslashreplace").decode("unicode_escape")
 'café\\n'
 
+A command to be pasted into a shell is not shortened, and means the same there (in bash and zsh):
+
+>>> print(command(["rm", "two words", "\\x1b[31m"]))
+rm 'two words' $'\\x1b[31m'
+
 Next: `files.py`, what is read and written under them.
 """
 
 import contextlib
 import functools
+import os
+import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -111,6 +119,21 @@ def escaped(name: Any) -> str:
         if character == "\\" or _is_hidden(character) else character
         for character in str(name)
     )  # fmt: skip
+
+
+def command(words: Iterable[str]) -> str:
+    """One line of visible characters that a shell takes for these words."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if not any(map(_is_hidden, word)):
+        return shlex.quote(word)
+    return "$'" + "".join(
+        "".join(f"\\x{byte:02x}" for byte in os.fsencode(character)) if _is_hidden(character)
+        else re.sub(r"[\\']", r"\\\g<0>", character)
+        for character in word
+    ) + "'"  # fmt: skip
 
 
 def _is_hidden(character: str) -> bool:

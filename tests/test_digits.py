@@ -302,6 +302,27 @@ def test_what_shows_no_digit(tmp_path):
             prepare_digit(wrong)
 
 
+def test_the_drawing_of_the_steps_reads_digits_as_predict_does(tmp_path, capsys, monkeypatch):
+    """White ink on nothing, too; and a picture without a digit is named."""
+    pytest.importorskip("matplotlib")
+    import draw_digit
+
+    ink = 255 - np.asarray(draw(240, 200).convert("L"))
+    white = Image.new("RGBA", (240, 200), "white")
+    white.putalpha(Image.fromarray(ink))
+    white.save(tmp_path / "white.png")
+    steps = []
+    digit = read_digit(tmp_path / "white.png", steps)
+    assert steps[0][0] == "the picture" and len(steps) == 6 and (steps[-1][1] == digit).all()
+    words = [tmp_path / "white.png", "--out", tmp_path / "steps.png"]
+    monkeypatch.setattr(sys, "argv", ["draw_digit.py", *map(str, words)])
+    assert draw_digit.main() == 0 and (tmp_path / "steps.png").exists()
+    (tmp_path / "none.png").write_bytes(b"")
+    sys.argv[1] = str(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"none\.png: the file is empty"):
+        draw_digit.main()
+
+
 def test_any_array_is_prepared_or_refused():
     random = np.random.default_rng(0)
     for shape in [(1, 1), (1, 9), (2, 900), (1000, 3), (20, 20, 3), (90, 200)]:
@@ -320,3 +341,11 @@ def test_a_bold_digit_that_touches_a_thin_frame(model):
     array[:2], array[-2:], array[:, :2], array[:, -2:] = 20, 20, 20, 20
     digit = prepare_digit(array)
     assert answer(model, digit) == 2 and abs(digit.astype(int) - plain).mean() < 10
+
+
+@pytest.mark.parametrize("size", [440, 520, 900])  # the sheet is 61%, 44% and 15% of the picture
+def test_a_sheet_on_a_desk(model, size):
+    picture = np.full((size, size, 3), (90, 60, 40), np.uint8)
+    top, start = (size - 400) // 2, (size - 300) // 2
+    picture[top : top + 400, start : start + 300] = np.asarray(draw(300, 400).convert("RGB"))
+    assert answer(model, prepare_digit(picture)) == 2

@@ -30,6 +30,7 @@ from minimixer.transfer.folders import (
     find_images,
     find_split,
     find_splits,
+    pictures_beside,
     tell_skipped,
     without_others,
 )
@@ -156,8 +157,17 @@ def test_a_folder_that_goes_while_it_is_searched(tmp_path, monkeypatch):
     assert [Path(path).name for path in find_images(tmp_path)[0]] == ["1.png", "3.png"]
 
 
+def test_a_picture_astray_makes_no_class_of_train(tmp_path):
+    touch(tmp_path, *(f"{part}/{name}/{n}.png" for part in ("train", "val") for name in "ab"
+                      for n in (1, 2)))  # fmt: skip
+    expected = find_splits(tmp_path)
+    touch(tmp_path, "train/1.png", "val/2.png", "val/3.jpg.txt")
+    assert str(find_splits(tmp_path)) == str(expected)
+    assert pictures_beside(tmp_path / "train") == ["1.png"] and pictures_beside(tmp_path) == []
+
+
 def test_a_class_may_be_called_train(tmp_path):
-    touch(tmp_path, "train/1.png", "tram/1.png")
+    touch(tmp_path, "train/1.png", "train/old/2.png", "tram/1.png")
     assert find_splits(tmp_path)[0][2] == ["train", "tram"]
 
 

@@ -3,6 +3,9 @@
 import csv
 import doctest
 import io
+import os
+import shutil
+import subprocess
 import unicodedata
 import warnings
 
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimixer import names
-from minimixer.names import distinct, escaped, for_picture, printable
+from minimixer.names import command, distinct, escaped, for_picture, printable
 
 anything = st.text(st.characters(exclude_categories=()), max_size=60)  # half characters, too
 
@@ -68,6 +71,15 @@ def test_a_table_keeps_all_of_a_name(name):
     assert text.count("\n") == 1
     read = next(csv.reader([text]))[0]
     assert read.encode("latin-1", "backslashreplace").decode("unicode_escape") == name
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+@given(st.lists(st.binary(min_size=1, max_size=20).filter(lambda word: b"\0" not in word)))
+def test_a_command_means_the_same_to_a_shell(words):
+    line = command(map(os.fsdecode, words))
+    assert line.isprintable()
+    found = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], stdout=subprocess.PIPE)
+    assert found.stdout == b"".join(word + b"\0" for word in words or [b""])
 
 
 def test_pictures_of_any_name():

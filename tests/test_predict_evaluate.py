@@ -303,6 +303,30 @@ def test_some_of_the_models_classes(tmp_path, run, folder):
     assert "3 class folders" not in run("evaluate", *arguments).stdout  # cat, eel, notes: by order
 
 
+def test_pictures_of_no_class_are_not_used_and_that_is_said(tmp_path, run, folder):
+    arguments = ["--weights", saved(tmp_path), "--data", folder]
+    expected = run("evaluate", *arguments)
+    picture(folder / "val" / "1.png", 5)
+    done = run("evaluate", *arguments)
+    said = f"evaluate: not used, as they are of no class: 1.png in {folder / 'val'}\n"
+    assert done.stdout == expected.stdout and done.stderr == said + expected.stderr
+
+
+@pytest.mark.parametrize("script", ["predict", "evaluate"])
+def test_where_no_thread_can_be_started(tmp_path, run, folder, script, monkeypatch):
+    """As in a browser: one picture after another."""
+    arguments = ["--weights", saved(tmp_path)]
+    arguments += ["--data", folder] if script == "evaluate" else [folder / "val", "--batch-size=2"]
+    expected = run(script, *arguments)
+    (tmp_path / "stub" / "sitecustomize.py").write_text(
+        "import threading\n"
+        "def start(thread): raise RuntimeError(\"can't start new thread\")\n"
+        "threading.Thread.start = start\n", encoding="utf-8",
+    )  # fmt: skip
+    done = run(script, *arguments)
+    assert (done.stdout, done.stderr) == (expected.stdout, expected.stderr)
+
+
 @pytest.mark.parametrize("name, said", [
     ("valid", 0), ("Validation", 0), ("test", 0), ("train", "holds train but no val; give"),
 ])  # fmt: skip

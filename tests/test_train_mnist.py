@@ -50,16 +50,19 @@ when, number, action = sys.argv[1].split()
 calls = 0
 
 def act():
-    if action in ("full", "cut"):  # no file can grow any more: an error, or the end
+    if action in ("full", "brimful", "cut"):  # no file can grow: an error, or the end
         if action == "cut":
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+        limit = 0 if action == "brimful" else 5000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     elif action == "twice":
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-    elif action == "remove":
+    elif action in ("remove", "usurp"):
         shutil.rmtree(sys.argv[-1].removeprefix("--out="))
+        if action == "usurp":
+            open(sys.argv[-1].removeprefix("--out="), "x").close()
     elif action in ("sleep", "nap"):
         print("asleep", file=sys.stderr, flush=True)
         time.sleep(60 if action == "sleep" else 2)
@@ -557,6 +560,33 @@ def test_ctrl_c_before_the_training_is_not_a_traceback(run, small):
     assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in err
 
 
+def test_a_checkpoint_that_is_gone_is_not_called_whole(run, small, tmp_path):
+    line = run.refused(*SMALL, "--data-dir", small, "--out=run", at="step 4 usurp")
+    assert "run/checkpoint.npz is gone" in line and "whole" not in line
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+@pytest.mark.parametrize("name", ["checkpoint.npz", "metrics.csv", "skipped.csv"])
+def test_results_that_could_not_be_written_are_refused_before_training(run, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / name)
+    line = run.refused(*SMALL, "--out=run", "--overwrite", match="choose another --out")
+    assert f"run/{name}" in line
+
+
+def test_the_command_to_go_on_can_be_shown_and_pasted(run, small, reference, tmp_path):
+    name = "r\x1b[31mun it's"
+    out, _ = run(*SMALL, "--data-dir", small, f"--out={name}", at="step 2 SIGINT", status=130)
+    assert out.replace("\n", "").isprintable()
+    words = subprocess.run(
+        ["bash", "-c", "printf '%s\\0' " + out.splitlines()[-1].split("to go on: ")[1]],
+        stdout=subprocess.PIPE, encoding="utf-8", check=True,
+    ).stdout.split("\0")[2:-1]  # fmt: skip
+    assert name in words
+    run(*words)
+    assert_same_run(tmp_path / name, reference[0])
+
+
 # In the order of a run: files are written before training, and two after each epoch.
 KILLS = [
     *(f"{w} {n} SIGKILL" for w in ("fsync", "replace", "replaced") for n in (2, 4, 5)),
@@ -581,8 +611,9 @@ def test_killed_while_writing(run, small, reference, tmp_path, at):
     assert results(tmp_path / "run") == ["checkpoint.npz", "metrics.csv"]
 
 
-def test_a_full_disk(run, small, reference, tmp_path):
-    line = run.refused(*SMALL, "--data-dir", small, "--out=run", at="step 4 full",
+@pytest.mark.parametrize("at", ["step 4 full", "replaced 1 brimful"])  # then: metrics.csv
+def test_a_full_disk(run, small, reference, tmp_path, at):
+    line = run.refused(*SMALL, "--data-dir", small, "--out=run", at=at,
                        match="(large|space).*--resume")  # fmt: skip
     out = tmp_path / "run"
     assert "the last checkpoint, run/checkpoint.npz, is whole" in line and str(out) in line

@@ -16,6 +16,7 @@ Five steps, each a function below; `examples/draw_digit.py` draws them for a pic
 Next: `augment.py`.
 """
 
+import contextlib
 import os
 from typing import Any
 
@@ -54,6 +55,10 @@ def prepare_digit(picture: Any, steps: list[tuple[str, np.ndarray]] | None = Non
     pixels = shrink(pixels)
     seen.append(("the picture", pixels))
     ink = find_ink(pixels)
+    sheet = find_sheet(ink)
+    if sheet is not None:
+        with contextlib.suppress(NoInk):  # of a blot
+            ink = find_ink(pixels[sheet])
     seen.append(("ink: paper taken away", ink))
     ink = keep_digit(ink)
     seen.append(("the digit alone", ink))
@@ -66,12 +71,17 @@ def prepare_digit(picture: Any, steps: list[tuple[str, np.ndarray]] | None = Non
     return digit
 
 
-def read_digit(path: str | os.PathLike) -> np.ndarray:
-    """The digit in a picture's file, prepared: uint8 (28, 28). BadPicture if there is none."""
+def read_digit(
+    path: str | os.PathLike, steps: list[tuple[str, np.ndarray]] | None = None
+) -> np.ndarray:
+    """The digit in a picture's file, prepared: uint8 (28, 28). BadPicture if there is none. `steps`
+    as in `prepare_digit`."""
+    steps = [] if steps is None else steps
     try:
-        return prepare_digit(np.asarray(decode(path, LONGEST)))
-    except NoInk:
-        return prepare_digit(np.asarray(decode(path, LONGEST, behind="black")))  # white on nothing
+        return prepare_digit(np.asarray(decode(path, LONGEST)), steps)
+    except NoInk:  # white on nothing
+        steps.clear()
+        return prepare_digit(np.asarray(decode(path, LONGEST, behind="black")), steps)
 
 
 def shrink(pixels: np.ndarray, longest: int = LONGEST) -> np.ndarray:
@@ -110,6 +120,21 @@ def find_ink(pixels: np.ndarray) -> np.ndarray:
     return ink  # of a digit that reaches the edges itself
 
 
+def find_sheet(ink: np.ndarray) -> tuple[slice, slice] | None:
+    """Where most of the picture is the desk, the sheet of paper on it, which was taken for ink: no
+    digit fills its box, with all the corners. None if there is no such sheet."""
+    cell, _, amounts, boxes = pieces(ink)
+    if not boxes:
+        return None
+    top, bottom, start, end = (n * cell for n in boxes[max(boxes, key=lambda n: amounts[n])])
+    rim = 1 + max(bottom - top, end - start) // 30
+    place = np.s_[top + rim : bottom - rim, start + rim : end - rim]
+    sheet = ink[place]
+    if min(sheet.shape) < max(10, max(sheet.shape) / 3) or not corners(sheet).all():
+        return None
+    return place if (sheet > EDGE).mean() > 0.7 else None
+
+
 def corners(ink: np.ndarray) -> np.ndarray:
     """Which of the picture's four corners have ink: (4,)."""
     return ink[[0, 0, -1, -1], [0, -1, 0, -1]] > EDGE
@@ -130,6 +155,8 @@ def differences(pixels: np.ndarray) -> np.ndarray:
             return pixels - outside  # a bold digit that fills the picture: ink is the most
         if near(small, paper) > 0.5:
             return pixels - paper
+        if near(edges, outside) > 0.97 and near(small, outside) > 0.3:  # a desk, and a sheet on it
+            return pixels - outside
     terms, known = quadratic(*pixels.shape[:2]), quadratic(*small.shape[:2]).reshape(-1, 6)
     wanted, weight = small.reshape(-1, 3), np.ones((len(known), 1), np.float32)
     for _ in range(20):  # least squares, again and again, with less weight for what is far off

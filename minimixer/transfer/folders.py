@@ -86,10 +86,8 @@ def find_images(directory: str | os.PathLike, class_names: Sequence[str] | None 
 
 def find_splits(directory: str | os.PathLike) -> tuple[Found, Found | None]:
     """(train, val), each as of `find_images`; val is None if the folder holds classes itself. The
-    classes are those of train, of which val may lack some.
-
-    Besides the errors of `find_images`, ValueError if there is only one of the two.
-    """
+    classes are those of train, of which val may lack some. Besides the errors of `find_images`,
+    ValueError if there is only one of the two."""
     directory = _check_directory(directory)
     split = find_split(directory)
     if split is None:
@@ -171,13 +169,16 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
-def _is_split(directory: Path) -> bool:
-    """Folders and no pictures: a class may be called train, too."""
-    if not directory.is_dir():
-        return False
+def pictures_beside(directory: Path) -> list[str]:
+    """The names of pictures in a folder itself, which belong to none of the classes in it."""
     folders = class_folders(directory)
-    others = set(os.listdir(directory)).difference(folders)
-    return bool(folders) and not any(map(is_picture, others))
+    return sorted(n for n in os.listdir(directory) if is_picture(n) and n not in folders)
+
+
+def _is_split(directory: Path) -> bool:
+    """Folders that hold most of its pictures: a class may be called train, too."""
+    beside = len(pictures_beside(directory))
+    return 2 * beside < len(_pictures(directory)) if beside else bool(class_folders(directory))
 
 
 # ---- what can't be used -------------------------------------------------------------------------
@@ -186,9 +187,8 @@ Skipped = list[tuple[str, str]]  # (path, why)
 
 
 def without_others(found: Found) -> tuple[Found, Skipped]:
-    """The same without files that can't be decoded, as far as their first bytes tell. A damaged
-    picture shows only when it is decoded; a name on a list, or a page that says "not found", now.
-    """
+    """The same without files that can't be decoded, as far as their first bytes tell: a damaged
+    picture shows only when it is decoded."""
     paths, labels, class_names = found
     reasons = [_why_not(path) for path in paths]
     kept = [number for number, reason in enumerate(reasons) if reason is None]

@@ -106,7 +106,7 @@ def load_pretrained(
     except (ValueError, TypeError) as error:  # wrong values, wrong types
         raise ValueError(f"{where}: can't be loaded as a Mixer: {error}") from None
     if unsaid:
-        warnings.warn(f"{where}: {UNSAID}", stacklevel=3)
+        warnings.warn(f"{printable(where, 4096)}: {UNSAID}", stacklevel=3)
     model.eval()
     return model
 
@@ -268,10 +268,10 @@ def _lost(model: Mixer, format: str) -> dict[str, Any]:
     lost: dict[str, Any] = {}
     if config["approximate"] != GELU_FORM[format]:
         lost["approximate"] = repr(config["approximate"])
-    if format == "npz":  # timm's has metadata, where ours are
-        for name, values in (("mean", model.mean), ("std", model.std)):
-            if (values != 0.5).any():
-                lost[name] = values.tolist()
+    for name, values in (("mean", model.mean), ("std", model.std)):
+        if (values != 0.5).any():
+            lost[name] = values.tolist()
+    if format == "npz":  # timm's has metadata, where ours are; and timm wants to be told sizes
         if model.height != model.width:
             lost["image_size"] = config["image_size"]
         if model.class_names:
