@@ -215,10 +215,11 @@ def flops_of(kind, arrays) -> int:
 def profile_gpu(step) -> dict:
     import cupy
 
-    from minimixer.kernels import cublas, gpu, gpu_training, spare_row, sums
+    from minimixer.kernels import cublas, gpu, gpu_layer_norm, gpu_training, spare_row, sums
 
     notes = []
-    modules, get, product = (gpu, gpu_training, spare_row, sums), gpu.get, cublas._product
+    modules = gpu, gpu_layer_norm, gpu_training, spare_row, sums
+    get, product = gpu.get, cublas._product
 
     def measured(label, size, flops, function, *arguments, **options):
         start_event, end_event = cupy.cuda.Event(), cupy.cuda.Event()

@@ -43,7 +43,8 @@ def choose(
     fast = form()
     fast.needs = node.needs
     fast.read(inputs)
-    return fast if fast.suits(*arrays, **options) else node
+    suits = fast.suits(*arrays, **options) and backend.unchanged(type(node))
+    return fast if suits else node
 
 
 def replaceable(plain: Callable) -> Callable:
@@ -52,7 +53,7 @@ def replaceable(plain: Callable) -> Callable:
     @functools.wraps(plain)
     def function(*inputs: Any, **options: Any) -> Any:
         for form in backend.forms.get(function, {}).values():
-            if form.suits(*inputs, **options):
+            if form.suits(*inputs, **options) and backend.unchanged(function):
                 return form.run(*inputs, **options)
         return plain(*inputs, **options)
 

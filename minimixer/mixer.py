@@ -14,11 +14,11 @@ C channels (hidden_dim), D_S and D_C hidden units of the two MLPs, K classes.
     stem: per-patch linear projection   --> (S, B, C)
         +- mixer block, num_blocks times -------------------------------------------------+
         |  LayerNorm                    --> (S, B, C)                                     |
-        |  token mixing: W1, GELU       --> (D_S, B*C)         each channel's S tokens    |
+        |  token mixing: W1, GELU       --> (D_S, B, C)        each channel's S tokens    |
         |                W2             --> (S, B, C)          through one shared MLP     |
         |  + skip connection            --> (S, B, C)          U in equation 1            |
         |  LayerNorm                    --> (S, B, C)                                     |
-        |  channel mixing: W3, GELU     --> (S*B, D_C)         each token's C channels    |
+        |  channel mixing: W3, GELU     --> (S, B, D_C)        each token's C channels    |
         |                  W4           --> (S, B, C)          through one shared MLP     |
         |  + skip connection            --> (S, B, C)          Y in equation 1            |
         +---------------------------------------------------------------------------------+
@@ -46,7 +46,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import functional as F
-from .backend import Array, as_dtype, check_precision, form_of, is_half, to_numpy, use_device_of
+from .backend import (
+    Array,
+    as_dtype,
+    check_precision,
+    current_form,
+    form_of,
+    is_half,
+    to_numpy,
+    use_device_of,
+)
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
 from .checks import check_sizes
@@ -292,7 +301,7 @@ class Mixer(Module):
         """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
         (row, column, channel) order."""
         dtype = self.activation_dtype
-        cut = form_of("patches", self.stem.weight.data)
+        cut = current_form("patches", self.stem.weight.data)
         if cut is not None and not isinstance(images, Tensor):
             tokens = cut(self, self.check_shape(images), dtype)
             if tokens is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, form_of, namespace
+from .backend import Array, current_form, namespace
 from .products import matmul
 
 
@@ -24,7 +24,7 @@ def gradient_norm(parts: list[Array]) -> Array:
     """The norm of flat float32 or float64 arrays taken together, 0-d, in their dtype. NaN or
     infinite if one of their numbers is."""
     xp, dtype = namespace(parts[0]), parts[0].dtype
-    fast = form_of("sum_squares", parts[0])
+    fast = current_form("sum_squares", parts[0])
     squares: list[Any] = [fast(part) if fast else None for part in parts]
     if all(square is not None for square in squares):
         return xp.sqrt(sum(squares)).astype(dtype).reshape(())

@@ -28,8 +28,8 @@ from .backend import (
     address,
     blocks,
     check_not_recorded,
+    current_form,
     device_of,
-    form_of,
     namespace,
     to_device,
     to_numpy,
@@ -127,7 +127,7 @@ class Optimizer:
         if self.scaled:
             norm = self._gradient_norm()
             self.control[FINITE] = namespace(norm).isfinite(norm)
-        fast = form_of(
+        fast = current_form(
             type(self), self.buffer.values
         )  # which looks at FINITE itself, on the device
         if fast is None or not fast(self, ranges):
@@ -278,7 +278,7 @@ class Optimizer:
     def _count_step(self) -> None:
         """One step more, unless the gradients were not finite; the next is not clipped so far."""
         control, counters = self.control, self.buffer.random.counters
-        fast = form_of("count_step", control)
+        fast = current_form("count_step", control)
         if fast is None or not fast(control, counters):
             control[STEP : STEP + 1] += control[FINITE : FINITE + 1]
             control[CLIP] = control[FINITE] = 1

@@ -119,7 +119,7 @@ class ParameterBuffer:
             value, grad, size = parameter.data, parameter.grad, parameter.size
             parameter.buffer, parameter.start, parameter.has_grad = self, start, False
             self.windows.append(weakref.ref(parameter))
-            parameter.open()
+            parameter.bind()
             parameter.data = value
             parameter.grad = grad
             start += _aligned(size)
@@ -129,12 +129,12 @@ class ParameterBuffer:
         """The number of Parameters that are still in use."""
         return sum(window() is not None for window in self.windows)
 
-    def open_windows(self) -> None:
+    def bind_windows(self) -> None:
         """Let the Parameters see the arrays that are here now."""
         for window in self.windows:
             parameter = window()
             if parameter is not None and parameter.buffer is self:
-                parameter.open()
+                parameter.bind()
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
         return {**vars(self), "windows": [], "low": None, "owner": None}
@@ -170,13 +170,13 @@ class ParameterBuffer:
         """All values in a two-byte dtype: a copy that is kept, and kept up to date."""
         if self.low is None or self.low.dtype != dtype:
             self.low = self.values.astype(dtype)
-            self.open_windows()
+            self.bind_windows()
         return self.low
 
     def make_gradients(self) -> Array:
         if self.gradients is None:
             self.gradients = namespace(self.values).zeros_like(self.values)
-            self.open_windows()
+            self.bind_windows()
         return self.gradients
 
     def to(self, dtype: np.dtype | None = None, device: str | None = None) -> None:
@@ -195,7 +195,7 @@ class ParameterBuffer:
         scale, counters = to_device(self.loss_scale, device), self.random.counters
         self.random.counters = to_device(counters, device)  # from here on nothing can fail
         self.values, self.gradients, self.loss_scale, self.low = values, gradients, scale, None
-        self.open_windows()
+        self.bind_windows()
 
 
 def _aligned(size: int) -> int:
@@ -242,9 +242,9 @@ class Parameter(Tensor):
         for name, value in state.items():
             setattr(self, name, value)
         self.buffer.windows.append(weakref.ref(self))
-        self.open()
+        self.bind()
 
-    def open(self) -> None:
+    def bind(self) -> None:
         """Look at what the buffer holds now."""
         buffer = self.buffer
         self._data, self._grad, self._low = (

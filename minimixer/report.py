@@ -91,7 +91,9 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
     pixels = patch * patch * config["in_channels"]
     grid = (tokens, batch, channels)
     elements = tokens * batch * channels
-    wide = max(4, itemsize)  # what two-byte numbers are computed in
+    wide = max(4, itemsize)  # what two-byte numbers are computed in, and kept in by plain code
+    stored = itemsize if kernels == "gpu" else wide
+    copied = wide if stored > itemsize else 0  # of each weight that forward keeps
     small = 0
     if kernels == "cpu":
         from .kernels.blocks import SMALL as small  # comes later in the reading order
@@ -102,23 +104,23 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
         return Row(name, shape, n_in * n_out + n_out, rows * n_in * n_out, rows * n_in * width)
 
     def norm(name: str) -> Row:
-        kept = (elements + tokens * batch + channels * (itemsize < wide)) * wide  # gamma, widened
-        on_cpu = kernels == "cpu" and itemsize == wide and channels > 1 and elements >= small
-        if kernels == "gpu" or on_cpu:
-            kept = elements * itemsize + 2 * tokens * batch * wide
+        kept = (elements + tokens * batch) * wide + channels * copied  # x_hat, 1 / sigma, gamma
+        on_cpu = kernels == "cpu" and channels > 1 and elements >= small
+        if kernels == "gpu" or on_cpu:  # x, mean and 1 / sigma
+            kept = elements * stored + 2 * tokens * batch * wide + channels * copied
         return Row(name, grid, 2 * channels, 0, kept)
 
     def mlp(name: str, size: int, hidden: int, columns: int, keeps_g: bool) -> Row:
-        parameters = 2 * size * hidden + hidden + size
-        kept = elements * itemsize + hidden * columns * (itemsize + wide)
+        weights = 2 * size * hidden
+        kept = (elements + 2 * hidden * columns) * stored + weights * copied  # x, g, GELU's slope
         if kernels == "gpu":
             from .kernels.side import LARGEST  # comes later in the reading order
 
             keeps_g = keeps_g or hidden * columns * itemsize <= LARGEST
             kept = (elements + hidden * columns * (1 + keeps_g)) * itemsize
-        return Row(name, grid, parameters, 2 * size * hidden * columns, kept)
+        return Row(name, grid, weights + hidden + size, weights * columns, kept)
 
-    rows = [linear("stem", grid, pixels, channels, tokens * batch, itemsize)]
+    rows = [linear("stem", grid, pixels, channels, tokens * batch, stored)]
     for i in range(config["num_blocks"]):
         rows += [
             norm(f"blocks.{i}.norm1"),

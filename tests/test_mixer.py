@@ -155,28 +155,22 @@ def share_layer_norm(monkeypatch):
     monkeypatch.setattr(MixerBlock, "__init__", shared)
 
 
-def add_norm(x, y, bias, norm, axis=-1):
-    return F.add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, bias_axis=axis)
-
-
 def use_first_layer_norm_twice(monkeypatch):
-    def forward(self, x, y, bias):
-        x, h = add_norm(x, y, bias, self.norm1)
-        y, bias = self.token_mixing(h)
-        x, h = add_norm(x, y, bias, self.norm1, axis=0)
-        return x, *self.channel_mixing(h)
+    def forward(self, x):
+        x = x + self.token_mixing(self.norm1(x))
+        return x + self.channel_mixing(self.norm1(x))
 
     monkeypatch.setattr(MixerBlock, "forward", forward)
 
 
 def drop_last_layer_norm(monkeypatch):
-    def forward(self, images):
-        x, y, bias = F.linear(self.patches(images), self.stem.weight), None, self.stem.bias
+    def trunk(self, x):
+        x = self.stem(x)
         for block in self.blocks:
-            x, y, bias = block(x, y, bias)
-        return self.head((x + y + bias).mean(axis=0))
+            x = block(x)
+        return x
 
-    monkeypatch.setattr(Mixer, "forward", forward)
+    monkeypatch.setattr(Mixer, "trunk", trunk)
 
 
 def epsilon_1e_5(monkeypatch):
@@ -213,13 +207,11 @@ def slope_of_the_other_gelu(monkeypatch):
 
 def forget_skip(where):
     def plant(monkeypatch):
-        def forward(self, x, y, bias):
-            x, h = add_norm(x, y, bias, self.norm1)
-            y, bias = self.token_mixing(h)
-            x = x * 0.0 if where == "tokens" else x
-            x, h = add_norm(x, y, bias, self.norm2, axis=0)
-            x = x * 0.0 if where == "channels" else x
-            return x, *self.channel_mixing(h)
+        def forward(self, x):
+            y = self.token_mixing(self.norm1(x))
+            x = y if where == "tokens" else x + y
+            y = self.channel_mixing(self.norm2(x))
+            return y if where == "channels" else x + y
 
         monkeypatch.setattr(MixerBlock, "forward", forward)
 
@@ -229,11 +221,10 @@ def forget_skip(where):
 def skip_from_the_norm(monkeypatch):
     """The residual is taken after LayerNorm instead of before."""
 
-    def forward(self, x, y, bias):
-        x, h = add_norm(x, y, bias, self.norm1)
-        y, bias = self.token_mixing(h)
-        x, h = add_norm(h, y, bias, self.norm2, axis=0)
-        return x, *self.channel_mixing(h)
+    def forward(self, x):
+        h = self.norm1(x)
+        x = h + self.token_mixing(h)
+        return x + self.channel_mixing(self.norm2(x))
 
     monkeypatch.setattr(MixerBlock, "forward", forward)
 
@@ -243,8 +234,9 @@ def forget_last_bias(axis):
         right = MixerMLP.forward
 
         def forward(self, x):
-            y, bias = right(self, x)
-            return (y, bias * 0.0) if self.axis == axis else (y, bias)
+            if self.axis != axis:
+                return right(self, x)
+            return right(self, x) - (self.b2.reshape(-1, 1, 1) if axis == 0 else self.b2)
 
         monkeypatch.setattr(MixerMLP, "forward", forward)
 
@@ -285,14 +277,12 @@ def channels_before_pixels(monkeypatch):
 def tokens_norm(monkeypatch):
     """LayerNorm's statistics over the tokens of all, not over a token's channels."""
 
-    def wrong(x, y, bias, gamma, beta, epsilon, bias_axis):
-        x = x if y is None else x + y
-        x = x + (bias if bias_axis == -1 else bias.reshape(-1, 1, 1))
+    def wrong(x, gamma, beta, epsilon):
         s = x - x.mean(axis=0, keepdims=True)
         x_hat = s / ((s * s).mean(axis=0, keepdims=True) + epsilon).sqrt()
-        return x, x_hat * gamma + beta
+        return x_hat * gamma + beta
 
-    monkeypatch.setattr(F, "add_layer_norm", wrong)
+    monkeypatch.setattr(F, "layer_norm", wrong)
 
 
 PLANTED = {
@@ -1027,11 +1017,11 @@ FIGURE = {  # all different, products too
 LETTERS = {"B": 2, "H": 12, "W": 20, "in": 3, "P": 4, "S": 15, "C": 7, "D_S": 11, "D_C": 13, "K": 5}
 # What happens in one forward, in order, and a word of the line that shows it.
 EVENTS = [
-    ("convert", "images"), ("patches", "patches"), ("linear", "stem"), ("sum", None),
-    ("norm", "LayerNorm"), ("gelu", "token mixing: W1, GELU"), ("mlp", "W2"),
-    ("sum", "skip connection"), ("norm", "LayerNorm"), ("gelu", "channel mixing: W3, GELU"),
-    ("mlp", "W4"), ("sum", "skip connection"), ("norm", "LayerNorm"), ("mean", "mean over"),
-    ("linear", "head"),
+    ("convert", "images"), ("patches", "patches"), ("linear", "stem"),
+    ("norm", "LayerNorm"), ("linear", None), ("gelu", "token mixing: W1, GELU"), ("linear", "W2"),
+    ("sum", "skip connection"), ("norm", "LayerNorm"), ("linear", None),
+    ("gelu", "channel mixing: W3, GELU"), ("linear", "W4"), ("sum", "skip connection"),
+    ("norm", "LayerNorm"), ("mean", "mean over"), ("linear", "head"),
 ]  # fmt: skip
 
 
@@ -1065,9 +1055,10 @@ def shapes_in_reality(device: str, monkeypatch) -> list[tuple[str, tuple[int, ..
     record(Mixer, "convert", "convert")
     record(Mixer, "patches", "patches")
     record(F, "linear", "linear")
-    record(F, "add_layer_norm", "sum", "norm")
-    record(F, "gelu_and_slope", "gelu")
-    record(F, "mlp", "mlp")
+    record(F, "linear_first", "linear")
+    record(Tensor, "__add__", "sum")
+    record(F, "layer_norm", "norm")
+    record(F, "gelu", "gelu")
     record(Tensor, "mean", "mean")
     small(device, **FIGURE)(random_images(batch=LETTERS["B"], **FIGURE))
     monkeypatch.undo()

@@ -20,8 +20,8 @@ from minimixer import (
     Tensor,
     schedule,
 )
-from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
+from minimixer.kernels import fused
 from minimixer.loss_scale import LARGEST_SCALE, SCALE_HOLDS, adjust_scale
 from minimixer.optim import Optimizer
 from minimixer.parameters import ParameterBuffer
@@ -766,8 +766,8 @@ def test_a_parameter_in_two_places_of_one_function(device):
     values = draw((4, 4)).astype("float32")
     x, b = (Tensor(v, device=device) for v in (draw((4, 3)).astype("float32"), values[0]))
     p, w1, w2 = (Parameter(to_device(values, device)) for _ in range(3))
-    F.mlp(x, p, b, p, axis=0).sum().backward()
-    F.mlp(x, w1, b, w2, axis=0).sum().backward()
+    fused.mlp(x, p, b, p, axis=0).sum().backward()
+    fused.mlp(x, w1, b, w2, axis=0).sum().backward()
     close(p.grad, to_numpy(w1.grad) + to_numpy(w2.grad), "float32")
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from strategies import each_half, reference_functions
 from test_oracles import SMALL, Case, cases, examples
 
-from minimixer import Mixer, Tensor, backend, no_grad
+from minimixer import Function, Mixer, Tensor, backend, no_grad
 from minimixer import functional as F
 from minimixer.backend import Array, is_array, namespace
 from minimixer.kernels import fused
@@ -78,8 +78,8 @@ def test_output_shapes_are_those_of_a_real_model(device, monkeypatch):
         monkeypatch.setattr(F, name, recorded)
 
     record("linear", 1, lambda y: y)
-    record("mlp", 1, lambda y: y)
-    record("add_layer_norm", 3, lambda s_and_h: s_and_h[1])
+    record("linear_first", 1, lambda y: y)
+    record("layer_norm", 1, lambda y: y)
 
     @examples(device, cpu=25)
     @given(cases())
@@ -164,6 +164,8 @@ def arrays_in(value: Any) -> list[Array]:
         return [value]
     if isinstance(value, Tensor):
         return [value.data]
+    if isinstance(value, Function):
+        value = vars(value)
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -181,8 +183,8 @@ def owner_of_memory(array: Array) -> Array:
 def kept_by_the_graph(logits: Tensor, model: Mixer) -> dict[str, int]:
     """Bytes of the arrays in the nodes behind `logits`, each memory once, by layer.
 
-    A node belongs to the layer whose matrix, or whose gamma, it read: input 1 of Linear and MLP,
-    input 3 of AddLayerNorm. What other nodes keep is listed under their class.
+    A node belongs to the layer whose matrix, or whose gamma, it read, input 3 of AddLayerNorm and
+    input 1 of the others; GELU to the layer before it; what remains is listed under its class.
     """
     names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
     own = [model.buffer.values, *([] if model.buffer.low is None else [model.buffer.low])]
@@ -193,8 +195,10 @@ def kept_by_the_graph(logits: Tensor, model: Mixer) -> dict[str, int]:
     while stack:
         node = stack.pop()
         kind = type(node).__name__.removeprefix("Fast")
-        position = {"Linear": 1, "MLP": 1, "AddLayerNorm": 3}.get(kind)
-        layer = kind if position is None else names[id(node.parents[position][0])]
+        position = {"Linear": 1, "LinearFirst": 1, "MLP": 1, "LayerNorm": 1, "AddLayerNorm": 3,
+                    "GELU": 1}.get(kind)  # fmt: skip
+        reader = node.parents[0][0] if kind == "GELU" else node
+        layer = kind if position is None else names[id(reader.parents[position][0])]
         for array in arrays_in(vars(node)):
             owner = owner_of_memory(array)
             if id(owner) not in counted:

@@ -1,8 +1,5 @@
 """The same functions again, for speed. The tutorial ends before this; nothing here is needed.
 
-    node.py           what a fast form may ask of the engine
-    fused.py          the trunk of a Mixer, an MLP, a sum with its LayerNorm as one
-
 On the CPU, still NumPy:
 
     threads.py        threads of our own, and BLAS's
@@ -20,63 +17,120 @@ On a GPU:
     spare_row.py      a bias as one more row of a product
     sums.py           sums in a fixed order
     side.py           work beside the main line of a recorded step
-    gpu.py            linear, the mean, GELU, the MLP and LayerNorm on these
+    gpu.py            linear, the mean, GELU and the MLP on these
+    gpu_layer_norm.py LayerNorm
     gpu_training.py   the loss, AdamW, patches
 
-Each fast form computes what a plain one in the package computes, and tests compare the two. They
-are entered in `backend.forms`; dispatch.py asks them whether they suit. `use("reference")` empties
-that.
+And for both:
+
+    node.py           what a fast form may ask of the engine
+    fused.py          the trunk of a Mixer, an MLP, a sum with its LayerNorm as one
+    unchanged.py      whether the plain code is what they were compared with
+
+Each fast form computes what a plain one in the package computes, and tests compare the two. It
+does the work where it suits, and while the plain code is unchanged: an operation that is edited or
+patched, a subclass, a layer of one's own put into a model run themselves.
 
 >>> use("reference")        # the plain code everywhere, to read or to compare
 >>> use("auto")             # what is fastest on each device
+
+The environment variable MINIMIXER_KERNELS says which at the start.
 """
 
+import os
 from typing import Any
 
 from .. import backend
+from . import unchanged
 
 _forms: dict[Any, dict[str, Any]] = {}
+_table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
+_stands_for: dict[Any, tuple[str, ...]] = {}
+_chosen = "auto"
 
 
 def use(which: str) -> None:
     """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere and
     from now on. What a function did is undone by the same function's backward, whatever was chosen
     in between. ValueError for another name."""
+    global _chosen
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
     if which == "auto" and not _forms:
-        _forms.update(_find())
+        _find()
     backend.forms = dict(_forms) if which == "auto" else {}
+    _chosen = which
 
 
-def _find() -> dict[Any, dict[str, Any]]:
-    """What there is to replace what, of NumPy's arrays and of CuPy's."""
+def status() -> str:
+    """Which forms run, and why not the fast ones, in a line."""
+    if _chosen == "reference":
+        return "kernels: the plain code runs (MINIMIXER_KERNELS, or kernels.use)"
+    modules = dict.fromkeys(module for _, _, standing in _table for module in standing)
+    states: dict[str, list[str]] = {}
+    for module in modules:
+        found = unchanged.state(module)
+        found = "patched" if found != "edited" and not unchanged.unpatched((module,)) else found
+        states.setdefault(found, []).append(f"{module}.py")
+    notes = [f"{', '.join(states[s])} {s}" for s in ("edited", "patched") if s in states]
+    if notes:
+        return f"kernels: fast, but not what stands for {' and '.join(notes)}: that runs as it is"
+    return "kernels: fast" + (" (unchecked: there is no source)" if "unchecked" in states else "")
+
+
+def _find() -> None:
+    """What there is to replace what, of NumPy's arrays and of CuPy's; and the modules whose code it
+    stands for. What was edited is left to itself."""
     from ..block import MixerMLP
     from ..functional import GELU, LayerNorm, Linear
     from ..loss import CrossEntropy
     from ..mixer import Mixer
     from ..optim import Adam, AdamW
     from ..rearrange import Mean
-    from . import cpu, cpu_layer_norm, cpu_training, cublas, fused, gpu, gpu_training, sums
+    from . import (
+        cpu,
+        cpu_layer_norm,
+        cpu_training,
+        cublas,
+        fused,
+        gpu,
+        gpu_layer_norm,
+        gpu_training,
+        sums,
+    )
     from .fused import MLP, AddLayerNorm
 
-    return {
-        Mixer.trunk: {"": fused.Trunk},
-        MixerMLP.forward: {"": fused.Mlp},
-        Linear: {"cupy": gpu.FastLinear},
-        MLP: {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP},
-        GELU: {"numpy": cpu.FastGELU, "cupy": gpu.FastGELU},
-        AddLayerNorm: {"numpy": cpu_layer_norm.FastAddLayerNorm, "cupy": gpu.FastAddLayerNorm},
-        LayerNorm: {"numpy": cpu_layer_norm.FastLayerNorm, "cupy": gpu.FastLayerNorm},
-        Mean: {"cupy": gpu.FastMean},
-        CrossEntropy: {"cupy": gpu_training.FastCrossEntropy},
-        AdamW: {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw},
-        Adam: {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw},
-        "matmul": {"numpy": cpu.matmul, "cupy": cublas.matmul},
-        "patches": {"cupy": gpu_training.patches},
-        "sum_squares": {"numpy": cpu_training.sum_squares, "cupy": sums.sum_squares},
-        "count_step": {"cupy": gpu_training.count_step},
-    }
+    mlp = "block", "functional", "erf", "products"
+    trunk = *mlp, "layer_norm", "nn", "module", "recompute", "ops", "tensor", "mixer"
+    _table[:] = [
+        (Mixer.trunk, {"": fused.Trunk}, trunk),
+        (MixerMLP.forward, {"": fused.Mlp}, mlp),
+        (Linear, {"cupy": gpu.FastLinear}, ("functional", "products")),
+        (GELU, {"numpy": cpu.FastGELU, "cupy": gpu.FastGELU}, ("functional", "erf")),
+        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm, "cupy": gpu_layer_norm.FastLayerNorm},
+         ("layer_norm", "products")),
+        (Mean, {"cupy": gpu.FastMean}, ("rearrange",)),
+        (CrossEntropy, {"cupy": gpu_training.FastCrossEntropy}, ("loss",)),
+        (AdamW, {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw}, ("optim", "optimizer")),
+        (Adam, {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw}, ("optim", "optimizer")),
+        ("matmul", {"numpy": cpu.matmul, "cupy": cublas.matmul}, ("products",)),
+        ("patches", {"cupy": gpu_training.patches}, ("images", "mixer")),
+        ("sum_squares", {"numpy": cpu_training.sum_squares, "cupy": sums.sum_squares}, ("norms",)),
+        ("count_step", {"cupy": gpu_training.count_step}, ("optimizer",)),
+        (MLP, {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP}, ()),
+        (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm,
+                        "cupy": gpu_layer_norm.FastAddLayerNorm}, ()),
+    ]  # fmt: skip
+    for plain, forms, modules in _table:
+        unchanged.remember(modules)
+        if all(unchanged.state(module) != "edited" for module in modules):
+            _forms[plain] = forms
+            _stands_for[plain] = modules
 
 
-use("auto")
+def _unchanged(plain: Any) -> bool:
+    return unchanged.unpatched(_stands_for[plain])
+
+
+backend.unchanged = _unchanged
+use(os.environ.get("MINIMIXER_KERNELS") or "auto")

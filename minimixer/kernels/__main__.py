@@ -1,0 +1,34 @@
+"""Which forms run, or their digests renewed.
+
+python -m minimixer.kernels                     which fast forms run, and why not
+python -m minimixer.kernels --renew             after the tests that compare them have passed
+python -m minimixer.kernels --renew --untested  without, to plant a mistake in both
+"""
+
+import argparse
+import subprocess
+import sys
+
+from . import _table, status, unchanged
+
+TESTS = ["tests/test_kernels.py", "tests/test_cpu_kernels.py", "tests/test_operations.py"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m minimixer.kernels", allow_abbrev=False)
+    parser.add_argument("--renew", action="store_true", help="write digests.json anew")
+    parser.add_argument("--untested", action="store_true", help="without running the tests before")
+    options = parser.parse_args()
+    if options.renew:
+        if not options.untested and subprocess.call([sys.executable, "-m", "pytest", "-q", *TESTS]):
+            print("the tests failed: digests.json stays as it is", file=sys.stderr)
+            return 1
+        unchanged.renew({module for _, _, modules in _table for module in modules})
+        print(f"wrote {unchanged.FILE}")
+    else:
+        print(status())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
