@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from .. import functional as F
 from ..autograd import Function
-from ..backend import Array
+from ..backend import Array, widen
 from ..block import MixerBlock, MixerMLP
 from ..functional import check_form, gelu_and_slope
 from ..layer_norm import check_epsilon, gradients, normalize
@@ -245,10 +245,11 @@ def _add_into(own: Array, other: Array) -> Array:
 
 
 def bias_gradient(ds: Array, axis: int) -> Array:
-    """ds (..., C) summed over all axes but the one, 0 or -1, that a bias runs along."""
+    """ds (..., C) summed, in float32 at least, over all axes but the one, 0 or -1, that a bias runs
+    along."""
     if axis == -1:
         return sum_rows(as_rows(ds))
-    return as_columns(ds).sum(axis=1)
+    return as_columns(widen(ds)).sum(axis=1)
 
 
 def add_layer_norm(
@@ -289,7 +290,7 @@ class LayerNormAlone(Fast, F.LayerNorm):
 class AddBias(Function):
     """y = x + bias along the first (0) or the last axis (-1): dx = dy, dbias = sum dy."""
 
-    takes_numbers = False
+    takes_numbers, any_dtype = False, True
 
     @staticmethod
     def check(x, bias, axis):
