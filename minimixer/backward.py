@@ -74,12 +74,14 @@ def _walk(
                 continue
             source, index = parents[position]
             shape = source.data.shape if index is None else source.output_shapes[index]
-            if getattr(result, "shape", None) != shape or result.dtype != dtype:
+            if getattr(result, "shape", None) != shape or result.dtype is not dtype:
                 result = converted(node, position, result, shape, index is None)
             if index is None:
                 source.accumulate_grad(result, dtype)
                 continue
-            places = arrived.setdefault(source, [None] * len(source.output_shapes))
+            places = arrived.get(source)
+            if places is None:
+                places = arrived[source] = [None] * len(source.output_shapes)
             if places[index] is None:
                 places[index] = result
             elif (source, index) in sums:
@@ -145,7 +147,8 @@ def _behind(root: Function) -> set[Function]:
                 f"backward: the graph behind {type(node).__name__} was released by an earlier "
                 "backward; call that one with retain_graph=True to go through it twice"
             )
-        new = {parent[0] for parent in node.parents if parent and parent[1] is not None} - found
-        found |= new
-        todo.extend(new)
+        for parent in node.parents:
+            if parent and parent[1] is not None and parent[0] not in found:
+                found.add(parent[0])
+                todo.append(parent[0])
     return found

@@ -127,6 +127,8 @@ def converted(node: Any, index: int, result: Any, shape: tuple[int, ...], leaf: 
             f"{name} returned a gradient of shape {result.shape} for input {index} of shape "
             f"{shape}: was a broadcast not undone?"
         )
+    if result.dtype == dtype:  # which is another object, from a file say
+        return result
     if not (is_half(dtype) and result.dtype == np.float32):
         raise TypeError(f"{name} returned {result.dtype} as the gradient of input {index}, {dtype}")
     return result if leaf else result.astype(dtype)  # leaves convert it themselves

@@ -63,7 +63,7 @@ def normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
     x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
     with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
         variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
-    inverse_sigma = (variance + epsilon) ** -0.5
+    inverse_sigma = 1 / (variance + epsilon) ** 0.5
     x_hat *= inverse_sigma
     return x_hat, inverse_sigma
 

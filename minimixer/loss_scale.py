@@ -17,10 +17,14 @@ Next: `layer_norm.py`, the first layer.
 
 from typing import Any
 
+import numpy as np
+
 from .autograd import Function
 from .backend import Array, is_array, namespace
+from .dispatch import replaceable
 from .tensor import Tensor
 
+FINITE = 3  # the place in an optimizer's `control` that says whether its gradients are
 SCALE_HOLDS = 1000  # good steps after which the scale is doubled
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-16, 2.0**24
 
@@ -46,6 +50,26 @@ def scale_gradient(x: Any, scale: Array) -> Tensor:
     if not is_array(scale):
         raise TypeError(f"scale_gradient: scale must be an array of one number, got {scale!r:.60}")
     return ScaleGradient.apply(x, scale=scale)
+
+
+@replaceable
+def update_if_finite(optimizer: Any, ranges: Any) -> None:
+    """optimizer.update_ranges, unless a gradient is infinite or NaN; then adjust the scale. A GPU
+    does not say so before it must: the update is made, and all put back as it was."""
+    norm = optimizer.gradient_norm()
+    xp, control = namespace(norm), optimizer.control
+    control[FINITE] = xp.isfinite(norm)
+    if xp is np:
+        if control[FINITE]:
+            optimizer.update_ranges(ranges)
+    else:
+        arrays = [optimizer.buffer.values, *optimizer.state.values()]
+        before = [array.copy() for array in arrays]
+        optimizer.update_ranges(ranges)
+        for array, old in zip(arrays, before, strict=True):
+            xp.copyto(array, old, where=control[FINITE] == 0)
+        optimizer.buffer.refresh(0, optimizer.buffer.size)
+    adjust_scale(optimizer.buffer.loss_scale, control[FINITE : FINITE + 1])
 
 
 def adjust_scale(state: Array, finite: Array) -> None:

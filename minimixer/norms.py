@@ -12,22 +12,19 @@ Next: `optimizer.py`, which clips gradients by their norm.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
-from .backend import Array, current_form, namespace
+from .backend import Array, namespace
+from .dispatch import replaceable
 from .products import matmul
 
 
+@replaceable
 def gradient_norm(parts: list[Array]) -> Array:
     """The norm of flat float32 or float64 arrays taken together, 0-d, in their dtype. NaN or
     infinite if one of their numbers is."""
     xp, dtype = namespace(parts[0]), parts[0].dtype
-    fast = current_form("sum_squares", parts[0])
-    squares: list[Any] = [fast(part) if fast else None for part in parts]
-    if all(square is not None for square in squares):
-        return xp.sqrt(sum(squares)).astype(dtype).reshape(())
     largest = xp.stack([abs(part).max() for part in parts]).max()
     unit = xp.where((largest > 0) & (largest < math.inf), largest, 1).astype(dtype)
     squares = [matmul(p[None, :], p[:, None]) for p in (part / unit for part in parts)]

@@ -1,7 +1,7 @@
 """Optimizers: how a gradient moves the weights.
 
 Each update is for one block of one range of a model's flat buffer (optimizer.py): the weights w
-and the running averages are changed in place, the gradient g is only read.
+and the running averages are changed in place. t is the number of the step.
 
 >>> import numpy as np
 >>> from minimixer.nn import Linear
@@ -20,11 +20,11 @@ Next: `names.py`, for what comes from outside has names.
 from collections.abc import Sequence
 from typing import Any
 
-from .backend import namespace
 from .checks import check_number
 from .layer_norm import check_epsilon
-from .optimizer import CLIP, LR_FACTOR
+from .optimizer import CLIP as CLIP
 from .optimizer import FINITE as FINITE
+from .optimizer import LR_FACTOR as LR_FACTOR
 from .optimizer import STEP as STEP
 from .optimizer import Optimizer as Optimizer
 
@@ -58,8 +58,7 @@ class SGD(Optimizer):
             return check_number("momentum, with nesterov,", value, 0, 1, "()")
         return check_number("momentum", value, 0, 1)
 
-    def update(self, w, g, state, lr, decay, scalars):
-        g = g * scalars[CLIP : CLIP + 1]
+    def update(self, w, g, state, lr, decay, t):
         if decay:
             g += decay * w
         if self.momentum:
@@ -67,7 +66,7 @@ class SGD(Optimizer):
             v *= self.momentum
             v += g
             g = g + self.momentum * v if self.nesterov else v
-        w -= g * (lr * scalars[LR_FACTOR : LR_FACTOR + 1])
+        w -= lr * g
 
 
 class AdamW(Optimizer):
@@ -96,36 +95,12 @@ class AdamW(Optimizer):
             raise ValueError(f"betas must be two numbers, got {value!r:.60}")
         return tuple([check_number(f"betas[{i}]", beta, 0, 1) for i, beta in enumerate(value)])
 
-    def _scalars(self):
-        """(4,): learning-rate factor, clip, and the corrections 1 / (1 - b1^t) for m (times the
-        factor) and 1 / sqrt(1 - b2^t) for sqrt v."""
-        factor, step, clip = (self.control[i : i + 1] for i in (LR_FACTOR, STEP, CLIP))
-        xp = namespace(self.control)
-        t = step + 1  # `step` are those done
-        for_m = factor / (1 - self.betas[0] ** t)
-        for_v = 1 / xp.sqrt(1 - self.betas[1] ** t)
-        return xp.concatenate([factor, clip, for_m, for_v]).astype(self.buffer.dtype)
-
-    def update(self, w, g, state, lr, decay, scalars):
-        xp = namespace(w)
-        m, v = state
-        factor, clip, for_m, for_v = (scalars[i : i + 1] for i in range(4))
-        g = g * clip
-        square = g * g
-        g -= m
-        g *= 1 - self.betas[0]
-        m += g
-        square -= v
-        square *= 1 - self.betas[1]
-        v += square
-        root = xp.sqrt(v, out=square)
-        root *= for_v
-        root += self.eps
-        xp.divide(m, root, out=g)
-        g *= lr * for_m
-        if decay:
-            w *= 1 - (lr * decay) * factor
-        w -= g
+    def update(self, w, g, state, lr, decay, t):
+        (b1, b2), (m, v) = self.betas, state
+        m += (1 - b1) * (g - m)
+        v += (1 - b2) * (g * g - v)
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        w -= lr * (decay * w + m_hat / (v_hat**0.5 + self.eps))
 
 
 class Adam(AdamW):

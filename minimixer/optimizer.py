@@ -28,7 +28,6 @@ from .backend import (
     address,
     blocks,
     check_not_recorded,
-    current_form,
     device_of,
     namespace,
     to_device,
@@ -36,14 +35,16 @@ from .backend import (
     use_device_of,
 )
 from .checks import all_finite, check_number
+from .dispatch import replaceable
 from .habits import missing
-from .loss_scale import adjust_scale
+from .loss_scale import FINITE as FINITE
+from .loss_scale import update_if_finite
 from .module import Module
 from .norms import gradient_norm
 from .parameters import Parameter, ParameterBuffer
 from .rearrange import whole
 
-LR_FACTOR, STEP, CLIP, FINITE = range(4)  # the places in `control`
+LR_FACTOR, STEP, CLIP = range(3)  # the places in `control`, and FINITE, the last
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _buffer = attrgetter("buffer")  # at C's speed
 _GROUP_KEYS = {"params", "lr", "weight_decay"}
@@ -123,18 +124,12 @@ class Optimizer:
         """Move every parameter that has a gradient, and clear the clipping factor."""
         self._follow()
         self._look_for_newcomers()
-        ranges = self._active_ranges()
         if self.scaled:
-            norm = self._gradient_norm()
-            self.control[FINITE] = namespace(norm).isfinite(norm)
-        fast = current_form(
-            type(self), self.buffer.values
-        )  # which looks at FINITE itself, on the device
-        if fast is None or not fast(self, ranges):
-            self._update_ranges(ranges)
-        if self.scaled:
-            adjust_scale(self.buffer.loss_scale, self.control[FINITE : FINITE + 1])
-        self._count_step()
+            update_if_finite(self, self._active_ranges())
+        else:
+            self.update_ranges(self._active_ranges())
+        count_step(self.control, self.buffer.random.counters)
+        self.clipped = False
         for parameter in self.parameters:
             parameter.version += 1
 
@@ -156,7 +151,7 @@ class Optimizer:
         """
         max_norm = check_number("max_norm", max_norm, ends="(]")
         self._follow()
-        norm = self._gradient_norm()
+        norm = self.gradient_norm()
         self.control[CLIP] = namespace(norm).minimum(1, max_norm / (norm + 1e-6))
         self.clipped = True
         return norm
@@ -275,46 +270,33 @@ class Optimizer:
 
     # ---- how it is done -------------------------------------------------------------------------
 
-    def _count_step(self) -> None:
-        """One step more, unless the gradients were not finite; the next is not clipped so far."""
-        control, counters = self.control, self.buffer.random.counters
-        fast = current_form("count_step", control)
-        if fast is None or not fast(control, counters):
-            control[STEP : STEP + 1] += control[FINITE : FINITE + 1]
-            control[CLIP] = control[FINITE] = 1
-            counters[:1] += np.uint64(1)
-        self.clipped = False
-
-    def _update_ranges(self, ranges: list[Range]) -> None:
+    @replaceable
+    def update_ranges(self, ranges: list[Range]) -> None:
+        """`update` for each block of each range. What changes from step to step comes as numbers;
+        on a GPU as arrays of one, for a recorded step to find there what is in them by then."""
         buffer, gradients = self.buffer, self.buffer.make_gradients()
-        on_cpu = namespace(buffer.values) is np
-        if self.scaled and on_cpu and not self.control[FINITE]:
-            return
-        scalars = self._scalars()
+        factor, done, clip = (self.control[i : i + 1] for i in (LR_FACTOR, STEP, CLIP))
+        if namespace(buffer.values) is np:
+            factor, done, clip = factor.item(), int(done.item()), clip.item()
+        else:
+            factor, clip = factor.astype(buffer.dtype), clip.astype(buffer.dtype)
         for start, stop, lr, decay in ranges:
             for part in blocks(buffer.values, start, stop):
-                arrays = [array[part] for array in (buffer.values, *self.state.values())]
-                before = [a.copy() for a in arrays] if self.scaled and not on_cpu else []
-                self.update(arrays[0], gradients[part], arrays[1:], lr, decay, scalars)
-                for array, old in zip(arrays, before, strict=False):  # an overflow: all as it was
-                    namespace(array).copyto(array, old, where=self.control[FINITE] == 0)
+                w, *state = (array[part] for array in (buffer.values, *self.state.values()))
+                self.update(w, gradients[part] * clip, state, lr * factor, decay, done + 1)
             buffer.refresh(start, stop)
 
-    def _gradient_norm(self) -> Array:
+    def gradient_norm(self) -> Array:
         """The norm of all gradients, 0-d, in the parameters' dtype."""
         gradients = self.buffer.make_gradients()
         parts = [gradients[start:stop] for start, stop, _, _ in self._active_ranges()]
         return gradient_norm(parts or [gradients[:1] * 0])
 
-    def update(
-        self, w: Array, g: Array, state: list[Array], lr: float, decay: float, scalars: Array
-    ) -> None:
-        """Change w and state in place, for one block of a range."""
+    def update(self, w: Array, g: Array, state: list[Array], lr: Any, decay: float, t: Any) -> None:
+        """Change w and state in place, for one block of a range; g, the clipped gradient, is yours.
+        lr: the learning rate times its factor. t: the number of this step, from 1. Both are
+        numbers, or arrays (1,) on a GPU: no `if` and no float() of them."""
         raise TypeError(f"{type(self).__name__} has no update")
-
-    def _scalars(self) -> Array:
-        """`control` in the parameters' dtype."""
-        return self.control.astype(self.buffer.dtype)
 
     def _follow(self) -> None:
         """Go where the model went (`to`), and notice if it took other parameters."""
@@ -374,3 +356,11 @@ class Optimizer:
                     ranges.append(piece)
             self._ranges = has_grad, ranges
         return self._ranges[1]
+
+
+@replaceable
+def count_step(control: Array, counters: Array) -> None:
+    """One step more, unless the gradients were not finite; the next is not clipped so far."""
+    control[STEP : STEP + 1] += control[FINITE : FINITE + 1]
+    control[CLIP] = control[FINITE] = 1
+    counters[:1] += np.uint64(1)

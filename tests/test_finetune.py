@@ -738,7 +738,9 @@ def test_patience_ends_a_run(run, capsys):
     run("--resume")  # it is over
     assert (out / "checkpoint.npz").read_bytes() == before
     assert rows(out / "metrics.csv") == found
-    with pytest.raises(ValueError, match=r"holds checkpoint\.npz, metrics\.csv, skipped\.csv: --overwrite"):
+    with pytest.raises(
+        ValueError, match=r"holds checkpoint\.npz, metrics\.csv, skipped\.csv: --overwrite"
+    ):
         run(overwrite=False)  # which does not call it unfinished
 
 

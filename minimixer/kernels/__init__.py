@@ -84,8 +84,10 @@ def _find() -> None:
     from ..block import MixerMLP
     from ..functional import GELU, LayerNorm, Linear
     from ..loss import CrossEntropy
+    from ..loss_scale import update_if_finite
     from ..mixer import Mixer
-    from ..optim import Adam, AdamW
+    from ..norms import gradient_norm
+    from ..optimizer import Optimizer, count_step
     from ..rearrange import Mean
     from . import (
         cpu,
@@ -111,12 +113,15 @@ def _find() -> None:
          ("layer_norm", "products")),
         (Mean, {"cupy": gpu.FastMean}, ("rearrange",)),
         (CrossEntropy, {"cupy": gpu_training.FastCrossEntropy}, ("loss",)),
-        (AdamW, {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw}, ("optim", "optimizer")),
-        (Adam, {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw}, ("optim", "optimizer")),
+        (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges,
+                                   "cupy": gpu_training.AdamWRanges}, ("optim", "optimizer")),
+        (update_if_finite, {"cupy": gpu_training.AdamWIfFinite},
+         ("optim", "optimizer", "loss_scale")),
+        (count_step, {"cupy": gpu_training.CountStep}, ("optimizer",)),
+        (gradient_norm, {"numpy": cpu_training.GradientNorm, "cupy": sums.GradientNorm},
+         ("norms",)),
         ("matmul", {"numpy": cpu.matmul, "cupy": cublas.matmul}, ("products",)),
         ("patches", {"cupy": gpu_training.patches}, ("images", "mixer")),
-        ("sum_squares", {"numpy": cpu_training.sum_squares, "cupy": sums.sum_squares}, ("norms",)),
-        ("count_step", {"cupy": gpu_training.count_step}, ("optimizer",)),
         (MLP, {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm,
                         "cupy": gpu_layer_norm.FastAddLayerNorm}, ()),

@@ -8,19 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array
-from ..optim import CLIP, LR_FACTOR, STEP
+from ..backend import Array, namespace
+from ..norms import gradient_norm
+from ..optim import CLIP, LR_FACTOR, STEP, Adam, AdamW
 from .blocks import BLOCK, parts
 from .threads import blas_on_one_thread
 
 
-def adamw(optimizer: Any, ranges: list[Any]) -> bool:
-    """AdamW.update over all ranges, in 13 passes over each block instead of 15: constants are
-    multiplied beforehand, as Python's numbers. False, and nothing done, for gradients that come
-    from float16: those may be not finite."""
+class AdamWRanges:
+    """AdamW.update over all ranges, in 13 passes over each block instead of 20: constants are
+    multiplied beforehand, as Python's numbers."""
+
+    @staticmethod
+    def suits(optimizer: Any, ranges: list[Any]) -> bool:
+        on_cpu = namespace(optimizer.buffer.values) is np
+        return on_cpu and type(optimizer) in (AdamW, Adam)
+
+    @staticmethod
+    def run(optimizer: Any, ranges: list[Any]) -> None:
+        _adamw(optimizer, ranges)
+
+
+def _adamw(optimizer: Any, ranges: list[Any]) -> None:
     buffer = optimizer.buffer
-    if optimizer.scaled:
-        return False
     b1, b2 = optimizer.betas
     factor, step, clip = (float(optimizer.control[i]) for i in (LR_FACTOR, STEP, CLIP))
     corrected = math.sqrt(1 - b2 ** (step + 1))  # m' / (sqrt v' + eps) with both corrections
@@ -47,17 +57,29 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
                 w *= 1 - lr * decay * factor
             w -= change
         buffer.refresh(start, stop)
-    return True
 
 
-def sum_squares(array: Array) -> Array | None:
-    """(n,) -> (1, 1): partial sums by block, added in float64. BLAS's own threads would be faster
-    at this, and in the way of what comes next (threads.py). None, and it is left to the plain code,
-    if squares may have overflowed or come too near to 0: one look at the sum tells."""
+class GradientNorm:
+    """By block, added in float64. BLAS's own threads would be faster at this, and in the way of
+    what comes next (threads.py). Squares that may have overflowed, or come too near to 0, as one
+    look at the sum tells, are left to the plain code."""
+
+    @staticmethod
+    def suits(arrays: list[Array]) -> bool:
+        return namespace(arrays[0]) is np
+
+    @staticmethod
+    def run(arrays: list[Array]) -> Array:
+        dtype = arrays[0].dtype
+        limits = np.finfo(dtype)
+        totals = [_sum_squares(array) for array in arrays]
+        if all(float(limits.tiny) ** 0.5 < t < float(limits.max) ** 0.5 for t in totals):
+            return np.sqrt(sum(np.array(t).astype(dtype) for t in totals)).reshape(())
+        return gradient_norm.plain(arrays)  # type: ignore[attr-defined]
+
+
+def _sum_squares(array: Array) -> float:
     with blas_on_one_thread, np.errstate(over="ignore"):
-        sums = [float(np.dot(array[part], array[part])) for part in parts(array.size, BLOCK)]
-        total = np.sum(sums)
-    limits = np.finfo(array.dtype)
-    if not float(limits.tiny) ** 0.5 < total < float(limits.max) ** 0.5:
-        return None
-    return np.array([[total]]).astype(array.dtype)
+        return float(
+            np.sum([float(np.dot(array[part], array[part])) for part in parts(array.size, BLOCK)])
+        )

@@ -8,6 +8,8 @@ import numpy as np
 from ..backend import Array, is_half, namespace, one, to_device, wide
 from ..images import check_finite
 from ..loss import CrossEntropy
+from ..loss_scale import FINITE, adjust_scale
+from ..optim import Adam, AdamW
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 from .node import Fast
 from .side import fork, join
@@ -51,18 +53,41 @@ class FastCrossEntropy(Fast, CrossEntropy):
 # ---- the optimizer ------------------------------------------------------------------------------
 
 
-def adamw(optimizer: Any, ranges: list[Any]) -> bool:
-    """AdamW.update over all ranges, and the low-precision copy, in one kernel each. False, and
-    nothing done, if there is no kernel."""
+class AdamWRanges:
+    """AdamW.update over all ranges, and the low-precision copy, in one kernel each."""
+
+    @staticmethod
+    def suits(optimizer: Any, ranges: list[Any]) -> bool:
+        on_gpu = namespace(optimizer.buffer.values) is not np
+        return on_gpu and type(optimizer) in (AdamW, Adam) and usable("adamw.cu", _name(optimizer))
+
+    @staticmethod
+    def run(optimizer: Any, ranges: list[Any]) -> None:
+        _adamw(optimizer, ranges)
+
+
+class AdamWIfFinite(AdamWRanges):
+    """update_if_finite: the kernel looks itself, and changes nothing otherwise."""
+
+    @staticmethod
+    def run(optimizer: Any, ranges: list[Any]) -> None:
+        norm, control = optimizer.gradient_norm(), optimizer.control
+        control[FINITE] = namespace(norm).isfinite(norm)
+        _adamw(optimizer, ranges)
+        adjust_scale(optimizer.buffer.loss_scale, control[FINITE : FINITE + 1])
+
+
+def _name(optimizer: Any) -> str:
     buffer = optimizer.buffer
     low_dtype = (buffer.values if buffer.low is None else buffer.low).dtype
-    width = pack(
-        64, buffer.dtype, buffer.values
-    )  # ranges start and stop at multiples of 64 elements
-    name = f"adamw<{type_of(buffer.values)},{c_name(low_dtype)},{width}>"
-    if not usable("adamw.cu", name):
-        return False
-    kernel = get("adamw.cu", name)
+    width = pack(64, buffer.dtype, buffer.values)  # ranges begin and end at multiples of 64
+    return f"adamw<{type_of(buffer.values)},{c_name(low_dtype)},{width}>"
+
+
+def _adamw(optimizer: Any, ranges: list[Any]) -> None:
+    buffer = optimizer.buffer
+    width = pack(64, buffer.dtype, buffer.values)
+    kernel = get("adamw.cu", _name(optimizer))
     blocks = 16 * multiprocessors(buffer.values.device.id)
     beside = namespace(buffer.values).cuda.get_current_stream().is_capturing()
     for number, (start, stop, lr, decay) in enumerate(ranges):
@@ -76,15 +101,18 @@ def adamw(optimizer: Any, ranges: list[Any]) -> bool:
                 optimizer.eps,
             ))  # fmt: skip
     join()
-    return True
 
 
-def count_step(control: Array, counters: Array) -> bool:
-    """Optimizer._count_step in one kernel."""
-    if not usable("adamw.cu", "count_step"):
-        return False
-    get("adamw.cu", "count_step")((1,), (1,), (control, counters))
-    return True
+class CountStep:
+    """In one kernel."""
+
+    @staticmethod
+    def suits(control: Array, counters: Array) -> bool:
+        return namespace(control) is not np and usable("adamw.cu", "count_step")
+
+    @staticmethod
+    def run(control: Array, counters: Array) -> None:
+        get("adamw.cu", "count_step")((1,), (1,), (control, counters))
 
 
 # ---- images -------------------------------------------------------------------------------------

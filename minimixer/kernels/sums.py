@@ -60,15 +60,31 @@ def can_sum(dtype: np.dtype) -> bool:
     return usable("reduce.cu", f"sum_rows<{name}>", f"sum_columns<{name}>")
 
 
-def sum_squares(values: Array) -> Array | None:
-    """The sum of squares of a flat float32 or float64 array: (1,), in float64, where the squares of
-    float32 numbers neither overflow nor vanish. None if there is no kernel."""
-    width = pack(values.size, values.dtype, values)
+class GradientNorm:
+    """From the sums of squares in float64, where those of float32 numbers neither overflow nor
+    vanish."""
+
+    @staticmethod
+    def suits(arrays: list[Array]) -> bool:
+        if namespace(arrays[0]) is np:
+            return False
+        names = [_squares_name(array) for array in arrays]
+        return usable("reduce.cu", *names, "sum_columns<double>")
+
+    @staticmethod
+    def run(arrays: list[Array]) -> Array:
+        xp, dtype = namespace(arrays[0]), arrays[0].dtype
+        return xp.sqrt(sum(map(sum_squares, arrays))).astype(dtype).reshape(())
+
+
+def sum_squares(values: Array) -> Array:
+    """The sum of squares of a flat float32 or float64 array: (1,), in float64."""
     blocks = 4 * multiprocessors(values.device.id)
     sums = namespace(values).empty((1, blocks), dtype=np.float64)
-    name = f"sum_squares<{type_of(values)},{width}>"
-    if not usable("reduce.cu", name, "sum_columns<double>"):
-        return None
-    kernel = get("reduce.cu", name)
+    kernel = get("reduce.cu", _squares_name(values))
     kernel((blocks,), (512,), (values, values.size, sums))
     return sum_columns(sums)
+
+
+def _squares_name(values: Array) -> str:
+    return f"sum_squares<{type_of(values)},{pack(values.size, values.dtype, values)}>"

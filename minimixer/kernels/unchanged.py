@@ -19,12 +19,10 @@ False
 
 import functools
 import hashlib
-import inspect
 import io
 import itertools
 import json
 import sys
-import tokenize
 from collections.abc import Iterable
 from operator import is_, itemgetter
 from pathlib import Path
@@ -35,6 +33,8 @@ FILE = Path(__file__).with_name("digests.json")
 
 def digest(source: str) -> str:
     """Of what a module's source means, on every Python the same."""
+    import tokenize  # seldom needed
+
     lines = source.replace("\r\n", "\n").split("\n")
     tokens = list(tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline))
     begins, dropped = True, []  # of a statement; where comments and docstrings are
@@ -98,7 +98,7 @@ def remember(modules: tuple[str, ...]) -> None:
         places: list[Any] = [vars(module)]
         places += [
             vars(value) for value in vars(module).values()
-            if inspect.isclass(value) and value.__module__ == module.__name__
+            if isinstance(value, type) and value.__module__ == module.__name__
         ]  # fmt: skip
         _snapshots[name] = []
         for place in places:
