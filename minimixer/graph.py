@@ -46,12 +46,12 @@ import numpy as np
 
 from . import backend
 from .autograd import Variable
-from .backend import Array, is_array
+from .backend import Array, address, is_array
 from .fingerprint import Fingerprint, token
 from .grad_mode import is_grad_enabled
 from .nn import Module, is_evaluating
 from .optim import Optimizer
-from .parameters import Parameter
+from .parameters import Parameter, ParameterBuffer
 from .recording import Pool, Recording, own_stream
 from .staging import Inbox
 from .tensor import Tensor
@@ -239,7 +239,7 @@ class Recorded:
         assert buffer is not None
         return (
             self._model, id(backend.forms), is_grad_enabled(), is_evaluating(),
-            buffer.signature, None if optimizer is None else optimizer.signature,
+            _of_buffer(buffer), None if optimizer is None else _of_optimizer(optimizer),
             bytes(map(_has_grad, parameters)), bytes(map(_requires_grad, parameters)),
         )  # fmt: skip
 
@@ -309,6 +309,22 @@ class Recorded:
             f"{what}; {reason}"
         )
         return None
+
+
+def _of_buffer(buffer: ParameterBuffer) -> tuple[Any, ...]:
+    """What lies where, and how it is read."""
+    arrays = (
+        buffer.values, buffer.gradients, buffer.low, buffer.loss_scale, buffer.random.counters,
+    )  # fmt: skip
+    kinds = [(address(a), a.dtype) for a in arrays if a is not None]
+    return (*kinds, buffer.precision, buffer.scaled, buffer.random.seed)
+
+
+def _of_optimizer(optimizer: Optimizer) -> tuple[Any, ...]:
+    """The same; what changes from step to step lies on the device."""
+    places = [address(array) for array in (optimizer.control, *optimizer.state.values())]
+    settings = [getattr(optimizer, name) for name in optimizer.constants]
+    return (*places, optimizer.changes, optimizer.clipped, *settings)
 
 
 def _give_back(recordings: dict, inboxes: dict, pools: dict) -> None:

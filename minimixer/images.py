@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import FLOAT_DTYPES, Array, is_array, is_half, namespace, to_device, widen
+from .backend import FLOAT_DTYPES, Array, is_array, is_half, namespace, to_device, wide, widen
+from .dispatch import replaceable
 from .precision import native
 from .tensor import Tensor
 
@@ -138,3 +139,17 @@ def cut_patches(x: Tensor, patch: int) -> Tensor:
     x = x.reshape(batch, rows, patch, columns, patch, channels)
     x = x.transpose(1, 3, 0, 2, 4, 5)  # (rows, columns, B, P, P, channels)
     return x.reshape(rows * columns, batch, patch * patch * channels)
+
+
+@replaceable
+def to_tokens(
+    images: Any, size: tuple[int, int, int], normalization: Normalization, patch: int,
+    dtype: np.dtype, device: str,
+) -> Tensor:  # fmt: skip
+    """Images (B, *size) -> tokens (S, B, patch * patch * channels) of `dtype` on `device`: arrays
+    are checked and normalised, a Tensor is taken as it is. Errors of check_shape, normalize."""
+    array = check_shape(images, size)
+    if not isinstance(images, Tensor):
+        half = dtype == np.float16  # which ends at 65504
+        images = Tensor(normalize(array, normalization, wide(dtype), device, half))
+    return cut_patches(images.to(dtype) if is_half(dtype) else images, patch)

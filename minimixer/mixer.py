@@ -47,10 +47,8 @@ import numpy as np
 
 from . import functional as F
 from .backend import (
-    Array,
     as_dtype,
     check_precision,
-    current_form,
     form_of,
     is_half,
     to_numpy,
@@ -61,7 +59,7 @@ from .block import MixerMLP as MixerMLP
 from .checks import check_sizes
 from .dispatch import replaceable
 from .grad_mode import no_grad
-from .images import Normalization, check_shape, cut_patches, normalize, not_normalized
+from .images import Normalization, check_shape, normalize, not_normalized, to_tokens
 from .loss import softmax
 from .nn import LayerNorm, Linear, Module, evaluating
 from .parameters import ParameterBuffer, RandomCounter
@@ -300,28 +298,26 @@ class Mixer(Module):
     def patches(self, images: Any) -> Tensor:
         """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
         (row, column, channel) order."""
-        dtype = self.activation_dtype
-        cut = current_form("patches", self.stem.weight.data)
-        if cut is not None and not isinstance(images, Tensor):
-            tokens = cut(self, self.check_shape(images), dtype)
-            if tokens is not None:
-                return Tensor(tokens)
-        x = self.convert(images)
-        if self.buffer.scaled and x.requires_grad:  # the way out of float16, as at the Parameters
-            x = F.scale_gradient(x, 1 / self.buffer.loss_scale[:1])
-        return cut_patches(x.to(dtype) if is_half(dtype) else x, self.patch_size)
+        if self.buffer.scaled and isinstance(images, Tensor) and images.requires_grad:
+            # the way out of float16, as at the Parameters
+            images = F.scale_gradient(images, 1 / self.buffer.loss_scale[:1])
+        return to_tokens(
+            images, self.size, self.normalization, self.patch_size, self.activation_dtype,
+            self.device,
+        )  # fmt: skip
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(H, W, in_channels) of an image."""
+        return self.height, self.width, self.in_channels
 
     def convert(self, images: Any) -> Tensor:
         """A plain array as a Tensor of the model's dtype, on its device, checked and normalised."""
-        array = self.check_shape(images)
+        array = check_shape(images, self.size)
         if isinstance(images, Tensor):
             return images
         half = self.activation_dtype == np.float16  # which ends at 65504
         return Tensor(normalize(array, self.normalization, self.dtype, self.device, half))
-
-    def check_shape(self, images: Any) -> Array:
-        """The array of `images`; ValueError unless it is (B, H, W, in_channels) with B > 0."""
-        return check_shape(images, (self.height, self.width, self.in_channels))
 
     def set_normalization(self, mean: Any, std: Any) -> None:
         """Record how uint8 images are scaled: a number, or one for each channel."""
@@ -341,7 +337,7 @@ class Mixer(Module):
         """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time. A
         warning, once, if the images are floats that seem not to be normalised."""
         check_sizes(batch_size=batch_size)
-        self.check_shape(images)
+        check_shape(images, self.size)
         if self.head is None:
             raise ValueError("predict: this model has no head (num_classes=0)")
         if not (self.normalization.warned or isinstance(images, Tensor)):

@@ -25,7 +25,6 @@ import numpy as np
 
 from .backend import (
     Array,
-    address,
     blocks,
     check_not_recorded,
     device_of,
@@ -78,7 +77,7 @@ class Optimizer:
         self.parameters: list[Parameter] = []
         self._frozen: list[Parameter] = []
         self._settings: list[tuple[float, float]] = []
-        self._changes = 0  # of them
+        self.changes = 0  # of them
         for group in groups:
             if not isinstance(group, dict) or not {"params"} <= set(group) <= _GROUP_KEYS:
                 raise ValueError(
@@ -157,13 +156,6 @@ class Optimizer:
         return norm
 
     @property
-    def signature(self) -> tuple[Any, ...]:
-        """What a recorded step (graph.py) depends on, besides what lies on the device."""
-        places = [address(array) for array in (self.control, *self.state.values())]
-        settings = [getattr(self, name) for name in self.constants]
-        return (*places, self._changes, self.clipped, *settings)
-
-    @property
     def scaled(self) -> bool:
         """Do gradients come from float16, and may overflow?"""
         return self.buffer.scaled
@@ -191,7 +183,7 @@ class Optimizer:
 
     def _change(self, settings: list[tuple[float, float]]) -> None:
         self._settings, self._ranges = settings, None
-        self._changes += 1
+        self.changes += 1
 
     @property
     def lr_factor(self) -> float:

@@ -32,7 +32,6 @@ from .autograd import Variable
 from .backend import (
     FLOAT_DTYPES,
     Array,
-    address,
     check_device,
     describe,
     device_of,
@@ -138,13 +137,6 @@ class ParameterBuffer:
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
         return {**vars(self), "windows": [], "low": None, "owner": None}
-
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """What a recorded step (graph.py) depends on: what lies where, and how it is read."""
-        arrays = (self.values, self.gradients, self.low, self.loss_scale, self.random.counters)
-        kinds = [(address(a), a.dtype) for a in arrays if a is not None]
-        return (*kinds, self.precision, self.scaled, self.random.seed)
 
     @property
     def device(self) -> str:

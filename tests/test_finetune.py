@@ -188,7 +188,7 @@ def test_the_recipe_is_the_papers(run, weights, monkeypatch):
 
         def watched():
             seen["factors"].append(optimizer.lr_factor)
-            norm = float(optimizer._gradient_norm())
+            norm = float(optimizer.gradient_norm())
             seen["norms"].append(norm * float(optimizer.control[2]))
             step()
 

@@ -25,6 +25,7 @@ from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.kernels import cpu, cpu_layer_norm, cublas, fused, spare_row
 from minimixer.kernels import cuda as compiling
 from minimixer.kernels import gpu as gpu_functions
+from minimixer.kernels import sums as gpu_sums
 from minimixer.precision import as_dtype, is_half, wide, widen
 from minimixer.products import matmul
 
@@ -710,7 +711,7 @@ def test_sum_squares(gpu, dtype, size):
     for layout in (None, "shifted"):
         fill_free_memory_with_nan(gpu)
         array = laid_out(to_device(values.astype(dtype), gpu), layout)
-        found = float(sums.sum_squares(array)[0])
+        found = float(gpu_sums.sum_squares(array)[0])
         assert abs(found / (float64(array) ** 2).sum() - 1) <= (3 + size**0.5) * 2.0**-53
 
 

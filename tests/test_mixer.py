@@ -37,8 +37,10 @@ from minimixer import (
     no_grad,
 )
 from minimixer import functional as F
+from minimixer import images as images_module
 from minimixer import mixer as mixer_module
 from minimixer.backend import to_device, to_numpy
+from minimixer.images import to_tokens
 from minimixer.mixer import MixerBlock, MixerMLP
 from minimixer.nn import StochasticDepth
 from minimixer.optim import SGD
@@ -596,7 +598,7 @@ def test_images_on_the_device_that_are_not_finite(device):
     images = random_images().astype("float32")
     images[1, 2, 3, 0] = math.nan
     model, images = small(device, "float32"), to_device(images, device)
-    if backend.form_of("patches", images) is None:
+    if backend.form_of(to_tokens, images) is None:
         with pytest.raises(ValueError, match="NaN or infinity"):
             model(images)
     else:
@@ -1052,7 +1054,7 @@ def shapes_in_reality(device: str, monkeypatch) -> list[tuple[str, tuple[int, ..
 
         monkeypatch.setattr(owner, name, recorded)
 
-    record(Mixer, "convert", "convert")
+    record(images_module, "normalize", "convert")
     record(Mixer, "patches", "patches")
     record(F, "linear", "linear")
     record(F, "linear_first", "linear")

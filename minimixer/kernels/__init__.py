@@ -83,6 +83,7 @@ def _find() -> None:
     stands for. What was edited is left to itself."""
     from ..block import MixerMLP
     from ..functional import GELU, LayerNorm, Linear
+    from ..images import to_tokens
     from ..loss import CrossEntropy
     from ..loss_scale import update_if_finite
     from ..mixer import Mixer
@@ -121,7 +122,7 @@ def _find() -> None:
         (gradient_norm, {"numpy": cpu_training.GradientNorm, "cupy": sums.GradientNorm},
          ("norms",)),
         ("matmul", {"numpy": cpu.matmul, "cupy": cublas.matmul}, ("products",)),
-        ("patches", {"cupy": gpu_training.patches}, ("images", "mixer")),
+        (to_tokens, {"cupy": gpu_training.Tokens}, ("images",)),
         (MLP, {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm,
                         "cupy": gpu_layer_norm.FastAddLayerNorm}, ()),

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, is_half, namespace, one, to_device, wide
-from ..images import check_finite
+from ..images import Normalization, check_finite, check_shape
 from ..loss import CrossEntropy
 from ..loss_scale import FINITE, adjust_scale
 from ..optim import Adam, AdamW
+from ..tensor import Tensor
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 from .node import Fast
 from .side import fork, join
@@ -118,30 +119,43 @@ class CountStep:
 # ---- images -------------------------------------------------------------------------------------
 
 
-def patches(model: Any, images: Array, dtype: np.dtype) -> Array | None:
-    """Mixer.patches of plain images, whose values are checked if they come from the CPU. None if
-    there is no kernel."""
-    if not usable("patches.cu", f"cut_patches<unsigned char,{c_name(dtype)},1>"):
-        return None
-    values = model.stem.weight.data
-    xp = namespace(values)
+class Tokens:
+    """Of plain images, in one kernel; their values are checked if they come from the CPU."""
+
+    @staticmethod
+    def suits(images, size, normalization, patch, dtype, device):
+        first = f"cut_patches<unsigned char,{c_name(dtype)},1>"
+        return device != "cpu" and not isinstance(images, Tensor) and usable("patches.cu", first)
+
+    @staticmethod
+    def run(images, size, normalization, patch, dtype, device):
+        images = check_shape(images, size)
+        return Tensor(_cut(_on_gpu(images, dtype, device), normalization, patch, dtype, device))
+
+
+def _on_gpu(images: Array, dtype: np.dtype, device: str) -> Array:
     if images.dtype.name not in C_NAMES:
         raise TypeError(
             f"Mixer: images must be uint8, or floats of 2 to 8 bytes, not {images.dtype}"
         )
     if images.dtype != np.uint8 and not (is_half(images.dtype) and namespace(images) is not np):
         if namespace(images) is np:
-            images = check_finite(images, dtype if dtype == np.float16 else values.dtype)
+            images = check_finite(images, dtype if dtype == np.float16 else wide(dtype))
         else:
-            images = images.astype(values.dtype, copy=False)
-    images = xp.ascontiguousarray(to_device(images, model.device))
+            images = images.astype(wide(dtype), copy=False)
+    images = to_device(images, device)
+    return namespace(images).ascontiguousarray(images)
+
+
+def _cut(
+    images: Array, normalization: Normalization, patch: int, dtype: np.dtype, device: str
+) -> Array:
     batch, height, width, channels = images.shape
-    patch = model.patch_size
     tokens = (height // patch) * (width // patch)
-    out = xp.empty((tokens, batch, patch * patch * channels), dtype=dtype)
+    out = namespace(images).empty((tokens, batch, patch * patch * channels), dtype=dtype)
     scale = offset = None
     if images.dtype == np.uint8:
-        scale, offset = model.normalization.factors(wide(dtype), model.device)
+        scale, offset = normalization.factors(wide(dtype), device)
     at_once = 16 // max(images.itemsize, out.itemsize)
     if (patch * channels) % at_once or images.data.ptr % 16 or out.data.ptr % 16:
         at_once = 1
