@@ -17,7 +17,7 @@ To find the gradient, `backward.py` walks the arrows from the loss to the leaves
 ...         return 2 * self.x * dy
 >>> x = Variable(np.array([3.0, 4.0]), requires_grad=True)
 >>> y = Square.apply(x)
->>> y.data, y.node.parents == [(x, None)]
+>>> y.data, y.node.parents == [(x, None, (2,))]
 (array([ 9., 16.]), True)
 >>> y.node.backward(np.array([1.0, 1.0]))
 array([6., 8.])
@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .backend import FLOAT_DTYPES, Array, describe, is_array, is_half, namespace, same_device
-from .dispatch import choose, explained, run
+from .dispatch import choose, run
 from .grad_mode import mode
 from .precision import native
 
@@ -68,12 +68,8 @@ class Variable:
         if self.grad is None:
             self.grad = namespace(gradient).array(gradient, dtype=self.data.dtype, copy=True)
         else:  # a new array: whoever holds the old one keeps it as it was
-            self.grad = added(self.grad, gradient.astype(self.data.dtype, copy=False))
-
-
-def added(a: Array, b: Array) -> Array:
-    """The sum of two gradients, a new array."""
-    return a + b if a.ndim else namespace(a).asarray(a + b)  # of which NumPy makes a number
+            total = self.grad + gradient.astype(self.data.dtype, copy=False)
+            self.grad = namespace(gradient).asarray(total)
 
 
 Variable.result_class = Variable
@@ -96,9 +92,8 @@ class Function:
         backward(self, *gradients)          one per output, None if unused -> one per input
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
-    Neither may write into an array that it did not make. If there is a
-        check(*inputs, **options)           a static method: ValueError for what does not fit
-    it is called first. Class attributes say what else it can do:
+    Neither may write into an array that it did not make. Where a fast form may do the work, what
+    does not fit is refused by `check`, with which forward begins. Class attributes say more:
         takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
         optional        the positions of inputs that may be None
         any_dtype       it only moves numbers about, of whatever dtype. Otherwise both ways of
@@ -110,11 +105,10 @@ class Function:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "input_dtype", "needs", "output_shapes", "parents", "serial",
-        "versions", "widened",
+        "__dict__", "__weakref__", "input_dtype", "needs", "outputs", "parents", "serial",
+        "versions",
     )  # fmt: skip
 
-    check: ClassVar[Any] = None
     takes_numbers: ClassVar[bool] = True
     optional: ClassVar[tuple[int, ...]] = ()
     any_dtype: ClassVar[bool] = False
@@ -123,12 +117,18 @@ class Function:
     quiet: ClassVar[bool] = False
 
     needs: tuple[bool, ...]  # per input: is its gradient wanted?
-    parents: Sequence[Any] | None  # per input: (node, output index), (leaf, None) or None
+    parents: (
+        Sequence[Any] | None
+    )  # per input: (node, output index, shape), (leaf, None, shape), None
     serial: int  # nodes are counted: those that an input came from have smaller numbers
     input_dtype: np.dtype  # of the inputs, and so of their gradients
-    output_shapes: list[tuple[int, ...]]  # of the outputs
+    outputs: int  # how many
     versions: Sequence[tuple[Variable, int]]  # the Parameters read, and how often they had changed
-    widened: bool  # were the inputs stored in two bytes, and computed with in float32?
+    widened = False  # were the inputs stored in two bytes, and computed with in float32?
+
+    @staticmethod
+    def check(*inputs: Any, **options: Any) -> None:
+        """ValueError for what does not fit."""
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -142,10 +142,9 @@ class Function:
         plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
         Parameters are read in the dtype of the others.
         """
-        arrays, first = check(cls, inputs, options)
+        arrays, first = check(cls, inputs)
         node = cls()
-        recording = mode.enabled
-        needs = [recording and isinstance(v, Variable) and v.requires_grad for v in inputs]
+        needs = [isinstance(v, Variable) and v.requires_grad and mode.enabled for v in inputs]
         node.needs = tuple(needs)
         node = choose(node, inputs, first, arrays, options)  # a fast form where one suits
         results = run(cls.__name__, node, first, arrays, options)
@@ -158,28 +157,25 @@ def record(node: Function, inputs: Sequence[Any], first: Any, results: Any) -> A
     several = isinstance(results, tuple)
     if True not in node.needs:
         return tuple([_variable(y) for y in results]) if several else _variable(results)
-    node.serial, node.input_dtype = next(_serials), first.dtype
-    pairs = zip(inputs, node.needs, strict=True)
-    node.parents = [(v.node or v, v.output_index) if need else None for v, need in pairs]
+    node.serial, node.input_dtype, node.outputs = next(_serials), first.dtype, 1
     node.versions = [(v, v.version) for v in inputs if isinstance(v, Variable) and v.is_parameter]
+    used = zip(inputs, node.needs, strict=True)
+    node.parents = [(v.node or v, v.output_index, v.data.shape) if n else None for v, n in used]
     if not several:
-        variable = _variable(results, node, 0)
-        node.output_shapes = [variable.data.shape]
-        return variable
-    variables = [_variable(y, node, i) for i, y in enumerate(results)]
-    node.output_shapes = [variable.data.shape for variable in variables]
-    return tuple(variables)
+        return _variable(results, node, 0)
+    node.outputs = len(results)
+    return tuple([_variable(y, node, i) for i, y in enumerate(results)])
 
 
 _serials = itertools.count()
+_NUMPYS = np.ndarray, np.generic  # arrays, and the numbers that NumPy makes of 0-d ones
 
 
 def _variable(output: Any, node: Function | None = None, index: int | None = None) -> Variable:
     """What Functions return. Tensor's own look at what it is given takes a tenth of a small
     operation's time, and is not needed for arrays and for the numbers that NumPy makes of them."""
     kind = Variable.result_class
-    plain = isinstance(output, (np.ndarray, np.generic))
-    array = np.asarray(output) if plain else kind(output).data
+    array = np.asarray(output) if isinstance(output, _NUMPYS) else kind(output).data
     variable = kind.__new__(kind)
     Variable.__init__(variable, array, node is not None, node, index)
     return variable
@@ -191,11 +187,8 @@ _kind = attrgetter("__class__", "dtype")
 _ALIKE = [{(np.ndarray, dtype)} for dtype in FLOAT_DTYPES]
 
 
-def check(
-    function: type[Function], inputs: Sequence[Any], options: dict[str, Any]
-) -> tuple[list[Any], Any]:
-    """The arrays of the inputs, of one floating dtype, on one device and of shapes that fit; and
-    the first of them."""
+def check(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The arrays of the inputs, of one floating dtype and on one device; and the first of them."""
     arrays = [v.data if isinstance(v, Variable) else v for v in inputs]
     first = arrays[0] if arrays else None
     try:
@@ -204,11 +197,6 @@ def check(
         alike = False
     if not alike:
         arrays, first = _read_inputs(function, inputs)
-    if function.check is not None:
-        try:
-            function.check(*arrays, **options)
-        except ValueError as error:
-            raise explained(error, function.__name__, arrays) from None
     return arrays, first
 
 

@@ -19,13 +19,12 @@ used its outputs has sent its gradient, and each step of the chain rule is run e
 Next: `ops.py`, the operations.
 """
 
-from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from .autograd import Function, Variable, added
+from .autograd import Function, Variable
 from .backend import Array, describe, is_array, join, namespace, one
 from .dispatch import converted, prepared, quiet
 from .precision import native
@@ -48,7 +47,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
         return
 
     order = sorted(_behind(root.node), key=attrgetter("serial"), reverse=True)
-    arrived: dict[Function, list[Array | None]] = {root.node: [None] * len(root.node.output_shapes)}
+    arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.outputs}
     arrived[root.node][root.output_index or 0] = gradient
     del gradient
     try:  # infinite slopes, and NaN behind them, are what the derivatives are: no warnings
@@ -64,7 +63,7 @@ def _walk(
     sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
     for node in order:
         gradients = arrived.pop(node, None)  # None: nothing reached it
-        results: Any = () if gradients is None else run_back(node, gradients)
+        results = () if gradients is None else run_back(node, gradients)
         parents, dtype = node.parents or (), node.input_dtype
         if not retain_graph:  # forget what forward kept, and the way to the inputs
             vars(node).clear()
@@ -72,39 +71,33 @@ def _walk(
         for position, result in enumerate(results):
             if result is None or parents[position] is None:
                 continue
-            source, index = parents[position]
-            shape = source.data.shape if index is None else source.output_shapes[index]
+            source, index, shape = parents[position]
             if getattr(result, "shape", None) != shape or result.dtype is not dtype:
                 result = converted(node, position, result, shape, index is None)
             if index is None:
                 source.accumulate_grad(result, dtype)
-                continue
-            places = arrived.get(source)
-            if places is None:
-                places = arrived[source] = [None] * len(source.output_shapes)
-            if places[index] is None:
-                places[index] = result
-            elif (source, index) in sums:
-                places[index] += result
-            else:  # two arrays that others may also hold: their sum is a third
-                places[index] = added(places[index], result)
-                sums.add((source, index))
+            else:
+                places = arrived.setdefault(source, [None] * source.outputs)
+                if places[index] is None:
+                    places[index] = result
+                elif (source, index) in sums:
+                    places[index] += result
+                else:  # two arrays that others may also hold: their sum is a third
+                    places[index] = _sum(places[index], result)
+                    sums.add((source, index))
         gradients = results = result = None  # else they would outlive the next node
 
 
-def run_back(node: Function, gradients: list[Array | None]) -> Sequence[Any]:
+def _sum(a: Array, b: Array) -> Array:
+    return a + b if a.ndim else namespace(a).asarray(a + b)  # NumPy makes a number of 0-d arrays
+
+
+def run_back(node: Function, gradients: list[Array | None]) -> Any:
     """What node.backward makes of the gradients that arrived: one for each input, or None."""
-    for parameter, version in node.versions:
-        if parameter.version != version:
-            raise ValueError(
-                f"backward: a Parameter that {type(node).__name__} used was changed after forward; "
-                "call backward before the optimizer's step or an assignment to .data"
-            )
     if node.widened or type(gradients[0]) is not np.ndarray:
         gradients = prepared(node, gradients)
     results = node.backward(*gradients)
-    if not isinstance(results, (tuple, list)):
-        results = (results,)
+    results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(node.needs):
         raise ValueError(
             f"{type(node).__name__}.backward returned {len(results)} gradients for "
@@ -147,6 +140,12 @@ def _behind(root: Function) -> set[Function]:
                 f"backward: the graph behind {type(node).__name__} was released by an earlier "
                 "backward; call that one with retain_graph=True to go through it twice"
             )
+        for parameter, version in node.versions:
+            if parameter.version != version:
+                raise ValueError(
+                    f"backward: a Parameter that {type(node).__name__} used was changed after "
+                    "forward; call backward before the optimizer's step or an assignment to .data"
+                )
         for parent in node.parents:
             if parent and parent[1] is not None and parent[0] not in found:
                 found.add(parent[0])

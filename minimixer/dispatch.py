@@ -40,6 +40,10 @@ def choose(
     form = backend.form_of(type(node), first) if type(node) in backend.forms else None
     if form is None:
         return node
+    try:
+        node.check(*arrays, **options)
+    except ValueError as error:
+        raise explained(error, type(node).__name__, arrays) from None
     fast = form()
     fast.needs = node.needs
     fast.read(inputs)
@@ -67,7 +71,6 @@ def replaceable(plain: Callable) -> Callable:
 def run(name: str, node: Any, first: Any, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
     """What node.forward makes of the arrays, an array or a tuple of them. `name`, and what it was
     given, go in front of its errors."""
-    node.widened = False
     if first is not None and type(first) is not np.ndarray:
         use_device_of(first)
     try:

@@ -17,8 +17,10 @@ Next: `parameters.py`, where the weights live.
 import math
 from typing import Any
 
+import numpy as np
+
 from .autograd import Function
-from .backend import Array, namespace
+from .backend import Array
 from .erf import erf
 from .habits import missing
 from .layer_norm import LayerNorm as LayerNorm
@@ -55,6 +57,7 @@ class Linear(Function):
             raise ValueError(f"bias must have shape {weight.shape[1:]}")
 
     def forward(self, x, weight, bias=None):
+        self.check(x, weight, bias)
         rows = as_rows(x)
         self.shape = x.shape
         self.x = rows if self.needs[1] else None
@@ -98,6 +101,7 @@ class LinearFirst(Function):
             raise ValueError(f"bias must have shape {sizes[:1]}")
 
     def forward(self, x, weight, bias, transposed):
+        self.check(x, weight, bias, transposed)
         columns = as_columns(x)
         self.shape, self.transposed = x.shape, transposed
         self.x = columns if self.needs[1] else None
@@ -134,15 +138,17 @@ def linear_first(x: Any, weight: Any, bias: Any = None, transposed: bool = False
 _K, _A = math.sqrt(2 / math.pi), 0.044715
 
 
+# NumPy's functions of single numbers hand CuPy's arrays on to CuPy.
+
+
 def _phi_tanh(x: Array, want_slope: bool) -> tuple[Array, Array | None]:
     """Phi(x) and, if asked for, x Phi'(x)."""
-    xp = namespace(x)
     square = x * x  # and x * square for the cube: NumPy's x**3 is ten times slower
-    xp.minimum(square, 100, out=square)  # Phi is 0 or 1 there; no infinities below
+    np.minimum(square, 100, out=square)  # Phi is 0 or 1 there; no infinities below
     phi = square * (_K * _A)
     phi += _K
     phi *= x
-    xp.tanh(phi, out=phi)
+    np.tanh(phi, out=phi)
     phi *= 0.5
     phi += 0.5
     if not want_slope:
@@ -163,7 +169,7 @@ def _phi_exact(x: Array, want_slope: bool) -> tuple[Array, Array | None]:
         return phi, None
     slope = x * x
     slope *= -0.5
-    namespace(x).exp(slope, out=slope)
+    np.exp(slope, out=slope)
     slope *= x
     slope *= 1 / math.sqrt(2 * math.pi)
     return phi, slope

@@ -46,6 +46,7 @@ class LayerNorm(Function):
             raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
 
     def forward(self, x, gamma, beta, epsilon):
+        self.check(x, gamma, beta, epsilon)
         x_hat, inverse_sigma = normalize(x, epsilon)
         y = x_hat * gamma
         y += beta
@@ -88,12 +89,17 @@ def gradients(
     return dx, dgamma, dbeta
 
 
-def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Tensor:
+EPSILON = 1e-6  # the authors'
+
+
+def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = EPSILON) -> Tensor:
     """x (..., C) -> the same shape: each row to mean 0 and variance 1, times gamma plus beta.
 
     gamma, beta (C,). ValueError on shapes. Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
     """
-    return LayerNorm.apply(x, gamma, beta, epsilon=check_epsilon(epsilon))
+    if epsilon != EPSILON:
+        epsilon = check_epsilon(epsilon)
+    return LayerNorm.apply(x, gamma, beta, epsilon=float(epsilon))
 
 
 def check_epsilon(epsilon: Any, name: str = "epsilon") -> float:

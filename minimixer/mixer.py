@@ -49,6 +49,7 @@ from . import functional as F
 from .backend import (
     as_dtype,
     check_precision,
+    device_of,
     form_of,
     is_half,
     to_numpy,
@@ -244,13 +245,14 @@ class Mixer(Module):
         return self._dtype_in(self.precision)
 
     def _dtype_in(self, precision: str) -> np.dtype:
-        dtype = check_precision(precision, self.device)
-        if precision != "float32" and self.dtype != np.float32:
+        values = self.buffer.values
+        dtype = check_precision(precision, device_of(values))
+        if precision != "float32" and values.dtype != np.float32:
             raise ValueError(
-                f"precision {precision} is for float32 models, this one is {self.dtype}: "
+                f"precision {precision} is for float32 models, this one is {values.dtype}: "
                 "use set_precision('float32') or .to('float32')"
             )
-        return dtype if is_half(dtype) else self.dtype
+        return dtype if is_half(dtype) else values.dtype
 
     # ---- from images to scores ------------------------------------------------------------------
 
@@ -303,7 +305,7 @@ class Mixer(Module):
             images = F.scale_gradient(images, 1 / self.buffer.loss_scale[:1])
         return to_tokens(
             images, self.size, self.normalization, self.patch_size, self.activation_dtype,
-            self.device,
+            device_of(self.buffer.values),
         )  # fmt: skip
 
     @property

@@ -287,18 +287,15 @@ class Parameter(Tensor):
         from float16 activations come scaled (loss_scale.py), and are scaled back."""
         if self._grad is None:
             self.buffer.make_gradients()
-        window: Any = self._grad
-        if gradient is window:  # backward wrote it there
-            self.has_grad = True
-            return
+        place: Any = self._grad
         if read_as == np.float16 and self.buffer.scaled:
-            gradient = gradient / self.buffer.loss_scale[:1].astype(window.dtype)
+            gradient = gradient / self.buffer.loss_scale[:1].astype(place.dtype)
         if self.has_grad:
             join()  # what is written there beside
-            window += gradient.astype(window.dtype, copy=False)
-        else:
-            window[...] = gradient
-            self.has_grad = True
+            place += gradient.astype(place.dtype, copy=False)
+        elif gradient is not place:  # else backward wrote it there
+            place[...] = gradient
+        self.has_grad = True
 
     @property
     def grad_window(self) -> Array:

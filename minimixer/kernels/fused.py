@@ -139,6 +139,7 @@ class MLP(Function):
             raise ValueError(f"w2 must have shape {w1.shape if first else w1.shape[::-1]}")
 
     def forward(self, x, w1, b1, w2, axis, approximate):
+        self.check(x, w1, b1, w2, axis, approximate)
         first = axis == 0
         self.first, self.shape = first, x.shape
         x = as_columns(x) if first else as_rows(x)
@@ -214,6 +215,7 @@ class AddLayerNorm(Function):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
 
     def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
+        self.check(x, y, bias, gamma, beta, epsilon, bias_axis)
         self.bias_axis = bias_axis
         s = x if y is None else x + y
         if bias is not None:
@@ -298,6 +300,7 @@ class AddBias(Function):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
 
     def forward(self, x, bias, axis):
+        self.check(x, bias, axis)
         self.axis = axis
         return x + (bias.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else bias)
 
