@@ -30,7 +30,7 @@ from options import Parser, check_choice, check_range, dashes, numbers, parse, r
 from stopping import say
 from training import Run, on_each_rank, parts, set_precision
 
-from minimixer import SGD, AdamW, Mixer, Tensor, parallel, schedule
+from minimixer import SGD, AdamW, Mixer, Tensor, kernels, parallel, schedule
 from minimixer import functional as F
 from minimixer.metrics import Metrics, correct
 from minimixer.names import command, printable, some
@@ -156,7 +156,7 @@ def finetune(run: Run) -> int:
     world.check_batch_size(batch_size)
     say(
         f"{len(paths):,} pictures of {len(class_names)} classes, {len(val[0]):,} to validate on; "
-        f"Mixer with {model.num_parameters():,} parameters on {device}; "
+        f"Mixer with {model.num_parameters():,} parameters on {device}; {kernels.status()}; "
         f"{options.steps} steps of {batch_size}, {options.steps / len(pictures):.1f} epochs"
     )
 

@@ -19,7 +19,7 @@ from options import Parser, check_choice, check_range, dashes, parse, run_script
 from stopping import say
 from training import Run, on_each_rank, parts, set_precision
 
-from minimixer import AdamW, Mixer, data, parallel, schedule
+from minimixer import AdamW, Mixer, data, kernels, parallel, schedule
 from minimixer import functional as F
 from minimixer.metrics import correct, evaluate
 from minimixer.names import command, printable
@@ -107,7 +107,7 @@ def train(run: Run) -> int:
 
     say(
         f"{len(train_images):,} training images of {classes} classes from {printable(source)}; "
-        f"Mixer with {model.num_parameters():,} parameters on {device}"
+        f"Mixer with {model.num_parameters():,} parameters on {device}; {kernels.status()}"
     )
 
     # ---- training

@@ -18,8 +18,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     checks.py       numbers and sizes that make sense
     loss.py         softmax cross-entropy
     loss_scale.py   gradients in float16
-    layer_norm.py   LayerNorm and the residual connection: gradients derived by hand
-    functional.py   linear, gelu, mlp: likewise
+    layer_norm.py   LayerNorm, its gradient derived by hand
+    functional.py   linear and gelu: likewise
     parameters.py   Parameter and the flat buffer
     describe.py     a model as a tree, and as a table
     module.py       Module: Parameters and sub-modules by name
