@@ -56,8 +56,6 @@ def use(which: str) -> None:
     global _chosen
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
-    if which == "auto" and not _forms:
-        _find()
     backend.forms = dict(_forms) if which == "auto" else {}
     _chosen = which
 
@@ -115,7 +113,8 @@ def _find() -> None:
         (Adam, {"numpy": cpu_training.adamw, "cupy": gpu_training.adamw}, ("optim", "optimizer")),
         ("matmul", {"numpy": cpu.matmul, "cupy": cublas.matmul}, ("products",)),
         ("patches", {"cupy": gpu_training.patches}, ("images", "mixer")),
-        ("sum_squares", {"numpy": cpu_training.sum_squares, "cupy": sums.sum_squares}, ("norms",)),
+        ("sum_squares", {"numpy": cpu_training.sum_squares, "cupy": sums.sum_squares},
+         ("norms", "products")),
         ("count_step", {"cupy": gpu_training.count_step}, ("optimizer",)),
         (MLP, {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm,
@@ -133,4 +132,8 @@ def _unchanged(plain: Any) -> bool:
 
 
 backend.unchanged = _unchanged
-use(os.environ.get("MINIMIXER_KERNELS") or "auto")
+_find()
+_asked = os.environ.get("MINIMIXER_KERNELS") or "auto"
+if _asked not in ("auto", "reference"):
+    raise ValueError(f"MINIMIXER_KERNELS must be 'auto' or 'reference', not {_asked!r}")
+use(_asked)

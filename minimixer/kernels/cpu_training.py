@@ -17,9 +17,9 @@ from .threads import blas_on_one_thread
 def adamw(optimizer: Any, ranges: list[Any]) -> bool:
     """AdamW.update over all ranges, in 13 passes over each block instead of 15: constants are
     multiplied beforehand, as Python's numbers. False, and nothing done, for gradients that come
-    from float16: those may be not finite."""
+    from float16: those may be not finite; and for an optimizer with an update of its own."""
     buffer = optimizer.buffer
-    if optimizer.scaled:
+    if optimizer.scaled or "update" in vars(optimizer):
         return False
     b1, b2 = optimizer.betas
     factor, step, clip = (float(optimizer.control[i]) for i in (LR_FACTOR, STEP, CLIP))

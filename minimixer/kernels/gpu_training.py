@@ -53,14 +53,14 @@ class FastCrossEntropy(Fast, CrossEntropy):
 
 def adamw(optimizer: Any, ranges: list[Any]) -> bool:
     """AdamW.update over all ranges, and the low-precision copy, in one kernel each. False, and
-    nothing done, if there is no kernel."""
+    nothing done, if there is no kernel or the optimizer has an update of its own."""
     buffer = optimizer.buffer
     low_dtype = (buffer.values if buffer.low is None else buffer.low).dtype
     width = pack(
         64, buffer.dtype, buffer.values
     )  # ranges start and stop at multiples of 64 elements
     name = f"adamw<{type_of(buffer.values)},{c_name(low_dtype)},{width}>"
-    if not usable("adamw.cu", name):
+    if "update" in vars(optimizer) or not usable("adamw.cu", name):
         return False
     kernel = get("adamw.cu", name)
     blocks = 16 * multiprocessors(buffer.values.device.id)
