@@ -27,7 +27,15 @@ from minimixer import products as products_py
 from minimixer import rearrange as rearrange_py
 from minimixer import tensor as tensor_py
 from minimixer.backend import to_device, to_numpy
-from minimixer.kernels import cpu, cpu_layer_norm, gpu, gpu_layer_norm, node, unchanged
+from minimixer.kernels import (
+    cpu,
+    cpu_layer_norm,
+    gpu,
+    gpu_layer_norm,
+    gpu_training,
+    node,
+    unchanged,
+)
 
 ROOT = Path(__file__).parents[1]
 RENEW = "python -m minimixer.kernels --renew"
@@ -281,6 +289,30 @@ def test_without_source_fast_forms_run_unchecked(tmp_path, untouched, device):
     assert said["fast"] == untouched(device)[1]["fast"]
 
 
+@pytest.mark.parametrize("module, before, after", [
+    ("functional", "_A", "_COEFFICIENT"), ("block", "MixerMLP", "Mixing"),
+    ("layer_norm", "normalize", "to_normal"),
+])  # fmt: skip
+def test_a_name_that_fast_forms_need_may_go(tmp_path, module, before, after):
+    """It need not be there for the package to be imported; what is wrong with kernels/ is said."""
+    package = copied(tmp_path)
+    for path in package.glob("*.py"):
+        source = path.read_bytes().decode()
+        if path.stem == module or module != "functional":
+            path.write_bytes(re.sub(rf"\b{before}\b", after, source).encode())
+    code = "import minimixer as m; m.Mixer(8, 4, 1, 4, 2, 8)(m.Tensor([[[[0.5] * 3] * 8] * 8])); "
+    done = python(tmp_path, "-c", code + "print(m.kernels.status())")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("kernels: the plain code runs, edited: the fast forms need more")
+    assert f"'{before}'" in done.stdout
+    fused = package / "kernels/fused.py"
+    fused.write_bytes(fused.read_bytes().replace(b"import recompute", b"import recomputed"))
+    for path in package.glob("*.py"):
+        shutil.copy(ROOT / "minimixer" / path.name, path)
+    done = python(tmp_path, "-c", "import minimixer")
+    assert "cannot import name 'recomputed'" in done.stderr
+
+
 # ---- digests ------------------------------------------------------------------------------------
 
 
@@ -298,12 +330,14 @@ def test_the_digests_are_those_of_the_source():
     assert written == found, f"digests.json is stale: {RENEW}"
 
 
-def test_renewed_they_are_the_same(tmp_path):
+@pytest.mark.parametrize("choice", ["auto", "reference"])
+def test_renewed_they_are_the_same(tmp_path, choice):
     package = copied(tmp_path)
     file = package / "kernels" / unchanged.FILE.name
     before = file.read_bytes()
     file.unlink()
-    done = python(tmp_path, "-m", "minimixer.kernels", "--renew", "--untested")
+    chosen = {"MINIMIXER_KERNELS": choice}
+    done = python(tmp_path, "-m", "minimixer.kernels", "--renew", "--untested", **chosen)
     assert done.returncode == 0, done.stderr
     assert file.read_bytes() == before, f"digests.json is stale: {RENEW}"
 
@@ -316,6 +350,27 @@ def test_renewing_makes_an_edit_the_plain_code(tmp_path):
         (), ("--renew", "--untested"), ()
     )]  # fmt: skip
     assert "erf.py edited" in said[0].stdout and said[2].stdout == "kernels: fast\n"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_tests_before_renewing_run_the_fast_forms(tmp_path, right):
+    """Of what was edited too, or they would compare plain code with plain code."""
+    package = copied(tmp_path)
+    with (package / "erf.py").open("a", encoding="utf-8") as file:
+        file.write("\nONE_FROM = 6.5\n")
+    (tmp_path / "tests").mkdir()
+    for name in ("kernels", "cpu_kernels", "operations"):
+        (tmp_path / f"tests/test_{name}.py").write_text(
+            "from minimixer import kernels\n"
+            f"def test(): assert {right} and kernels.status() == 'kernels: fast'\n",
+            encoding="utf-8",
+        )
+    digests = package / "kernels/digests.json"
+    before = digests.read_bytes()
+    done = python(tmp_path, "-m", "minimixer.kernels", "--renew", MINIMIXER_KERNELS="auto")
+    assert done.returncode == (0 if right else 1), done.stdout
+    assert (digests.read_bytes() == before) == (not right)
+    assert right or "the tests failed: digests.json stays as it is" in done.stderr
 
 
 TRICKY = '''"""A module with a docstring # and no comment."""  # a comment
@@ -740,6 +795,31 @@ def test_an_mlp_without_a_bias(device, name):
         assert found == plain
     else:
         assert far(found, plain) < ROUNDING
+
+
+@pytest.mark.parametrize("own", ["a subclass", "its own"])
+def test_a_model_with_its_own_convert(device, own):
+    def half(model, images):
+        return 0.5 * plain(model, images)
+
+    plain, model = Mixer.convert, make_model(device).eval()
+    images = given(model)[0]
+    with no_grad():
+        expected = to_numpy(model(0.5 * images).data)
+        if own == "a subclass":
+            model = of_a_subclass(convert=half)(model)
+        else:
+            model.convert = half.__get__(model)
+        assert gpu_training.patches(model, images, np.dtype("float32")) is None
+        assert far(to_numpy(model(images).data), expected) < ROUNDING
+
+
+def test_labels_are_checked_for_a_patched_loss(device, monkeypatch):
+    scores = Tensor(to_device(np.ones((2, 3), "float32"), device))
+    labels = to_device(np.array([0, 3]), device)
+    put(monkeypatch, loss_py.CrossEntropy, "forward", doubled)
+    with pytest.raises(ValueError, match="class indices from 0 to 3 for 3 classes"):
+        F.cross_entropy(scores, labels)
 
 
 # ---- subclasses of what is no Module ------------------------------------------------------------

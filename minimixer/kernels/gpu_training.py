@@ -8,6 +8,7 @@ import numpy as np
 from ..backend import Array, is_half, namespace, one, to_device, wide
 from ..images import check_finite
 from ..loss import CrossEntropy
+from ..mixer import Mixer
 from .cuda import C_NAMES, c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 from .node import Fast
 from .side import fork, join
@@ -92,7 +93,9 @@ def count_step(control: Array, counters: Array) -> bool:
 
 def patches(model: Any, images: Array, dtype: np.dtype) -> Array | None:
     """Mixer.patches of plain images, whose values are checked if they come from the CPU. None if
-    there is no kernel."""
+    there is no kernel, or the model converts them in its own way."""
+    if type(model).convert is not Mixer.convert or "convert" in vars(model):
+        return None
     if not usable("patches.cu", f"cut_patches<unsigned char,{c_name(dtype)},1>"):
         return None
     values = model.stem.weight.data

@@ -68,7 +68,7 @@ def state(module: str) -> str:
     data = _source(module)
     if data is None:
         return "unchecked"
-    raw, meant = _known().get(module, ("", ""))
+    raw, meant = known().get(module, ("", ""))
     same = _hash(data) == raw or digest(decode_source(data)) == meant
     return "as compared" if same else "edited"
 
@@ -80,7 +80,7 @@ def renew(modules: Iterable[str]) -> None:
         data = _source(module) or b""
         found[module] = _hash(data), digest(decode_source(data))
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    _known.cache_clear()
+    known.cache_clear()
 
 
 def _source(module: str) -> bytes | None:
@@ -93,7 +93,8 @@ def _hash(data: bytes) -> str:
 
 
 @functools.cache
-def _known() -> dict[str, list[str]]:
+def known() -> dict[str, list[str]]:
+    """The modules that fast forms stand for, and the digests of each: of its bytes, its meaning."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
 
 
@@ -102,11 +103,9 @@ def _known() -> dict[str, list[str]]:
 _snapshots: dict[str, list[tuple[Any, Any, tuple, int, list[str]]]] = {}
 
 
-def remember(modules: tuple[str, ...]) -> None:
+def remember(modules: Iterable[str]) -> None:
     """What these modules, their classes and their tables hold now is what they are to hold."""
     for name in modules:
-        if name in _snapshots:
-            continue
         module = sys.modules[f"minimixer.{name}"]
         places: list[Any] = [vars(module)]
         for key, value in vars(module).items():
@@ -133,7 +132,7 @@ def _counts(name: str, value: Any) -> bool:
 def unpatched(modules: tuple[str, ...]) -> bool:
     """Do the modules, and their classes, hold what they held, and no more?"""
     for name in modules:
-        for place, get, values, size, names in _snapshots[name]:
+        for place, get, values, size, names in _snapshots.get(name, ()):
             try:
                 if get(place) != values:  # objects that are the same are not asked
                     return False
