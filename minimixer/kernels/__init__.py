@@ -45,7 +45,7 @@ from . import unchanged
 
 _forms: dict[Any, dict[str, Any]] = {}
 _table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
-_stands_for: dict[Any, tuple[str, ...]] = {}
+_watched: dict[Any, list[Any]] = {}  # what must be unpatched for a form to stand in
 _chosen = "auto"
 _lacking = ""  # what the fast forms need of the plain code, and an edit took away
 
@@ -78,7 +78,8 @@ def status() -> str:
     states: dict[str, list[str]] = {}
     for module in modules:
         found = unchanged.state(module)
-        found = "patched" if found != "edited" and not unchanged.unpatched((module,)) else found
+        if found != "edited" and not unchanged.unpatched(unchanged.watched([module])):
+            found = "patched"
         states.setdefault(found, []).append(f"{module}.py")
     notes = [f"{', '.join(states[s])} {s}" for s in ("edited", "patched") if s in states]
     if notes:
@@ -133,11 +134,11 @@ def _find() -> None:
     for plain, forms, modules in _table:
         if all(unchanged.state(module) != "edited" for module in modules):
             _forms[plain] = forms
-            _stands_for[plain] = modules
+            _watched[plain] = unchanged.watched(modules)
 
 
 def _unchanged(plain: Any) -> bool:
-    return unchanged.unpatched(_stands_for[plain])
+    return unchanged.unpatched(_watched[plain])
 
 
 backend.unchanged = _unchanged

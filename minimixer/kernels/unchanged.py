@@ -129,15 +129,19 @@ def _counts(name: str, value: Any) -> bool:
     return name != "changes" and (not name.startswith("__") or callable(value))
 
 
-def unpatched(modules: tuple[str, ...]) -> bool:
-    """Do the modules, and their classes, hold what they held, and no more?"""
-    for name in modules:
-        for place, get, values, size, names in _snapshots.get(name, ()):
-            try:
-                if get(place) != values:  # objects that are the same are not asked
-                    return False
-            except (KeyError, ValueError):  # something was taken away, or is an array now
+def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple, int, list[str]]]:
+    """What `unpatched` looks at for these modules."""
+    return [place for module in modules for place in _snapshots.get(module, ())]
+
+
+def unpatched(places: list[tuple[Any, Any, tuple, int, list[str]]]) -> bool:
+    """Do these modules, classes and tables hold what they held, and no more?"""
+    for place, get, values, size, names in places:
+        try:
+            if get(place) != values:  # objects that are the same are not asked
                 return False
-            if len(place) != size and _names(place) != names:
-                return False
+        except (KeyError, ValueError):  # something was taken away, or is an array now
+            return False
+        if len(place) != size and _names(place) != names:
+            return False
     return True
