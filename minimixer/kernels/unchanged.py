@@ -100,7 +100,7 @@ def known() -> dict[str, list[str]]:
 
 # ---- patches ------------------------------------------------------------------------------------
 
-_snapshots: dict[str, list[tuple[Any, Any, tuple, int, list[str]]]] = {}
+_snapshots: dict[str, list[tuple[Any, Any, tuple, int, int]]] = {}
 
 
 def remember(modules: Iterable[str]) -> None:
@@ -117,7 +117,7 @@ def remember(modules: Iterable[str]) -> None:
         for place in filter(None, places):
             names = _names(place)
             get = itemgetter(*[next(iter(place))] * 2, *names)  # of one name it would make no tuple
-            _snapshots[name].append((place, get, get(place), len(place), names))
+            _snapshots[name].append((place, get, get(place), len(place), len(names)))
 
 
 def _names(place: Any) -> list[str]:
@@ -129,19 +129,19 @@ def _counts(name: str, value: Any) -> bool:
     return name != "changes" and (not name.startswith("__") or callable(value))
 
 
-def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple, int, list[str]]]:
+def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple, int, int]]:
     """What `unpatched` looks at for these modules."""
     return [place for module in modules for place in _snapshots.get(module, ())]
 
 
-def unpatched(places: list[tuple[Any, Any, tuple, int, list[str]]]) -> bool:
+def unpatched(places: list[tuple[Any, Any, tuple, int, int]]) -> bool:
     """Do these modules, classes and tables hold what they held, and no more?"""
-    for place, get, values, size, names in places:
+    for place, get, values, size, counted in places:
         try:
             if get(place) != values:  # objects that are the same are not asked
                 return False
         except (KeyError, ValueError):  # something was taken away, or is an array now
             return False
-        if len(place) != size and _names(place) != names:
+        if len(place) != size and len(_names(place)) != counted:
             return False
     return True
