@@ -237,7 +237,8 @@ def unchanged(plain: Any) -> bool:
 
 def current_form(plain: Any, array: Array) -> Any:
     """The fast form of `plain` for such arrays, if `plain` is unchanged; or None."""
-    form = form_of(plain, array)
+    found = forms.get(plain)
+    form = None if found is None else found.get(namespace(array).__name__)
     return form if form is not None and unchanged(plain) else None
 
 

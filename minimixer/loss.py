@@ -31,8 +31,8 @@ from .autograd import Function, Variable, constant
 from .backend import (
     FLOAT_DTYPES,
     Array,
+    current_form,
     device_of,
-    form_of,
     is_array,
     namespace,
     same_device,
@@ -136,7 +136,7 @@ def _check_target(z: Array, target: Any) -> Array:
         )
     # A look at what lies on a GPU would make the GPU wait: its kernel answers with NaN instead.
     on_gpu = namespace(target) is not np and same_device(target, z)
-    unchecked = on_gpu and form_of(CrossEntropy, target) is not None
+    unchecked = on_gpu and current_form(CrossEntropy, target) is not None
     if target.ndim == 1:
         if target.dtype.kind not in "iu":
             raise TypeError(f"cross_entropy: class indices must be integers, got {target.dtype}")

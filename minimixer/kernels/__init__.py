@@ -45,19 +45,25 @@ from . import unchanged
 
 _forms: dict[Any, dict[str, Any]] = {}
 _table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
-_stands_for: dict[Any, tuple[str, ...]] = {}
+_watched: dict[Any, list[Any]] = {}  # what must be unpatched for a form to stand in
 _chosen = "auto"
+_lacking = ""  # what the fast forms need of the plain code, and an edit took away
 
 
 def use(which: str) -> None:
     """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere and
     from now on. What a function did is undone by the same function's backward, whatever was chosen
     in between. ValueError for another name."""
-    global _chosen
+    global _chosen, _lacking
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
     if which == "auto" and not _forms:
-        _find()
+        try:
+            _find()
+        except (ImportError, AttributeError) as error:
+            if not any(unchanged.state(module) == "edited" for module in unchanged.known()):
+                raise
+            _lacking = str(error)
     backend.forms = dict(_forms) if which == "auto" else {}
     _chosen = which
 
@@ -66,11 +72,14 @@ def status() -> str:
     """Which forms run, and why not the fast ones, in a line."""
     if _chosen == "reference":
         return "kernels: the plain code runs (MINIMIXER_KERNELS, or kernels.use)"
+    if not _forms:
+        return f"kernels: the plain code runs, edited: the fast forms need more of it ({_lacking})"
     modules = dict.fromkeys(module for _, _, standing in _table for module in standing)
     states: dict[str, list[str]] = {}
     for module in modules:
         found = unchanged.state(module)
-        found = "patched" if found != "edited" and not unchanged.unpatched((module,)) else found
+        if found != "edited" and not unchanged.unpatched(unchanged.watched([module])):
+            found = "patched"
         states.setdefault(found, []).append(f"{module}.py")
     notes = [f"{', '.join(states[s])} {s}" for s in ("edited", "patched") if s in states]
     if notes:
@@ -120,7 +129,7 @@ def _find() -> None:
          ("optim", "optimizer", "loss_scale")),
         (count_step, {"cupy": gpu_training.CountStep}, ("optimizer",)),
         (gradient_norm, {"numpy": cpu_training.GradientNorm, "cupy": sums.GradientNorm},
-         ("norms",)),
+         ("norms", "products")),
         ("matmul", {"numpy": cpu.matmul, "cupy": cublas.matmul}, ("products",)),
         (to_tokens, {"cupy": gpu_training.Tokens}, ("images",)),
         (MLP, {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP}, ()),
@@ -128,15 +137,18 @@ def _find() -> None:
                         "cupy": gpu_layer_norm.FastAddLayerNorm}, ()),
     ]  # fmt: skip
     for plain, forms, modules in _table:
-        unchanged.remember(modules)
         if all(unchanged.state(module) != "edited" for module in modules):
             _forms[plain] = forms
-            _stands_for[plain] = modules
+            _watched[plain] = unchanged.watched(modules)
 
 
 def _unchanged(plain: Any) -> bool:
-    return unchanged.unpatched(_stands_for[plain])
+    return unchanged.unpatched(_watched[plain])
 
 
 backend.unchanged = _unchanged
-use(os.environ.get("MINIMIXER_KERNELS") or "auto")
+unchanged.remember(unchanged.known())
+_asked = os.environ.get("MINIMIXER_KERNELS") or "auto"
+if _asked not in ("auto", "reference"):
+    raise ValueError(f"MINIMIXER_KERNELS must be 'auto' or 'reference', not {_asked!r}")
+use(_asked)

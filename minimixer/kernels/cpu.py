@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import products
 from ..backend import Array
 from ..functional import _A, _K, _PHI, GELU
-from ..products import as_rows, plain_matmul
+from ..products import as_rows
 from .blocks import BLOCK, COLUMNS, HALVED, PARTS, PRODUCT, ROWS, SMALL, TINY, parts, staggered
 from .fused import MLP
 from .node import Fast
@@ -28,7 +29,7 @@ def matmul(
 ) -> Array:
     """backend.matmul of two matrices."""
     tiny = a.size * b.shape[1] < TINY
-    product = plain_matmul(a, b, out, accumulate, np.matmul if tiny else multiply)
+    product = products.plain_matmul(a, b, out, accumulate, np.matmul if tiny else multiply)
     if bias is not None:
         product += bias
     return product

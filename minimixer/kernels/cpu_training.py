@@ -22,7 +22,8 @@ class AdamWRanges:
     @staticmethod
     def suits(optimizer: Any, ranges: list[Any]) -> bool:
         on_cpu = namespace(optimizer.buffer.values) is np
-        return on_cpu and type(optimizer) in (AdamW, Adam)
+        plain = type(optimizer) in (AdamW, Adam) and "update" not in vars(optimizer)
+        return on_cpu and plain
 
     @staticmethod
     def run(optimizer: Any, ranges: list[Any]) -> None:

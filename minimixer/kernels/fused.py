@@ -33,7 +33,12 @@ class Trunk:
 
     @staticmethod
     def suits(model: Any, x: Tensor, seen: Any = None) -> bool:
-        return seen is None and all(_is(*pair) for pair in _replaced(model))
+        return (
+            seen is None
+            and all(_is(*pair) for pair in _replaced(model))
+            and all(_mixes(block.token_mixing, 0) for block in model.blocks)
+            and all(_mixes(block.channel_mixing, -1) for block in model.blocks)
+        )
 
     @staticmethod
     def run(model: Any, x: Tensor) -> Tensor:
@@ -62,6 +67,11 @@ def _replaced(model: Any) -> Any:
 def _is(module: Any, kind: type) -> bool:
     """Is it exactly that, with nothing of its own in place of a method?"""
     return type(module) is kind and "forward" not in vars(module)
+
+
+def _mixes(layer: MixerMLP, axis: int) -> bool:
+    """Along that axis, and with both its biases?"""
+    return layer.axis == axis and layer.b1 is not None and layer.b2 is not None
 
 
 class _PutOff(Module):
@@ -96,7 +106,7 @@ class Mlp:
 
     @staticmethod
     def suits(layer: Any, x: Tensor) -> bool:
-        return type(layer) is MixerMLP
+        return type(layer) is MixerMLP and _mixes(layer, layer.axis)
 
     @staticmethod
     def run(layer: Any, x: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class AdamWRanges:
     @staticmethod
     def suits(optimizer: Any, ranges: list[Any]) -> bool:
         on_gpu = namespace(optimizer.buffer.values) is not np
-        return on_gpu and type(optimizer) in (AdamW, Adam) and usable("adamw.cu", _name(optimizer))
+        plain = type(optimizer) in (AdamW, Adam) and "update" not in vars(optimizer)
+        return on_gpu and plain and usable("adamw.cu", _name(optimizer))
 
     @staticmethod
     def run(optimizer: Any, ranges: list[Any]) -> None:

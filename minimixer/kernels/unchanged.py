@@ -7,11 +7,11 @@ plain code only while that is
                 last compared the two (`digests.json`, written by `python -m minimixer.kernels
                 --renew`). Helpers and constants count; comments, docstrings, blank lines and line
                 ends do not. Looked at once, when forms are chosen.
-    unpatched   What the module, and each class in it, calls by which name is what it was when this
-                package was imported: the very same objects. Looked at each time, at C's speed: 1 to
-                2 us for an operation, 20 for a whole model.
+    unpatched   What the module, and each class and table in it, calls by which name is what it was
+                when this package was imported, and nothing was added. Looked at each time, at C's
+                speed: about 1 us for an operation, 10 for a whole model.
 
->>> digest("x = 1  # one\\n\\n") == digest("'What it is.'\\r\\nx = 1\\r\\n")
+>>> digest("x = 1  # one\\n\\n") == digest("'What it is.'\\nx = 1\\n")
 True
 >>> digest("x = 1") == digest("x = 2")
 False
@@ -24,7 +24,8 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable
-from operator import is_, itemgetter
+from importlib.util import decode_source  # which knows of encodings and line ends
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,29 @@ def digest(source: str) -> str:
     """Of what a module's source means, on every Python the same."""
     import tokenize  # seldom needed
 
-    lines = source.replace("\r\n", "\n").split("\n")
-    tokens = list(tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline))
-    begins, dropped = True, []  # of a statement; where comments and docstrings are
+    # From Python 3.12 on the literal parts of an f-string are tokens of their own.
+    strings = tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)
+    lines = source.split("\n")
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    dropped = [(token.start, token.end) for token in tokens if token.type == tokenize.COMMENT]
+    tokens = [token for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL)]
+    begins = True  # a statement
+    within: set[int] = set()  # the rows that end in the middle of a string, where blanks count
     for token, following in itertools.pairwise(tokens):
         alone = token.type == tokenize.STRING and begins and following.type == tokenize.NEWLINE
-        if token.type == tokenize.COMMENT or alone:
+        if alone and token.string[0] not in "bBfF":  # a docstring
             dropped.append((token.start, token.end))
-        if token.type not in (tokenize.COMMENT, tokenize.NL):
-            begins = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    for (row, column), (last_row, last_column) in reversed(dropped):
-        lines[row - 1 : last_row] = [lines[row - 1][:column] + lines[last_row - 1][last_column:]]
-    meant = "\n".join(line.rstrip() for line in lines if line.strip())
-    return hashlib.sha256(meant.encode()).hexdigest()[:32]
+        begins = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.type in strings:
+            within.update(range(token.start[0] - 1, token.end[0] - 1))
+    for (row, column), (last_row, last_column) in sorted(dropped, reverse=True):
+        lines[row - 1] = lines[row - 1][:column] + lines[last_row - 1][last_column:]
+        for empty in range(row, last_row):
+            lines[empty] = ""
+        within.difference_update(range(row - 1, last_row))
+    kept = [line if i in within else line.rstrip() for i, line in enumerate(lines)]
+    meant = "\n".join(line for i, line in enumerate(kept) if line or i in within)
+    return _hash(meant.encode())
 
 
 def state(module: str) -> str:
@@ -55,8 +66,8 @@ def state(module: str) -> str:
     data = _source(module)
     if data is None:
         return "unchecked"
-    raw, meant = _known().get(module, ("", ""))
-    same = _hash(data) == raw or digest(data.decode("utf-8")) == meant
+    raw, meant = known().get(module, ("", ""))
+    same = _hash(data) == raw or digest(decode_source(data)) == meant
     return "as compared" if same else "edited"
 
 
@@ -65,9 +76,9 @@ def renew(modules: Iterable[str]) -> None:
     found = {}
     for module in sorted(modules):
         data = _source(module) or b""
-        found[module] = _hash(data), digest(data.decode("utf-8"))
+        found[module] = _hash(data), digest(decode_source(data))
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    _known.cache_clear()
+    known.cache_clear()
 
 
 def _source(module: str) -> bytes | None:
@@ -80,46 +91,55 @@ def _hash(data: bytes) -> str:
 
 
 @functools.cache
-def _known() -> dict[str, list[str]]:
+def known() -> dict[str, list[str]]:
+    """The modules that fast forms stand for, and the digests of each: of its bytes, its meaning."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
 
 
 # ---- patches ------------------------------------------------------------------------------------
 
-_snapshots: dict[str, list[tuple[Any, Any, tuple]]] = {}
+_snapshots: dict[str, list[tuple[Any, Any, tuple, int, int]]] = {}
 
 
-def remember(modules: tuple[str, ...]) -> None:
-    """What these modules and their classes hold now is what they are to hold."""
+def remember(modules: Iterable[str]) -> None:
+    """What these modules, their classes and their tables hold now is what they are to hold."""
     for name in modules:
-        if name in _snapshots:
-            continue
         module = sys.modules[f"minimixer.{name}"]
         places: list[Any] = [vars(module)]
-        places += [
-            vars(value) for value in vars(module).values()
-            if isinstance(value, type) and value.__module__ == module.__name__
-        ]  # fmt: skip
+        for key, value in vars(module).items():
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                places.append(vars(value))
+            elif type(value) is dict and _counts(key, value):
+                places.append(value)
         _snapshots[name] = []
-        for place in places:
-            names = [key for key, value in place.items() if _counts(key, value)]
-            if len(names) > 1:
-                get = itemgetter(*names)
-                _snapshots[name].append((place, get, get(place)))
+        for place in filter(None, places):
+            names = _names(place)
+            get = itemgetter(*[next(iter(place))] * 2, *names)  # of one name it would make no tuple
+            _snapshots[name].append((place, get, get(place), len(place), len(names)))
+
+
+def _names(place: Any) -> list[str]:
+    return [name for name, value in place.items() if _counts(name, value)]
 
 
 def _counts(name: str, value: Any) -> bool:
-    hidden = name.startswith("__") and name not in ("__call__", "__init__", "__add__")
-    return not hidden and type(value) is not int  # a counter, mostly
+    """Not a counter, nor what Python itself writes down about a module or a class."""
+    return name != "changes" and (not name.startswith("__") or callable(value))
 
 
-def unpatched(modules: tuple[str, ...]) -> bool:
-    """Do the modules, and their classes, hold what they held?"""
-    for name in modules:
-        for place, get, values in _snapshots[name]:
-            try:
-                if not all(map(is_, get(place), values)):
-                    return False
-            except KeyError:  # something was taken away
+def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple, int, int]]:
+    """What `unpatched` looks at for these modules."""
+    return [place for module in modules for place in _snapshots.get(module, ())]
+
+
+def unpatched(places: list[tuple[Any, Any, tuple, int, int]]) -> bool:
+    """Do these modules, classes and tables hold what they held, and no more?"""
+    for place, get, values, size, counted in places:
+        try:
+            if get(place) != values:  # objects that are the same are not asked
                 return False
+        except (KeyError, ValueError):  # something was taken away, or is an array now
+            return False
+        if len(place) != size and len(_names(place)) != counted:
+            return False
     return True

@@ -1,0 +1,1011 @@
+"""What is read is what runs: whoever edits, patches or replaces plain code sees it happen, though
+fast forms (minimixer/kernels) stand in for it otherwise."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import quick
+from strategies import reference_functions
+
+from minimixer import SGD, Adam, AdamW, Mixer, Module, Tensor, backend, kernels, no_grad
+from minimixer import block as block_py
+from minimixer import functional as F
+from minimixer import layer_norm as layer_norm_py
+from minimixer import loss as loss_py
+from minimixer import mixer as mixer_py
+from minimixer import nn as nn_py
+from minimixer import norms as norms_py
+from minimixer import ops as ops_py
+from minimixer import optimizer as optimizer_py
+from minimixer import products as products_py
+from minimixer import rearrange as rearrange_py
+from minimixer import tensor as tensor_py
+from minimixer.backend import to_device, to_numpy
+from minimixer.kernels import (
+    cpu,
+    cpu_layer_norm,
+    gpu,
+    gpu_layer_norm,
+    gpu_training,
+    node,
+    unchanged,
+)
+
+ROOT = Path(__file__).parents[1]
+RENEW = "python -m minimixer.kernels --renew"
+# Large enough for every fast form.
+SIZES = {
+    "image_size": 28, "patch_size": 7, "in_channels": 1, "num_classes": 10, "num_blocks": 2,
+    "hidden_dim": 64, "tokens_mlp_dim": 32, "channels_mlp_dim": 128, "stochastic_depth": 0.5,
+}  # fmt: skip
+BATCH = 64
+
+
+# ---- by editing ---------------------------------------------------------------------------------
+
+CHILD = """
+import json, sys
+import numpy as np
+from minimixer import SGD, AdamW, GradientError, Mixer, Tensor, gradcheck, kernels
+from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
+from minimixer.kernels import cpu, gpu
+
+out, device, approximate, sizes, batch = sys.argv[1], sys.argv[2], sys.argv[3], *map(
+    json.loads, sys.argv[4:])
+calls = []
+for fast in (cpu.FastMLP, gpu.FastMLP):
+    def forward(self, *inputs, plain=fast.forward, **options):
+        calls.append(self)
+        return plain(self, *inputs, **options)
+    fast.forward = forward
+
+def model(dtype, **sizes):
+    rng = np.random.default_rng(0)
+    model = Mixer(**sizes, dtype=dtype, approximate=approximate).to(device)
+    for p in model.parameters():
+        p.data = 0.3 * rng.standard_normal(p.shape)
+    images = rng.standard_normal((batch, model.height, model.width, 1)).astype(dtype)
+    return model, images, to_device(rng.integers(0, 10, batch), device)
+
+trained, images, labels = model("float32", **sizes)
+for make, more in (SGD, {}), (AdamW, {"eps": 1e-2}):  # neither forgives what the other does
+    optimizer = make(trained.parameters(), lr=0.1, weight_decay=0.1, **more)
+    for _ in range(2):
+        F.cross_entropy(trained(images), labels).backward()
+        if more:
+            optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+np.save(out, to_numpy(trained.buffer.values))
+fast = len(calls)
+small, images, labels = model("float64", **sizes | {
+    "image_size": 8, "patch_size": 4, "hidden_dim": 6, "tokens_mlp_dim": 3, "channels_mlp_dim": 5,
+    "stochastic_depth": 0.0})
+labels = labels[:3]
+try:
+    right = gradcheck(lambda *_: F.cross_entropy(small(images[:3]), labels), small.parameters(),
+                      directions=2)
+except GradientError:
+    right = False
+print(json.dumps({"right": right, "fast": fast, "status": kernels.status()}))
+"""
+
+
+def copied(folder):
+    """A copy of the package in a folder."""
+    leave = shutil.ignore_patterns("__pycache__", "mnist", "transfer", "parallel")
+    shutil.copytree(ROOT / "minimixer", folder / "minimixer", ignore=leave)
+    return folder / "minimixer"
+
+
+def python(folder, *arguments, **environment):
+    kept = {k: v for k, v in os.environ.items() if k != "MINIMIXER_KERNELS"}
+    paths = os.pathsep.join([str(folder), *[p for p in sys.path if p and p != str(ROOT)]])
+    environment = kept | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], env=environment, cwd=folder, timeout=120,
+        capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+
+
+def trained(folder, device, approximate="tanh", **environment):
+    """The weights of a model trained with the package in a folder, and what CHILD says."""
+    sizes = [json.dumps(SIZES), json.dumps(BATCH)]
+    out = folder / "weights.npy"
+    done = python(folder, "-c", CHILD, out, device, approximate, *sizes, **environment)
+    assert done.returncode == 0, done.stderr
+    return np.load(out), json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """What `trained` finds for the package as it is: asked for once for each device and GELU."""
+    found = {}
+
+    def ask(device, approximate="tanh"):
+        key = device, approximate
+        if key not in found:
+            folder = tmp_path_factory.mktemp("untouched")
+            copied(folder)
+            found[key] = trained(folder, *key)
+            assert found[key][1]["right"] and found[key][1]["fast"] == 4 * 2 * 2
+            assert found[key][1]["status"] == "kernels: fast"
+        return found[key]
+
+    return ask
+
+
+def far(found, expected):
+    """The largest difference, relative to the largest number."""
+    return abs(found - expected).max() / abs(expected).max()
+
+
+# Between the plain code and the fast forms, and what a change is at least.
+ROUNDING, CHANGE = 2e-5, 1e-3
+
+EDITS = {  # file, what stands there, what is put there; and whether it makes a gradient wrong
+    "Linear.backward": (
+        "functional", "dweight = matmul(self.x.T, dy) if", "dweight = 2 * matmul(self.x.T, dy) if",
+        True),
+    "LinearFirst.backward": (
+        "functional", "dweight = matmul(self.x, dy.T) if", "dweight = 2 * matmul(self.x, dy.T) if",
+        True),
+    "GELU.backward": ("functional", "return dy * self.slope", "return 2 * dy * self.slope", True),
+    "LayerNorm.backward": (
+        "layer_norm", "return gradients(dy, ", "return gradients(2 * dy, ", True),
+    "dgamma": ("layer_norm", "dgamma = sum_rows(product)", "dgamma = 2 * sum_rows(product)", True),
+    "normalize": ("layer_norm", "(variance + epsilon) ** -0.5", "(variance + 1) ** -0.5", False),
+    "gelu_and_slope": ("functional", "slope += phi\n", "slope += 2 * phi\n", True),
+    "as_rows": (
+        "products", "return x.reshape(math.prod(x.shape[:-1])",
+        "return 1.5 * x.reshape(math.prod(x.shape[:-1])", False),
+    "_A": ("functional", "_A = math.sqrt(2 / math.pi), 0.044715",
+           "_A = math.sqrt(2 / math.pi), 0.44715", False),
+    "half": ("functional", "phi *= 0.5\n    phi += 0.5", "phi *= 0.4\n    phi += 0.5", False),
+    "erf": ("erf", "1.28379167095512558561e-01", "2.28379167095512558561e-01", False),
+    "MixerBlock.forward": (
+        "block", "self.drop1(self.token_mixing(self.norm1(x)))",
+        "self.drop1(self.token_mixing(x))", False),
+    "MixerMLP.forward": (
+        "block", "u = F.linear(x, self.w1, self.b1)", "u = F.linear(x, self.w1)", False),
+    "Mixer.trunk": ("mixer", "return self.norm(x)", "return x", False),
+    "StochasticDepth.forward": (
+        "nn", "return multiply(x, self.keep(x, x.shape[1], 1)[None])", "return x", False),
+    "nn.LayerNorm.forward": (
+        "nn", "return F.layer_norm(x,", "return F.layer_norm(x + x * x,", False),
+    "nn.Linear.forward": (
+        "nn", "F.linear(x, self.weight, self.bias)", "F.linear(x, self.weight)", False),
+    "AdamW.update": ("optim", "g *= lr * for_m", "g *= 2 * lr * for_m", False),
+    "gradient_norm": ("norms", "* unit).reshape(())", "* unit * 2).reshape(())", False),
+    "matmul": ("products", "return multiply(a, b)\n", "return 1.5 * multiply(a, b)\n", False),
+    "sum_rows": ("products", "return matmul(ones,", "return 2 * matmul(ones,", True),
+    "Add.backward": (
+        "ops", "self.undo(dy if self.needs[0]", "self.undo(2 * dy if self.needs[0]", True),
+    "Tensor.__add__": (
+        "tensor", "return ops.add(self, other)", "return ops.subtract(self, other)", False),
+    "Mean.backward": ("rearrange", "self.spread(dy / self.count)", "self.spread(dy)", True),
+    "CrossEntropy.backward": ("loss", "return self.dz *", "return 2 * self.dz *", True),
+    "Module.__call__": (
+        "module", "return self.forward(*inputs)", "return 1.5 * self.forward(*inputs)", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", quick(
+    EDITS, "Linear.backward", "dgamma", "_A", "MixerBlock.forward", "AdamW.update", "as_rows"
+))  # fmt: skip
+def test_an_edit_shows(tmp_path, untouched, device, name):
+    module, before, after, wrong = EDITS[name]
+    path = copied(tmp_path) / f"{module}.py"
+    source = path.read_text(encoding="utf-8")
+    assert before in source, f"{module}.py has changed: so must this test"
+    path.write_text(source.replace(before, after, 1), encoding="utf-8")
+    approximate = "none" if name == "erf" else "tanh"
+    weights, said = trained(tmp_path, device, approximate)
+    assert far(weights, untouched(device, approximate)[0]) > CHANGE
+    assert f"{module}.py edited" in said["status"]
+    assert not (wrong and said["right"]), "gradcheck finds nothing"
+
+
+def test_plain_code_computes_the_same_but_for_rounding(tmp_path, untouched, device):
+    """Or the test above would show nothing."""
+    copied(tmp_path)
+    weights, said = trained(tmp_path, device, MINIMIXER_KERNELS="reference")
+    assert said["fast"] == 0 and said["right"]
+    assert 0 < far(weights, untouched(device)[0]) < ROUNDING
+
+
+def docstrings(source):
+    """Each says something else."""
+    lines = source.split("\n")
+    for part in ast.walk(ast.parse(source)):
+        if isinstance(part, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            part
+        ):
+            doc = part.body[0]
+            line = lines[doc.lineno - 1]
+            lines[doc.lineno - 1] = line.replace('"""', '"""Something else.\n\n  # no comment ', 1)
+    return "\n".join(lines)
+
+
+def comments(source):
+    """One more beside each definition, on a line of its own and inside brackets."""
+    source = re.sub(r"(?m)^(class|def|import) (.*[):a-z])$", r"# new\n\1 \2  # new", source)
+    return re.sub(r"(?m)^(    def .*)\($", r"\1(  # new", source)
+
+
+def blank_lines(source):
+    return re.sub(r"(?m)^(class|def|    def|    @)", r"\n   \n\1", source) + "\n\n"
+
+
+DRESSES = {
+    "docstrings": docstrings,
+    "comments": comments,
+    "blank lines": blank_lines,
+    "line ends": lambda source: source.replace("\n", "\r\n"),
+    "byte order mark": lambda source: "\ufeff" + source,
+}
+
+
+@pytest.mark.parametrize("name", DRESSES)
+def test_the_digest_does_not_see_what_means_nothing(name):
+    for module in stood_for():
+        source = (ROOT / f"minimixer/{module}.py").read_text(encoding="utf-8")
+        changed = DRESSES[name](source)
+        assert changed != source
+        found = unchanged.digest(unchanged.decode_source(changed.encode()))
+        assert found == unchanged.digest(source), module
+
+
+@pytest.mark.parametrize("name", quick([*DRESSES, "all"], "all"))
+def test_an_edit_that_means_nothing_changes_no_bit(tmp_path, untouched, device, name):
+    package = copied(tmp_path)
+    for module in stood_for():
+        path = package / f"{module}.py"
+        source = path.read_bytes().decode()
+        for change in DRESSES.values() if name == "all" else [DRESSES[name]]:
+            source = change(source)
+        path.write_bytes(source.encode())
+    weights, said = trained(tmp_path, device)
+    np.testing.assert_array_equal(weights, untouched(device)[0])
+    assert said == untouched(device)[1] and said["status"] == "kernels: fast"
+
+
+def test_without_source_fast_forms_run_unchecked(tmp_path, untouched, device):
+    package = copied(tmp_path)
+    made = python(tmp_path, "-m", "compileall", "-q", "-b", package)
+    assert made.returncode == 0, made.stderr
+    for path in package.rglob("*.py"):
+        path.unlink()
+    weights, said = trained(tmp_path, device)
+    np.testing.assert_array_equal(weights, untouched(device)[0])
+    assert said["status"] == "kernels: fast (unchecked: there is no source)"
+    assert said["fast"] == untouched(device)[1]["fast"]
+
+
+@pytest.mark.parametrize("module, before, after", [
+    ("functional", "_A", "_COEFFICIENT"), ("block", "MixerMLP", "Mixing"),
+    ("layer_norm", "normalize", "to_normal"),
+])  # fmt: skip
+def test_a_name_that_fast_forms_need_may_go(tmp_path, module, before, after):
+    """It need not be there for the package to be imported; what is wrong with kernels/ is said."""
+    package = copied(tmp_path)
+    for path in package.glob("*.py"):
+        source = path.read_bytes().decode()
+        if path.stem == module or module != "functional":
+            path.write_bytes(re.sub(rf"\b{before}\b", after, source).encode())
+    code = "import minimixer as m; m.Mixer(8, 4, 1, 4, 2, 8)(m.Tensor([[[[0.5] * 3] * 8] * 8])); "
+    done = python(tmp_path, "-c", code + "print(m.kernels.status())")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("kernels: the plain code runs, edited: the fast forms need more")
+    assert f"'{before}'" in done.stdout
+    fused = package / "kernels/fused.py"
+    fused.write_bytes(fused.read_bytes().replace(b"import recompute", b"import recomputed"))
+    for path in package.glob("*.py"):
+        shutil.copy(ROOT / "minimixer" / path.name, path)
+    done = python(tmp_path, "-c", "import minimixer")
+    assert "cannot import name 'recomputed'" in done.stderr
+
+
+# ---- digests ------------------------------------------------------------------------------------
+
+
+def stood_for():
+    """The modules that fast forms stand for."""
+    return sorted({module for _, _, modules in kernels._table for module in modules})
+
+
+def test_the_digests_are_those_of_the_source():
+    written = json.loads(unchanged.FILE.read_text(encoding="utf-8"))
+    found = {}
+    for module in stood_for():
+        data = (ROOT / f"minimixer/{module}.py").read_bytes().replace(b"\r\n", b"\n")
+        found[module] = [unchanged._hash(data), unchanged.digest(data.decode())]
+    assert written == found, f"digests.json is stale: {RENEW}"
+
+
+@pytest.mark.parametrize("choice", ["auto", "reference"])
+def test_renewed_they_are_the_same(tmp_path, choice):
+    package = copied(tmp_path)
+    file = package / "kernels" / unchanged.FILE.name
+    before = file.read_bytes()
+    file.unlink()
+    chosen = {"MINIMIXER_KERNELS": choice}
+    done = python(tmp_path, "-m", "minimixer.kernels", "--renew", "--untested", **chosen)
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes() == before, f"digests.json is stale: {RENEW}"
+
+
+def test_renewing_makes_an_edit_the_plain_code(tmp_path):
+    package = copied(tmp_path)
+    with (package / "erf.py").open("a", encoding="utf-8") as file:
+        file.write("\nONE_FROM = 6.5\n")
+    said = [python(tmp_path, "-m", "minimixer.kernels", *more) for more in (
+        (), ("--renew", "--untested"), ()
+    )]  # fmt: skip
+    assert "erf.py edited" in said[0].stdout and said[2].stdout == "kernels: fast\n"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_tests_before_renewing_run_the_fast_forms(tmp_path, right):
+    """Of what was edited too, or they would compare plain code with plain code."""
+    package = copied(tmp_path)
+    with (package / "erf.py").open("a", encoding="utf-8") as file:
+        file.write("\nONE_FROM = 6.5\n")
+    (tmp_path / "tests").mkdir()
+    for name in ("kernels", "cpu_kernels", "operations"):
+        (tmp_path / f"tests/test_{name}.py").write_text(
+            "from minimixer import kernels\n"
+            f"def test(): assert {right} and kernels.status() == 'kernels: fast'\n",
+            encoding="utf-8",
+        )
+    digests = package / "kernels/digests.json"
+    before = digests.read_bytes()
+    done = python(tmp_path, "-m", "minimixer.kernels", "--renew", MINIMIXER_KERNELS="auto")
+    assert done.returncode == (0 if right else 1), done.stdout
+    assert (digests.read_bytes() == before) == (not right)
+    assert right or "the tests failed: digests.json stays as it is" in done.stderr
+
+
+TRICKY = '''"""A module with a docstring # and no comment."""  # a comment
+
+import math
+
+
+class Thing:
+    r"""A docstring
+    of two lines."""
+
+    # what comes
+    name = f"{math.pi:.3f} # no comment {'nested'!r}"
+
+    async def speak(self, a, b=(  # a comment inside brackets
+
+        "# a string", '"""',
+    )):
+        """Another."""
+        text = """no docstring
+
+          # with lines~~~
+        """
+        return f"""{text}
+        and {a   +   b}~~~
+
+        # more"""
+
+
+if True:
+    "a string alone"
+    x = 1 ; y = \\
+        2
+f"not a docstring {x}"
+'''.replace("~", " ")  # blanks at the end of a line
+BARE = '''import math
+class Thing:
+    name = f"{math.pi:.3f} # no comment {'nested'!r}"
+    async def speak(self, a, b=(
+        "# a string", '"""',
+    )):
+        text = """no docstring
+
+          # with lines~~~
+        """
+        return f"""{text}
+        and {a   +   b}~~~
+
+        # more"""
+if True:
+    x = 1 ; y = \\
+        2
+f"not a docstring {x}"'''.replace("~", " ")
+TRICKY_DIGEST = "b379fd1b12c448c0ddc9743f5813b873"
+
+
+def test_the_digest_of_a_tricky_source():
+    assert unchanged.digest(TRICKY) == TRICKY_DIGEST == unchanged._hash(BARE.encode())
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [("# no comment {", "# a comment {"), ("'nested'", "'n'"), ('"# a string"', '"#"'),
+     ("2\n", "3\n"),
+     ("docstring\n\n          #", "docstring\n          #"), ("lines   \n", "lines\n"),
+     ("}   \n\n", "}\n\n"), ("}   \n\n", "}   \n"), ("not a docstring {", "another {")],
+)  # fmt: skip
+def test_the_digest_sees_what_means_something(before, after):
+    assert before in TRICKY
+    changed = TRICKY.replace(before, after, 1)
+    assert unchanged.digest(changed) != unchanged.digest(TRICKY)
+
+
+def other_pythons():
+    """Those on this machine that can read the package's page about digests, from 3.10 on."""
+    found = [Path(p) for n in range(10, 20) if (p := shutil.which(f"python3.{n}"))]
+    found = [path for path in found if path.parent.name != "shims"]  # pyenv's, which may refuse
+    found += sorted(Path.home().glob(".pyenv/versions/3.1[0-9].*/bin/python"))
+    found += sorted(Path.home().glob(".local/share/uv/python/cpython-3.1[0-9]*/bin/python3"))
+    return found
+
+
+@pytest.mark.parametrize("path", other_pythons() or [sys.executable], ids=str)
+def test_the_digest_is_the_same_on_every_python(tmp_path, path):
+    sources = {m: (ROOT / f"minimixer/{m}.py").read_text(encoding="utf-8") for m in stood_for()}
+    sources["tricky"] = TRICKY
+    given = tmp_path / "sources.json"
+    given.write_text(json.dumps(sources), encoding="utf-8")
+    code = (
+        "import json, runpy, sys; digest = runpy.run_path(sys.argv[1])['digest']; "
+        "sources = json.load(open(sys.argv[2], encoding='utf-8')); "
+        "print(json.dumps({name: digest(source) for name, source in sources.items()}))"
+    )
+    page = ROOT / "minimixer/kernels/unchanged.py"
+    done = subprocess.run(
+        [path, "-I", "-c", code, page, given], capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {k: unchanged.digest(v) for k, v in sources.items()}
+
+
+# ---- by patching --------------------------------------------------------------------------------
+
+
+def make_model(device, **changes):
+    model = Mixer(**SIZES | changes).to(device)
+    rng = np.random.default_rng(1)
+    for p in model.parameters():
+        p.data = 0.3 * rng.standard_normal(p.shape)
+    return model
+
+
+def given(model):
+    rng = np.random.default_rng(2)
+    images = rng.standard_normal((BATCH, model.height, model.width, 1)).astype("float32")
+    return images, to_device(rng.integers(0, 10, BATCH), model.device)
+
+
+def outcome(model):
+    """Scores and gradients, as one vector."""
+    images, labels = given(model)
+    model.zero_grad()
+    scores = model(images)
+    F.cross_entropy(scores, labels).backward()
+    return np.concatenate([
+        to_numpy(scores.data).ravel(), *[to_numpy(p.grad).ravel() for p in model.parameters()]
+    ])  # fmt: skip
+
+
+def steps(device, **changes):
+    """The weights of a model after a step of each optimizer."""
+    model = make_model(device, **changes)
+    images, labels = given(model)
+    for make, more in (SGD, {}), (AdamW, {"eps": 1e-2}), (Adam, {"eps": 1e-2}):
+        optimizer = make(model.parameters(), lr=0.1, weight_decay=0.1, **more)
+        F.cross_entropy(model(images), labels).backward()
+        if more:
+            optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return to_numpy(model.buffer.values)
+
+
+def noted(plain, method, calls):
+    def called(self, *inputs, **options):
+        calls.append((self, method))
+        return plain(self, *inputs, **options)
+
+    return called
+
+
+@pytest.fixture
+def fast_calls(monkeypatch):
+    """(node, "forward" or "backward") of each call of a fast form, in order."""
+    calls = []
+    classes = [form for forms in backend.forms.values() for form in forms.values()]
+    for kind in {c for c in classes if isinstance(c, type) and issubclass(c, node.Fast)}:
+        for method in ("forward", "backward"):
+            monkeypatch.setattr(kind, method, noted(getattr(kind, method), method, calls))
+    return calls
+
+
+def twice(value):
+    if isinstance(value, tuple):
+        return tuple([None if v is None else 2 * v for v in value])
+    return 2 * value
+
+
+def doubled(original):
+    def function(*inputs, **options):
+        return twice(original(*inputs, **options))
+
+    return function
+
+
+def pushing(original):
+    """An update that goes further."""
+
+    def update(self, w, *others):
+        w += 1
+        original(self, w, *others)
+
+    return update
+
+
+def ten_times(value):
+    return 10 * value
+
+
+PATCHES = {
+    "Linear.forward": (F.Linear, "forward", doubled),
+    "Linear.backward": (F.Linear, "backward", doubled),
+    "Linear.apply": (F.Linear, "apply", doubled),
+    "LinearFirst.forward": (F.LinearFirst, "forward", doubled),
+    "LinearFirst.backward": (F.LinearFirst, "backward", doubled),
+    "GELU.forward": (F.GELU, "forward", doubled),
+    "GELU.backward": (F.GELU, "backward", doubled),
+    "GELU.apply": (F.GELU, "apply", doubled),
+    "LayerNorm.forward": (F.LayerNorm, "forward", doubled),
+    "LayerNorm.backward": (F.LayerNorm, "backward", doubled),
+    "Mean.backward": (rearrange_py.Mean, "backward", doubled),
+    "CrossEntropy.backward": (loss_py.CrossEntropy, "backward", doubled),
+    "Add.forward": (ops_py.Add, "forward", doubled),
+    "Add.backward": (ops_py.Add, "backward", doubled),
+    "functional.linear": (F, "linear", doubled),
+    "functional.linear_first": (F, "linear_first", doubled),
+    "functional.gelu": (F, "gelu", doubled),
+    "functional.layer_norm": (F, "layer_norm", doubled),
+    "functional.matmul": (F, "matmul", doubled),
+    "functional.as_rows": (F, "as_rows", doubled),
+    "functional.sum_rows": (F, "sum_rows", doubled),
+    "functional.gelu_and_slope": (F, "gelu_and_slope", doubled),
+    "functional._A": (F, "_A", ten_times),
+    "functional._PHI": (F._PHI, "tanh", doubled),
+    "layer_norm.normalize": (layer_norm_py, "normalize", doubled),
+    "layer_norm.gradients": (layer_norm_py, "gradients", doubled),
+    "layer_norm.as_rows": (layer_norm_py, "as_rows", doubled),
+    "ops.add": (ops_py, "add", doubled),
+    "Tensor.__add__": (tensor_py.Tensor, "__add__", doubled),
+    "MixerMLP.forward": (block_py.MixerMLP, "forward", doubled),
+    "MixerMLP.__call__": (block_py.MixerMLP, "__call__", doubled),
+    "MixerBlock.forward": (block_py.MixerBlock, "forward", doubled),
+    "Mixer.trunk": (Mixer, "trunk", doubled),
+    "nn.LayerNorm.forward": (nn_py.LayerNorm, "forward", doubled),
+    "nn.LayerNorm.__call__": (nn_py.LayerNorm, "__call__", doubled),
+    "nn.Linear.forward": (nn_py.Linear, "forward", doubled),
+    "StochasticDepth.forward": (nn_py.StochasticDepth, "forward", doubled),
+    "StochasticDepth.keep": (nn_py.StochasticDepth, "keep", doubled),
+    "Module.__call__": (Module, "__call__", doubled),
+    "AdamW.update": (AdamW, "update", pushing),
+    "Adam.update": (Adam, "update", pushing),
+    "optimizer.gradient_norm": (optimizer_py, "gradient_norm", doubled),
+}
+
+
+def put(monkeypatch, owner, name, change):
+    if isinstance(owner, dict):
+        monkeypatch.setitem(owner, name, change(owner[name]))
+    else:
+        monkeypatch.setattr(owner, name, change(getattr(owner, name)), raising=False)
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_a_patch_shows_at_once_and_is_gone_when_undone(device, name, fast_calls):
+    before = steps(device)
+    calls = list(fast_calls)
+    with pytest.MonkeyPatch.context() as patch:
+        put(patch, *PATCHES[name])
+        assert far(steps(device), before) > CHANGE
+        assert " patched" in kernels.status()
+        with reference_functions():
+            plain = steps(device)
+        assert far(steps(device), plain) < ROUNDING
+    fast_calls.clear()
+    np.testing.assert_array_equal(steps(device), before)
+    assert [type(n) for n, _ in fast_calls] == [type(n) for n, _ in calls]
+    assert kernels.status() == "kernels: fast"
+
+
+@pytest.mark.parametrize(
+    "owner, name, changes",
+    [(F, "erf", {"approximate": "none"}), (mixer_py, "recompute", {"checkpoint_blocks": True}),
+     (nn_py.RandomLayer, "keep", {}), (norms_py, "matmul", {})],
+)  # fmt: skip
+def test_a_patch_of_what_other_models_use(device, owner, name, changes):
+    before = steps(device, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        put(patch, owner, name, doubled)
+        assert far(steps(device, **changes), before) > CHANGE
+    np.testing.assert_array_equal(steps(device, **changes), before)
+
+
+@pytest.mark.parametrize(
+    "owner, name, value",
+    [(optimizer_py, "STEP", 2), (F, "_A", np.ones(3)), (F, "_A", 0.05), (F, "any", len),
+     (nn_py.RandomLayer, "layer", 1), (F.GELU, "quiet", False), (Module, "training", False),
+     (nn_py.ReLU, "forward", None)],
+)  # fmt: skip
+def test_a_patch_is_seen(owner, name, value):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, value, raising=False)
+        assert "patched" in kernels.status()
+    assert kernels.status() == "kernels: fast"
+
+
+def test_what_is_taken_away_is_seen(monkeypatch):
+    monkeypatch.delattr(F, "relu")
+    assert "functional.py patched" in kernels.status()
+
+
+def test_a_patch_of_a_products_helper(monkeypatch):
+    """matmul does not look at each call, which would be dear; its fast form on the CPU calls it."""
+    a, b, out = (np.ones((64, 64), "float32") for _ in range(3))
+    monkeypatch.setattr(products_py, "plain_matmul", lambda a, b, out, *_: out.fill(5) or out)
+    assert (products_py.matmul(a, b, out=out) == 5).all()
+
+
+def test_what_was_patched_before_fast_forms_were_asked_for(tmp_path):
+    code = """
+import numpy as np
+from minimixer import functional as F, kernels
+F.GELU.forward = lambda self, x, approximate: 5 * x
+kernels.use("auto")
+assert (F.gelu(np.ones(100_000, "float32")).data == 5).all()
+print(kernels.status())
+"""
+    copied(tmp_path)
+    done = python(tmp_path, "-c", code, MINIMIXER_KERNELS="reference")
+    assert done.returncode == 0, done.stderr
+    assert "functional.py patched" in done.stdout
+
+
+def test_what_python_writes_down_is_no_patch(device, monkeypatch):
+    """Annotations that somebody asked for, a warning that was given, an attribute that was set."""
+    assert nn_py.LayerNorm.__annotations__ is not None
+    monkeypatch.setitem(vars(F), "__warningregistry__", {})
+    with pytest.MonkeyPatch.context() as patch:  # put back, it stands elsewhere
+        patch.delattr(F, "relu")
+    make_model(device).norm.note = 1
+    assert kernels.status() == "kernels: fast"
+
+
+# ---- by replacing -------------------------------------------------------------------------------
+
+
+def paths_of(model):
+    return [path for path, _ in model.named_modules()]
+
+
+MODULES = paths_of(Mixer(**SIZES))
+
+
+def test_all_modules_are_known():
+    names = ("norm1", "token_mixing", "norm2", "channel_mixing", "drop1", "drop2")
+    inside = [f"blocks.{i}{name}" for i in range(2) for name in ("", *[f".{n}" for n in names])]
+    assert sorted(MODULES) == sorted(["", "stem", *inside, "norm", "head"])
+
+
+def replaced(model, path, change):
+    """The model with change(module) in the place of the module at a path."""
+    *way, last = path.split(".")
+    if not last:
+        return change(model)
+    owner = model
+    for name in way:
+        owner = owner[int(name)] if name.isdecimal() else getattr(owner, name)
+    if last.isdecimal():
+        owner[int(last)] = change(owner[int(last)])
+    else:
+        setattr(owner, last, change(getattr(owner, last)))
+    return model
+
+
+def of_a_subclass(**methods):
+    """module -> the same, of a subclass with these methods."""
+
+    def change(module):
+        new = object.__new__(type("Own", (type(module),), methods))
+        vars(new).update(vars(module))
+        return new
+
+    return change
+
+
+def bent(original):
+    """Its result and the square of that: LayerNorm would take back what only doubles."""
+
+    def function(*inputs):
+        y = original(*inputs)
+        return y + y * y
+
+    return function
+
+
+def bent_forward(self, *inputs):
+    return bent(super(type(self), self).forward)(*inputs)
+
+
+def own_forward(module):
+    module.forward = bent(module.forward)
+    return module
+
+
+CHANGES = {
+    "a subclass": of_a_subclass(forward=bent_forward),
+    "a subclass that is called otherwise": of_a_subclass(__call__=bent(Module.__call__)),
+    "its own forward": own_forward,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_module_replaced_takes_effect(device, change):
+    before = outcome(make_model(device))
+    for path in MODULES:
+        model = replaced(make_model(device), path, CHANGES[change])
+        found = outcome(model)
+        assert far(found, before) > CHANGE, path
+        with reference_functions():
+            assert far(found, outcome(model)) < ROUNDING, path
+
+
+def test_a_subclass_that_changes_nothing(device):
+    before = outcome(make_model(device))
+    for path in MODULES:
+        found = outcome(replaced(make_model(device), path, of_a_subclass()))
+        assert far(found, before) < ROUNDING, path
+
+
+def test_taken_back_the_fast_forms_run_again(device):
+    model = make_model(device)
+    before = outcome(model)
+    for path, module in model.named_modules():
+        own_forward(module)
+        assert far(outcome(model), before) > CHANGE, path
+        del module.forward
+        np.testing.assert_array_equal(outcome(model), before)
+
+
+@pytest.mark.parametrize("name, axis", [("token_mixing", -1), ("channel_mixing", 0)])
+def test_an_mlp_along_the_other_axis(device, name, axis):
+    """An ablation: both mix channels, or both tokens. There are as many of the one as the other."""
+    model = make_model(device, hidden_dim=16)
+    for block in model.blocks:
+        mlp = block_py.MixerMLP(16, 8, axis, "tanh")
+        mlp.draw_weights(0, 1)
+        mlp.b2.data = np.arange(16)
+        setattr(block, name, mlp)
+    model.parameters()
+    model.to(device)
+    found = outcome(model)
+    with reference_functions():
+        assert far(found, outcome(model)) < ROUNDING
+
+
+@pytest.mark.parametrize("layer", ["token_mixing", "channel_mixing"])
+@pytest.mark.parametrize("bias", ["b1", "b2"])
+def test_an_mlp_without_a_bias(device, layer, bias):
+    model = make_model(device)
+    setattr(getattr(model.blocks[0], layer), bias, None)
+    found = outcome(model)
+    with reference_functions():
+        assert far(found, outcome(model)) < ROUNDING
+
+
+@pytest.mark.parametrize("own", ["a subclass", "its own"])
+def test_a_model_with_its_own_convert(device, own):
+    def half(model, images):
+        return 0.5 * plain(model, images)
+
+    plain, model = Mixer.convert, make_model(device).eval()
+    images = given(model)[0]
+    with no_grad():
+        expected = to_numpy(model(0.5 * images).data)
+        if own == "a subclass":
+            model = of_a_subclass(convert=half)(model)
+        else:
+            model.convert = half.__get__(model)
+        assert gpu_training.patches(model, images, np.dtype("float32")) is None
+        assert far(to_numpy(model(images).data), expected) < ROUNDING
+
+
+def test_labels_are_checked_for_a_patched_loss(device, monkeypatch):
+    scores = Tensor(to_device(np.ones((2, 3), "float32"), device))
+    labels = to_device(np.array([0, 3]), device)
+    put(monkeypatch, loss_py.CrossEntropy, "forward", doubled)
+    with pytest.raises(ValueError, match="class indices from 0 to 3 for 3 classes"):
+        F.cross_entropy(scores, labels)
+
+
+# ---- subclasses of what is no Module ------------------------------------------------------------
+
+FUNCTIONS = {
+    "GELU": (F.GELU, [(64, 1024)], {"approximate": "tanh"}),
+    "Linear": (F.Linear, [(64, 1024), (1024, 64), (64,)], {}),
+    "LayerNorm": (F.LayerNorm, [(64, 1024), (1024,), (1024,)], {"epsilon": 1e-6}),
+    "CrossEntropy": (
+        loss_py.CrossEntropy, [(64, 1024)],
+        {"target": np.arange(64), "smoothing": 0.0, "reduction": "mean"},
+    ),
+    "Mean": (rearrange_py.Mean, [(64, 1024)], {"axis": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["forward", "backward"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_subclass_of_a_function_runs_itself(device, name, method):
+    plain, shapes, options = FUNCTIONS[name]
+    options = {k: to_device(v, device) if k == "target" else v for k, v in options.items()}
+    own = type("Own", (plain,), {method: doubled(getattr(plain, method))})
+    same = type("Same", (plain,), {})
+    rng = np.random.default_rng(3)
+    values = [to_device(rng.standard_normal(s).astype("float32"), device) for s in shapes]
+    found = []
+    for function in (plain, same, own):
+        inputs = [Tensor(v, requires_grad=True) for v in values]
+        y = function.apply(*inputs, **options)
+        assert function is plain or type(y.node) is function
+        y.sum().backward()
+        found.append([to_numpy(a) for a in (y.data, *[x.grad for x in inputs])])
+    for i, (fast, copied, changed) in enumerate(zip(*found, strict=True)):
+        size = abs(fast).max() + 1e-3
+        assert abs(copied - fast).max() < 1e-4 * size
+        factor = 2 if (i > 0) == (method == "backward") else 1
+        assert abs(changed - factor * fast).max() < 1e-4 * size
+
+
+@pytest.mark.parametrize("kind", [AdamW, Adam])
+@pytest.mark.parametrize("own", ["a subclass", "its own"])
+def test_an_optimizer_with_another_update_runs_that(device, kind, own):
+    def update(w, g, state, lr, decay, scalars):
+        w += 1
+
+    model = make_model(device)
+    before = to_numpy(model.head.weight.data).copy()
+    if own == "a subclass":
+        kind = type("Own", (kind,), {"update": staticmethod(update)})
+    optimizer = kind(model.parameters())
+    if own == "its own":
+        optimizer.update = update
+    outcome(model)
+    optimizer.step()
+    np.testing.assert_array_equal(to_numpy(model.head.weight.data), before + 1)
+
+
+# ---- unchanged code -----------------------------------------------------------------------------
+
+
+def expected_forms(device, model):
+    """How often each fast form runs in one step of a model."""
+    blocks = len(model.blocks)
+    if device == "cpu":
+        return {cpu.FastMLP: 2 * blocks, cpu_layer_norm.FastAddLayerNorm: 2 * blocks + 1}
+    return {gpu.FastMLP: 2 * blocks, gpu_layer_norm.FastAddLayerNorm: 2 * blocks + 1}
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5])
+def test_unchanged_code_runs_the_fast_forms(device, fast_calls, depth):
+    model = make_model(device, stochastic_depth=depth)
+    outcome(model)
+    for kind, count in expected_forms(device, model).items():
+        for method in ("forward", "backward"):
+            assert sum(type(n) is kind and m == method for n, m in fast_calls) == count, kind
+    if device != "cpu":
+        assert {gpu.FastLinear, gpu.FastMean} <= {type(n) for n, _ in fast_calls}
+
+
+def test_backward_is_of_the_node_that_did_forward(device, fast_calls):
+    """Also if another choice was made in between, or the plain code patched."""
+    model = make_model(device)
+    images, labels = given(model)
+    fast = outcome(model)
+    fast_calls.clear()
+    with reference_functions():
+        plain = outcome(model)
+    assert not fast_calls and far(fast, plain) < ROUNDING
+    for first, expected in (("auto", fast), ("reference", plain)):
+        fast_calls.clear()
+        model.zero_grad()
+        kernels.use(first)
+        try:
+            scores = model(images)
+            loss = F.cross_entropy(scores, labels)
+            kernels.use("reference" if first == "auto" else "auto")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(F.LayerNorm, "forward", doubled(F.LayerNorm.forward))
+                patch.setattr(F.Linear, "forward", doubled(F.Linear.forward))
+                loss.backward()
+        finally:
+            kernels.use("auto")
+        gradients = np.concatenate([to_numpy(p.grad).ravel() for p in model.parameters()])
+        assert far(gradients, expected[-gradients.size :]) < ROUNDING
+        done = [{id(n) for n, m in fast_calls if m == method} for method in ("forward", "backward")]
+        assert done[0] == done[1] and bool(done[0]) == (first == "auto")
+
+
+# ---- the choice ---------------------------------------------------------------------------------
+
+
+def test_the_environment_chooses(tmp_path):
+    copied(tmp_path)
+    show = "-c", "import minimixer; print(minimixer.kernels.status(), len(minimixer.backend.forms))"
+    for given, expected in (
+        ("reference", "kernels: the plain code runs (MINIMIXER_KERNELS, or kernels.use) 0\n"),
+        ("auto", f"kernels: fast {len(kernels._forms)}\n"),
+        ("", f"kernels: fast {len(kernels._forms)}\n"),
+    ):
+        done = python(tmp_path, *show, MINIMIXER_KERNELS=given)
+        assert done.stdout == expected, done.stderr
+    done = python(tmp_path, *show, MINIMIXER_KERNELS="fast")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
+        "ValueError: MINIMIXER_KERNELS must be 'auto' or 'reference', not 'fast'"
+    )
+
+
+def test_use_and_status(device):
+    try:
+        kernels.use("reference")
+        assert backend.forms == {} and "plain code runs" in kernels.status()
+        for wrong in ("fast", None, 1, ["auto"]):
+            with pytest.raises(ValueError, match=r"kernels\.use: 'auto' or 'reference', got"):
+                kernels.use(wrong)
+        assert backend.forms == {}
+    finally:
+        kernels.use("auto")
+    assert kernels.status() == "kernels: fast" and len(backend.forms) == len(kernels._forms)
+
+
+# ---- chosen once, outside of the book's pages ---------------------------------------------------
+
+
+def test_no_fast_form_falls_back_inside():
+    """It is asked before whether it suits; `super().forward` in it would be a second choice."""
+    found = []
+    for path in sorted((ROOT / "minimixer/kernels").glob("*.py")):
+        for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(part, ast.Attribute) and part.attr in ("forward", "backward"):
+                owner = part.value
+                if isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "super":
+                    found.append(f"{path.name}:{part.lineno} super().{part.attr}")
+            if isinstance(part, ast.Attribute) and part.attr == "__dict__":
+                found.append(f"{path.name}:{part.lineno} __dict__")
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "page", ["functional", "layer_norm", "block", "nn", "ops", "rearrange", "tensor", "erf"]
+)
+def test_pages_of_the_book_look_up_no_fast_form(page):
+    tree = ast.parse((ROOT / f"minimixer/{page}.py").read_text(encoding="utf-8"))
+    names = {getattr(part, "attr", getattr(part, "id", getattr(part, "name", ""))) for part in
+             ast.walk(tree)}  # fmt: skip
+    assert not names & {"form_of", "current_form", "forms", "kernels"}
+    assert "kernels" not in {
+        word for part in ast.walk(tree) if isinstance(part, ast.ImportFrom)
+        for word in (part.module or "").split(".")
+    }  # fmt: skip
