@@ -34,7 +34,6 @@ from minimixer.kernels import (
     cpu_layer_norm,
     gpu,
     gpu_layer_norm,
-    gpu_training,
     node,
     unchanged,
 )
@@ -184,7 +183,7 @@ EDITS = {  # file, what stands there, what is put there; and whether it makes a 
         "nn", "return F.layer_norm(x,", "return F.layer_norm(x + x * x,", False),
     "nn.Linear.forward": (
         "nn", "F.linear(x, self.weight, self.bias)", "F.linear(x, self.weight)", False),
-    "AdamW.update": ("optim", "g *= lr * for_m", "g *= 2 * lr * for_m", False),
+    "AdamW.update": ("optim", "w -= lr * (decay * w +", "w -= 2 * lr * (decay * w +", False),
     "gradient_norm": ("norms", "* unit).reshape(())", "* unit * 2).reshape(())", False),
     "matmul": ("products", "return multiply(a, b)\n", "return 1.5 * multiply(a, b)\n", False),
     "sum_rows": ("products", "return matmul(ones,", "return 2 * matmul(ones,", True),
@@ -818,19 +817,18 @@ def test_an_mlp_without_a_bias(device, layer, bias):
 
 
 @pytest.mark.parametrize("own", ["a subclass", "its own"])
-def test_a_model_with_its_own_convert(device, own):
+def test_a_model_with_its_own_patches(device, own):
     def half(model, images):
         return 0.5 * plain(model, images)
 
-    plain, model = Mixer.convert, make_model(device).eval()
+    plain, model = Mixer.patches, make_model(device).eval()
     images = given(model)[0]
     with no_grad():
         expected = to_numpy(model(0.5 * images).data)
         if own == "a subclass":
-            model = of_a_subclass(convert=half)(model)
+            model = of_a_subclass(patches=half)(model)
         else:
-            model.convert = half.__get__(model)
-        assert gpu_training.patches(model, images, np.dtype("float32")) is None
+            model.patches = half.__get__(model)
         assert far(to_numpy(model(images).data), expected) < ROUNDING
 
 
