@@ -162,7 +162,7 @@ EDITS = {  # file, what stands there, what is put there; and whether it makes a 
     "LayerNorm.backward": (
         "layer_norm", "return gradients(dy, ", "return gradients(2 * dy, ", True),
     "dgamma": ("layer_norm", "dgamma = sum_rows(product)", "dgamma = 2 * sum_rows(product)", True),
-    "normalize": ("layer_norm", "(variance + epsilon) ** 0.5", "(variance + 1) ** -0.5", False),
+    "normalize": ("layer_norm", "(variance + epsilon) ** 0.5", "(variance + 1) ** 0.5", False),
     "gelu_and_slope": ("functional", "slope += phi\n", "slope += 2 * phi\n", True),
     "as_rows": (
         "products", "return x.reshape(math.prod(x.shape[:-1])",
