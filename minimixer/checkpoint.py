@@ -160,7 +160,7 @@ def load_checkpoint(path: str | os.PathLike, model: Module, optimizer: Optimizer
     ours.pop("preparation", None)  # of pictures of one's own: the run is the same
     theirs = {**meta["config"], **{key: meta.get(key) for key in ours if key != "config"}}
     ours |= ours.pop("config")
-    differ = [key for key, value in ours.items() if theirs.get(key) != value]
+    differ = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
     if differ:
         raise ValueError(f"{where}: is of another model; it differs in {', '.join(differ)}")
     if (meta["optimizer"] or {}).get("kind") != type(optimizer).__name__:
