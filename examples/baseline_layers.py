@@ -142,7 +142,11 @@ class Bottleneck(Module):
 def _divisor(groups: int, width: int) -> int:
     """The largest divisor of `groups` and `width` that leaves two channels to a group, as BiT's 32
     of 64 do: of one channel on a small map little is left once its mean is gone."""
-    fitting = (g for g in range(1, groups + 1) if groups % g == width % g == 0 and width >= 2 * g)
+    fitting = (
+        g
+        for g in range(1, min(groups, width) + 1)
+        if groups % g == width % g == 0 and width >= 2 * g
+    )
     return max(fitting, default=1)
 
 

@@ -45,6 +45,8 @@ from .optim import Optimizer
 from .parameters import ParameterBuffer
 
 FORMAT, VERSION, META = "minimixer checkpoint", 1, "meta"
+# What a constructor may say of a configuration that is none of its own.
+WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 KEPT = ("mean", "std", "class_names", "preparation")  # beside the configuration, of whom has them
 BUILT_IN = {"digits": Path(__file__).with_name("digits.npz")}  # by examples/make_digits.py
 
@@ -120,7 +122,7 @@ def load_model(path: str | os.PathLike, kind: Any = None, **classes: Any) -> Any
         model = kind(**config, **{key: meta[key] for key in KEPT if key in meta}, seed=None)
         model.to(meta["dtype"])
         model.load_state_dict(weights)
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # what it says is wrong
+    except WRONG as error:
         raise ValueError(f"{os.fspath(path)}: can't be loaded as a {name}: {error}") from None
     random = _buffer(model).random
     random.seed, *counters = meta["random"]
