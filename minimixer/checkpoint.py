@@ -272,8 +272,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
                     raise ValueError("some of its arrays are missing or renamed")
                 arrays = {name: stored[name] for name in stored if name != META}
                 check_finite(arrays)
-                if "kind" not in meta:  # a file from before there were others
-                    meta["kind"] = "Mixer"
+                if meta.setdefault("kind", "Mixer") == "Mixer":  # files from before it was recorded
                     meta.setdefault("preparation", _guess_preparation(meta))
                 return meta, arrays
     except ValueError as error:
