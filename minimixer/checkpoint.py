@@ -238,8 +238,9 @@ def _describe(model: Module) -> dict[str, Any]:
         "dtype": str(_buffer(model).dtype),
     }
     takes = inspect.signature(type(model)).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     for key in KEPT:
-        if key in takes and hasattr(model, key):
+        if (key in takes or takes_all) and hasattr(model, key):
             value = getattr(model, key)
             found[key] = value.tolist() if isinstance(value, np.ndarray) else value
     return found

@@ -1148,11 +1148,13 @@ def test_any_module_goes_on_as_if_it_had_not_stopped(tmp_path, device, kind):
 
 def test_a_subclass_of_mixer_is_a_kind_of_its_own(tmp_path):
     path = tmp_path / "checkpoint.npz"
-    model = redraw(Wide(**make_model().config))
+    model = redraw(Wide(**make_model().config, mean=0.25, std=0.75, class_names=["a", "b", "c"]))
     model.save(path)
     loaded = Wide.load(path)
     assert type(loaded) is Wide
-    assert_same(loaded.state_dict(), model.state_dict())
+    wanted = everything(model) | {"seed": loaded.random.seed}
+    assert_same(everything(loaded), wanted)
+    assert loaded.mean[0] == 0.25 and loaded.class_names == ["a", "b", "c"]
     assert_refused(path, Mixer.load, "it holds a Wide")
     make_model().save(path)
     assert_refused(path, Wide.load, "it holds a Mixer")
