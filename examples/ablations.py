@@ -15,8 +15,9 @@ Mixer's token mixing sends each channel's S tokens through one MLP that all chan
     merging    halfway, 2 x 2 tokens become one of twice the channels, by a linear layer
 
 "grouped" lies between the first two; "merging" is other networks' pyramid, "reducing" the
-appendix's. All are trained alike, with settings that were chosen for Mixer. A Mixer is made first
-and its blocks replaced: it asks of one no more than block(x, y, bias) -> (x, y, bias).
+appendix's. All are trained alike, with settings that were chosen for Mixer. A Mixer is made first,
+and then some of its modules replaced, by assigning others: it asks of token mixing and of a whole
+block no more than (S, B, C) -> (S, B, C), or of a block another S or C that the next one takes.
 
 The table is written after each model. A run that was stopped keeps those that were finished, and
 tells which are left for --only.

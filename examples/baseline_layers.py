@@ -11,7 +11,7 @@ Next: `baselines.py`, the models.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,20 @@ class Bottleneck(Module):
 def _divisor(groups: int, width: int) -> int:
     """The largest divisor of `groups` and `width` that leaves two channels to a group, as BiT's 32
     of 64 do: of one channel on a small map little is left once its mean is gone."""
-    fitting = (g for g in range(1, groups + 1) if groups % g == width % g == 0 and width >= 2 * g)
+    fitting = (
+        g
+        for g in range(1, min(groups, width) + 1)
+        if groups % g == width % g == 0 and width >= 2 * g
+    )
     return max(fitting, default=1)
+
+
+def check_body(block_counts: Sequence[int], width: int, stem: str, groups: int) -> None:
+    """ValueError if a Body can't be of these sizes."""
+    if stem not in ("imagenet", "small"):
+        raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r:.40}")
+    check_sizes(width=width, groups=groups, stages=len(block_counts))
+    check_sizes(**{f"block_counts[{i}]": count for i, count in enumerate(block_counts)})
 
 
 class Body(Module):
@@ -156,10 +168,7 @@ class Body(Module):
         self, image_size: tuple[int, int], in_channels: int, block_counts: Sequence[int],
         width: int, stem: str, groups: int,
     ):  # fmt: skip
-        if stem not in ("imagenet", "small"):
-            raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
-        check_sizes(width=width, groups=groups, stages=len(block_counts))
-        check_sizes(**{f"block_counts[{i}]": count for i, count in enumerate(block_counts)})
+        check_body(block_counts, width, stem, groups)
         groups = _divisor(groups, width)
         self.pool = stem == "imagenet"
         self.root = Conv(image_size, in_channels, width, *((7, 2) if self.pool else (3, 1)))
@@ -189,3 +198,22 @@ class Body(Module):
 
     def macs(self) -> int:
         return sum(m.macs() for _, m in self.named_modules() if isinstance(m, Conv))
+
+    @staticmethod
+    def expected_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(name, shape) of every weight, one after the other, from the sizes alone."""
+        channels, kernel = config["width"], 7 if config["stem"] == "imagenet" else 3
+        yield "root.weight", (kernel**2 * config["in_channels"], channels)
+        for i, count in enumerate(config["block_counts"]):
+            inner = config["width"] * 2**i
+            for j in range(count):
+                norms = {"norm1": channels, "norm2": inner, "norm3": inner}
+                convs = {"conv1": (channels, inner), "conv2": (9 * inner, inner),
+                         "conv3": (inner, 4 * inner)}  # fmt: skip
+                if channels != 4 * inner:
+                    convs["projection"] = channels, 4 * inner
+                yield from ((f"stages.{i}.{j}.{name}.weight", s) for name, s in convs.items())
+                for part in ("weight", "bias"):
+                    yield from ((f"stages.{i}.{j}.{n}.{part}", (c,)) for n, c in norms.items())
+                channels = 4 * inner
+        yield from {"norm.weight": (channels,), "norm.bias": (channels,)}.items()

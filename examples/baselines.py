@@ -35,17 +35,21 @@ compute in float32 or float64; two-byte precisions are Mixer's alone.
 (5, 10)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from baseline_layers import Body, EncoderBlock
+from baseline_layers import Body, EncoderBlock, check_body
 
 from minimixer import Mixer, Tensor, concatenate, ops
 from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
+from minimixer.checkpoint import load_model
 from minimixer.images import Normalization, check_shape, cut_patches, normalize
 from minimixer.nn import LayerNorm, Linear, Module, check_sizes, lecun_normal
 from minimixer.parameters import Parameter, ParameterBuffer, RandomCounter
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 # ---- what all of them share ---------------------------------------------------------------------
 
@@ -129,18 +133,37 @@ class Classifier(Module):
     predict_logits = Mixer.predict_logits  # they ask for no more than the above
     predict_proba = Mixer.predict_proba
     predict = Mixer.predict
+    mean, std, save = Mixer.mean, Mixer.std, Mixer.save
+
+    @classmethod
+    def load(cls, path: str | Path) -> Any:
+        """The model in a checkpoint, in eval mode, on the CPU. ValueError if it can't be read."""
+        return load_model(path, kind=cls)
+
+
+def head_shapes(channels: int, num_classes: int) -> Shapes:
+    if num_classes:
+        yield from {"head.weight": (channels, num_classes), "head.bias": (num_classes,)}.items()
 
 
 def check_image(config: dict[str, Any], *sizes: str) -> dict[str, Any]:
-    """The config with image_size as (H, W). ValueError unless those and `sizes` are positive."""
+    """The config with image_size as (H, W). ValueError unless those and `sizes` are positive,
+    TypeError if one is missing."""
+    sizes = *sizes, "in_channels"
+    missing = {"image_size", "num_classes", *sizes} - config.keys()
+    if missing:
+        raise TypeError(f"the configuration lacks {', '.join(sorted(missing))}")
     size = config["image_size"]
     pair = isinstance(size, (tuple, list)) and len(size) == 2
     height, width = size if pair else (size, size)
     check_sizes(image_height=height, image_width=width, **{name: config[name] for name in sizes})
-    if config["num_classes"] != 0:
+    if config["num_classes"] != 0 or isinstance(config["num_classes"], bool):
         check_sizes(num_classes=config["num_classes"])
-    return config | {"image_size": (int(height), int(width))}
+    config = config | {name: int(config[name]) for name in (*sizes, "num_classes")}
+    return config | {"image_size": (int(height), int(width))}  # all Python's, as JSON has them
 
+
+VIT_SIZES = "patch_size", "num_blocks", "hidden_dim", "mlp_dim", "num_heads"
 
 # ---- ViT ----------------------------------------------------------------------------------------
 
@@ -175,7 +198,7 @@ class ViT(Classifier):
                 "mlp_dim": mlp_dim, "num_heads": num_heads, "pool": pool,
                 "approximate": approximate,
             },
-            "patch_size", "in_channels", "num_blocks", "hidden_dim", "mlp_dim", "num_heads",
+            *VIT_SIZES,
         )  # fmt: skip
         height, width = self.config["image_size"] if stem is None else stem.out_size
         if height % patch_size or width % patch_size:
@@ -233,6 +256,29 @@ class ViT(Classifier):
         total += 0 if self.body is None else self.body.macs()
         return total + channels * self.num_classes
 
+    @staticmethod
+    def expected_shapes(config: dict[str, Any]) -> Shapes:
+        config = check_image(config, *VIT_SIZES)
+        return vit_shapes(config, config["image_size"], config["in_channels"])
+
+
+def vit_shapes(config: dict[str, Any], size: tuple[int, int], channels: int) -> Shapes:
+    """Those of a ViT on feature maps of this size."""
+    c, d, patch = config["hidden_dim"], config["mlp_dim"], config["patch_size"]
+    with_token = config.get("pool", "token") == "token"
+    yield from {"stem.weight": (patch**2 * channels, c), "stem.bias": (c,)}.items()
+    if with_token:
+        yield "class_token", (c,)
+    yield "positions", ((size[0] // patch) * (size[1] // patch) + with_token, c)
+    block = {"norm1.weight": (c,), "norm1.bias": (c,), "norm2.weight": (c,), "norm2.bias": (c,),
+             "attention.qkv.weight": (c, 3 * c), "attention.qkv.bias": (3 * c,),
+             "attention.out.weight": (c, c), "attention.out.bias": (c,),
+             "mlp.w1": (c, d), "mlp.b1": (d,), "mlp.w2": (d, c), "mlp.b2": (c,)}  # fmt: skip
+    for i in range(config["num_blocks"]):
+        yield from ((f"blocks.{i}.{name}", shape) for name, shape in block.items())
+    yield from {"norm.weight": (c,), "norm.bias": (c,)}.items()
+    yield from head_shapes(c, config["num_classes"])
+
 
 # ---- ResNet -------------------------------------------------------------------------------------
 
@@ -257,15 +303,14 @@ class ResNet(Classifier):
         dtype: str = "float32",
     ):  # fmt: skip
         self.config = check_image(
-            {
-                "image_size": image_size, "in_channels": in_channels, "num_classes": num_classes,
-                "block_counts": tuple(block_counts), "width": width, "stem": stem,
-                "groups": groups,
-            },
-            "in_channels",
-        )  # fmt: skip
+            {"image_size": image_size, "in_channels": in_channels, "num_classes": num_classes}
+        )
         size = self.config["image_size"]
         self.body = Body(size, in_channels, block_counts, width, stem, groups)
+        self.config |= {
+            "block_counts": tuple(map(int, block_counts)), "width": int(width), "stem": stem,
+            "groups": int(groups),
+        }  # fmt: skip
         channels = self.body.out_channels
         self.head = Linear(channels, num_classes, zero=True) if num_classes else None
         self.start(mean, std, seed, dtype)
@@ -279,6 +324,24 @@ class ResNet(Classifier):
 
     def macs(self) -> int:
         return self.body.macs() + self.body.out_channels * self.num_classes
+
+    @staticmethod
+    def expected_shapes(config: dict[str, Any]) -> Shapes:
+        config = check_image(config)
+        yield from body_shapes(config)
+        yield from head_shapes(out_channels(config), config["num_classes"])
+
+
+def body_shapes(config: dict[str, Any]) -> Shapes:
+    missing = {"block_counts", "width", "stem", "groups"} - config.keys()
+    if missing:
+        raise TypeError(f"the configuration lacks {', '.join(sorted(missing))}")
+    check_body(*(config[name] for name in ("block_counts", "width", "stem", "groups")))
+    yield from ((f"body.{name}", shape) for name, shape in Body.expected_shapes(config))
+
+
+def out_channels(config: dict[str, Any]) -> int:
+    return 4 * config["width"] * 2 ** (len(config["block_counts"]) - 1)
 
 
 class Hybrid(ViT):
@@ -297,13 +360,21 @@ class Hybrid(ViT):
         mean: Any = 0.5, std: Any = 0.5, dtype: str = "float32", approximate: str = "tanh",
     ):  # fmt: skip
         config = {"image_size": image_size, "in_channels": in_channels, "num_classes": num_classes}
-        size = check_image(config, "in_channels")["image_size"]
+        size = check_image(config)["image_size"]
         body = Body(size, in_channels, block_counts, width, stem, groups)
         super().__init__(
             image_size, patch_size, in_channels, num_classes, num_blocks, hidden_dim, mlp_dim,
             num_heads, pool, seed, mean, std, body, dtype, approximate,
         )  # fmt: skip
         self.config |= {
-            "block_counts": tuple(block_counts), "width": width, "stem": stem,
-            "groups": groups,
+            "block_counts": tuple(map(int, block_counts)), "width": int(width), "stem": stem,
+            "groups": int(groups),
         }  # fmt: skip
+
+    @staticmethod
+    def expected_shapes(config: dict[str, Any]) -> Shapes:
+        config = check_image(config, *VIT_SIZES)
+        yield from body_shapes(config)
+        halved = len(config["block_counts"]) - 1 + (2 if config["stem"] == "imagenet" else 0)
+        height, width = (-(-side // 2**halved) for side in config["image_size"])
+        yield from vit_shapes(config, (height, width), out_channels(config))

@@ -59,12 +59,11 @@ from compare_models import (
 from tqdm import tqdm
 
 import minimixer
-from minimixer import Mixer, Tensor, backend, data, schedule
+from minimixer import Tensor, backend, data, schedule
 from minimixer.checkpoint import save_checkpoint
-from minimixer.files import Lock, open_file, parse_json, read_file, replace_file
+from minimixer.files import Lock, parse_json, read_file, replace_file
 from minimixer.metrics import Metrics
 from minimixer.names import printable
-from minimixer.npz import Npz, check_finite
 
 Result = dict[str, Any]
 FORMAT = 2  # of the cells; older ones are not looked at
@@ -318,7 +317,7 @@ def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: 
         folder.mkdir(parents=True, exist_ok=True)
         result["weights"] = all(np.isfinite(value).all() for value in model.state_dict().values())
         if result["weights"]:  # others are of no use
-            save_weights(cell_path(folder, spec).with_suffix(".npz"), model)
+            save_checkpoint(cell_path(folder, spec).with_suffix(".npz"), model)
     if not (spec["keep"] or spec["start"]):
         return result  # costs do not depend on the images; those of the table's cells hold here too
     steps = spec["steps"]
@@ -336,15 +335,6 @@ def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: 
     return result
 
 
-def save_weights(path: Path, model: Any) -> None:
-    """A Mixer's as a checkpoint, which every script here reads; others' as plain arrays."""
-    if isinstance(model, Mixer):
-        save_checkpoint(path, model)
-        return
-    with replace_file(path) as file:
-        np.savez(file, **model.state_dict())
-
-
 def starting_weights(folder: Path, spec: Spec, model: Any) -> dict[str, np.ndarray]:
     """The upstream model's weights, with this one's own fresh head."""
     path = folder / spec["start"]
@@ -352,12 +342,7 @@ def starting_weights(folder: Path, spec: Spec, model: Any) -> dict[str, np.ndarr
         raise ValueError(f"{path} is missing: did upstream training diverge? Remove the .json of "
                          "that name to repeat it")  # fmt: skip
     try:
-        if isinstance(model, Mixer):
-            weights = Mixer.load(path).state_dict()
-        else:
-            with open_file(path) as file:
-                weights = dict(Npz(file))
-            check_finite(weights)
+        weights = type(model).load(path).state_dict()
         weights |= {n: v for n, v in model.state_dict().items() if n.startswith("head.")}
         return {name: weights[name] for name in model.state_dict()}
     except (ValueError, KeyError, OSError) as error:

@@ -13,6 +13,8 @@ with a bias beside each W. X is (S, B, C) here, tokens first; mixer.py says why.
 Next: `mixer.py`, the model.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from . import functional as F
@@ -57,15 +59,16 @@ class MixerMLP(Module):
 
 
 class MixerBlock(Module):
-    """One block: LayerNorm, token mixing, LayerNorm, channel mixing, two skip connections."""
+    """One block: LayerNorm, token mixing, LayerNorm, channel mixing, two skip connections.
+    `norm`: another class in place of LayerNorm, made as norm(channels)."""
 
     def __init__(
         self, tokens: int, channels: int, tokens_mlp_dim: int, channels_mlp_dim: int,
-        approximate: str, stochastic_depth: float,
+        approximate: str, stochastic_depth: float, norm: Callable[[int], Module] = LayerNorm,
     ):  # fmt: skip
-        self.norm1 = LayerNorm(channels)
+        self.norm1 = norm(channels)
         self.token_mixing = MixerMLP(tokens, tokens_mlp_dim, 0, approximate)
-        self.norm2 = LayerNorm(channels)
+        self.norm2 = norm(channels)
         self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
         self.drop1 = StochasticDepth(stochastic_depth)
         self.drop2 = StochasticDepth(stochastic_depth)

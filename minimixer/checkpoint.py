@@ -14,9 +14,18 @@ the new one, and `npz.py` reads it, which believes nothing that a file only clai
 >>> Mixer.load(path).class_names
 ['cat', 'dog']
 
+Any Module can be saved. What `load_model` asks of its class, so as to make it again:
+
+    config           an attribute: the constructor's arguments, as JSON holds them, or classes, of
+                     which the file keeps the names: they are handed over again to load it
+    expected_shapes  a static method: config -> (name, shape) of every weight, one at a time, from
+                     the sizes alone; so no memory is taken for what a file only claims
+    seed             an argument of the constructor; None: the weights need not be drawn
+
 Next: the scripts in `examples/`.
 """
 
+import inspect
 import json
 import math
 import os
@@ -30,38 +39,40 @@ import numpy as np
 from .backend import to_numpy
 from .files import open_file, parse_json, replace_file
 from .loss_scale import SCALE_HOLDS, SMALLEST_SCALE
-from .mixer import Mixer
+from .module import Module
 from .npz import Npz, check_finite
 from .optim import Optimizer
-from .report import Summary
-from .variants import check_config
+from .parameters import ParameterBuffer
 
 FORMAT, VERSION, META = "minimixer checkpoint", 1, "meta"
+# What a constructor may say of a configuration that is none of its own.
+WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+KEPT = ("mean", "std", "class_names", "preparation")  # beside the configuration, of whom has them
 BUILT_IN = {"digits": Path(__file__).with_name("digits.npz")}  # by examples/make_digits.py
 
 
 def save_checkpoint(
-    path: str | os.PathLike, model: Mixer, optimizer: Optimizer | None = None, progress: Any = None
+    path: str | os.PathLike, model: Module, optimizer: Optimizer | None = None, progress: Any = None
 ) -> None:
     """Write model, optimizer and `progress` (anything JSON can hold, else TypeError) to `path`.
 
     Nothing is written, but ValueError raised, if a number is not finite, or the model's layers are
     no longer those of its configuration. OSError if the disk refuses.
     """
-    arrays = {f"weights/{name}": value for name, value in model.state_dict().items()}
-    _check_fit(check_config(**model.config), str(model.dtype), _part(arrays, "weights/"))
-    random = model.random
+    weights, buffer = model.state_dict(), _buffer(model)
+    if hasattr(model, "expected_shapes"):
+        check_fit(type(model), getattr(model, "config", {}), weights)
+    arrays = {f"weights/{name}": value for name, value in weights.items()}
     meta = {
         "format": FORMAT,
         "version": VERSION,
         **_describe(model),
-        "preparation": model.preparation,
-        "random": [random.seed, *to_numpy(random.counters).tolist()],
+        "random": [buffer.random.seed, *to_numpy(buffer.random.counters).tolist()],
         "optimizer": None,
         "progress": progress,
     }
-    if model.buffer.scaled:
-        meta["loss_scale"] = to_numpy(model.buffer.loss_scale).tolist()
+    if buffer.scaled:
+        meta["loss_scale"] = to_numpy(buffer.loss_scale).tolist()
     if optimizer is not None:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         if any(id(parameter) not in names for parameter in optimizer.parameters):
@@ -82,27 +93,41 @@ def save_checkpoint(
         np.savez(file, meta=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
 
 
-def load_model(path: str | os.PathLike) -> Mixer:
+def load_model(path: str | os.PathLike, kind: Any = None, **classes: Any) -> Any:
     """The model in a checkpoint, on the CPU, in eval mode. ValueError if it can't be had.
 
+    kind      its class; None: Mixer
+    classes   those that its configuration names, such as norm=RMSNorm; a file can't bring its own
     A name of BUILT_IN will do if no file is called so; FileNotFoundError, with these names, for
     another that is no file.
     """
+    if kind is None:
+        from .mixer import Mixer as kind
     meta, arrays = read_checkpoint(find_weights(path))
-    weights = _part(arrays, "weights/")
+    name, weights = kind.__name__, _part(arrays, "weights/")
     try:
-        config = check_config(**meta["config"])
-        _check_fit(config, meta["dtype"], weights)  # before anything is allocated
-        described = {key: meta[key] for key in ("mean", "std", "class_names", "dtype")}
-        preparation = meta.get("preparation", _guess_preparation(meta))
-        model = Mixer(**config, **described, preparation=preparation, seed=None)
+        if meta["kind"] != name:
+            raise ValueError(
+                f"it holds a {meta['kind']:.60}; hand its class over: load_model(path, kind=...)"
+            )
+        if not hasattr(kind, "expected_shapes"):
+            raise ValueError(
+                f"{name} has no expected_shapes(config), to say which weights a file should have; "
+                "load_checkpoint fills a model that is made already"
+            )
+        config = _with_classes(meta["config"], classes)
+        check_fit(kind, config, weights)  # before anything is allocated
+        if {str(array.dtype) for array in weights.values()} != {meta["dtype"]}:
+            raise ValueError(f"its weights are not all {meta['dtype']}")
+        model = kind(**config, **{key: meta[key] for key in KEPT if key in meta}, seed=None)
+        model.to(meta["dtype"])
         model.load_state_dict(weights)
-    except (TypeError, ValueError) as error:  # wrong entries, wrong values
-        raise ValueError(f"{os.fspath(path)}: can't be loaded as a Mixer: {error}") from None
-    model.random.seed, *counters = meta["random"]
-    model.random.set(*counters)
-    model.eval()
-    return model
+    except WRONG as error:
+        raise ValueError(f"{os.fspath(path)}: can't be loaded as a {name}: {error}") from None
+    random = _buffer(model).random
+    random.seed, *counters = meta["random"]
+    random.set(*counters)
+    return model.eval()
 
 
 def find_weights(path: str | os.PathLike) -> str | os.PathLike:
@@ -126,7 +151,7 @@ def _guess_preparation(meta: dict[str, Any]) -> str | None:
     return "digit" if sizes == [[28, 28], 1] and meta["class_names"] == names else None
 
 
-def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer) -> Any:
+def load_checkpoint(path: str | os.PathLike, model: Module, optimizer: Optimizer) -> Any:
     """Put a checkpoint's weights and optimizer state into these two; returns its `progress`.
 
     ValueError, and nothing is changed, if it is of another model or optimizer.
@@ -134,9 +159,10 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
     meta, arrays = read_checkpoint(path)
     where = os.fspath(path)
     ours = json.loads(json.dumps(_describe(model)))
-    theirs = {**meta["config"], **{key: meta[key] for key in ours if key != "config"}}
+    ours.pop("preparation", None)  # of pictures of one's own: the run is the same
+    theirs = {**meta["config"], **{key: meta.get(key) for key in ours if key != "config"}}
     ours |= ours.pop("config")
-    differ = [key for key, value in ours.items() if theirs.get(key) != value]
+    differ = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
     if differ:
         raise ValueError(f"{where}: is of another model; it differs in {', '.join(differ)}")
     if (meta["optimizer"] or {}).get("kind") != type(optimizer).__name__:
@@ -157,35 +183,67 @@ def load_checkpoint(path: str | os.PathLike, model: Mixer, optimizer: Optimizer)
     except ValueError as error:
         model.load_state_dict(old)
         raise ValueError(f"{where}: {error}") from None
-    model.random.seed, *counters = meta["random"]
-    model.random.set(*counters)
-    if model.buffer.scaled and "loss_scale" in meta:
-        model.buffer.loss_scale[0], model.buffer.loss_scale[1] = meta["loss_scale"]
+    buffer = _buffer(model)
+    buffer.random.seed, *counters = meta["random"]
+    buffer.random.set(*counters)
+    if buffer.scaled and "loss_scale" in meta:
+        buffer.loss_scale[0], buffer.loss_scale[1] = meta["loss_scale"]
     return meta["progress"]
 
 
-def _check_fit(config: dict[str, Any], dtype: str, weights: dict[str, np.ndarray]) -> None:
-    """ValueError unless there are as many weights as a model of this configuration has."""
-    if (
-        len(weights) != 12 * config["num_blocks"] + (6 if config["num_classes"] else 4)
-        or {str(array.dtype) for array in weights.values()} != {dtype}
-        or sum(array.size for array in weights.values()) != Summary(config).parameters
-    ):
+def check_fit(kind: Any, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
+    """ValueError unless these are the weights, by shape, of a `kind` with this configuration."""
+    found = {name: array.shape for name, array in weights.items()}
+    expected: set[str] = set()
+    wrong = ""
+    for name, shape in kind.expected_shapes(config):
+        expected.add(name)
+        if found.get(name) != shape:
+            wrong = f"{name} is {found.get(name, 'missing')}, not {shape}"
+            break  # what comes after may be a claim without end
+    else:
+        if len(expected) < len(found):
+            wrong = f"{min(found.keys() - expected):.80} is unexpected"
+    if wrong:
         raise ValueError(
-            "the weights are not those of the model's configuration (was a layer replaced? make a "
-            "Mixer of the new sizes instead)"
+            f"the weights are not those of the model's configuration: {wrong} (was a layer "
+            f"replaced? make a {kind.__name__} of the new sizes instead)"
         )
 
 
-def _describe(model: Mixer) -> dict[str, Any]:
+def _with_classes(config: dict[str, Any], classes: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with classes in place of their names, which must be right."""
+    for key, value in classes.items():
+        name, found = getattr(value, "__name__", value), config.get(key)
+        if name != found:
+            said = f"says {found!r:.60}" if key in config else "is of a model without one"
+            raise ValueError(f"{key}={name} was given, but the file {said}")
+    return config | classes
+
+
+def _buffer(model: Module) -> ParameterBuffer:
+    """Where the model's weights are, gathered."""
+    parameters = model.parameters()
+    if not parameters or parameters[0].buffer is None:
+        raise ValueError(f"{type(model).__name__} has no weights that could be saved or loaded")
+    return parameters[0].buffer
+
+
+def _describe(model: Module) -> dict[str, Any]:
     """What must agree for a run to be the same one."""
-    return {
-        "config": model.config,
-        "dtype": str(model.dtype),
-        "mean": model.mean.tolist(),
-        "std": model.std.tolist(),
-        "class_names": model.class_names,
+    config = getattr(model, "config", {})
+    found = {
+        "kind": type(model).__name__,
+        "config": {k: v.__name__ if isinstance(v, type) else v for k, v in config.items()},
+        "dtype": str(_buffer(model).dtype),
     }
+    takes = inspect.signature(type(model)).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    for key in KEPT:
+        if (key in takes or takes_all) and hasattr(model, key):
+            value = getattr(model, key)
+            found[key] = value.tolist() if isinstance(value, np.ndarray) else value
+    return found
 
 
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -215,6 +273,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
                     raise ValueError("some of its arrays are missing or renamed")
                 arrays = {name: stored[name] for name in stored if name != META}
                 check_finite(arrays)
+                if meta.setdefault("kind", "Mixer") == "Mixer":  # files from before it was recorded
+                    meta.setdefault("preparation", _guess_preparation(meta))
                 return meta, arrays
     except ValueError as error:
         raise ValueError(f"{where}: damaged or not a checkpoint of minimixer ({error})") from None
@@ -243,12 +303,14 @@ def _check_meta(meta: dict[str, Any]) -> None:
     """Are all entries there, each of its type?"""
     optimizer, random = meta.get("optimizer", ...), meta.get("random")
     scale = meta.get("loss_scale", [1.0, 0.0])  # float16's
-    names = meta.get("class_names", ...)
+    other: Any = ... if meta.get("kind", "Mixer") == "Mixer" else []  # other kinds may have none
+    names = meta.get("class_names", other)
     right = {
+        "kind": isinstance(meta.get("kind", "Mixer"), str),
         "config": isinstance(meta.get("config"), dict),
         "dtype": meta.get("dtype") in ("float32", "float64"),
-        "mean": _is_list(meta.get("mean"), _is_real),
-        "std": _is_list(meta.get("std"), _is_real),
+        "mean": _is_list(meta.get("mean", other), _is_real),
+        "std": _is_list(meta.get("std", other), _is_real),
         "class_names": names is None or _is_list(names, lambda name: isinstance(name, str)),
         "preparation": isinstance(meta.get("preparation"), str | None),
         "random": _is_list(random, lambda n: _is_count(n, 1 << 64), 3),

@@ -40,6 +40,7 @@ Next: `schedules.py`, the first file about training it.
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ from .nn import LayerNorm, Linear, Module, evaluating
 from .parameters import ParameterBuffer, RandomCounter
 from .recompute import recompute
 from .tensor import Tensor
-from .variants import check_config, variant
+from .variants import check_config, expected_shapes, variant
 
 if TYPE_CHECKING:
     from .report import Summary  # comes later in the reading order
@@ -90,6 +91,8 @@ class Mixer(Module):
     precision         "float32", "tf32", "bfloat16" or "float16": see set_precision
     checkpoint_blocks keep only each block's input for backward, and compute the rest again: less
                       memory, more time, the same bits. An attribute that may be changed
+    norm              a class of your own in place of LayerNorm, made as norm(channels): (S, B, C)
+                      to the same. A checkpoint keeps its name; give it again to load
     preparation       "digit": the images are MNIST's, and a picture of one's own must be made like
                       them first (transfer/digits.py; predict.py does it). None: nothing of the kind
     ValueError for sizes that are no whole numbers above zero or do not fit together; TypeError for
@@ -116,12 +119,13 @@ class Mixer(Module):
         precision: str = "float32",
         checkpoint_blocks: bool = False,
         preparation: str | None = None,
+        norm: Callable[[int], Module] = LayerNorm,
     ):
         self.config = check_config(
             image_size=image_size, patch_size=patch_size, in_channels=in_channels,
             num_classes=num_classes, num_blocks=num_blocks, hidden_dim=hidden_dim,
             tokens_mlp_dim=tokens_mlp_dim, channels_mlp_dim=channels_mlp_dim,
-            stochastic_depth=stochastic_depth, approximate=approximate,
+            stochastic_depth=stochastic_depth, approximate=approximate, norm=norm,
         )  # fmt: skip
         self.height, self.width = self.config["image_size"]
         self.patch_size, self.in_channels = patch_size, in_channels
@@ -131,11 +135,11 @@ class Mixer(Module):
         self.blocks = [
             MixerBlock(
                 tokens, hidden_dim, tokens_mlp_dim, channels_mlp_dim, approximate,
-                stochastic_depth * (i / (num_blocks - 1) if num_blocks > 1 else 1),
+                stochastic_depth * (i / (num_blocks - 1) if num_blocks > 1 else 1), norm,
             )
             for i in range(num_blocks)
         ]  # fmt: skip
-        self.norm = LayerNorm(hidden_dim)
+        self.norm = norm(hidden_dim)
         self.head = Linear(hidden_dim, num_classes, zero=True) if num_classes else None
         self.set_normalization(mean, std)
         if class_names is not None:
@@ -155,6 +159,8 @@ class Mixer(Module):
             self.initialize(seed)
         self.to(np.dtype(dtype))
         self.set_precision(precision)
+
+    expected_shapes = staticmethod(expected_shapes)  # whoever loads a file asks before it is made
 
     @classmethod
     def from_name(cls, name: str, **changes: Any) -> "Mixer":
@@ -176,15 +182,16 @@ class Mixer(Module):
         return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, kernels)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Mixer":
+    def load(cls, path: str | Path, norm: Callable[[int], Module] = LayerNorm) -> "Mixer":
         """The model in a checkpoint, in eval mode, on the CPU. ValueError if it can't be read.
+        `norm`: the class again, if the model was made with one.
 
         "digits" is a model that comes with the package: README's first run, trained on MNIST, with
         99.1% of its test images right. A file of that name goes first; Path("digits") is a file.
         """
         from .checkpoint import load_model
 
-        return load_model(path)
+        return load_model(path, cls, **({} if norm is LayerNorm else {"norm": norm}))
 
     def save(self, path: str | Path) -> None:
         """Write the model, without an optimizer, to a checkpoint: checkpoint.save_checkpoint."""

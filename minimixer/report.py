@@ -40,7 +40,8 @@ class Summary:
     """The table for `batch_size` images; `str` of it is text. `rows` holds the figures.
 
     parameters, macs, activation_bytes: the sums. `itemsize`: bytes of one activation, 8, 4 or 2;
-    `kernels`: whose way of keeping them, "cpu", "gpu" or "reference".
+    `kernels`: whose way of keeping them, "cpu", "gpu" or "reference". A norm in place of LayerNorm
+    has its own parameters, and is taken to keep as much as the plain LayerNorm.
     """
 
     def __init__(
@@ -103,9 +104,13 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
     ) -> Row:
         return Row(name, shape, n_in * n_out + n_out, rows * n_in * n_out, rows * n_in * width)
 
+    own = config["norm"](channels).num_parameters() if "norm" in config else None
+
     def norm(name: str) -> Row:
         kept = (elements + tokens * batch) * wide + channels * copied  # x_hat, 1 / sigma, gamma
         on_cpu = kernels == "cpu" and channels > 1 and elements >= small
+        if own is not None:
+            return Row(name, grid, own, 0, kept)
         if kernels == "gpu" or on_cpu:  # x, mean and 1 / sigma
             kept = elements * stored + 2 * tokens * batch * wide + channels * copied
         return Row(name, grid, 2 * channels, 0, kept)

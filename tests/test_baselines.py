@@ -19,11 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from operations import in_backward, plants
 from strategies import seeds
+from test_checkpoint import assert_refused
 from test_oracles import assert_close, redraw, results_of
 
-from minimixer import AdamW, Function, Tensor, gradcheck, no_grad, ops, products
+from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, no_grad, ops, products
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
+from minimixer.checkpoint import load_checkpoint, save_checkpoint
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 FIXED = [
@@ -456,3 +458,90 @@ def test_groups_leave_two_channels_where_they_can():
     for width, groups, found in ((64, 32, 32), (16, 32, 8), (48, 32, 16), (9, 3, 3), (1, 32, 1)):
         body = baseline_layers.Body((4, 4), 1, (1,), width, "small", groups)
         assert body.norm.groups == found
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+@each_model
+def test_shapes_from_the_sizes_alone_are_those_of_the_model(make):
+    for changes in ({}, {"num_classes": 0}, {"in_channels": 1}):
+        model = make(**changes)
+        expected = dict(type(model).expected_shapes(json.loads(json.dumps(model.config))))
+        assert expected == {name: value.shape for name, value in model.state_dict().items()}
+
+
+@each_model
+def test_a_checkpoint_is_all_that_it_takes(make, tmp_path, device):
+    path = tmp_path / "checkpoint.npz"
+    sizes = {"num_classes": np.int64(3), "mean": 0.25}  # as labels.max() + 1 would be
+    model, other = make(seed=1, **sizes).to(device), make(seed=2, **sizes).to(device)
+    images, labels = some_images(model).astype("f4"), np.array([0, 1, 2])
+    optimizer, its = AdamW(model.parameters(), lr=0.01), AdamW(other.parameters(), lr=0.01)
+
+    def train(model, optimizer):
+        for _ in range(3):
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    train(model, optimizer)
+    save_checkpoint(path, model, optimizer, {"step": 3})
+    kind = type(model)
+    loaded = kind.load(path)
+    assert type(loaded) is kind and loaded.config == model.config and not loaded.training
+    assert loaded.mean.tolist() == model.mean.tolist() and loaded.mean[0] == 0.25
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(loaded.state_dict()[name], value, err_msg=name)
+    assert load_checkpoint(path, other, its) == {"step": 3}
+    for each in ((model, optimizer), (other, its)):
+        train(*each)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name], value, err_msg=name)
+    for wrong in (Mixer, *{baselines.ViT, baselines.ResNet, baselines.Hybrid} - {kind}):
+        with pytest.raises(ValueError, match=f"as a {wrong.__name__}: it holds a {kind.__name__}"):
+            wrong.load(path)
+
+
+SIZES = {
+    baselines.ViT: (
+        "patch_size",
+        "in_channels",
+        "num_blocks",
+        "hidden_dim",
+        "mlp_dim",
+        "num_heads",
+    ),
+    baselines.ResNet: ("in_channels", "block_counts", "width"),
+}
+SIZES[baselines.Hybrid] = SIZES[baselines.ViT] + SIZES[baselines.ResNet]
+NO_SIZES = (10**12, 10**30, 0, -1, 2.5, "8", None, [], {}, True, float("nan"))
+
+
+@each_model
+def test_files_that_claim_other_sizes_are_refused(make, tmp_path):
+    """Before anything of these sizes is made."""
+    path, model = tmp_path / "checkpoint.npz", make()
+    model.save(path)
+    content = dict(np.load(path))
+    meta = json.loads(content["meta"].tobytes())
+
+    def put(config):
+        text = json.dumps(meta | {"config": config}).encode()
+        np.savez(path, **content | {"meta": np.frombuffer(text, np.uint8)})
+
+    def refused(config):
+        put(config)
+        assert_refused(path, type(model).load)
+
+    for name in ("num_classes", *SIZES[type(model)]):
+        refused({key: value for key, value in meta["config"].items() if key != name})
+        for value in NO_SIZES:
+            refused(meta["config"] | {name: value})
+    if "block_counts" in meta["config"]:
+        for counts in ([10**12], [1] * 10_000, [1, 10**9], [[1], 1], "12", [0, 1]):
+            refused(meta["config"] | {"block_counts": counts})
+        put(meta["config"] | {"groups": 10**12})  # no weight tells, and nothing is made for each
+        assert type(model).load(path).config["groups"] == 10**12
+    for more in ({"more": 1}, {"seed": 1}, {"stem": [1]}, {"pool": 5}, {"approximate": "sine"}):
+        refused(meta["config"] | more)

@@ -20,7 +20,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimixer import SGD, Adam, AdamW, Mixer, checkpoint, schedule
+from minimixer import (
+    GELU,
+    SGD,
+    Adam,
+    AdamW,
+    Dropout,
+    LayerNorm,
+    Linear,
+    Mixer,
+    Module,
+    Parameter,
+    Tensor,
+    checkpoint,
+    schedule,
+)
 from minimixer import functional as F
 from minimixer.backend import to_numpy
 from minimixer.checkpoint import load_checkpoint, load_model, read_checkpoint, save_checkpoint
@@ -971,3 +985,225 @@ def test_wrong_arrays_change_nothing(tmp_path, good):
         value = np.load(io.BytesIO(content[key]))
         for wrong in (value[:-1], value[None], np.append(value, value)):
             assert_changes_nothing(pack(path, content | {key: npy(wrong)}))
+
+
+# ---- models and layers of one's own --------------------------------------------------------
+
+
+class RMSNorm(Module):
+    def __init__(self, channels, biased=False):
+        self.weight = Parameter(np.ones(channels, "float32"))
+        if biased:
+            self.bias = Parameter(np.zeros(channels, "float32"))
+
+    def forward(self, x):
+        return x * (((x * x).mean(axis=-1, keepdims=True) + 1e-6) ** -0.5).to(x.dtype) * self.weight
+
+
+class LikeLayerNorm(LayerNorm):
+    """The same weights."""
+
+
+def named(name, kind, **changes):
+    """The class by another name, as after an edit of the student's file."""
+    return type(name, (kind,), changes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_norm_of_ones_own_comes_back_if_it_is_given(tmp_path, device, dtype):
+    path = tmp_path / "checkpoint.npz"
+    model, optimizer = trained(device, norm=RMSNorm, dtype=dtype)
+    save_checkpoint(path, model, optimizer, 5)
+    assert read_checkpoint(path)[0]["config"]["norm"] == "RMSNorm"
+    loaded = Mixer.load(path, norm=RMSNorm)
+    assert isinstance(loaded.blocks[1].norm2, RMSNorm) and not loaded.training
+    assert_same(loaded.state_dict(), model.state_dict())
+    other = make_model(norm=RMSNorm, seed=9, dtype=dtype).to(device)
+    other_optimizer = AdamW(other.parameters(), lr=0.01, weight_decay=0.05)
+    assert load_checkpoint(path, other, other_optimizer) == 5
+    for each in ((model, optimizer), (other, other_optimizer)):
+        train(*each, 5, 8)
+    assert_same(everything(other, other_optimizer), everything(model, optimizer))
+    again = Mixer.from_pretrained(path, norm=RMSNorm, num_classes=5)
+    assert isinstance(again.norm, RMSNorm) and again.head.weight.shape == (8, 5)
+
+
+@pytest.mark.parametrize(
+    "saved, given, match", [
+        (RMSNorm, LayerNorm, "norm 'RMSNorm' is only a name: give the class"),
+        (RMSNorm, named("Other", RMSNorm), "norm=Other was given, but the file says 'RMSNorm'"),
+        (LayerNorm, RMSNorm, "norm=RMSNorm was given, but the file is of a model without one"),
+        (LikeLayerNorm, LayerNorm, "norm 'LikeLayerNorm' is only a name"),
+        (named("LayerNorm", RMSNorm), LayerNorm, "norm 'LayerNorm' is only a name"),
+        (RMSNorm, "RMSNorm", "norm 'RMSNorm' is only a name"),
+        (RMSNorm, named("RMSNorm", LayerNorm), r"blocks.0.norm1.bias is missing, not \(8,\)"),
+        (LikeLayerNorm, named("LikeLayerNorm", RMSNorm), "blocks.0.norm1.bias is unexpected"),
+    ], ids=str,
+)  # fmt: skip
+def test_another_norm_than_the_file_s_is_named(tmp_path, saved, given, match):
+    path = tmp_path / "checkpoint.npz"
+    make_model(norm=saved).save(path)
+    assert_refused(path, lambda path: Mixer.load(path, norm=given), match)
+    assert_refused(path, lambda path: Mixer.from_pretrained(path, norm=given), match)
+
+
+def test_a_model_with_another_norm_is_another_model(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    model, optimizer = trained(norm=LikeLayerNorm)
+    save_checkpoint(path, model, optimizer)
+    assert_changes_nothing(path, "differs in norm")
+
+
+def test_what_a_format_has_no_place_for_is_not_exported(tmp_path):
+    for norm in (RMSNorm, LikeLayerNorm):
+        for format in ("npz", "timm"):
+            with pytest.raises(ValueError, match=f"{norm.__name__} has no place in the {format}"):
+                make_model(norm=norm).export(tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+    model = make_model(mean=0.5, std=0.5, class_names=None, approximate="tanh", image_size=4)
+    model.export(tmp_path / "out.npz", "npz")
+    with pytest.raises(ValueError, match="for checkpoints of minimixer"):
+        Mixer.from_pretrained(tmp_path / "out.npz", norm=RMSNorm)
+
+
+class Network(Module):
+    """All that can be saved and filled again."""
+
+    def __init__(self, hidden=3, seed=0):
+        self.config = {"hidden": hidden}
+        self.first, self.second = Linear(4, hidden), Linear(hidden, 2)
+        self.drop = Dropout(0.5)
+        self.mean = lambda: "no setting of it"
+        if seed is not None:
+            self.initialize(seed)
+
+    def forward(self, x):
+        return self.second(self.drop(self.first(x)))
+
+
+class Complete(Network):
+    """And made again from a file."""
+
+    @staticmethod
+    def expected_shapes(config):
+        hidden = config["hidden"]
+        yield from [("first.weight", (4, hidden)), ("first.bias", (hidden,))]
+        yield from [("second.weight", (hidden, 2)), ("second.bias", (2,))]
+
+
+class Wide(Mixer):
+    """A Mixer with something of its own."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        for block in self.blocks:
+            block.channel_mixing = Linear(self.config["hidden_dim"], self.config["hidden_dim"])
+        self.initialize(self.random.seed)
+
+    @staticmethod
+    def expected_shapes(config):
+        c = config["hidden_dim"]
+        for name, shape in Mixer.expected_shapes(config):
+            if name.endswith("channel_mixing.w1"):
+                yield name.replace("w1", "weight"), (c, c)
+            elif name.endswith("channel_mixing.b1"):
+                yield name.replace("b1", "bias"), (c,)
+            elif "channel_mixing" not in name:
+                yield name, shape
+
+
+def steps(model, optimizer, count):
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype("float32")
+    for _ in range(count):
+        F.cross_entropy(model(Tensor(x, device=model.first.weight.device)), [0, 1] * 3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", [Network, Complete])
+def test_any_module_goes_on_as_if_it_had_not_stopped(tmp_path, device, kind):
+    path = tmp_path / "checkpoint.npz"
+    model, other = kind(seed=1).to(device), kind(seed=2).to(device)
+    optimizer, its = AdamW(model.parameters(), lr=0.1), AdamW(other.parameters(), lr=0.1)
+    steps(model, optimizer, 3)
+    save_checkpoint(path, model, optimizer, PROGRESS)
+    before = {name: value.copy() for name, value in model.state_dict().items()}
+    steps(model, optimizer, 3)
+    assert load_checkpoint(path, other, its) == PROGRESS
+    assert_same(other.state_dict(), before)
+    steps(other, its, 3)  # with the same elements dropped
+    assert_same(other.state_dict(), model.state_dict())
+    if kind is Complete:
+        loaded = load_model(path, kind=Complete)
+        assert type(loaded) is Complete and not loaded.training
+        assert_same(loaded.state_dict(), before)
+    else:
+        assert_refused(path, lambda path: load_model(path, kind), "has no expected_shapes")
+    assert_refused(path, match=f"it holds a {kind.__name__}")
+    assert_refused(path, lambda path: load_model(path, kind=named("Net", Complete)), "it holds a")
+    for wrong in (kind(hidden=4), named("Net", kind)()):
+        with pytest.raises(ValueError, match=r"differs in (hidden|kind)"):
+            load_checkpoint(path, wrong.to(device), AdamW(wrong.parameters()))
+
+
+def test_a_subclass_of_mixer_is_a_kind_of_its_own(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    model = redraw(Wide(**make_model().config, mean=0.25, std=0.75, class_names=["a", "b", "c"]))
+    model.save(path)
+    loaded = Wide.load(path)
+    assert type(loaded) is Wide
+    wanted = everything(model) | {"seed": loaded.random.seed}
+    assert_same(everything(loaded), wanted)
+    assert loaded.mean[0] == 0.25 and loaded.class_names == ["a", "b", "c"]
+    assert_refused(path, Mixer.load, "it holds a Wide")
+    make_model().save(path)
+    assert_refused(path, Wide.load, "it holds a Mixer")
+
+
+def test_files_without_a_kind_are_a_mixer_s(tmp_path, good):
+    path = with_meta(tmp_path / "checkpoint.npz", good, kind=...)
+    assert_same(everything(load_model(path)), everything(load_model(good[0])))
+    assert_unchanged_but_loaded(path)
+
+
+@pytest.mark.parametrize("kind", [None, 5, [], {}, "", "Other", "../Mixer", "os.system", "x" * 999])
+def test_kinds_that_are_none(tmp_path, good, kind):
+    path = with_meta(tmp_path / "checkpoint.npz", good, kind=kind)
+    assert_refused(path)
+    assert_changes_nothing(path)
+
+
+def test_what_a_hostile_file_claims_is_not_made(tmp_path):
+    path, good = tmp_path / "checkpoint.npz", tmp_path / "good.npz"
+    save_checkpoint(good, Complete())
+    for hidden in (10**12, 10**30, -1, 2.5, "x", None, [3], True):
+        with_meta(path, [good], config={"hidden": hidden})
+        assert_refused(path, lambda path: load_model(path, kind=Complete))
+    for config in ({}, {"hidden": 3, "more": 1}, {"hidden": 3, "seed": 0}, {"self": 1}):
+        with_meta(path, [good], config=config)
+        assert_refused(path, lambda path: load_model(path, kind=Complete))
+    make_model(norm=RMSNorm).save(good)
+    for changes in ({"norm": 5}, {"norm": None}, {"norm": ["RMSNorm"]}, {"norm": "os.system"},
+                    {"hidden_dim": 10**12}, {"num_blocks": 10**12}):  # fmt: skip
+        with_meta(path, [good], **config_of(good, **changes))
+        for load in (Mixer.load, lambda path: Mixer.load(path, norm=RMSNorm)):
+            assert_refused(path, load)
+
+
+def config_of(path, **changes):
+    return {"config": read_checkpoint(path)[0]["config"] | changes}
+
+
+def test_what_has_no_weights_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="GELU has no weights"):
+        save_checkpoint(tmp_path / "checkpoint.npz", GELU())
+
+
+def test_a_layer_that_was_replaced_is_named(tmp_path):
+    model = make_model()
+    model.blocks[1].norm1 = RMSNorm(8)
+    with pytest.raises(ValueError, match=r"blocks.1.norm1.bias is missing"):
+        model.save(tmp_path / "checkpoint.npz")
+    with pytest.raises(ValueError, match=r"blocks.1.norm1.bias is missing"):
+        model.export(tmp_path / "out.npz", "npz")
+    assert not os.listdir(tmp_path)

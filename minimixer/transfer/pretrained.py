@@ -20,16 +20,19 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..checkpoint import find_weights, is_checkpoint, load_model
+from ..checkpoint import check_fit, find_weights, is_checkpoint, load_model
 from ..checks import check_sizes
 from ..files import parse_json, replace_file
 from ..mixer import Mixer
+from ..module import Module
 from ..names import printable
-from ..variants import check_config
+from ..nn import LayerNorm
+from ..variants import check_config, expected_shapes
 from .arrays import read_arrays
 from .layouts import LAYOUTS, Entry, current_names, entries, to_ours, to_theirs
 
@@ -47,6 +50,7 @@ def load_pretrained(
     path: str | os.PathLike, num_classes: int | None = None, in_channels: int | None = None,
     approximate: str | None = None, mean: Any = None, std: Any = None, image_size: Any = None,
     class_names: Any = None, preparation: str | None = None,
+    norm: Callable[[int], Module] = LayerNorm,
 ) -> Mixer:  # fmt: skip
     """The model in a file, in eval mode, on the CPU: a checkpoint of minimixer's, an .npz of the
     authors' (current or older layout) or timm's weights as .safetensors.
@@ -56,12 +60,16 @@ def load_pretrained(
                   images answer as before
     approximate, mean, std, class_names, preparation   instead of what the file or its layout says
     image_size    likewise, if images are not square; `resize` is for other sizes than in training
+    norm          the class again, of a checkpoint of a model that was made with one
     ValueError names the file, the entry and the shapes if it does not fit; OSError. A warning if
     nobody said how images were prepared.
     """
     path, unsaid = find_weights(path), False
     where = os.fspath(path)
-    own = load_model(path) if is_checkpoint(path) else None
+    classes = {} if norm is LayerNorm else {"norm": norm}
+    own = load_model(path, **classes) if is_checkpoint(path) else None
+    if classes and not own:
+        raise ValueError(f"{where}: norm= is for checkpoints of minimixer; others have LayerNorm")
     arrays, metadata = ({}, {}) if own else read_arrays(path)
     try:
         if own:
@@ -131,7 +139,9 @@ def _understand(arrays: dict, metadata: dict, image_size: Any) -> tuple[dict, di
     own = _of_ours(metadata) if layout == "timm" else {"mean": 0.5, "std": 0.5}  # the authors'
     config = _sizes(found, own.pop("image_size", None) if image_size is None else image_size)
     config["approximate"] = own.pop("approximate", GELU_FORM[layout])
-    expected = expected_shapes(config)
+    expected = dict(expected_shapes(config))
+    inner = config["patch_size"], config["patch_size"], config["in_channels"], config["hidden_dim"]
+    expected["stem.weight"] = inner  # in four axes
     for entry in wanted:
         array, shape = found[entry.ours], expected[entry.ours]
         if array.shape != shape or array.dtype not in (np.float32, np.float64):
@@ -184,26 +194,6 @@ def _sizes(found: dict[str, np.ndarray], image_size: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Of every weight of ours; the stem's in four axes, (P, P, in, C)."""
-    config = check_config(**config)
-    (height, width), patch, c = config["image_size"], config["patch_size"], config["hidden_dim"]
-    s, d_s = (height // patch) * (width // patch), config["tokens_mlp_dim"]
-    d_c, k = config["channels_mlp_dim"], config["num_classes"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "stem.weight": (patch, patch, config["in_channels"], c), "stem.bias": (c,),
-        "norm.weight": (c,), "norm.bias": (c,), "head.weight": (c, k), "head.bias": (k,),
-    }  # fmt: skip
-    for i in range(config["num_blocks"]):
-        block = {"token_mixing.w1": (s, d_s), "token_mixing.b1": (d_s,),
-                 "token_mixing.w2": (s, d_s), "token_mixing.b2": (s,),
-                 "channel_mixing.w1": (c, d_c), "channel_mixing.b1": (d_c,),
-                 "channel_mixing.w2": (d_c, c), "channel_mixing.b2": (c,)}  # fmt: skip
-        block |= {f"norm{n}.{part}": (c,) for n in (1, 2) for part in ("weight", "bias")}
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return shapes
-
-
 def _their_shape(entry: Entry, shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     if entry.stem and layout == "timm":
         return (shape[3], shape[2], *shape[:2])
@@ -228,6 +218,12 @@ def export(model: Mixer, path: str | os.PathLike, format: str) -> None:
     if format not in LAYOUTS:
         raise ValueError(f"export: format must be one of {', '.join(LAYOUTS)}, got {format!r}")
     state, config = model.state_dict(), model.config
+    if "norm" in config:
+        raise ValueError(
+            f"export: {config['norm'].__name__} has no place in the {format} format, which knows "
+            "LayerNorm only; model.save(path) keeps the model"
+        )
+    check_fit(type(model), config, state)
     broken = [name for name, value in state.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(f"export: {broken[0]} holds NaN or infinity")
