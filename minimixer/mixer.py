@@ -322,11 +322,15 @@ class Mixer(Module):
 
     def convert(self, images: Any) -> Tensor:
         """A plain array as a Tensor of the model's dtype, on its device, checked and normalised."""
-        array = check_shape(images, self.size)
+        array = self.check_shape(images)
         if isinstance(images, Tensor):
             return images
         half = self.activation_dtype == np.float16  # which ends at 65504
         return Tensor(normalize(array, self.normalization, self.dtype, self.device, half))
+
+    def check_shape(self, images: Any) -> Any:
+        """The array of `images`; ValueError unless it is (B, H, W, in_channels) with B > 0."""
+        return check_shape(images, self.size)
 
     def set_normalization(self, mean: Any, std: Any) -> None:
         """Record how uint8 images are scaled: a number, or one for each channel."""
@@ -346,7 +350,7 @@ class Mixer(Module):
         """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time. A
         warning, once, if the images are floats that seem not to be normalised."""
         check_sizes(batch_size=batch_size)
-        check_shape(images, self.size)
+        self.check_shape(images)
         if self.head is None:
             raise ValueError("predict: this model has no head (num_classes=0)")
         if not (self.normalization.warned or isinstance(images, Tensor)):

@@ -305,16 +305,6 @@ def test_a_list_of_members_without_an_end(tmp_path):
     assert time.perf_counter() - began < 1
 
 
-def test_every_reader_of_weights_names_the_one_that_is_not_a_number(tmp_path):
-    """So do the tests of checkpoints and of others' weights; here the comparison's."""
-    arrays = {name: np.ones(3, "float32") for name in mutations.STARTING}
-    arrays[mutations.STARTING[1]][2] = np.nan
-    np.savez(tmp_path / "start.npz", **arrays)
-    with pytest.raises(ValueError, match="stem/bias holds NaN") as caught:
-        mutations.read_starting_weights(tmp_path / "start.npz")
-    assert str(tmp_path / "start.npz") in str(caught.value)
-
-
 # ---- writers ------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,8 @@ EPOCHS, STEPS = 4, 3  # of 80 images: 32, 32, 16
 # Runs the script, but does something to it at a chosen moment: "WHEN NUMBER ACTION".
 DRIVER = """
 import os, resource, runpy, shutil, signal, sys, time
-from minimixer import AdamW, Mixer
+from minimixer import AdamW, Mixer, kernels
+from minimixer.kernels import unchanged
 
 when, number, action = sys.argv[1].split()
 calls = 0
@@ -90,6 +91,9 @@ hook(Mixer, "predict_logits", "predict", False)
 hook(os, "fsync", "fsync", False)
 hook(os, "replace", "replace", False)
 hook(os, "replace", "replaced", True)
+unchanged.remember(unchanged.known())  # what is hooked counts as the plain code: the same bits
+kernels._forms.clear()
+kernels.use("auto")
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
