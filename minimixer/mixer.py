@@ -281,17 +281,17 @@ class Mixer(Module):
             ) from None
 
     def _scores(self, images: Any) -> Tensor:
-        h = self.trunk(self.patches(images))  # (S, B, C)
+        h = self.trunk(images)  # (S, B, C)
         pooled = h.mean(axis=0)  # (B, C), float32 or float64 again
         if self.buffer.scaled:
             pooled = F.scale_gradient(pooled, self.buffer.loss_scale[:1])
         return pooled if self.head is None else self.head(pooled)  # (B, K)
 
     @replaceable
-    def trunk(self, x: Tensor, seen: list[Tensor] | None = None) -> Tensor:
-        """Patches (S, B, P*P*in) -> stem, blocks, LayerNorm -> (S, B, C). `seen`, a list, receives
-        what every block returns."""
-        x = self.stem(x)
+    def trunk(self, images: Any, seen: list[Tensor] | None = None) -> Tensor:
+        """Images (B, H, W, in) -> patches, stem, blocks, LayerNorm -> (S, B, C). `seen`, a list,
+        receives what every block returns."""
+        x = self.stem(self.patches(images))
         for block in self.blocks:
             x = recompute(block, x) if self.checkpoint_blocks else block(x)
             if seen is not None:
@@ -301,7 +301,7 @@ class Mixer(Module):
     def features(self, images: Any, blocks: Any) -> list[Tensor]:
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
         seen: list[Tensor] = []
-        self.trunk(self.patches(images), seen)
+        self.trunk(images, seen)
         return [seen[number].transpose(1, 0, 2) for number in blocks]
 
     def patches(self, images: Any) -> Tensor:

@@ -171,8 +171,8 @@ def use_first_layer_norm_twice(monkeypatch):
 
 
 def drop_last_layer_norm(monkeypatch):
-    def trunk(self, x):
-        x = self.stem(x)
+    def trunk(self, images):
+        x = self.stem(self.patches(images))
         for block in self.blocks:
             x = block(x)
         return x

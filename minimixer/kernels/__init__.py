@@ -45,7 +45,8 @@ from . import unchanged
 
 _forms: dict[Any, dict[str, Any]] = {}
 _table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
-_watched: dict[Any, list[Any]] = {}  # what must be unpatched for a form to stand in
+_stands_for: dict[Any, tuple[str, ...]] = {}
+_watched: dict[Any, list[Any] | None] = {}  # what must be unpatched; None where it is edited
 _chosen = "auto"
 _lacking = ""  # what the fast forms need of the plain code, and an edit took away
 
@@ -89,7 +90,7 @@ def status() -> str:
 
 def _find() -> None:
     """What there is to replace what, of NumPy's arrays and of CuPy's; and the modules whose code it
-    stands for. What was edited is left to itself."""
+    stands for."""
     from ..block import MixerMLP
     from ..functional import GELU, LayerNorm, Linear
     from ..images import to_tokens
@@ -137,13 +138,18 @@ def _find() -> None:
                         "cupy": gpu_layer_norm.FastAddLayerNorm}, ()),
     ]  # fmt: skip
     for plain, forms, modules in _table:
-        if all(unchanged.state(module) != "edited" for module in modules):
-            _forms[plain] = forms
-            _watched[plain] = unchanged.watched(modules)
+        _forms[plain], _stands_for[plain] = forms, modules
+    if unchanged.state("products") == "edited":  # small products have no time to look each time
+        del _forms["matmul"]
 
 
 def _unchanged(plain: Any) -> bool:
-    return unchanged.unpatched(_watched[plain])
+    if plain not in _watched:
+        modules = _stands_for[plain]
+        edited = any(unchanged.state(module) == "edited" for module in modules)
+        _watched[plain] = None if edited else unchanged.watched(modules)
+    places = _watched[plain]
+    return places is not None and unchanged.unpatched(places)
 
 
 backend.unchanged = _unchanged

@@ -32,7 +32,7 @@ class Trunk:
     """Mixer.trunk."""
 
     @staticmethod
-    def suits(model: Any, x: Tensor, seen: Any = None) -> bool:
+    def suits(model: Any, images: Any, seen: Any = None) -> bool:
         return (
             seen is None
             and all(_is(*pair) for pair in _replaced(model))
@@ -41,8 +41,8 @@ class Trunk:
         )
 
     @staticmethod
-    def run(model: Any, x: Tensor) -> Tensor:
-        x, y, bias = F.linear(x, model.stem.weight), None, model.stem.bias
+    def run(model: Any, images: Any) -> Tensor:
+        x, y, bias = F.linear(model.patches(images), model.stem.weight), None, model.stem.bias
         for block in map(_PutOff, model.blocks):
             run = functools.partial(recompute, block) if model.checkpoint_blocks else block
             x, y, bias = run(x, y, bias)

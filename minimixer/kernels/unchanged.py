@@ -6,7 +6,7 @@ plain code only while that is
     unedited    The source of each module that it stands for has the digest it had when the tests
                 last compared the two (`digests.json`, written by `python -m minimixer.kernels
                 --renew`). Helpers and constants count; comments, docstrings, blank lines and line
-                ends do not. Looked at once, when forms are chosen.
+                ends do not. Looked at once, at the first use.
     unpatched   What the module, and each class and table in it, calls by which name is what it was
                 when this package was imported, and nothing was added. Looked at each time, at C's
                 speed: about 1 us for an operation, 10 for a whole model.
@@ -61,6 +61,7 @@ def digest(source: str) -> str:
     return _hash(meant.encode())
 
 
+@functools.cache
 def state(module: str) -> str:
     """ "as compared" or "edited"; "unchecked" where there is no source."""
     data = _source(module)
@@ -79,6 +80,7 @@ def renew(modules: Iterable[str]) -> None:
         found[module] = _hash(data), digest(decode_source(data))
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     known.cache_clear()
+    state.cache_clear()
 
 
 def _source(module: str) -> bytes | None:
