@@ -37,6 +37,7 @@ patched, a subclass, a layer of one's own put into a model run themselves.
 The environment variable MINIMIXER_KERNELS says which at the start.
 """
 
+import importlib.util
 import os
 from typing import Any
 
@@ -100,17 +101,7 @@ def _find() -> None:
     from ..norms import gradient_norm
     from ..optimizer import Optimizer, count_step
     from ..rearrange import Mean
-    from . import (
-        cpu,
-        cpu_layer_norm,
-        cpu_training,
-        cublas,
-        fused,
-        gpu,
-        gpu_layer_norm,
-        gpu_training,
-        sums,
-    )
+    from . import cpu, cpu_layer_norm, cpu_training, fused
     from .fused import MLP, AddLayerNorm
 
     mlp = "block", "functional", "erf", "products"
@@ -118,25 +109,35 @@ def _find() -> None:
     _table[:] = [
         (Mixer.trunk, {"": fused.Trunk}, trunk),
         (MixerMLP.forward, {"": fused.Mlp}, mlp),
-        (Linear, {"cupy": gpu.FastLinear}, ("functional", "products")),
-        (GELU, {"numpy": cpu.FastGELU, "cupy": gpu.FastGELU}, ("functional", "erf")),
-        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm, "cupy": gpu_layer_norm.FastLayerNorm},
-         ("layer_norm", "products")),
-        (Mean, {"cupy": gpu.FastMean}, ("rearrange",)),
-        (CrossEntropy, {"cupy": gpu_training.FastCrossEntropy}, ("loss",)),
-        (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges,
-                                   "cupy": gpu_training.AdamWRanges}, ("optim", "optimizer")),
-        (update_if_finite, {"cupy": gpu_training.AdamWIfFinite},
-         ("optim", "optimizer", "loss_scale")),
-        (count_step, {"cupy": gpu_training.CountStep}, ("optimizer",)),
-        (gradient_norm, {"numpy": cpu_training.GradientNorm, "cupy": sums.GradientNorm},
-         ("norms", "products")),
-        ("matmul", {"numpy": cpu.matmul, "cupy": cublas.matmul}, ("products",)),
-        (to_tokens, {"cupy": gpu_training.Tokens}, ("images",)),
-        (MLP, {"numpy": cpu.FastMLP, "cupy": gpu.FastMLP}, ()),
-        (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm,
-                        "cupy": gpu_layer_norm.FastAddLayerNorm}, ()),
-    ]  # fmt: skip
+        (Linear, {}, ("functional", "products")),
+        (GELU, {"numpy": cpu.FastGELU}, ("functional", "erf")),
+        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("layer_norm", "products")),
+        (Mean, {}, ("rearrange",)),
+        (CrossEntropy, {}, ("loss",)),
+        (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges}, ("optim", "optimizer")),
+        (update_if_finite, {}, ("optim", "optimizer", "loss_scale")),
+        (count_step, {}, ("optimizer",)),
+        (gradient_norm, {"numpy": cpu_training.GradientNorm}, ("norms", "products")),
+        ("matmul", {"numpy": cpu.matmul}, ("products",)),
+        (to_tokens, {}, ("images",)),
+        (MLP, {"numpy": cpu.FastMLP}, ()),
+        (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
+    ]
+    if importlib.util.find_spec("cupy"):
+        from . import cublas, gpu, gpu_layer_norm, gpu_training, sums
+
+        on_gpu = {
+            Linear: gpu.FastLinear, GELU: gpu.FastGELU, LayerNorm: gpu_layer_norm.FastLayerNorm,
+            Mean: gpu.FastMean, CrossEntropy: gpu_training.FastCrossEntropy,
+            Optimizer.update_ranges: gpu_training.AdamWRanges,
+            update_if_finite: gpu_training.AdamWIfFinite, count_step: gpu_training.CountStep,
+            gradient_norm: sums.GradientNorm, "matmul": cublas.matmul,
+            to_tokens: gpu_training.Tokens, MLP: gpu.FastMLP,
+            AddLayerNorm: gpu_layer_norm.FastAddLayerNorm,
+        }  # fmt: skip
+        for plain, forms, _ in _table:
+            if plain in on_gpu:
+                forms["cupy"] = on_gpu[plain]
     for plain, forms, modules in _table:
         _forms[plain], _stands_for[plain] = forms, modules
     if unchanged.state("products") == "edited":  # small products have no time to look each time

@@ -100,7 +100,7 @@ def known() -> dict[str, list[str]]:
 
 # ---- patches ------------------------------------------------------------------------------------
 
-_snapshots: dict[str, list[tuple[Any, Any, tuple, int, int]]] = {}
+_held: dict[str, list[tuple[Any, dict[str, Any]]]] = {}  # by module: places, and what they held
 
 
 def remember(modules: Iterable[str]) -> None:
@@ -113,11 +113,7 @@ def remember(modules: Iterable[str]) -> None:
                 places.append(vars(value))
             elif type(value) is dict and _counts(key, value):
                 places.append(value)
-        _snapshots[name] = []
-        for place in filter(None, places):
-            names = _names(place)
-            get = itemgetter(*[next(iter(place))] * 2, *names)  # of one name it would make no tuple
-            _snapshots[name].append((place, get, get(place), len(place), len(names)))
+        _held[name] = [(place, dict(place)) for place in places if place]
 
 
 def _names(place: Any) -> list[str]:
@@ -131,7 +127,12 @@ def _counts(name: str, value: Any) -> bool:
 
 def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple, int, int]]:
     """What `unpatched` looks at for these modules."""
-    return [place for module in modules for place in _snapshots.get(module, ())]
+    found = []
+    for place, held in (pair for module in modules for pair in _held.get(module, ())):
+        names = _names(held)
+        get = itemgetter(*[next(iter(held))] * 2, *names)  # of one name it would make no tuple
+        found.append((place, get, get(held), len(held), len(names)))
+    return found
 
 
 def unpatched(places: list[tuple[Any, Any, tuple, int, int]]) -> bool:
