@@ -266,6 +266,7 @@ def test_a_rate_that_diverges_is_not_chosen(run, tmp_path):
     assert status == 2 and "every learning rate diverged" in errors
 
 
+@pytest.mark.slow
 def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
     starts = []
     load = cells.starting_weights
@@ -724,6 +725,7 @@ def test_names_that_paint_or_begin_a_formula(run, tmp_path, digits, figures_draw
     assert status == 2 and "\x1b" not in errors and "has the classes 0 to 3" in errors
 
 
+@pytest.mark.slow
 def test_figures_from_cells(run, tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install -e '.[plots]'")
     status, _, _ = run("--models=mixer,resnet", "--lrs=0.01", "--shares=40,100",

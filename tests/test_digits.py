@@ -115,6 +115,7 @@ def test_a_model_for_other_images_is_not_prepared_for(model):
         assert Mixer.from_pretrained("digits", **changes).preparation is None
 
 
+@pytest.mark.slow
 def test_train_mnist_records_it_for_the_embedded_mnist_alone(tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()

@@ -253,6 +253,7 @@ def test_what_ends_all_is_said_once(small, tmp_path, words, message):
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
 
 
+@pytest.mark.slow
 def test_fine_tuning(tmp_path):
     """Mixup across ranks, unreadable pictures, workers, validation: as one process does it."""
     image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
