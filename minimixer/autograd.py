@@ -117,9 +117,8 @@ class Function:
     quiet: ClassVar[bool] = False
 
     needs: tuple[bool, ...]  # per input: is its gradient wanted?
-    parents: (
-        Sequence[Any] | None
-    )  # per input: (node, output index, shape), (leaf, None, shape), None
+    # per input: (node, output index, shape), of a leaf (leaf, None, shape); None if not needed
+    parents: Sequence[Any] | None
     serial: int  # nodes are counted: those that an input came from have smaller numbers
     input_dtype: np.dtype  # of the inputs, and so of their gradients
     outputs: int  # how many

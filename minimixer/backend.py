@@ -237,8 +237,7 @@ def unchanged(plain: Any) -> bool:
 
 def current_form(plain: Any, array: Array) -> Any:
     """The fast form of `plain` for such arrays, if `plain` is unchanged; or None."""
-    found = forms.get(plain)
-    form = None if found is None else found.get(namespace(array).__name__)
+    form = form_of(plain, array)
     return form if form is not None and unchanged(plain) else None
 
 

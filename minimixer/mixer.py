@@ -312,7 +312,7 @@ class Mixer(Module):
             images = F.scale_gradient(images, 1 / self.buffer.loss_scale[:1])
         return to_tokens(
             images, self.size, self.normalization, self.patch_size, self.activation_dtype,
-            device_of(self.buffer.values),
+            self.device,
         )  # fmt: skip
 
     @property

@@ -285,9 +285,7 @@ class Parameter(Tensor):
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """The first gradient after `zero_grad` overwrites what is there, later ones add. Gradients
         from float16 activations come scaled (loss_scale.py), and are scaled back."""
-        if self._grad is None:
-            self.buffer.make_gradients()
-        place: Any = self._grad
+        place = self.grad_window
         if read_as == np.float16 and self.buffer.scaled:
             gradient = gradient / self.buffer.loss_scale[:1].astype(place.dtype)
         if self.has_grad:

@@ -88,7 +88,28 @@ def adamw(w, grads, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, factors=
     return w
 
 
+class Lion(Optimizer):
+    """One's own, as README has it; slower and slower, to see the number of the step too."""
+
+    moments = ("exp_avg",)
+
+    def update(self, w, g, state, lr, decay, t):
+        (m,) = state
+        w -= lr / t * (np.sign(0.9 * m + 0.1 * g) + decay * w)
+        m += 0.01 * (g - m)
+
+
+def lion(w, grads, lr, weight_decay, factors=None):
+    m = 0.0
+    for t, g in enumerate(grads, 1):
+        factor = factors[t - 1] if factors else 1
+        w = w - factor * lr / t * (np.sign(0.9 * m + 0.1 * g) + weight_decay * w)
+        m = m + 0.01 * (g - m)
+    return w
+
+
 CASES = {
+    "of one's own": (Lion, lion, {"lr": 0.02, "weight_decay": 0.1}),
     "sgd": (SGD, sgd, {"lr": 0.1}),
     "sgd decay": (SGD, sgd, {"lr": 0.1, "weight_decay": 0.3}),
     "momentum": (SGD, sgd, {"lr": 0.1, "momentum": 0.9}),

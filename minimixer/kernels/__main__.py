@@ -15,6 +15,7 @@ TESTS = ["tests/test_kernels.py", "tests/test_cpu_kernels.py", "tests/test_opera
 
 
 def main() -> int:
+    """0, or 1 if the tests failed."""
     parser = argparse.ArgumentParser(prog="python -m minimixer.kernels", allow_abbrev=False)
     parser.add_argument("--renew", action="store_true", help="write digests.json anew")
     parser.add_argument("--untested", action="store_true", help="without running the tests before")

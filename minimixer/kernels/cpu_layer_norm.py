@@ -164,4 +164,6 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
 
 
 class FastLayerNorm(LayerNormAlone):
+    """With nothing to add."""
+
     form = FastAddLayerNorm

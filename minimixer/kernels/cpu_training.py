@@ -27,37 +27,33 @@ class AdamWRanges:
 
     @staticmethod
     def run(optimizer: Any, ranges: list[Any]) -> None:
-        _adamw(optimizer, ranges)
-
-
-def _adamw(optimizer: Any, ranges: list[Any]) -> None:
-    buffer = optimizer.buffer
-    b1, b2 = optimizer.betas
-    factor, step, clip = (float(optimizer.control[i]) for i in (LR_FACTOR, STEP, CLIP))
-    corrected = math.sqrt(1 - b2 ** (step + 1))  # m' / (sqrt v' + eps) with both corrections
-    rate = factor * corrected / (1 - b1 ** (step + 1))  # is rate m / (sqrt v + eps corrected)
-    moments = optimizer.state.values()
-    scratch = np.empty(BLOCK, dtype=buffer.dtype)
-    for start, stop, lr, decay in ranges:
-        for begin in range(start, stop, BLOCK):
-            place = slice(begin, min(begin + BLOCK, stop))
-            w, g, m, v = (a[place] for a in (buffer.values, buffer.gradients, *moments))
-            change = scratch[: len(w)]
-            np.multiply(g, clip * (1 - b1), out=change)
-            m *= b1
-            m += change
-            np.multiply(g, clip * math.sqrt(1 - b2), out=change)
-            change *= change
-            v *= b2
-            v += change
-            np.sqrt(v, out=change)
-            change += optimizer.eps * corrected
-            np.divide(m, change, out=change)
-            change *= lr * rate
-            if decay:
-                w *= 1 - lr * decay * factor
-            w -= change
-        buffer.refresh(start, stop)
+        buffer = optimizer.buffer
+        b1, b2 = optimizer.betas
+        factor, step, clip = (float(optimizer.control[i]) for i in (LR_FACTOR, STEP, CLIP))
+        corrected = math.sqrt(1 - b2 ** (step + 1))  # m' / (sqrt v' + eps) with both corrections
+        rate = factor * corrected / (1 - b1 ** (step + 1))  # is rate m / (sqrt v + eps corrected)
+        moments = optimizer.state.values()
+        scratch = np.empty(BLOCK, dtype=buffer.dtype)
+        for start, stop, lr, decay in ranges:
+            for begin in range(start, stop, BLOCK):
+                place = slice(begin, min(begin + BLOCK, stop))
+                w, g, m, v = (a[place] for a in (buffer.values, buffer.gradients, *moments))
+                change = scratch[: len(w)]
+                np.multiply(g, clip * (1 - b1), out=change)
+                m *= b1
+                m += change
+                np.multiply(g, clip * math.sqrt(1 - b2), out=change)
+                change *= change
+                v *= b2
+                v += change
+                np.sqrt(v, out=change)
+                change += optimizer.eps * corrected
+                np.divide(m, change, out=change)
+                change *= lr * rate
+                if decay:
+                    w *= 1 - lr * decay * factor
+                w -= change
+            buffer.refresh(start, stop)
 
 
 class GradientNorm:

@@ -18,7 +18,7 @@ from ..autograd import Function
 from ..backend import Array, widen
 from ..block import MixerBlock, MixerMLP
 from ..functional import check_form, gelu_and_slope
-from ..layer_norm import check_epsilon, gradients, normalize
+from ..layer_norm import EPSILON, check_epsilon, gradients, normalize
 from ..nn import LayerNorm, Linear, Module, StochasticDepth
 from ..products import as_columns, as_rows, matmul, sum_rows
 from ..recompute import recompute
@@ -265,7 +265,7 @@ def bias_gradient(ds: Array, axis: int) -> Array:
 
 
 def add_layer_norm(
-    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = 1e-6, bias_axis: int = -1
+    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = EPSILON, bias_axis: int = -1
 ) -> tuple[Tensor, Tensor]:
     """(s, LayerNorm(s)) for s = x + y + bias: a residual connection and the norm that follows it.
 

@@ -62,8 +62,8 @@ class FastLinear(Fast, Linear):
 
 
 def weight_gradient(node: Fast, position: int, a: Array, b: Array) -> Array | None:
-    """a @ b, a sum over the whole batch, in float32 even if a and b are shorter; straight to where
-    it belongs, if there is such a place."""
+    """The gradient of the node's input at `position`, if it is needed, as the product a @ b:
+    straight to where it belongs, if there is such a place."""
     if not node.needs[position]:
         return None
     return sum_of_products(a, b, node.destination(position), node.precision)
@@ -72,6 +72,7 @@ def weight_gradient(node: Fast, position: int, a: Array, b: Array) -> Array | No
 def sum_of_products(
     a: Array, b: Array, out: Array | None = None, precision: str | None = None
 ) -> Array:
+    """a @ b, in float32 even if they are shorter, in `out` if given."""
     if out is None:
         out = namespace(a).empty((a.shape[0], b.shape[1]), dtype=wide(a.dtype))
     return cublas.matmul(a, b, out=out, precision=precision)

@@ -126,4 +126,6 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
 
 
 class FastLayerNorm(LayerNormAlone):
+    """With nothing to add."""
+
     form, any_dtype = FastAddLayerNorm, True

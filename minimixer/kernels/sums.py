@@ -47,6 +47,7 @@ def mean_rows(matrix: Array) -> Array:
 
 
 def mean_rows_name(matrix: Array) -> str:
+    """The kernel that mean_rows uses."""
     return f"mean_rows<{type_of(matrix)},{c_name(wide(matrix.dtype))},{_width(matrix)}>"
 
 
