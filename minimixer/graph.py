@@ -258,7 +258,7 @@ class Recorded:
             with cupy.cuda.using_allocator(allocator):
                 return _each(results, lambda array: array.copy())
 
-        with cupy.cuda.using_allocator(self._pools[device].pool.malloc):
+        with cupy.cuda.using_allocator(self._pools[device].malloc):
             yield outside
 
     def _record(self, key: Any, inputs: list[Array], settings: dict[str, Any], device: str) -> Any:
@@ -268,6 +268,7 @@ class Recorded:
         clipped = optimizer is not None and optimizer.clipped
         result, failure, graph = None, None, None
         with self._memory(device) as outside, own_stream() as stream:
+            self._pools[device].gather()
             stream.begin_capture()
             try:
                 result = _detached(self.function(*inputs, **settings))

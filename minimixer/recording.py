@@ -48,6 +48,7 @@ class Pool:
         self.device, self.recordings = cupy.cuda.Device(device), recordings
         self.taken: list[Any] = []
         self.pool = cupy.cuda.MemoryPool(self._take)
+        self.most = 0  # bytes that were in use at once
 
     def _take(self, size: int) -> Any:
         cupy = sys.modules["cupy"]
@@ -59,6 +60,20 @@ class Pool:
             raise  # and CuPy gives back what is free, and tries once more
         self.taken.append(memory)
         return cupy.cuda.MemoryPointer(memory, 0)
+
+    def malloc(self, size: int) -> Any:
+        pointer = self.pool.malloc(size)
+        self.most = max(self.most, self.pool.used_bytes())
+        return pointer
+
+    def gather(self) -> None:
+        """Before the first recording: as much in one stretch as the call before it used at once.
+        Pieces taken from the GPU one by one, as they were asked for, leave gaps that nothing fits.
+        """
+        if not self.recordings:
+            self.drop()
+            with contextlib.suppress(MemoryError):  # then piece by piece
+                self.pool.malloc(self.most)  # and free at once: CuPy cuts up what is free
 
     def drop(self) -> None:
         """Forget all recordings, and free all memory but that of arrays."""
