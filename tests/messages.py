@@ -1,6 +1,6 @@
 """What the suite makes the package say: a list of its errors and warnings, to be compared.
 
-    PYTHONPATH=NEW/tests python -m pytest -p messages --messages FILE
+    PYTHONPATH=NEW/tests python -m pytest -p messages --messages=FILE
 
 in a tree, an old one too. FILE gets each distinct message of an error inside `pytest.raises` and
 of a warning inside `pytest.warns`, sorted, one a line, with what varies from run to run masked.
