@@ -4,9 +4,10 @@ A `Function` computes arrays from arrays (`forward`) and knows the chain rule fo
 (`backward`): given dL/d(output) it returns dL/d(input) for each input. Applying it to Variables
 leaves a trace, a node that points at the nodes its inputs came from:
 
-    x (a leaf: not computed) <---- Mul <---- Sum <---- loss         arrows: `node.parents`
+    x (a leaf: not computed) <---- Multiply <---- Sum <---- loss    arrows: `node.parents`
 
-To find the gradient, `backward.py` walks the arrows from the loss to the leaves.
+An arrow is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape). To
+find the gradient, `backward.py` walks the arrows from the loss to the leaves.
 
 >>> import numpy as np
 >>> class Square(Function):
@@ -96,9 +97,9 @@ class Function:
     does not fit is refused by `check`, with which forward begins. Class attributes say more:
         takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
         optional        the positions of inputs that may be None
-        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both ways of
-                        two-byte numbers are computed in float32, the results rounded
-        wide_result     but not those of forward: sums of many
+        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both forward and
+                        backward get two-byte numbers as float32, and their results are rounded
+        wide_result     those of forward are not: sums of many stay float32
         whole           integers and booleans, which have no gradient: None refuses them, "kept"
                         takes them as they are, "float32" reads them as that
         quiet           infinities and NaN are right, as in log(0): NumPy shall not warn

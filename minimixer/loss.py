@@ -111,8 +111,8 @@ def cross_entropy(
 
     ValueError: shapes, indices outside 0..K-1, distributions that are negative or do not sum to
     1 (to 1e-4). TypeError: (B,) targets that are not integers, or (B, K) ones that are not floats.
-    The values of targets that lie on a GPU already are not checked; an index out of range makes
-    the loss NaN.
+    The values of targets that lie on a GPU already are not checked where a fast form runs; an index
+    out of range makes the loss NaN there.
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"cross_entropy: reduction must be in {_REDUCTIONS}, got {reduction!r}")

@@ -42,7 +42,7 @@ class Module:
     training = True
     draws: ClassVar[bool] = False  # at random in training: such layers are numbered
     shown: ClassVar[tuple[str, ...]] = ()  # the names of settings that `repr` shows
-    changes: ClassVar[int] = 0  # how often an attribute of any module was set: see graph.py
+    changes: ClassVar[int] = 0  # how often an attribute of any module was set: for who remembers
 
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")

@@ -197,10 +197,10 @@ def _aligned(size: int) -> int:
 class Parameter(Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
-    Assigning to `data` copies into the view (ValueError if the shape differs), and is noticed if it
-    comes between forward and backward; writing into the view itself is not, neither then nor by the
-    copy that two-byte activations meet: assign `p.data = p.data` after it. `grad` is None until
-    backward, and again after `zero_grad()`, which only forgets: the next gradient overwrites.
+    Assigning to `data` copies into the view (ValueError if the shape differs); between forward and
+    backward that is noticed, and an error. Writing into the view itself is not noticed: assign
+    `p.data = p.data` after it. `grad` is None until backward, and again after `zero_grad()`, which
+    only forgets: the next gradient overwrites.
     """
 
     __slots__ = ("_data", "_grad", "_low", "_shape", "buffer", "has_grad", "start", "version")
