@@ -142,7 +142,7 @@ class Function:
         plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
         Parameters are read in the dtype of the others.
         """
-        arrays, first = check(cls, inputs)
+        arrays, first = matched(cls, inputs)
         node = cls()
         needs = [isinstance(v, Variable) and v.requires_grad and mode.enabled for v in inputs]
         node.needs = tuple(needs)
@@ -187,7 +187,7 @@ _kind = attrgetter("__class__", "dtype")
 _ALIKE = [{(np.ndarray, dtype)} for dtype in FLOAT_DTYPES]
 
 
-def check(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+def matched(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """The arrays of the inputs, of one floating dtype and on one device; and the first of them."""
     arrays = [v.data if isinstance(v, Variable) else v for v in inputs]
     first = arrays[0] if arrays else None

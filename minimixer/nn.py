@@ -34,7 +34,7 @@ from .backend import Array, Purpose, namespace, random_bits, uniform, wide
 from .checks import check_number, check_seed
 from .checks import check_sizes as check_sizes
 from .habits import missing
-from .layer_norm import check_epsilon
+from .layer_norm import EPSILON, check_epsilon
 from .module import Module as Module
 from .ops import multiply, relu
 from .parameters import Parameter, RandomCounter
@@ -106,7 +106,7 @@ class LayerNorm(Module):
 
     shown = ("epsilon",)
 
-    def __init__(self, channels: int, epsilon: float = 1e-6):
+    def __init__(self, channels: int, epsilon: float = EPSILON):
         check_sizes(channels=channels)
         self.weight = Parameter(np.ones(channels, dtype=np.float32))
         self.bias = Parameter(np.zeros(channels, dtype=np.float32))
@@ -172,26 +172,26 @@ class GELU(Module):
         return F.gelu(x, self.approximate)
 
 
-class _Mode(threading.local):
+class _Thread(threading.local):
     evaluating = False
 
 
-_mode = _Mode()
+_thread = _Thread()
 
 
 @contextlib.contextmanager
 def evaluating() -> Iterator[None]:
     """Within it, in this thread, every module computes as after eval(); none is changed."""
-    before, _mode.evaluating = _mode.evaluating, True
+    before, _thread.evaluating = _thread.evaluating, True
     try:
         yield
     finally:
-        _mode.evaluating = before
+        _thread.evaluating = before
 
 
 def is_evaluating() -> bool:
     """Is this thread within `evaluating()`?"""
-    return _mode.evaluating
+    return _thread.evaluating
 
 
 class RandomLayer(Module):
@@ -213,7 +213,7 @@ class RandomLayer(Module):
 
     @property
     def active(self) -> bool:
-        return self.training and self.p > 0 and not _mode.evaluating
+        return self.training and self.p > 0 and not _thread.evaluating
 
     def keep(self, x: Tensor, examples: int, elements: int) -> Array:
         """The factors: (examples, elements), of x's dtype, on x's device."""
