@@ -8,6 +8,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     erf.py          how a special function is computed
     grad_mode.py    no_grad: whether operations are recorded
     dispatch.py     what surrounds an operation: fast forms, two bytes, the right GPU
+    inputs.py       what an operation is given: numbers, Parameters, integers
     autograd.py     Function, and the record of what was done
     backward.py     the walk back along it
     ops.py          arithmetic and elementwise functions, each forward beside its backward
