@@ -18,6 +18,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     gradcheck.py    finite differences against backward
     checks.py       numbers and sizes that make sense
     loss.py         softmax cross-entropy
+    more_loss.py    softmax alone, and the squared error
     loss_scale.py   gradients in float16
     layer_norm.py   LayerNorm, its gradient derived by hand
     functional.py   linear and gelu: likewise

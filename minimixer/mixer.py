@@ -62,7 +62,7 @@ from .checks import check_sizes
 from .dispatch import replaceable
 from .grad_mode import no_grad
 from .images import Normalization, check_shape, normalize, not_normalized, to_tokens
-from .loss import softmax
+from .more_loss import softmax
 from .nn import LayerNorm, Linear, Module, evaluating
 from .parameters import ParameterBuffer, RandomCounter
 from .recompute import recompute
