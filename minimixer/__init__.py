@@ -39,7 +39,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     files.py        reading what may be anything; writing whole files; locks
     npz.py          .npz files: arrays by name, from anybody
     idx.py          IDX files: how to read what somebody else wrote
-    data.py         data sets, the embedded MNIST, batches, shifts
+    datasets.py     the embedded MNIST, and data sets in its format
+    data.py         random batches and shifts
     metrics.py      accuracy and the like, from logits
     staging.py      batches to a GPU and results back, while both sides work on
     fingerprint.py  whether a model is still the same
