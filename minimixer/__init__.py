@@ -25,7 +25,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     parameters.py   Parameter and the flat buffer
     describe.py     a model as a tree, and as a table
     module.py       Module: Parameters and sub-modules by name
-    nn.py           layers, initial weights
+    initial.py      initial weights
+    nn.py           layers
     recompute.py    layers that forget and compute again, to save memory
     variants.py     the sizes of the paper's models
     images.py       from images to tokens

@@ -18,7 +18,7 @@ Network(4 weights
   (layers.0-1): 2 x Scale(factor (2,); 2 weights)
 )
 
-Next: `nn.py`, the layers.
+Next: `initial.py`, the weights to start with.
 """
 
 import weakref
