@@ -25,7 +25,7 @@ import numpy as np
 
 from minimixer import Function, Tensor
 from minimixer.backend import Array, namespace
-from minimixer.loss import softmax as softmax
+from minimixer.functional import softmax as softmax
 from minimixer.products import matmul, sum_rows
 
 # ---- what attention needs -----------------------------------------------------------------------

@@ -29,7 +29,7 @@ from predict import Failures, load_model, make_parser, read_batches
 
 from minimixer import Mixer, data
 from minimixer.files import parse_json, read_file, replace_file
-from minimixer.loss import softmax
+from minimixer.functional import softmax
 from minimixer.metrics import Metrics
 from minimixer.names import distinct, escaped, for_picture, printable, some
 from minimixer.transfer.folders import (

@@ -8,6 +8,7 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     erf.py          how a special function is computed
     grad_mode.py    no_grad: whether operations are recorded
     dispatch.py     what surrounds an operation: fast forms, two bytes, the right GPU
+    inputs.py       what an operation is given: numbers, Parameters, integers
     autograd.py     Function, and the record of what was done
     backward.py     the walk back along it
     ops.py          arithmetic and elementwise functions, each forward beside its backward
@@ -17,13 +18,15 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     gradcheck.py    finite differences against backward
     checks.py       numbers and sizes that make sense
     loss.py         softmax cross-entropy
+    more_loss.py    softmax alone, and the squared error
     loss_scale.py   gradients in float16
     layer_norm.py   LayerNorm, its gradient derived by hand
     functional.py   linear and gelu: likewise
     parameters.py   Parameter and the flat buffer
     describe.py     a model as a tree, and as a table
     module.py       Module: Parameters and sub-modules by name
-    nn.py           layers, initial weights
+    initial.py      initial weights
+    nn.py           layers
     recompute.py    layers that forget and compute again, to save memory
     variants.py     the sizes of the paper's models
     images.py       from images to tokens
@@ -37,7 +40,8 @@ The package is a tutorial. Read it in this order; each file builds on those befo
     files.py        reading what may be anything; writing whole files; locks
     npz.py          .npz files: arrays by name, from anybody
     idx.py          IDX files: how to read what somebody else wrote
-    data.py         data sets, the embedded MNIST, batches, shifts
+    datasets.py     the embedded MNIST, and data sets in its format
+    data.py         random batches and shifts
     metrics.py      accuracy and the like, from logits
     staging.py      batches to a GPU and results back, while both sides work on
     fingerprint.py  whether a model is still the same

@@ -4,9 +4,10 @@ A `Function` computes arrays from arrays (`forward`) and knows the chain rule fo
 (`backward`): given dL/d(output) it returns dL/d(input) for each input. Applying it to Variables
 leaves a trace, a node that points at the nodes its inputs came from:
 
-    x (a leaf: not computed) <---- Mul <---- Sum <---- loss         arrows: `node.parents`
+    x (a leaf: not computed) <---- Multiply <---- Sum <---- loss    arrows: `node.parents`
 
-To find the gradient, `backward.py` walks the arrows from the loss to the leaves.
+An arrow is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape). To
+find the gradient, `backward.py` walks the arrows from the loss to the leaves.
 
 >>> import numpy as np
 >>> class Square(Function):
@@ -35,10 +36,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .backend import FLOAT_DTYPES, Array, describe, is_array, is_half, namespace, same_device
+from .backend import FLOAT_DTYPES, Array, namespace
 from .dispatch import choose, run
 from .grad_mode import mode
-from .precision import native
+from .inputs import read_inputs
 
 # ---- the graph ----------------------------------------------------------------------------------
 
@@ -96,9 +97,9 @@ class Function:
     does not fit is refused by `check`, with which forward begins. Class attributes say more:
         takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
         optional        the positions of inputs that may be None
-        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both ways of
-                        two-byte numbers are computed in float32, the results rounded
-        wide_result     but not those of forward: sums of many
+        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both forward and
+                        backward get two-byte numbers as float32, and their results are rounded
+        wide_result     those of forward are not: sums of many stay float32
         whole           integers and booleans, which have no gradient: None refuses them, "kept"
                         takes them as they are, "float32" reads them as that
         quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
@@ -141,7 +142,7 @@ class Function:
         plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
         Parameters are read in the dtype of the others.
         """
-        arrays, first = check(cls, inputs)
+        arrays, first = matched(cls, inputs)
         node = cls()
         needs = [isinstance(v, Variable) and v.requires_grad and mode.enabled for v in inputs]
         node.needs = tuple(needs)
@@ -186,7 +187,7 @@ _kind = attrgetter("__class__", "dtype")
 _ALIKE = [{(np.ndarray, dtype)} for dtype in FLOAT_DTYPES]
 
 
-def check(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+def matched(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
     """The arrays of the inputs, of one floating dtype and on one device; and the first of them."""
     arrays = [v.data if isinstance(v, Variable) else v for v in inputs]
     first = arrays[0] if arrays else None
@@ -195,115 +196,5 @@ def check(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], A
     except AttributeError:  # numbers or None among them
         alike = False
     if not alike:
-        arrays, first = _read_inputs(function, inputs)
+        arrays, first = read_inputs(function, inputs, arrays)  # Parameters, numbers
     return arrays, first
-
-
-def _read_inputs(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
-    """The arrays of the inputs, checked: one floating dtype, one device; and the first of them.
-
-    Activations, that is all that are not Parameters, must agree; Parameters are read as they are.
-    """
-    name = function.__name__
-    arrays: list[Any] = []
-    parameters = False
-    first = None  # the first activation: what the others must match
-    for value in inputs:
-        if isinstance(value, Variable):
-            array = value.data
-            if value.is_parameter:
-                parameters = True
-                arrays.append(array)
-                continue
-        elif function.takes_numbers and isinstance(value, (bool, int, float, np.generic)):
-            # NumPy's numbers would promote float32 arrays: make them plain ones
-            arrays.append(value.item() if isinstance(value, np.generic) else value)
-            continue
-        elif value is None and len(arrays) in function.optional:
-            arrays.append(None)
-            continue
-        elif is_array(value):
-            if value.ndim == 0 and function.takes_numbers and _is_a_number(value, inputs):
-                arrays.append(value.item())
-                continue
-            array = value if value.dtype.isnative else native(value)
-        else:
-            raise _unexpected(function, len(arrays), value)
-        if array.dtype not in FLOAT_DTYPES and not is_half(array.dtype):
-            return _read_whole_numbers(function, inputs)
-        if first is None:
-            first = array
-        else:
-            _check_match(name, first, array)
-        arrays.append(array)
-    if parameters:
-        for index, value in enumerate(inputs):
-            if isinstance(value, Variable) and value.is_parameter:
-                if first is None:
-                    first = value.data
-                arrays[index] = value.read(first.dtype)  # type: ignore[attr-defined]
-                _check_match(name, first, arrays[index])
-    elif first is None and arrays and arrays[0] is not None:  # numbers alone, as Tensor reads them
-        arrays[0] = first = np.asarray(arrays[0], dtype=np.float32)
-    return arrays, first
-
-
-def _unexpected(function: type[Function], position: int, value: Any) -> TypeError:
-    kinds = "a Tensor, an array or a number" if function.takes_numbers else "a Tensor"
-    return TypeError(
-        f"{function.__name__}: expected {kinds} as input {position}, got {value!r:.60}"
-    )
-
-
-def _is_a_number(array: Array, inputs: Sequence[Any]) -> bool:
-    """A 0-d NumPy array beside a Tensor is no more than a Python number, which never promotes."""
-    return namespace(array) is np and any(isinstance(value, Variable) for value in inputs)
-
-
-def _read_whole_numbers(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
-    """As _read_inputs, where integers or booleans are among them: alone as `whole` says, or single
-    numbers beside floats, `(losses * mask).sum() / mask.sum()`; all else is a TypeError."""
-    values = [value.data if isinstance(value, Variable) else value for value in inputs]
-    for position, value in enumerate(values):
-        left_out = value is None and position in function.optional
-        if not (left_out or is_array(value) or isinstance(value, (bool, int, float, np.generic))):
-            raise _unexpected(function, position, value)
-    odd = [a for a in values if is_array(a) and a.dtype.kind in "iub"]
-    kinds = {a.dtype.kind in "iub" for a in values if is_array(a)}
-    if kinds == {True} and function.whole is not None:
-        for array in odd:
-            if not same_device(array, odd[0]):
-                _check_match(function.__name__, odd[0], array)
-        values = [v.item() if isinstance(v, np.generic) else v for v in values]
-        if function.whole == "float32" or any(isinstance(v, float) for v in values):
-            values = [v.astype(np.float32) if is_array(v) else v for v in values]
-        return values, next(v for v in values if is_array(v))
-    single = function.takes_numbers and all(array.ndim == 0 for array in odd)
-    if odd and len(kinds) == 2 and single:
-        return _read_inputs(
-            function,
-            [
-                v if not is_array(a) or a.dtype.kind not in "iub" else a.item()
-                for v, a in zip(inputs, values, strict=True)
-            ],
-        )
-    met = next(
-        a for a in values if is_array(a) and not (a.dtype in FLOAT_DTYPES or is_half(a.dtype))
-    )
-    raise TypeError(
-        f"{function.__name__}: works on float32, float64 or two-byte floats, got {describe(met)}; "
-        "convert it first, for example with .to('float32')"
-    )
-
-
-def _check_match(name: str, first: Array, other: Array) -> None:
-    if first.dtype != other.dtype:
-        problem = "different dtypes"
-    elif not same_device(first, other):
-        problem = "different devices"
-    else:
-        return
-    raise TypeError(
-        f"{name}: inputs of {problem}: {describe(first)} and {describe(other)}; "
-        "bring them together with .to(...)"
-    )

@@ -35,7 +35,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
 
     `gradient` has root's shape and dtype; it may be left out (one) if root has one element.
     Each node forgets what it kept as it fires, so memory falls as backward proceeds; with
-    `retain_graph` nothing is, and backward may be called again. One may run inside another.
+    `retain_graph` none does, and backward may be called again. One may run inside another.
     """
     if not root.requires_grad:
         raise ValueError(

@@ -3,7 +3,8 @@
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing
 
-with a bias beside each W. X is (S, B, C) here, tokens first; mixer.py says why.
+with a bias beside each W. X is (S, B, C) here: S tokens of B images, C channels; mixer.py says why
+tokens come first. The MLPs have D_S and D_C hidden units.
 
 >>> block = MixerBlock(tokens=4, channels=8, tokens_mlp_dim=3, channels_mlp_dim=16,
 ...                    approximate="tanh", stochastic_depth=0.0)
@@ -27,8 +28,8 @@ from .tensor import Tensor
 class MixerMLP(Module):
     """The token-mixing or the channel-mixing MLP: w1, b1, GELU, w2, b2.
 
-    axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)
-    axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)
+    axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)      W1 = w1^T, W2 = w2
+    axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)      W3 = w1,   W4 = w2
     """
 
     shown = ("axis", "approximate")

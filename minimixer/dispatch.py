@@ -12,7 +12,7 @@ arranged around it, here and nowhere else:
 
 What is no Function has fast forms too: `replaceable` marks it, and asks at each call.
 
-Next: `autograd.py`, what it is that surrounds.
+Next: `inputs.py`, what operations are given.
 """
 
 import contextvars

@@ -26,11 +26,11 @@ from .habits import missing
 from .layer_norm import LayerNorm as LayerNorm
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
-from .loss import log_softmax as log_softmax
-from .loss import mse_loss as mse_loss
-from .loss import softmax as softmax
 from .loss_scale import ScaleGradient as ScaleGradient
 from .loss_scale import scale_gradient as scale_gradient
+from .more_loss import log_softmax as log_softmax
+from .more_loss import mse_loss as mse_loss
+from .more_loss import softmax as softmax
 from .ops import relu as relu
 from .products import as_columns, as_rows, matmul, sum_rows
 from .tensor import Tensor
@@ -133,12 +133,12 @@ def linear_first(x: Any, weight: Any, bias: Any = None, transposed: bool = False
 # Gimpel 2016). Exactly, Phi(x) = (1 + erf(x / sqrt 2)) / 2, so with Phi' = phi, the density,
 #     gelu'(x) = Phi(x) + x phi(x),    phi(x) = e^(-x^2 / 2) / sqrt(2 pi).
 # The tanh form puts Phi(x) = (1 + t) / 2 with t = tanh(u), u = k (x + a x^3); then
-#     gelu'(x) = Phi + x Phi',    Phi' = (1 - t^2) / 2 u' = 2 Phi (1 - Phi) k (1 + 3 a x^2).
+#     gelu'(x) = Phi + x Phi',    Phi' = u' (1 - t^2) / 2 = 2 Phi (1 - Phi) k (1 + 3 a x^2).
 
 _K, _A = math.sqrt(2 / math.pi), 0.044715
 
 
-# NumPy's functions of single numbers hand CuPy's arrays on to CuPy.
+# np.tanh, np.exp and np.minimum hand an array of CuPy's on to CuPy.
 
 
 def _phi_tanh(x: Array, want_slope: bool) -> tuple[Array, Array | None]:

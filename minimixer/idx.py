@@ -12,7 +12,7 @@ What a header claims is not believed until the bytes are there: memory grows wit
 array([[1, 2],
        [3, 4]], dtype=uint8)
 
-Next: `data.py`, what training reads from them.
+Next: `datasets.py`, what is read from them.
 """
 
 import gzip

@@ -63,7 +63,7 @@ class Normalization:
         if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):
             raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            scale, offset = (f.astype(np.float32) for f in self._pair())  # a model's shortest dtype
+            scale, offset = (f.astype(np.float32) for f in self._pair())  # the coarsest for a model
             black, dark, white = offset, scale + offset, 255 * scale + offset
             apart = dark - black > 1e-18  # LayerNorm squares what is made of them
             usable = (apart & (abs(black) < 1e18) & (abs(white) < 1e18)).all()

@@ -27,14 +27,14 @@ class LayerNorm(Function):
 
     mean and sigma^2 = variance + epsilon over the C elements of each row of x. The mean is taken
     off before squaring: E[x^2] - E[x]^2 would lose all digits in float32 where mean >> sigma. It is
-    taken off twice, since 6e-8 of a large mean may be much beside sigma.
+    taken off twice: what rounding leaves of a large mean, 6e-8 of it, may be much beside sigma.
 
     Backward. dgamma = sum dy x_hat and dbeta = sum dy over the rows, and d_hat = gamma dy is the
     gradient of x_hat. Within a row, x_hat depends on x[i] directly, through the mean and through
     sigma:  d x_hat[j] / d x[i] = (delta_ij - 1/C - x_hat[i] x_hat[j] / C) / sigma. So
         dx = (d_hat - mean(d_hat) - x_hat mean(d_hat x_hat)) / sigma:
-    what is left of d_hat once its mean and its part along x_hat are gone. So what only shifts all
-    of a row gets no gradient. Kept: x_hat, 1/sigma and gamma.
+    what is left of d_hat once its mean and its part along x_hat are gone: a number added to all of
+    a row, or a factor of all of it, would change nothing. Kept: x_hat, 1/sigma and gamma.
     """
 
     takes_numbers = False
@@ -80,7 +80,7 @@ def gradients(
     if needs[2]:
         dbeta = sum_rows(rows)
     if needs[0]:
-        average = gamma[:, None] / len(gamma)  # the mean over a row of gamma times it, a product
+        average = gamma[:, None] / len(gamma)  # rows @ average: the mean of gamma dy over each row
         dx = rows * gamma
         dx -= matmul(rows, average)
         dx -= as_rows(x_hat) * matmul(product, average)

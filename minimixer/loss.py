@@ -20,7 +20,7 @@ smoothing / K for K classes (Szegedy et al. 2016).
 [[-0.06  0.06]
  [ 0.25 -0.25]]
 
-Next: `loss_scale.py`, gradients in float16.
+Next: `more_loss.py`, softmax alone, and another loss.
 """
 
 from typing import Any
@@ -38,16 +38,12 @@ from .backend import (
     same_device,
     to_device,
     wide,
-    widen,
 )
 from .checks import check_number
-from .ops import power, subtract
 from .precision import native
-from .rearrange import mean, no_others, whole
-from .rearrange import sum as sum_of
 from .tensor import Tensor
 
-_REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def shifted_softmax(z: Array, axis: int = -1) -> tuple[Array, Array, Array]:
@@ -111,11 +107,11 @@ def cross_entropy(
 
     ValueError: shapes, indices outside 0..K-1, distributions that are negative or do not sum to
     1 (to 1e-4). TypeError: (B,) targets that are not integers, or (B, K) ones that are not floats.
-    The values of targets that lie on a GPU already are not checked; an index out of range makes
-    the loss NaN.
+    The values of targets that lie on a GPU already are not checked where a fast form runs; an index
+    out of range makes the loss NaN there.
     """
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"cross_entropy: reduction must be in {_REDUCTIONS}, got {reduction!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"cross_entropy: reduction must be in {REDUCTIONS}, got {reduction!r}")
     label_smoothing = check_number("cross_entropy: label_smoothing", label_smoothing, 0, 1)
     z = logits.data if isinstance(logits, Variable) else logits
     target = _check_target(z, constant("cross_entropy: the target", target))
@@ -161,85 +157,3 @@ def _check_target(z: Array, target: Any) -> Array:
             f"is {smallest:g}, the sums go from {least:g} to {most:g}"
         )
     return to_device(target, device_of(z)).astype(dtype, copy=False)
-
-
-def mse_loss(x: Any, target: Any, reduction: str = "mean") -> Tensor:
-    """(x - target)^2 of two Tensors or arrays of one shape: its "mean" or "sum" -> (), or "none".
-    ValueError for other shapes, which broadcasting would hide."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"mse_loss: reduction must be in {_REDUCTIONS}, got {reduction!r}")
-    shapes = [getattr(a, "shape", ()) for a in (x, target)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"mse_loss: x is {shapes[0]} and target {shapes[1]}; they must be alike")
-    square = power(subtract(x, target), 2)
-    if reduction == "none":
-        return square
-    return mean(square) if reduction == "mean" else sum_of(square)
-
-
-class Softmax(Function):
-    """p[k] = e^z[k] / sum_j e^z[j] along one axis.
-
-    z[k] is in the numerator of p[k] and in everyone's denominator:
-        d p[j] / d z[k] = p[j] (delta_jk - p[k]),
-        dz[k] = sum_j dp[j] p[j] (delta_jk - p[k]) = p[k] (dp[k] - sum_j dp[j] p[j]).
-    So a row of dz sums to 0, as adding a number to all of z changes nothing. Kept: p.
-    """
-
-    takes_numbers = False
-    quiet = True
-
-    def forward(self, z, axis):
-        self.axis = _check_axis(z, axis)
-        p = shifted_softmax(z, axis)[1]
-        self.p = p if self.needs[0] else None
-        return p
-
-    def backward(self, dp):
-        dz = dp * self.p
-        dz -= self.p * dz.sum(axis=self.axis, keepdims=True)
-        return dz
-
-
-class LogSoftmax(Function):
-    """y[k] = log p[k] = z[k] - log sum_j e^z[j]: d y[j] / d z[k] = delta_jk - p[k], so
-    dz[k] = dy[k] - p[k] sum_j dy[j]. Kept: p."""
-
-    takes_numbers = False
-    quiet = True
-
-    def forward(self, z, axis):
-        self.axis = _check_axis(z, axis)
-        y, p, log_total = shifted_softmax(z, axis)
-        self.p = p if self.needs[0] else None
-        y -= log_total.astype(y.dtype)
-        return y
-
-    def backward(self, dy):
-        return dy - self.p * dy.sum(axis=self.axis, keepdims=True)
-
-
-def _check_axis(z: Array, axis: Any) -> int:
-    axis = whole(axis, "the axis")
-    if not -z.ndim <= axis < z.ndim or z.shape[axis] == 0:
-        raise ValueError(f"there must be an axis {axis}, of at least one element")
-    return axis
-
-
-def softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
-    """Scores -> probabilities along `axis`: of a Tensor a Tensor, which has its gradient; of an
-    array an array, float32 or float64. ValueError: no such axis, or an empty one."""
-    return _along_axis(Softmax, logits, axis, unknown)
-
-
-def log_softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
-    """The logarithm of `softmax`, which stays finite where a probability is too small for a
-    number: of a Tensor a Tensor, of an array an array."""
-    return _along_axis(LogSoftmax, logits, axis, unknown)
-
-
-def _along_axis(function: type[Function], logits: Any, axis: int, unknown: dict[str, Any]) -> Any:
-    no_others(unknown)
-    if isinstance(logits, Variable):
-        return function.apply(logits, axis=axis)
-    return function.apply(widen(logits) if is_array(logits) else logits, axis=axis).data

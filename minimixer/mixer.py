@@ -5,7 +5,7 @@ One block of the paper, with X of S rows (tokens) and C columns (channels), is (
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
 
-with a bias beside each W. In the code W1 and W2 are token_mixing.w1 and w2, W3 and W4 are
+with a bias beside each W. In the code W1 and W2 are token_mixing.w1^T and w2, W3 and W4 are
 channel_mixing.w1 and w2. The letters, here and everywhere: B images, S = (H / P) (W / P) tokens,
 C channels (hidden_dim), D_S and D_C hidden units of the two MLPs, K classes.
 
@@ -28,7 +28,7 @@ C channels (hidden_dim), D_S and D_C hidden units of the two MLPs, K classes.
 
 Where did the transposes go? The paper keeps (B, S, C) and transposes before and after every
 token mixing. Here tokens come first: seen as an S x (B*C) matrix, x is ready for token mixing
-from the left, W1^T x; seen as an (S*B) x C matrix, it is ready for channel mixing from the right,
+from the left, W1 x; seen as an (S*B) x C matrix, it is ready for channel mixing from the right,
 x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the paper's layout.
 
 >>> model = Mixer(image_size=28, patch_size=7, in_channels=1, num_classes=10,
@@ -62,7 +62,7 @@ from .checks import check_sizes
 from .dispatch import replaceable
 from .grad_mode import no_grad
 from .images import Normalization, check_shape, normalize, not_normalized, to_tokens
-from .loss import softmax
+from .more_loss import softmax
 from .nn import LayerNorm, Linear, Module, evaluating
 from .parameters import ParameterBuffer, RandomCounter
 from .recompute import recompute

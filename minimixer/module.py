@@ -18,7 +18,7 @@ Network(4 weights
   (layers.0-1): 2 x Scale(factor (2,); 2 weights)
 )
 
-Next: `nn.py`, the layers.
+Next: `initial.py`, the weights to start with.
 """
 
 import weakref
@@ -42,7 +42,7 @@ class Module:
     training = True
     draws: ClassVar[bool] = False  # at random in training: such layers are numbered
     shown: ClassVar[tuple[str, ...]] = ()  # the names of settings that `repr` shows
-    changes: ClassVar[int] = 0  # how often an attribute of any module was set: see graph.py
+    changes: ClassVar[int] = 0  # how often an attribute of any module was set: for who remembers
 
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")

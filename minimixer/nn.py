@@ -34,41 +34,13 @@ from .backend import Array, Purpose, namespace, random_bits, uniform, wide
 from .checks import check_number, check_seed
 from .checks import check_sizes as check_sizes
 from .habits import missing
-from .layer_norm import check_epsilon
+from .initial import lecun_normal as lecun_normal
+from .layer_norm import EPSILON, check_epsilon
 from .module import Module as Module
 from .ops import multiply, relu
 from .parameters import Parameter, RandomCounter
 from .rearrange import reshape
 from .tensor import Tensor
-
-
-def lecun_normal(
-    shape: tuple[int, ...], fan_in: int, seed: int, layer: int, number: int = 0
-) -> np.ndarray:
-    """Initial weights, float32: normal of variance 1 / fan_in, cut off at two deviations.
-
-    So that a sum of fan_in terms has the variance of one input (LeCun et al. 1998). A standard
-    normal cut off at 2 has deviation 0.8796; divided by that, it has 1 again. The paper's authors
-    draw theirs in this way. `number` tells the several matrices of one layer apart.
-    """
-    size = math.prod(shape)
-    values = np.empty(size, dtype=np.float32)
-    block = 1 << 18
-    for start in range(0, size, block):
-        elements = np.arange(start, min(start + block, size), dtype=np.uint64)
-        drawn = values[start : start + block]
-        todo = np.arange(len(elements))
-        attempt = 0
-        while todo.size:
-            bits = random_bits(seed, Purpose.WEIGHTS, attempt, layer, number, elements[todo])
-            # Box and Muller 1958: two uniform numbers, a radius and an angle, make a normal one
-            radius = np.sqrt(-2 * np.log(1 - uniform(bits, np.float32)))
-            angle = (bits & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2**-23 * math.pi)
-            drawn[todo] = radius * np.cos(angle)
-            todo = todo[abs(drawn[todo]) > 2]
-            attempt += 1
-    values *= np.float32(1 / (0.87962566 * math.sqrt(fan_in)))
-    return values.reshape(shape)
 
 
 class Linear(Module):
@@ -106,7 +78,7 @@ class LayerNorm(Module):
 
     shown = ("epsilon",)
 
-    def __init__(self, channels: int, epsilon: float = 1e-6):
+    def __init__(self, channels: int, epsilon: float = EPSILON):
         check_sizes(channels=channels)
         self.weight = Parameter(np.ones(channels, dtype=np.float32))
         self.bias = Parameter(np.zeros(channels, dtype=np.float32))
@@ -172,26 +144,26 @@ class GELU(Module):
         return F.gelu(x, self.approximate)
 
 
-class _Mode(threading.local):
+class _Thread(threading.local):
     evaluating = False
 
 
-_mode = _Mode()
+_thread = _Thread()
 
 
 @contextlib.contextmanager
 def evaluating() -> Iterator[None]:
     """Within it, in this thread, every module computes as after eval(); none is changed."""
-    before, _mode.evaluating = _mode.evaluating, True
+    before, _thread.evaluating = _thread.evaluating, True
     try:
         yield
     finally:
-        _mode.evaluating = before
+        _thread.evaluating = before
 
 
 def is_evaluating() -> bool:
     """Is this thread within `evaluating()`?"""
-    return _mode.evaluating
+    return _thread.evaluating
 
 
 class RandomLayer(Module):
@@ -213,7 +185,7 @@ class RandomLayer(Module):
 
     @property
     def active(self) -> bool:
-        return self.training and self.p > 0 and not _mode.evaluating
+        return self.training and self.p > 0 and not _thread.evaluating
 
     def keep(self, x: Tensor, examples: int, elements: int) -> Array:
         """The factors: (examples, elements), of x's dtype, on x's device."""

@@ -102,7 +102,7 @@ class ParameterBuffer:
         first = parameters[0].data if home is None else home.values
         xp = namespace(first)
         order = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices, then vectors
-        self.windows: list[weakref.ref[Parameter]] = []  # the Parameters that look at it
+        self.members: list[weakref.ref[Parameter]] = []  # whose windows look at it
         self.size = sum(_aligned(p.size) for p in order)
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array | None = None
@@ -117,7 +117,7 @@ class ParameterBuffer:
         for parameter in order:
             value, grad, size = parameter.data, parameter.grad, parameter.size
             parameter.buffer, parameter.start, parameter.has_grad = self, start, False
-            self.windows.append(weakref.ref(parameter))
+            self.members.append(weakref.ref(parameter))
             parameter.bind()
             parameter.data = value
             parameter.grad = grad
@@ -126,17 +126,17 @@ class ParameterBuffer:
     @property
     def count(self) -> int:
         """The number of Parameters that are still in use."""
-        return sum(window() is not None for window in self.windows)
+        return sum(member() is not None for member in self.members)
 
     def bind_windows(self) -> None:
         """Let the Parameters see the arrays that are here now."""
-        for window in self.windows:
-            parameter = window()
+        for member in self.members:
+            parameter = member()
             if parameter is not None and parameter.buffer is self:
                 parameter.bind()
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle, which refuses weak references
-        return {**vars(self), "windows": [], "low": None, "owner": None}
+        return {**vars(self), "members": [], "low": None, "owner": None}
 
     @property
     def device(self) -> str:
@@ -197,10 +197,10 @@ def _aligned(size: int) -> int:
 class Parameter(Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
-    Assigning to `data` copies into the view (ValueError if the shape differs), and is noticed if it
-    comes between forward and backward; writing into the view itself is not, neither then nor by the
-    copy that two-byte activations meet: assign `p.data = p.data` after it. `grad` is None until
-    backward, and again after `zero_grad()`, which only forgets: the next gradient overwrites.
+    Assigning to `data` copies into the view (ValueError if the shape differs); between forward and
+    backward that is noticed, and an error. Writing into the view itself is not noticed: assign
+    `p.data = p.data` after it. `grad` is None until backward, and again after `zero_grad()`, which
+    only forgets: the next gradient overwrites.
     """
 
     __slots__ = ("_data", "_grad", "_low", "_shape", "buffer", "has_grad", "start", "version")
@@ -233,7 +233,7 @@ class Parameter(Tensor):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
-        self.buffer.windows.append(weakref.ref(self))
+        self.buffer.members.append(weakref.ref(self))
         self.bind()
 
     def bind(self) -> None:

@@ -1,8 +1,8 @@
 """Collecting numbers and moving them about: sums, maxima, reshapes, slices, joins.
 
-All but extremes and variances are linear in x with ones and zeros as factors, so backward applies
-the transposed map to dy: what a sum collected is spread out again, what was cut out is put back in
-its place, what was joined is taken apart.
+All but extremes and variances are linear in x, with factors that are known beforehand (mostly ones
+and zeros), so backward applies the transposed map to dy: what a sum collected is spread out again,
+what was cut out is put back in its place, what was joined is taken apart.
 
 >>> import numpy as np
 >>> from minimixer.autograd import Variable
@@ -128,7 +128,7 @@ class Var(_Reduction):
         count = x.size // math.prod(self.kept_shape) if x.size else 0
         self.m = count - correction if count > correction else 0
         self.centred = x - x.sum(axis=axis, keepdims=True) / count
-        self.centred -= self.centred.sum(axis=axis, keepdims=True) / count  # as in layer_norm.py
+        self.centred -= self.centred.sum(axis=axis, keepdims=True) / count  # what rounding left
         squares = self.centred * self.centred
         return namespace(x).asarray(squares.sum(axis=axis, keepdims=keepdims) / self.m)
 

@@ -149,7 +149,7 @@ class Tensor(Variable, Habits):
         ValueError if the device can't be used here."""
         dtype, device = split_targets(targets, dtype, device)
         device = self.device if device is None else check_device(device)
-        if device == self.device and (dtype is None or dtype == self.dtype):  # float64 == None!
+        if device == self.device and (dtype is None or dtype == self.dtype):  # float64 equals None
             return self
         if _is_float(self.dtype) and (dtype is None or _is_float(dtype)):
             return rearrange.to(self, dtype, device)

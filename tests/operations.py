@@ -37,7 +37,7 @@ from strategies import (
 )
 
 import minimixer
-from minimixer import Function, Tensor, functional, loss, ops, rearrange
+from minimixer import Function, Tensor, functional, loss, more_loss, ops, rearrange
 from minimixer.backend import is_array, namespace, to_device
 from minimixer.kernels import fused
 from minimixer.parallel import overlap
@@ -1214,7 +1214,7 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        loss.Softmax, loss.softmax, softmax_formula, softmaxes(),
+        more_loss.Softmax, more_loss.softmax, softmax_formula, softmaxes(),
         {f"axis {axis}": Fixed(_one(shape=(3, 4, 2), axis=axis), {
             "without the sum": from_softmax(lambda p, dy, total: dy * p),
             "the diagonal alone": from_softmax(lambda p, dy, total: dy * p * (1 - p)),
@@ -1226,7 +1226,7 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        loss.LogSoftmax, loss.log_softmax, log_softmax_formula, softmaxes(),
+        more_loss.LogSoftmax, more_loss.log_softmax, log_softmax_formula, softmaxes(),
         {f"axis {axis}": Fixed(_one(shape=(3, 4, 2), axis=axis), {
             "without the sum": from_softmax(lambda p, dy, total: dy - p * dy),
             "softmax's": from_softmax(lambda p, dy, total: p * (dy - total(dy * p))),

@@ -108,7 +108,7 @@ def _find() -> None:
     trunk = *mlp, "layer_norm", "nn", "module", "recompute", "ops", "tensor", "mixer"
     _table[:] = [
         (Mixer.trunk, {"": fused.Trunk}, trunk),
-        (MixerMLP.forward, {"": fused.Mlp}, mlp),
+        (MixerMLP.forward, {"": fused.Alone}, mlp),
         (Linear, {}, ("functional", "products")),
         (GELU, {"numpy": cpu.FastGELU}, ("functional", "erf")),
         (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("layer_norm", "products")),

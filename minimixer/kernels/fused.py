@@ -3,11 +3,11 @@
 The plain code reads X + MLP(LayerNorm(X)), one operation after the other. Here an MLP is one
 operation, so that GELU and bias need no pass of their own, and hands its last bias on, unadded; a
 block hands on its second sum; and the LayerNorm that comes next adds all that up in the pass that
-it makes anyway. The two operations stand here in plain code, which the tests compare with; cpu.py
-and gpu.py have them fast.
+it makes anyway. These operations stand here in plain code, which the tests compare with; cpu.py
+and gpu.py have the MLP and that LayerNorm fast.
 
     Trunk   stem, blocks and last LayerNorm; where each module in it is the paper's own
-    Mlp     a MixerMLP alone, in any other block
+    Alone   a MixerMLP by itself, in any other block
 """
 
 import functools
@@ -101,7 +101,7 @@ def _mix(layer: MixerMLP, drop: StochasticDepth, x: Tensor) -> tuple[Tensor, Any
     return drop(add_bias(y, layer.b2, layer.axis)), None  # all that is added is dropped
 
 
-class Mlp:
+class Alone:
     """MixerMLP.forward."""
 
     @staticmethod
