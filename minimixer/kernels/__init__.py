@@ -104,14 +104,18 @@ def _find() -> None:
     from . import cpu, cpu_layer_norm, cpu_training, fused
     from .fused import MLP, AddLayerNorm
 
-    mlp = "block", "functional", "erf", "products"
+    # Where several operations are one, the engine has less to do; and some gradients of Parameters
+    # are written where they belong before it sees them.
+    layer = "products", "parameters"
+    engine = "autograd", "backward", "dispatch", "precision"
+    mlp = "block", "functional", "erf", *layer, *engine
     trunk = *mlp, "layer_norm", "nn", "module", "recompute", "ops", "tensor", "mixer"
     _table[:] = [
         (Mixer.trunk, {"": fused.Trunk}, trunk),
         (MixerMLP.forward, {"": fused.Mlp}, mlp),
-        (Linear, {}, ("functional", "products")),
+        (Linear, {}, ("functional", *layer)),
         (GELU, {"numpy": cpu.FastGELU}, ("functional", "erf")),
-        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("layer_norm", "products")),
+        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("layer_norm", *layer)),
         (Mean, {}, ("rearrange",)),
         (CrossEntropy, {}, ("loss",)),
         (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges}, ("optim", "optimizer")),
@@ -119,7 +123,7 @@ def _find() -> None:
         (count_step, {}, ("optimizer",)),
         (gradient_norm, {"numpy": cpu_training.GradientNorm}, ("norms", "products")),
         ("matmul", {"numpy": cpu.matmul}, ("products",)),
-        (to_tokens, {}, ("images",)),
+        (to_tokens, {}, ("images", "tensor", "rearrange")),
         (MLP, {"numpy": cpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
     ]
