@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import contextvars
 import gc
 import hashlib
 import itertools
@@ -873,6 +874,30 @@ def test_rule_06_dtype_in_dtype_out(device, name, dtype, monkeypatch):
     for y, z in zip(outputs, quiet, strict=True):
         assert is_array(z.data) and z.dtype == dtype and z.device == where_to
         np.testing.assert_allclose(to_numpy(y.data), to_numpy(z.data), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, quiet", [("float32", True), ("float16", False)])
+def test_functions_see_and_set_the_context_variables_of_who_calls(device, dtype, quiet):
+    """Though NumPy's own, which says whether it warns, is another there."""
+    variable = contextvars.ContextVar[list]("variable")
+
+    class Note(Function):
+        def forward(self, x):
+            variable.set([*variable.get(), "forward"])
+            return 1e38 * x * 1e38  # without a warning
+
+        def backward(self, dy):
+            variable.set([*variable.get(), "backward"])
+            return 1e38 * dy * 1e38
+
+    Note.quiet = quiet
+    variable.set(["before"])
+    with np.errstate(all="raise"):
+        x = leaf(device, [2.0], dtype)
+        Note.apply(x).backward()
+        assert np.geterr()["over"] == "raise"
+    assert np.isinf(to_numpy(x.grad)).all()
+    assert variable.get() == ["before", "forward", "backward"]
 
 
 @each_operation

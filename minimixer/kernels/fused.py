@@ -302,7 +302,7 @@ class LayerNormAlone(Fast, F.LayerNorm):
 class AddBias(Function):
     """y = x + bias along the first (0) or the last axis (-1): dx = dy, dbias = sum dy."""
 
-    takes_numbers, any_dtype = False, True
+    takes_numbers, any_dtype, quiet = False, True, True
 
     @staticmethod
     def check(x, bias, axis):
