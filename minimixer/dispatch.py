@@ -54,7 +54,7 @@ def choose(
         return node
     try:
         node.check(*arrays, **options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise explained(error, type(node).__name__, arrays) from None
     fast = form()
     fast.needs = node.needs
