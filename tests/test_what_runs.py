@@ -864,6 +864,16 @@ def test_an_mlp_along_the_other_axis(device, name, axis):
         assert far(found, outcome(model)) < ROUNDING
 
 
+def test_an_mlp_whose_axis_the_fast_one_does_not_know(device):
+    """The plain code takes any but the first for the last."""
+    model = make_model(device)
+    before = outcome(model)
+    for block in model.blocks:
+        block.channel_mixing.axis = 2
+    found = outcome(model)
+    assert far(found, before) < ROUNDING
+
+
 @pytest.mark.parametrize("layer", ["token_mixing", "channel_mixing"])
 @pytest.mark.parametrize("bias", ["b1", "b2"])
 def test_an_mlp_without_a_bias(device, layer, bias):

@@ -53,9 +53,10 @@ _lacking = ""  # what the fast forms need of the plain code, and an edit took aw
 
 
 def use(which: str) -> None:
-    """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere and
-    from now on. What a function did is undone by the same function's backward, whatever was chosen
-    in between. ValueError for another name."""
+    """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere in
+    this process and from now on (those that it spawns read MINIMIXER_KERNELS). What a function did
+    is undone by the same function's backward, whatever was chosen in between. ValueError for
+    another name."""
     global _chosen, _lacking
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")

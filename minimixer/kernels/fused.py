@@ -106,7 +106,7 @@ class Mlp:
 
     @staticmethod
     def suits(layer: Any, x: Tensor) -> bool:
-        return type(layer) is MixerMLP and _mixes(layer, layer.axis)
+        return type(layer) is MixerMLP and (_mixes(layer, 0) or _mixes(layer, -1))
 
     @staticmethod
     def run(layer: Any, x: Tensor) -> Tensor:
