@@ -103,7 +103,7 @@ def _rounded(node: Any, arrays: Sequence[Any], options: dict[str, Any], dtype: n
     result = quietly(node.forward, *wide, **options)
     if node.wide_result:
         return result
-    if isinstance(result, tuple):
+    if isinstance(result, (tuple, list)):
         return tuple([_round(y, dtype) for y in result])
     return _round(result, dtype)
 

@@ -876,6 +876,23 @@ def test_rule_06_dtype_in_dtype_out(device, name, dtype, monkeypatch):
         np.testing.assert_allclose(to_numpy(y.data), to_numpy(z.data), rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rule_01_several_outputs_come_in_a_tuple_or_a_list(device, dtype, kind):
+    class Parts(Function):
+        def forward(self, x):
+            return kind([2 * x, 3 * x])
+
+        def backward(self, d_double, d_triple):
+            return kind([2 * d_double + 3 * d_triple])
+
+    x = leaf(device, [1.0, 2.0], dtype)
+    outputs = Parts.apply(x)
+    assert type(outputs) is tuple and [y.shape for y in outputs] == [(2,), (2,)]
+    (outputs[0] + outputs[1]).sum().backward()
+    same(x.grad, [5, 5])
+
+
 @pytest.mark.parametrize("dtype, quiet", [("float32", True), ("float16", False)])
 def test_functions_see_and_set_the_context_variables_of_who_calls(device, dtype, quiet):
     """Though NumPy's own, which says whether it warns, is another there."""

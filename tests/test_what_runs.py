@@ -742,6 +742,22 @@ print(kernels.status())
     assert "functional.py patched" in done.stdout
 
 
+def test_what_was_patched_before_kernels_are_reloaded(tmp_path):
+    code = """
+import importlib
+import numpy as np
+from minimixer import functional as F, kernels
+F.GELU.forward = lambda self, x, approximate: 5 * x
+importlib.reload(kernels)
+assert (F.gelu(np.ones(100_000, "float32")).data == 5).all()
+print(kernels.status())
+"""
+    copied(tmp_path)
+    done = python(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "functional.py patched" in done.stdout
+
+
 def test_what_python_writes_down_is_no_patch(device, monkeypatch):
     """Annotations that somebody asked for, a warning that was given, an attribute that was set."""
     assert nn_py.LayerNorm.__annotations__ is not None

@@ -123,7 +123,7 @@ def remember(modules: Iterable[str]) -> None:
     """What these modules, their classes and their tables hold now is what they are to hold."""
     for name in modules:
         module = sys.modules.get(PACKAGE + name)
-        if module is None:  # it has another name now
+        if module is None or name in _held:  # it has another name now; or kernels/ was reloaded
             continue
         places: list[Any] = [vars(module)]
         for key, value in vars(module).items():
