@@ -33,7 +33,7 @@ with np.errstate(all="ignore"):
 ((_errors, _ignored),) = [pair for pair in _within.items() if _before.get(pair[0]) is not pair[1]]
 
 
-def quietly(function: Callable, *inputs: Any, **options: Any) -> Any:
+def quietly(function: Callable, /, *inputs: Any, **options: Any) -> Any:
     """function(*inputs, **options), without warnings from NumPy."""
     token = _errors.set(_ignored)
     try:
