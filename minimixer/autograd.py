@@ -89,7 +89,7 @@ class Function:
     """One differentiable operation on arrays, and the node that remembers one use of it.
 
     Subclasses write
-        forward(self, *inputs, **options)   arrays (or Python scalars) -> array or tuple of arrays
+        forward(self, *inputs, **options)   arrays (or Python scalars) -> array, or several
         backward(self, *gradients)          one per output, None if unused -> one per input
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
@@ -154,7 +154,7 @@ class Function:
 def record(node: Function, inputs: Sequence[Any], first: Any, results: Any) -> Any:
     """The results as Variables, which remember the node that made them if a gradient is needed:
     from there the way leads on to the nodes that made its inputs."""
-    several = isinstance(results, tuple)
+    several = isinstance(results, (tuple, list))
     if True not in node.needs:
         return tuple([_variable(y) for y in results]) if several else _variable(results)
     node.serial, node.input_dtype, node.outputs = next(_serials), first.dtype, 1

@@ -26,7 +26,7 @@ import numpy as np
 
 from .autograd import Function, Variable
 from .backend import Array, describe, is_array, join, namespace, one
-from .dispatch import converted, prepared, quiet
+from .dispatch import converted, prepared, quietly
 from .precision import native
 
 
@@ -51,7 +51,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
     arrived[root.node][root.output_index or 0] = gradient
     del gradient
     try:  # infinite slopes, and NaN behind them, are what the derivatives are: no warnings
-        quiet.copy().run(_walk, order, arrived, retain_graph)
+        quietly(_walk, order, arrived, retain_graph)
     finally:
         join()
 

@@ -96,13 +96,15 @@ def save_checkpoint(
 def load_model(path: str | os.PathLike, kind: Any = None, **classes: Any) -> Any:
     """The model in a checkpoint, on the CPU, in eval mode. ValueError if it can't be had.
 
-    kind      its class; None: Mixer
+    kind      its class (else TypeError); None: Mixer
     classes   those that its configuration names, such as norm=RMSNorm; a file can't bring its own
     A name of BUILT_IN will do if no file is called so; FileNotFoundError, with these names, for
     another that is no file.
     """
     if kind is None:
         from .mixer import Mixer as kind
+    if not isinstance(kind, type):
+        raise TypeError(f"load_model: kind must be a class, got {kind!r:.60}")
     meta, arrays = read_checkpoint(find_weights(path))
     name, weights = kind.__name__, _part(arrays, "weights/")
     try:
@@ -306,8 +308,8 @@ def _check_meta(meta: dict[str, Any]) -> None:
     other: Any = ... if meta.get("kind", "Mixer") == "Mixer" else []  # other kinds may have none
     names = meta.get("class_names", other)
     right = {
-        "kind": isinstance(meta.get("kind", "Mixer"), str),
-        "config": isinstance(meta.get("config"), dict),
+        "kind": _is_name(meta.get("kind", "Mixer")),
+        "config": isinstance(meta.get("config"), dict) and all(map(_is_name, meta["config"])),
         "dtype": meta.get("dtype") in ("float32", "float64"),
         "mean": _is_list(meta.get("mean", other), _is_real),
         "std": _is_list(meta.get("std", other), _is_real),
@@ -324,11 +326,16 @@ def _check_meta(meta: dict[str, Any]) -> None:
             and _is_count(optimizer.get("step"), 1 << 53)
         ),
         "progress": "progress" in meta,
-        "arrays": _is_list(meta.get("arrays"), lambda name: isinstance(name, str)),
+        "arrays": _is_list(meta.get("arrays"), _is_name),
     }
     wrong = [key for key, is_right in right.items() if not is_right]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} is not what minimixer writes")
+
+
+def _is_name(value: Any) -> bool:
+    """That a message may repeat: it can't clear the terminal."""
+    return isinstance(value, str) and value.isprintable()
 
 
 def _is_list(value: Any, is_right: Callable[[Any], bool], length: int | None = None) -> bool:

@@ -25,10 +25,22 @@ import numpy as np
 from . import backend
 from .backend import Array, describe, is_array, is_half, namespace, use_device_of, widen
 
-# What runs in a copy of this context gets no warnings from NumPy, which keeps in a context variable
-# what it shall do about infinities and NaN. (A `with np.errstate` takes five times as long.)
+# What NumPy shall do about infinities and NaN stands in a context variable. (A `with np.errstate`,
+# which makes its value anew, takes five times as long as to set it.)
+_before = contextvars.copy_context()
 with np.errstate(all="ignore"):
-    quiet = contextvars.copy_context()
+    _within = contextvars.copy_context()
+((_errors, _ignored),) = [pair for pair in _within.items() if _before.get(pair[0]) is not pair[1]]
+
+
+def quietly(function: Callable, /, *inputs: Any, **options: Any) -> Any:
+    """function(*inputs, **options), without warnings from NumPy."""
+    token = _errors.set(_ignored)
+    try:
+        return function(*inputs, **options)
+    finally:
+        _errors.reset(token)
+
 
 # ---- fast forms ---------------------------------------------------------------------------------
 
@@ -42,7 +54,7 @@ def choose(
         return node
     try:
         node.check(*arrays, **options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise explained(error, type(node).__name__, arrays) from None
     fast = form()
     fast.needs = node.needs
@@ -77,7 +89,7 @@ def run(name: str, node: Any, first: Any, arrays: Sequence[Any], options: dict[s
         if first is not None and first.dtype.itemsize == 2 and not node.any_dtype:
             return _rounded(node, arrays, options, first.dtype)
         if node.quiet:
-            return quiet.copy().run(node.forward, *arrays, **options)
+            return quietly(node.forward, *arrays, **options)
         return node.forward(*arrays, **options)
     except (ValueError, TypeError, OverflowError) as error:
         raise explained(error, name, arrays) from None
@@ -88,10 +100,10 @@ def _rounded(node: Any, arrays: Sequence[Any], options: dict[str, Any], dtype: n
         return node.forward(*arrays, **options)
     node.widened = True
     wide = [widen(a) if is_array(a) else a for a in arrays]
-    result = quiet.copy().run(node.forward, *wide, **options)
+    result = quietly(node.forward, *wide, **options)
     if node.wide_result:
         return result
-    if isinstance(result, tuple):
+    if isinstance(result, (tuple, list)):
         return tuple([_round(y, dtype) for y in result])
     return _round(result, dtype)
 

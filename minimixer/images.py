@@ -133,8 +133,11 @@ def normalize(
 
 
 def cut_patches(x: Tensor, patch: int) -> Tensor:
-    """x (B, H, W, channels) -> (S, B, patch * patch * channels): tokens in reading order."""
+    """x (B, H, W, channels) -> (S, B, patch * patch * channels): tokens in reading order.
+    ValueError if `patch` does not divide both H and W."""
     batch, height, width, channels = x.shape
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(f"images of {height} x {width} have no patches of {patch} x {patch}")
     rows, columns = height // patch, width // patch
     x = x.reshape(batch, rows, patch, columns, patch, channels)
     x = x.transpose(1, 3, 0, 2, 4, 5)  # (rows, columns, B, P, P, channels)

@@ -241,11 +241,12 @@ class Optimizer:
         super().__setattr__(name, self.check(name, value) if name in self.constants else value)
 
     def __repr__(self) -> str:
-        constants = ", ".join(f"{name}={getattr(self, name)}" for name in self.constants)
+        constants = [f"{name}={getattr(self, name)}" for name in self.constants]
         parts: dict[tuple[float, float], list[int]] = {}
         for parameter, setting in zip(self.parameters, self._settings, strict=True):
             parts.setdefault(setting, []).append(parameter.size)
-        lines = [f"{type(self).__name__}({constants}, step {int(self.control[STEP])}"]
+        first = ", ".join([*constants, f"step {int(self.control[STEP])}"])
+        lines = [f"{type(self).__name__}({first}"]
         for (lr, decay), sizes in parts.items():
             counts = f"{len(sizes)} Parameters, {sum(sizes):,} weights"
             lines.append(f"  lr={lr}, weight_decay={decay}: {counts}")

@@ -33,6 +33,7 @@ from minimixer import (
 )
 from minimixer import functional as F
 from minimixer.backend import to_device
+from minimixer.images import cut_patches
 from minimixer.kernels import fused
 from minimixer.loss import CrossEntropy
 from minimixer.nn import GELU
@@ -474,6 +475,12 @@ def test_images_that_cannot_be_cut_into_patches(size, patch):
     numbers = re.findall(r"\d+", f"{size} {patch}")
     arguments = {**SMALL, "image_size": size, "patch_size": patch}
     refuses(lambda: Mixer(**arguments), *numbers, "patches", error=ValueError)
+
+
+@pytest.mark.parametrize("patch", [3, 8, 0, -4])
+def test_patches_that_do_not_fit(patch):
+    x = Tensor(np.zeros((2, 8, 12, 3), "float32"))
+    refuses(lambda: cut_patches(x, patch), "8 x 12", f"{patch} x {patch}", error=ValueError)
 
 
 @pytest.mark.parametrize("name", ["mixer_b15", "", "Mixer_B16", None, 16], ids=repr)

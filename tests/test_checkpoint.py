@@ -327,7 +327,7 @@ def assert_refused(path, call=load_model, match=None, seconds=1.0, megabytes=50)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and "\x1b" not in str(caught.value)
     assert time.perf_counter() - begin < seconds and peak < megabytes << 20
 
 
@@ -758,7 +758,7 @@ BAD_META = {
        for value in (..., None, 5, [], [["image_size", 4]], "image_size", {})},
     **{f"config without {size}": config(**{size: ...}) for size in SIZES[:5]},
     **{f"config with {name}": config(**{name: 1})
-       for name in ("more", "mean", "self", "seed", "dtype", "")},
+       for name in ("more", "mean", "self", "seed", "dtype", "", "\x1b[2J")},
     **{f"{name} {str(value)[:9]}": {name: value}
        for name in ("mean", "std")
        for value in (..., None, [0.5, 0.5], [[0.5]] * 4, "x", {}, float("nan"), 10**400,
@@ -1166,11 +1166,32 @@ def test_files_without_a_kind_are_a_mixer_s(tmp_path, good):
     assert_unchanged_but_loaded(path)
 
 
-@pytest.mark.parametrize("kind", [None, 5, [], {}, "", "Other", "../Mixer", "os.system", "x" * 999])
+@pytest.mark.parametrize(
+    "kind", [None, 5, [], {}, "", "Other", "../Mixer", "os.system", "x" * 999, "\x1b[2J"], ids=ascii
+)
 def test_kinds_that_are_none(tmp_path, good, kind):
     path = with_meta(tmp_path / "checkpoint.npz", good, kind=kind)
     assert_refused(path)
     assert_changes_nothing(path)
+
+
+def test_names_of_arrays_can_be_printed(tmp_path, good):
+    """Or a message that repeats them clears the terminal. They are not written either."""
+    path, content = tmp_path / "checkpoint.npz", members(good[0])
+    arrays = sorted(["weights/\x1b[2J", *[k[:-4] for k in content if k != "meta.npy"]])
+    content = members(with_meta(path, good, arrays=arrays))
+    pack(path, content | {"weights/\x1b[2J.npy": content["weights/head.bias.npy"]})
+    assert_refused(path, match="arrays is not what minimixer writes")
+    model = Network()
+    vars(model)["\x1b[2J"] = Linear(2, 2)
+    with pytest.raises(ValueError, match="not saved: arrays is not what minimixer writes"):
+        save_checkpoint(path, model)
+
+
+@pytest.mark.parametrize("kind", ["Complete", Complete.__init__, 5])
+def test_a_kind_is_a_class(good, kind):
+    with pytest.raises(TypeError, match="load_model: kind must be a class, got"):
+        load_model(good[0], kind=kind)
 
 
 def test_what_a_hostile_file_claims_is_not_made(tmp_path):

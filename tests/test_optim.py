@@ -738,6 +738,8 @@ def test_an_optimizer_shows_its_settings(device):
         "  lr=0.25, weight_decay=0.125: 1 Parameters, 8 weights",
         ")",
     ]
+    plain = Optimizer(model.parameters(), lr=0.5, weight_decay=0.0)
+    assert repr(plain).splitlines()[0] == "Optimizer(step 0"
 
 
 # ---- small things that would be missed by no other test -----------------------------------------

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import contextvars
 import gc
 import hashlib
 import itertools
@@ -873,6 +874,47 @@ def test_rule_06_dtype_in_dtype_out(device, name, dtype, monkeypatch):
     for y, z in zip(outputs, quiet, strict=True):
         assert is_array(z.data) and z.dtype == dtype and z.device == where_to
         np.testing.assert_allclose(to_numpy(y.data), to_numpy(z.data), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rule_01_several_outputs_come_in_a_tuple_or_a_list(device, dtype, kind):
+    class Parts(Function):
+        def forward(self, x):
+            return kind([2 * x, 3 * x])
+
+        def backward(self, d_double, d_triple):
+            return kind([2 * d_double + 3 * d_triple])
+
+    x = leaf(device, [1.0, 2.0], dtype)
+    outputs = Parts.apply(x)
+    assert type(outputs) is tuple and [y.shape for y in outputs] == [(2,), (2,)]
+    (outputs[0] + outputs[1]).sum().backward()
+    same(x.grad, [5, 5])
+
+
+@pytest.mark.parametrize("dtype, quiet", [("float32", True), ("float16", False)])
+def test_functions_see_and_set_the_context_variables_of_who_calls(device, dtype, quiet):
+    """Though NumPy's own, which says whether it warns, is another there."""
+    variable = contextvars.ContextVar[list]("variable")
+
+    class Note(Function):
+        def forward(self, x, function):  # whatever its options are called
+            variable.set([*variable.get(), function])
+            return 1e38 * x * 1e38  # without a warning
+
+        def backward(self, dy):
+            variable.set([*variable.get(), "backward"])
+            return 1e38 * dy * 1e38
+
+    Note.quiet = quiet
+    variable.set(["before"])
+    with np.errstate(all="raise"):
+        x = leaf(device, [2.0], dtype)
+        Note.apply(x, function="forward").backward()
+        assert np.geterr()["over"] == "raise"
+    assert np.isinf(to_numpy(x.grad)).all()
+    assert variable.get() == ["before", "forward", "backward"]
 
 
 @each_operation

@@ -15,7 +15,8 @@ import pytest
 from processes import quick
 from strategies import reference_functions
 
-from minimixer import SGD, Adam, AdamW, Mixer, Module, Tensor, backend, kernels, no_grad
+from minimixer import SGD, Adam, AdamW, Mixer, Module, Parameter, Tensor, backend, kernels, no_grad
+from minimixer import backward as backward_py
 from minimixer import block as block_py
 from minimixer import functional as F
 from minimixer import layer_norm as layer_norm_py
@@ -193,13 +194,17 @@ EDITS = {  # file, what stands there, what is put there; and whether it makes a 
         "tensor", "return ops.add(self, other)", "return ops.subtract(self, other)", False),
     "Mean.backward": ("rearrange", "self.spread(dy / self.count)", "self.spread(dy)", True),
     "CrossEntropy.backward": ("loss", "return self.dz *", "return 2 * self.dz *", True),
+    "Parameter.accumulate_grad": (
+        "parameters", "place[...] = gradient", "place[...] = 2 * gradient", True),
+    "backward._sum": ("backward", "return a + b if a.ndim", "return a - b if a.ndim", True),
     "Module.__call__": (
         "module", "return self.forward(*inputs)", "return 1.5 * self.forward(*inputs)", False),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", quick(
-    EDITS, "Linear.backward", "dgamma", "_A", "MixerBlock.forward", "AdamW.update", "as_rows"
+    EDITS, "Linear.backward", "dgamma", "_A", "MixerBlock.forward", "AdamW.update", "as_rows",
+    "Parameter.accumulate_grad",
 ))  # fmt: skip
 def test_an_edit_shows(tmp_path, untouched, device, name):
     module, before, after, wrong = EDITS[name]
@@ -288,6 +293,49 @@ def test_without_source_fast_forms_run_unchecked(tmp_path, untouched, device):
     np.testing.assert_array_equal(weights, untouched(device)[0])
     assert said["status"] == "kernels: fast (unchecked: there is no source)"
     assert said["fast"] == untouched(device)[1]["fast"]
+
+
+LOOK = """
+import sys, importlib
+import numpy as np
+package = importlib.import_module(sys.argv[1])
+print(package.kernels.status())
+F = package.functional
+F.GELU.forward = lambda self, x, approximate: 5 * x
+print((F.gelu(np.ones(100_000, "float32")).data == 5).all())
+"""
+
+
+@pytest.mark.parametrize("name", ["minimixer", "own", "vendor.minimixer"])
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_copy_may_have_another_name_or_lie_in_an_archive(tmp_path, name, edited):
+    package = copied(tmp_path)
+    if edited:
+        with (package / "erf.py").open("a", encoding="utf-8") as file:
+            file.write("\nONE_FROM = 6.5\n")
+    there = tmp_path.joinpath("other", *name.split("."))
+    there.parent.mkdir(parents=True)
+    package.rename(there)
+    shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "other")
+    for place in tmp_path / "other", tmp_path / "archive.zip":
+        done = python(tmp_path, "-c", LOOK, name, PYTHONPATH=os.pathsep.join(
+            [str(place), *[p for p in sys.path if p and p != str(ROOT)]]))  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        first, seen = done.stdout.splitlines()
+        assert ("erf.py edited" in first) == edited and edited == (first != "kernels: fast")
+        assert seen == "True"
+
+
+@pytest.mark.parametrize("text", [None, "<<<<<<< ours\n{}", "{}"])
+def test_without_digests_the_plain_code_runs_until_they_are_renewed(tmp_path, text):
+    file = copied(tmp_path) / "kernels" / unchanged.FILE.name
+    file.unlink() if text is None else file.write_text(text, encoding="utf-8")
+    done = python(tmp_path, "-c", LOOK, "minimixer")
+    assert done.returncode == 0, done.stderr
+    assert "block.py, functional.py, " in done.stdout and done.stdout.endswith("True\n")
+    done = python(tmp_path, "-m", "minimixer.kernels", "--renew", "--untested")
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes() == unchanged.FILE.read_bytes()
 
 
 @pytest.mark.parametrize("module, before, after", [
@@ -557,6 +605,13 @@ def pushing(original):
     return update
 
 
+def twice_as_much(original):
+    def accumulate_grad(self, gradient, read_as=None):
+        original(self, 2 * gradient, read_as)
+
+    return accumulate_grad
+
+
 def ten_times(value):
     return 10 * value
 
@@ -601,6 +656,9 @@ PATCHES = {
     "StochasticDepth.forward": (nn_py.StochasticDepth, "forward", doubled),
     "StochasticDepth.keep": (nn_py.StochasticDepth, "keep", doubled),
     "Module.__call__": (Module, "__call__", doubled),
+    "Parameter.accumulate_grad": (Parameter, "accumulate_grad", twice_as_much),
+    "backward._sum": (backward_py, "_sum", doubled),
+    "backward.run_back": (backward_py, "run_back", doubled),
     "AdamW.update": (AdamW, "update", pushing),
     "Adam.update": (Adam, "update", pushing),
     "optimizer.gradient_norm": (optimizer_py, "gradient_norm", doubled),
@@ -680,6 +738,22 @@ print(kernels.status())
 """
     copied(tmp_path)
     done = python(tmp_path, "-c", code, MINIMIXER_KERNELS="reference")
+    assert done.returncode == 0, done.stderr
+    assert "functional.py patched" in done.stdout
+
+
+def test_what_was_patched_before_kernels_are_reloaded(tmp_path):
+    code = """
+import importlib
+import numpy as np
+from minimixer import functional as F, kernels
+F.GELU.forward = lambda self, x, approximate: 5 * x
+importlib.reload(kernels)
+assert (F.gelu(np.ones(100_000, "float32")).data == 5).all()
+print(kernels.status())
+"""
+    copied(tmp_path)
+    done = python(tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
     assert "functional.py patched" in done.stdout
 
@@ -806,6 +880,16 @@ def test_an_mlp_along_the_other_axis(device, name, axis):
         assert far(found, outcome(model)) < ROUNDING
 
 
+def test_an_mlp_whose_axis_the_fast_one_does_not_know(device):
+    """The plain code takes any but the first for the last."""
+    model = make_model(device)
+    before = outcome(model)
+    for block in model.blocks:
+        block.channel_mixing.axis = 2
+    found = outcome(model)
+    assert far(found, before) < ROUNDING
+
+
 @pytest.mark.parametrize("layer", ["token_mixing", "channel_mixing"])
 @pytest.mark.parametrize("bias", ["b1", "b2"])
 def test_an_mlp_without_a_bias(device, layer, bias):
@@ -814,6 +898,37 @@ def test_an_mlp_without_a_bias(device, layer, bias):
     found = outcome(model)
     with reference_functions():
         assert far(found, outcome(model)) < ROUNDING
+
+
+def test_a_parameter_of_a_subclass_takes_its_gradients_itself(device):
+    """Gradients are written where they belong at once, if nobody else wants to see them first."""
+    seen = []
+
+    class Own(Parameter):
+        __slots__ = ()
+
+        def accumulate_grad(self, gradient, read_as=None):
+            seen.append(gradient is self.grad_window)
+            super().accumulate_grad(gradient, read_as)
+
+    model = make_model(device)
+    before = outcome(model)
+    for _, module in model.named_modules():
+        for name, value in [*vars(module).items()]:
+            if isinstance(value, Parameter):
+                vars(module)[name] = Own(value.data)
+    model.parameters()
+    seen.clear()
+    np.testing.assert_array_equal(outcome(model), before)
+    assert seen == [False] * len(model.parameters())
+
+
+def test_the_trunk_may_be_told_that_nobody_looks(device):
+    model = make_model(device).eval()
+    images, _ = given(model)
+    expected = to_numpy(model.trunk(images).data)
+    np.testing.assert_array_equal(to_numpy(model.trunk(images, None).data), expected)
+    np.testing.assert_array_equal(to_numpy(model.trunk(images=images, seen=None).data), expected)
 
 
 @pytest.mark.parametrize("own", ["a subclass", "its own"])

@@ -53,9 +53,10 @@ _lacking = ""  # what the fast forms need of the plain code, and an edit took aw
 
 
 def use(which: str) -> None:
-    """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere and
-    from now on. What a function did is undone by the same function's backward, whatever was chosen
-    in between. ValueError for another name."""
+    """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere in
+    this process and from now on (those that it spawns read MINIMIXER_KERNELS). What a function did
+    is undone by the same function's backward, whatever was chosen in between. ValueError for
+    another name."""
     global _chosen, _lacking
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
@@ -104,14 +105,18 @@ def _find() -> None:
     from . import cpu, cpu_layer_norm, cpu_training, fused
     from .fused import MLP, AddLayerNorm
 
-    mlp = "block", "functional", "erf", "products"
+    # Where several operations are one, the engine has less to do; and some gradients of Parameters
+    # are written where they belong before it sees them.
+    layer = "products", "parameters"
+    engine = "autograd", "inputs", "backward", "dispatch", "precision"
+    mlp = "block", "functional", "erf", *layer, *engine
     trunk = *mlp, "layer_norm", "nn", "module", "recompute", "ops", "tensor", "mixer"
     _table[:] = [
         (Mixer.trunk, {"": fused.Trunk}, trunk),
         (MixerMLP.forward, {"": fused.Alone}, mlp),
-        (Linear, {}, ("functional", "products")),
+        (Linear, {}, ("functional", *layer)),
         (GELU, {"numpy": cpu.FastGELU}, ("functional", "erf")),
-        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("layer_norm", "products")),
+        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("layer_norm", *layer)),
         (Mean, {}, ("rearrange",)),
         (CrossEntropy, {}, ("loss",)),
         (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges}, ("optim", "optimizer")),
@@ -119,7 +124,7 @@ def _find() -> None:
         (count_step, {}, ("optimizer",)),
         (gradient_norm, {"numpy": cpu_training.GradientNorm}, ("norms", "products")),
         ("matmul", {"numpy": cpu.matmul}, ("products",)),
-        (to_tokens, {}, ("images",)),
+        (to_tokens, {}, ("images", "tensor", "rearrange")),
         (MLP, {"numpy": cpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
     ]

@@ -41,7 +41,7 @@ class Trunk:
         )
 
     @staticmethod
-    def run(model: Any, images: Any) -> Tensor:
+    def run(model: Any, images: Any, seen: None = None) -> Tensor:
         x, y, bias = F.linear(model.patches(images), model.stem.weight), None, model.stem.bias
         for block in map(_PutOff, model.blocks):
             run = functools.partial(recompute, block) if model.checkpoint_blocks else block
@@ -106,7 +106,7 @@ class Alone:
 
     @staticmethod
     def suits(layer: Any, x: Tensor) -> bool:
-        return type(layer) is MixerMLP and _mixes(layer, layer.axis)
+        return type(layer) is MixerMLP and (_mixes(layer, 0) or _mixes(layer, -1))
 
     @staticmethod
     def run(layer: Any, x: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ class LayerNormAlone(Fast, F.LayerNorm):
 class AddBias(Function):
     """y = x + bias along the first (0) or the last axis (-1): dx = dy, dbias = sum dy."""
 
-    takes_numbers, any_dtype = False, True
+    takes_numbers, any_dtype, quiet = False, True, True
 
     @staticmethod
     def check(x, bias, axis):

@@ -29,10 +29,11 @@ class Fast(Function):
 
     def destination(self, position: int) -> Array | None:
         """For backward: where the gradient of an input may be written and returned; None if there
-        is no such place. It belongs to a Parameter without a gradient so far."""
+        is no such place. It belongs to a Parameter without a gradient so far, which takes gradients
+        as all do."""
         assert self.parents is not None
         source = (self.parents[position] or (None,))[0]
-        if not isinstance(source, Parameter) or source.has_grad:
+        if type(source) is not Parameter or source.has_grad:
             return None
         if sum(parent is not None and parent[0] is source for parent in self.parents) > 1:
             return None  # it has but one place

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("digests.json")
+PACKAGE = __name__.removesuffix("kernels.unchanged")  # "minimixer.", or what a copy is called
 
 
 def digest(source: str) -> str:
@@ -63,11 +64,13 @@ def digest(source: str) -> str:
 
 @functools.cache
 def state(module: str) -> str:
-    """ "as compared" or "edited"; "unchecked" where there is no source."""
+    """ "as compared" or "edited", which may be gone; "unchecked" where there is no source."""
+    if module not in known() or PACKAGE + module not in sys.modules:
+        return "edited"
     data = _source(module)
     if data is None:
         return "unchecked"
-    raw, meant = known().get(module, ("", ""))
+    raw, meant = known()[module]
     same = _hash(data) == raw or digest(decode_source(data)) == meant
     return "as compared" if same else "edited"
 
@@ -84,8 +87,16 @@ def renew(modules: Iterable[str]) -> None:
 
 
 def _source(module: str) -> bytes | None:
-    path = Path(sys.modules[f"minimixer.{module}"].__file__ or "")
-    return path.read_bytes() if path.suffix == ".py" and path.is_file() else None
+    path = sys.modules[PACKAGE + module].__file__ or ""
+    return _read(path) if path.endswith(".py") else None
+
+
+def _read(path: str) -> bytes | None:
+    """A file of the package, which may lie in an archive; None if it is not there."""
+    try:
+        return __spec__.loader.get_data(path)  # type: ignore[union-attr]
+    except OSError:
+        return None
 
 
 def _hash(data: bytes) -> str:
@@ -94,8 +105,13 @@ def _hash(data: bytes) -> str:
 
 @functools.cache
 def known() -> dict[str, list[str]]:
-    """The modules that fast forms stand for, and the digests of each: of its bytes, its meaning."""
-    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    """The modules that fast forms stand for, and the digests of each: of its bytes, its meaning.
+    Empty if they can't be read, as in a merge: the plain code runs until they are renewed.
+    """
+    try:
+        return json.loads(_read(str(FILE)) or b"{}")
+    except ValueError:
+        return {}
 
 
 # ---- patches ------------------------------------------------------------------------------------
@@ -106,7 +122,9 @@ _held: dict[str, list[tuple[Any, dict[str, Any]]]] = {}  # by module: places, an
 def remember(modules: Iterable[str]) -> None:
     """What these modules, their classes and their tables hold now is what they are to hold."""
     for name in modules:
-        module = sys.modules[f"minimixer.{name}"]
+        module = sys.modules.get(PACKAGE + name)
+        if module is None or name in _held:  # it has another name now; or kernels/ was reloaded
+            continue
         places: list[Any] = [vars(module)]
         for key, value in vars(module).items():
             if isinstance(value, type) and value.__module__ == module.__name__:
