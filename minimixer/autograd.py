@@ -41,6 +41,8 @@ from .dispatch import choose, run
 from .grad_mode import mode
 from .inputs import read_inputs
 
+Gradients = tuple[Array | None, ...]  # one for each input; None: not needed
+
 # ---- the graph ----------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function
+from .autograd import Function, Gradients
 from .backend import Array
 from .erf import erf
 from .habits import missing
@@ -50,24 +50,24 @@ class Linear(Function):
     optional = (2,)
 
     @staticmethod
-    def check(x, weight, bias=None):
+    def check(x: Array, weight: Array, bias: Array | None = None) -> None:
         if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError("x must be (..., in) and weight (in, out), with the same `in`")
         if bias is not None and bias.shape != weight.shape[1:]:
             raise ValueError(f"bias must have shape {weight.shape[1:]}")
 
-    def forward(self, x, weight, bias=None):
+    def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         self.check(x, weight, bias)
         rows = as_rows(x)
         self.shape = x.shape
-        self.x = rows if self.needs[1] else None
-        self.weight = weight if self.needs[0] else None
+        self.x: Array = rows if self.needs[1] else None
+        self.weight: Array = weight if self.needs[0] else None
         y = matmul(rows, weight)
         if bias is not None:
             y += bias
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         dy = as_rows(dy)
         dx = matmul(dy, self.weight.T).reshape(self.shape) if self.needs[0] else None
         dweight = matmul(self.x.T, dy) if self.needs[1] else None
@@ -92,7 +92,7 @@ class LinearFirst(Function):
     optional = (2,)
 
     @staticmethod
-    def check(x, weight, bias, transposed):
+    def check(x: Array, weight: Array, bias: Array | None, transposed: bool) -> None:
         sizes = weight.shape[::-1] if transposed else weight.shape  # (out, in)
         if len(sizes) != 2 or x.ndim == 0 or len(x) != sizes[1]:
             stored = "(in, out)" if transposed else "(out, in)"
@@ -100,18 +100,18 @@ class LinearFirst(Function):
         if bias is not None and bias.shape != sizes[:1]:
             raise ValueError(f"bias must have shape {sizes[:1]}")
 
-    def forward(self, x, weight, bias, transposed):
+    def forward(self, x: Array, weight: Array, bias: Array | None, transposed: bool) -> Array:
         self.check(x, weight, bias, transposed)
         columns = as_columns(x)
         self.shape, self.transposed = x.shape, transposed
-        self.x = columns if self.needs[1] else None
-        self.weight = weight if self.needs[0] else None
+        self.x: Array = columns if self.needs[1] else None
+        self.weight: Array = weight if self.needs[0] else None
         y = matmul(weight.T if transposed else weight, columns)
         if bias is not None:
             y += bias[:, None]
         return y.reshape(len(y), *x.shape[1:])
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         dy = as_columns(dy)
         dx = dweight = None
         if self.needs[0]:
@@ -202,11 +202,11 @@ class GELU(Function):
     takes_numbers = False
     quiet = True
 
-    def forward(self, x, approximate):
+    def forward(self, x: Array, approximate: str) -> Array:
         y, self.slope = gelu_and_slope(x, approximate, want_slope=self.needs[0])
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy * self.slope
 
 

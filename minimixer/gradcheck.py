@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function
-from .backend import describe, device_of, is_array, namespace, to_device
+from .autograd import Function, Gradients
+from .backend import Array, describe, device_of, is_array, namespace, to_device
 from .grad_mode import enable_grad, no_grad
 from .rearrange import whole
 from .tensor import Tensor
@@ -231,12 +231,12 @@ class _WeightedSum(Function):
     """sum of weights * outputs. Not made of the package's own operations: if their backward had
     the wrong sign, checking them with themselves would take two wrongs for a right."""
 
-    def forward(self, *outputs, weights):
+    def forward(self, *outputs: Array, weights: Any) -> Array:
         self.weights = weights
         xp = namespace(outputs[0])
         return xp.asarray(sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)))
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         return tuple(dy * w for w in self.weights)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function
+from .autograd import Function, Gradients
 from .backend import Array
 from .checks import check_number
 from .products import as_rows, matmul, sum_rows
@@ -40,12 +40,12 @@ class LayerNorm(Function):
     takes_numbers = False
 
     @staticmethod
-    def check(x, gamma, beta, epsilon):
+    def check(x: Array, gamma: Array, beta: Array, epsilon: float) -> None:
         channels = x.shape[-1] if x.ndim else 0
         if not channels or gamma.shape != (channels,) or beta.shape != (channels,):
             raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
 
-    def forward(self, x, gamma, beta, epsilon):
+    def forward(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
         self.check(x, gamma, beta, epsilon)
         x_hat, inverse_sigma = normalize(x, epsilon)
         y = x_hat * gamma
@@ -54,7 +54,7 @@ class LayerNorm(Function):
             self.x_hat, self.inverse_sigma, self.gamma = x_hat, inverse_sigma, gamma
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         return gradients(dy, self.x_hat, self.inverse_sigma, self.gamma, self.needs)
 
 

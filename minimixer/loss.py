@@ -67,7 +67,7 @@ class CrossEntropy(Function):
 
     quiet = True
 
-    def forward(self, z, target, smoothing, reduction):
+    def forward(self, z: Array, target: Array, smoothing: float, reduction: str) -> Array:
         xp = namespace(z)
         batch, classes = z.shape
         shifted, p, log_total = shifted_softmax(z)
@@ -91,7 +91,7 @@ class CrossEntropy(Function):
         loss = loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
         return loss.astype(z.dtype)
 
-    def backward(self, dloss):
+    def backward(self, dloss: Array) -> Array:
         return self.dz * (dloss * self.scale)[..., None]
 
 

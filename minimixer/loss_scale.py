@@ -37,11 +37,11 @@ class ScaleGradient(Function):
 
     takes_numbers = False
 
-    def forward(self, x, scale):
+    def forward(self, x: Array, scale: Array) -> Array:
         self.scale = scale
         return x
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy * self.scale.astype(dy.dtype).reshape(())
 
 

@@ -50,13 +50,13 @@ class Softmax(Function):
     takes_numbers = False
     quiet = True
 
-    def forward(self, z, axis):
+    def forward(self, z: Array, axis: int) -> Array:
         self.axis = _check_axis(z, axis)
         p = shifted_softmax(z, axis)[1]
         self.p = p if self.needs[0] else None
         return p
 
-    def backward(self, dp):
+    def backward(self, dp: Array) -> Array:
         dz = dp * self.p
         dz -= self.p * dz.sum(axis=self.axis, keepdims=True)
         return dz
@@ -69,14 +69,14 @@ class LogSoftmax(Function):
     takes_numbers = False
     quiet = True
 
-    def forward(self, z, axis):
+    def forward(self, z: Array, axis: int) -> Array:
         self.axis = _check_axis(z, axis)
         y, p, log_total = shifted_softmax(z, axis)
         self.p = p if self.needs[0] else None
         y -= log_total.astype(y.dtype)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy - self.p * dy.sum(axis=self.axis, keepdims=True)
 
 

@@ -21,7 +21,7 @@ Next: `rearrange.py`, the operations that move numbers about or collect them.
 import math
 from typing import Any
 
-from .autograd import Function, constant
+from .autograd import Function, Gradients, constant
 from .backend import Array, device_of, is_array, namespace, to_device
 from .erf import erf as erf_of_array
 from .products import matmul as matrix_product
@@ -68,11 +68,11 @@ class Add(_Binary):
 
     whole = "kept"
 
-    def forward(self, a, b):
+    def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
         return a + b
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         return self.undo(dy if self.needs[0] else None, dy if self.needs[1] else None)
 
 
@@ -81,11 +81,11 @@ class Subtract(_Binary):
 
     whole = "kept"
 
-    def forward(self, a, b):
+    def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
         return a - b
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         return self.undo(dy if self.needs[0] else None, -dy if self.needs[1] else None)
 
 
@@ -94,13 +94,13 @@ class Multiply(_Binary):
 
     whole = "kept"
 
-    def forward(self, a, b):
+    def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
-        self.a = a if self.needs[1] else None
-        self.b = b if self.needs[0] else None
+        self.a: Array = a if self.needs[1] else None
+        self.b: Array = b if self.needs[0] else None
         return a * b
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         da = dy * self.b if self.needs[0] else None
         return self.undo(da, dy * self.a if self.needs[1] else None)
 
@@ -110,13 +110,13 @@ class Divide(_Binary):
 
     whole, quiet = "float32", True
 
-    def forward(self, a, b):
+    def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
         y = a / b
         self.b, self.y = b, (y if self.needs[1] else None)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         da = dy / self.b if self.needs[0] else None
         db = -dy * (self.y / self.b) if self.needs[1] else None
         return self.undo(da, db)
@@ -128,13 +128,14 @@ class Power(_Binary):
 
     whole, quiet = "kept", True
 
-    def forward(self, a, b):
+    def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
         y = _power(a, b)
-        self.a, self.b, self.y = a, b, (y if self.needs[1] else None)
+        self.a, self.b = a, b
+        self.y: Array = y if self.needs[1] else None
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         a, b = self.a, self.b
         xp = namespace(dy)
         da = db = None
@@ -170,10 +171,10 @@ class Negative(Function):
 
     whole = "kept"
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return -x
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return -dy
 
 
@@ -186,7 +187,7 @@ class MatMul(Function):
 
     takes_numbers = False
 
-    def forward(self, a, b):
+    def forward(self, a: Array, b: Array) -> Array:
         if a.ndim == 0 or b.ndim == 0:
             raise ValueError("a matrix product needs two arrays of at least one dimension")
         self.shapes = a.shape, b.shape
@@ -197,14 +198,14 @@ class MatMul(Function):
                 f"the last axis of the first has length {a_matrix.shape[-1]}, "
                 f"the rows of the second {b_matrix.shape[-2]}; they must agree"
             )
-        self.a = a_matrix if self.needs[1] else None
-        self.b = b_matrix if self.needs[0] else None
+        self.a: Array = a_matrix if self.needs[1] else None
+        self.b: Array = b_matrix if self.needs[0] else None
         y = matrix_product(a_matrix, b_matrix)
         if a.ndim == 1:
             y = y[..., 0, :]
         return y if b.ndim > 1 else y[..., 0]
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         a_shape, b_shape = self.shapes
         if len(b_shape) == 1:
             dy = dy[..., None]
@@ -228,11 +229,11 @@ class Exp(Function):
 
     quiet = True
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         self.y = namespace(x).exp(x)
         return self.y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy * self.y
 
 
@@ -241,11 +242,11 @@ class Log(Function):
 
     quiet = True
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         self.x = x
         return namespace(x).log(x)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy / self.x
 
 
@@ -254,11 +255,11 @@ class Sqrt(Function):
 
     quiet = True
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         self.y = namespace(x).sqrt(x)
         return self.y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy / (2 * self.y)
 
 
@@ -267,11 +268,11 @@ class Tanh(Function):
 
     quiet = True
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         self.y = namespace(x).tanh(x)
         return self.y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy * (1 - self.y * self.y)
 
 
@@ -280,11 +281,11 @@ class Erf(Function):
 
     quiet = True
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         self.x = x
         return erf_of_array(x)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy * (2 / math.sqrt(math.pi) * namespace(dy).exp(-self.x * self.x))
 
 
@@ -293,11 +294,11 @@ class Abs(Function):
 
     whole = "kept"
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         self.x = x
         return abs(x)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy * namespace(dy).sign(self.x)
 
 
@@ -306,23 +307,23 @@ class Relu(Function):
 
     whole = "kept"
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         self.y = namespace(x).maximum(x, 0)
         return self.y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return namespace(dy).where(self.y <= 0, 0, dy)
 
 
 class Clip(Function):
     """x limited to [low, high]; the slope is 1 inside and on the limits, 0 outside."""
 
-    def forward(self, x, low, high):
+    def forward(self, x: Array, low: float | None, high: float | None) -> Array:
         y = namespace(x).clip(x, low, high)
         self.inside = y == x
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return namespace(dy).where(self.inside, dy, 0)
 
 
@@ -331,12 +332,12 @@ class Maximum(_Binary):
 
     whole = "kept"
 
-    def forward(self, a, b):
+    def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
         self.a, self.b = a, b
         return namespace(a if is_array(a) else b).maximum(a, b)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         where = namespace(dy).where
         shared = where(self.a == self.b, 0.5 * dy, dy)
         da = where(self.a < self.b, 0, shared) if self.needs[0] else None
@@ -348,12 +349,12 @@ class Where(_Binary):
 
     whole = "kept"
 
-    def forward(self, a, b, condition):
+    def forward(self, a: Array, b: Array, condition: Array) -> Array:
         self.keep_shapes(a, b)
         self.condition = to_device(condition, device_of(a if is_array(a) else b))
         return namespace(self.condition).where(self.condition, a, b)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         where = namespace(dy).where
         da = where(self.condition, dy, 0) if self.needs[0] else None
         return self.undo(da, where(self.condition, 0, dy) if self.needs[1] else None)

@@ -39,11 +39,11 @@ def matmul(
     `precision` "tf32" lets a GPU read float32 inputs with 10 bits of mantissa. `bias` (n,) is added
     to each row of the result.
     """
-    fast = backend.form_of("matmul", a) if a.ndim == 2 and b.ndim == 2 else None
-    if fast is not None:
+    fast = backend.forms.get("matmul")
+    if fast is not None and a.ndim == 2 and b.ndim == 2:
         if accumulate and out is None:
             raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
-        return fast(a, b, out, accumulate, precision, bias)
+        return fast[namespace(a).__name__](a, b, out, accumulate, precision, bias)
     multiply = np.matmul if type(a) is np.ndarray else namespace(a).matmul
     if out is None and bias is None and a.dtype == b.dtype and a.dtype in FLOAT_DTYPES:
         return multiply(a, b)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Function, Variable
+from .autograd import Function, Gradients, Variable
 from .backend import (
     Array,
     add_at,
@@ -61,11 +61,11 @@ class Sum(_Reduction):
 
     whole = "kept"
 
-    def forward(self, x, axis=None, keepdims=False):
+    def forward(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
         return namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims))
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return self.spread(dy)
 
 
@@ -78,14 +78,14 @@ class Mean(_Reduction):
 
     wide_result, whole = True, "float32"
 
-    def forward(self, x, axis=None, keepdims=False):
+    def forward(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
         self.count = x.size // math.prod(self.kept_shape) if x.size else 1
         if not x.size:  # the mean of nothing is NaN; NumPy's warns
             return namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims) * math.nan)
         return namespace(x).asarray(x.mean(axis=axis, keepdims=keepdims))
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return self.spread(dy / self.count)
 
 
@@ -96,13 +96,13 @@ class Max(_Reduction):
     whole = "kept"
     pick = "max"
 
-    def forward(self, x, axis=None, keepdims=False):
+    def forward(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
         y = namespace(x).asarray(getattr(x, self.pick)(axis=axis, keepdims=keepdims))
         self.x, self.y = x, y
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         x, xp = self.x, namespace(dy)
         chosen = (x == self.y.reshape(self.kept_shape)) | (x != x)  # x != x: NaN
         axes = tuple(i for i, n in enumerate(self.kept_shape) if n != self.shape[i])
@@ -123,7 +123,9 @@ class Var(_Reduction):
 
     quiet = True
 
-    def forward(self, x, axis=None, keepdims=False, correction=1):
+    def forward(
+        self, x: Array, axis: Axis = None, keepdims: bool = False, correction: int = 1
+    ) -> Array:
         self.keep_axis(x, axis)
         count = x.size // math.prod(self.kept_shape) if x.size else 0
         self.m = count - correction if count > correction else 0
@@ -132,18 +134,20 @@ class Var(_Reduction):
         squares = self.centred * self.centred
         return namespace(x).asarray(squares.sum(axis=axis, keepdims=keepdims) / self.m)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return self.spread(2 * dy / self.m) * self.centred
 
 
 class Std(Var):
     """The root of Var; where it is 0 the slope is taken as 0."""
 
-    def forward(self, x, axis=None, keepdims=False, correction=1):
+    def forward(
+        self, x: Array, axis: Axis = None, keepdims: bool = False, correction: int = 1
+    ) -> Array:
         self.y = namespace(x).sqrt(super().forward(x, axis, keepdims, correction))
         return self.y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return super().backward(namespace(dy).where(self.y == 0, 0, dy / (2 * self.y)))
 
 
@@ -155,11 +159,11 @@ class Reshape(Function):
 
     any_dtype, whole = True, "kept"
 
-    def forward(self, x, shape):
+    def forward(self, x: Array, shape: tuple[int, ...]) -> Array:
         self.shape = x.shape
         return x.reshape(shape)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy.reshape(self.shape)
 
 
@@ -168,7 +172,7 @@ class Transpose(Function):
 
     any_dtype, whole = True, "kept"
 
-    def forward(self, x, axes):
+    def forward(self, x: Array, axes: Sequence[int]) -> Array:
         positive = [axis + x.ndim if axis < 0 else axis for axis in axes]
         if sorted(positive) != list(range(x.ndim)):
             raise ValueError(
@@ -177,7 +181,7 @@ class Transpose(Function):
         self.back = [positive.index(i) for i in range(x.ndim)]
         return x.transpose(positive)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return dy.transpose(self.back)
 
 
@@ -189,7 +193,7 @@ class Index(Function):
 
     whole = "kept"
 
-    def forward(self, x, index):
+    def forward(self, x: Array, index: Any) -> Array:
         index = index if isinstance(index, tuple) else (index,)
         self.index = tuple(_index_array(i, x) for i in index)
         self.shape = x.shape
@@ -198,7 +202,7 @@ class Index(Function):
             np.broadcast_to(np.empty((), dtype=bool), x.shape)[host]
         return namespace(x).asarray(x[self.index])
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         xp = namespace(dy)
         dx = xp.zeros(self.shape, dtype=dy.dtype)
         if any(is_array(i) and i.dtype != bool for i in self.index):  # may repeat an element
@@ -223,7 +227,7 @@ class Concatenate(Function):
 
     takes_numbers, whole = False, "kept"
 
-    def forward(self, *arrays, axis):
+    def forward(self, *arrays: Array, axis: int) -> Array:
         xp = namespace(arrays[0])
         if not -arrays[0].ndim <= axis < arrays[0].ndim:
             raise ValueError(f"there is no axis {axis} to join along; stack makes a new one")
@@ -235,7 +239,7 @@ class Concatenate(Function):
             self.borders.append(self.borders[-1] + array.shape[axis])
         return xp.concatenate(arrays, axis=axis)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         moved = dy.swapaxes(0, self.axis)
         return tuple(
             moved[start:stop].swapaxes(0, self.axis)
@@ -248,11 +252,11 @@ class Stack(Function):
 
     takes_numbers, whole = False, "kept"
 
-    def forward(self, *arrays, axis):
+    def forward(self, *arrays: Array, axis: int) -> Array:
         self.axis = axis
         return namespace(arrays[0]).stack(arrays, axis=axis)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         return tuple(namespace(dy).moveaxis(dy, self.axis, 0))
 
 
@@ -261,11 +265,11 @@ class To(Function):
 
     any_dtype = True
 
-    def forward(self, x, dtype, device):
+    def forward(self, x: Array, dtype: Any, device: Any) -> Array:
         self.dtype, self.device = x.dtype, device_of(x)
         return to_device(x, device).astype(dtype, copy=False)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         return to_device(dy, self.device).astype(self.dtype, copy=False)
 
 

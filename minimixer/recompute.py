@@ -18,8 +18,8 @@ Next: `variants.py`, the sizes of the model.
 
 from typing import Any
 
-from .autograd import Function, Variable
-from .backend import is_array, namespace
+from .autograd import Function, Gradients, Variable
+from .backend import Array, is_array, namespace
 from .grad_mode import enable_grad, is_grad_enabled, no_grad
 from .nn import Module, RandomLayer
 from .tensor import Tensor
@@ -68,7 +68,7 @@ class _Recompute(Function):
     takes_numbers = False
     any_dtype = True
 
-    def forward(self, *arrays, run, count, layers, results):
+    def forward(self, *arrays: Array, run: Any, count: int, layers: Any, results: Any) -> Array:
         with no_grad():
             results.append(run([Tensor(array) for array in arrays[:count]]))
         self.run, self.inputs, self.layers = run, arrays[:count], layers
@@ -77,7 +77,7 @@ class _Recompute(Function):
         self.counters = [(random, random.counters.copy()) for random in randoms]
         return tuple([v.data for v in _activations(results[0])])
 
-    def backward(self, *gradients):
+    def backward(self, *gradients: Array | None) -> Gradients:
         if _draws(self.layers) != self.drawn:
             raise ValueError(
                 "recompute: the mode, probability or seed of a random layer (dropout) was changed "
@@ -118,11 +118,11 @@ class _Catch(Function):
     takes_numbers = False
     any_dtype = True
 
-    def forward(self, x, found, place):
+    def forward(self, x: Array, found: Any, place: int) -> Array:
         self.found, self.place = found, place
         return x
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         self.found[self.place] = dy
 
 
@@ -132,9 +132,9 @@ class _End(Function):
     takes_numbers = False
     any_dtype = True
 
-    def forward(self, *outputs, gradients):
+    def forward(self, *outputs: Array, gradients: Any) -> Array:
         self.gradients = gradients
         return namespace(outputs[0]).zeros((), dtype="float32")
 
-    def backward(self, d_end):
+    def backward(self, d_end: Array) -> Gradients:
         return tuple(self.gradients)

@@ -1628,7 +1628,7 @@ def test_rule_11_no_other_matrix_product_in_the_source(device):
     allowed = {
         ("products.py", "matmul"),
         ("gradcheck.py", "@"),  # the hint: two short lists of Python numbers
-        ("data.py", "@"),  # an integer sum, exact
+        ("datasets.py", "@"),  # an integer sum, exact
         ("tensor.py", "matmul"),  # ops.matmul, which calls it
     }
     assert set(found) <= allowed, set(found) - allowed

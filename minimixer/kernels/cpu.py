@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import products
+from ..autograd import Gradients
 from ..backend import Array
 from ..functional import _A, _K, _PHI, GELU
 from ..products import as_rows
@@ -129,10 +130,10 @@ def _gelu(u: Array, bias: Array, g: Array, slope: Array | None, approximate: str
 class FastGELU(Fast, GELU):
     """In blocks."""
 
-    def suits(self, x, approximate):
+    def suits(self, x: Array, approximate: str) -> bool:
         return x.size >= SMALL
 
-    def forward(self, x, approximate):
+    def forward(self, x: Array, approximate: str) -> Array:
         u = np.ascontiguousarray(x).reshape(-1)
         g, slope = np.empty_like(u), np.empty_like(u) if self.needs[0] else None
         pieces = parts(u.size, BLOCK)
@@ -160,10 +161,12 @@ class FastMLP(Fast, MLP):
     does the next LayerNorm.
     """
 
-    def suits(self, x, w1, b1, w2, axis, approximate):
+    def suits(self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str) -> bool:
         return w1.size > 0 and x.size // len(w1) * len(b1) >= SMALL
 
-    def forward(self, x, w1, b1, w2, axis, approximate):
+    def forward(
+        self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str
+    ) -> Array:
         self.first, self.shape, self.approximate = axis == 0, x.shape, approximate
         x = np.ascontiguousarray(x)
         if self.first:
@@ -225,12 +228,13 @@ class FastMLP(Fast, MLP):
     def as_given(self, matrix: Array) -> Array:
         return (matrix.T if self.first else matrix).reshape(self.shape)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         if self.slope is None:
             self.compute(keep=True)
         dy = np.ascontiguousarray(dy)
         dy = dy.reshape(len(dy), math.prod(dy.shape[1:])).T if self.first else as_rows(dy)
-        du, self.slope = self.slope, None
+        du: Array = self.slope
+        self.slope = None
         # Tasks that are put aside may run when the node has been released, and `self` is empty.
         x, first, product, all_g, all_du = (
             self.rows, self.first, self.product, self.all_g, self.all_slope)  # fmt: skip

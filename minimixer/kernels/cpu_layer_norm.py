@@ -6,8 +6,11 @@ one, takes 0.15 ns an element, where two whole arrays take 0.06. But a product o
 not ask BLAS for an inner length of 1). And sums along rows are products with a vector.
 """
 
+from typing import Any
+
 import numpy as np
 
+from ..autograd import Gradients
 from ..backend import Array
 from .blocks import BLOCK, SMALL, parts
 from .fused import AddLayerNorm, LayerNormAlone, bias_gradient
@@ -52,10 +55,13 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         ds = (gamma dh - mean(gamma dh)) / sigma - d mean(gamma dh d) / sigma^3  +  ds from s itself
     """
 
-    def suits(self, x, *others, **options):
+    def suits(self, x: Array, *others: Array, **options: Any) -> bool:
         return x.size >= SMALL and x.shape[-1] > 1
 
-    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
+    def forward(
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        bias_axis: int,
+    ) -> tuple[Array, Array]:  # fmt: skip
         self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
         channels, shape, dtype = x.shape[-1], x.shape, x.dtype
         x = np.ascontiguousarray(x).reshape(-1, channels)
@@ -72,7 +78,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         if bias is not None and bias_axis == 0:
             bias = np.repeat(bias, rows // len(bias))
         every_beta = np.broadcast_to(beta, (height, channels)).copy()
-        every_bias = None
+        every_bias: Array = None
         if bias is not None and bias_axis:
             every_bias = np.broadcast_to(bias, (height, channels)).copy()
         scratch = np.empty((height, channels), dtype=dtype)
@@ -107,7 +113,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
             self.s, self.mean, self.inverse_sigma, self.gamma = s, mean, inverse_sigma, gamma
         return s, h.reshape(shape)
 
-    def backward(self, ds, dh):
+    def backward(self, ds: Array, dh: Array) -> Gradients:
         if dh is None:
             dbias = bias_gradient(ds, self.bias_axis) if self.needs[2] else None
             dx, dy = (ds if need else None for need in self.needs[:2])

@@ -14,7 +14,7 @@ import functools
 from typing import Any, ClassVar
 
 from .. import functional as F
-from ..autograd import Function
+from ..autograd import Function, Gradients
 from ..backend import Array, widen
 from ..block import MixerBlock, MixerMLP
 from ..functional import check_form, gelu_and_slope
@@ -134,7 +134,7 @@ class MLP(Function):
     takes_numbers = False
 
     @staticmethod
-    def check(x, w1, b1, w2, axis, approximate):
+    def check(x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str) -> None:
         check_form(approximate)
         if axis not in (0, -1):
             raise ValueError(f"axis must be 0 (first) or -1 (last), got {axis}")
@@ -148,7 +148,9 @@ class MLP(Function):
         if w2.shape != (w1.shape if first else w1.shape[::-1]):
             raise ValueError(f"w2 must have shape {w1.shape if first else w1.shape[::-1]}")
 
-    def forward(self, x, w1, b1, w2, axis, approximate):
+    def forward(
+        self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str
+    ) -> Array:
         self.check(x, w1, b1, w2, axis, approximate)
         first = axis == 0
         self.first, self.shape = first, x.shape
@@ -165,7 +167,7 @@ class MLP(Function):
             self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope
         return y.reshape(self.shape)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         if self.first:
             return self._backward_first(as_columns(dy))
         dy = as_rows(dy)
@@ -215,7 +217,10 @@ class AddLayerNorm(Function):
     optional = (1, 2)
 
     @staticmethod
-    def check(x, y, bias, gamma, beta, epsilon, bias_axis):
+    def check(
+        x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        bias_axis: int,
+    ) -> None:  # fmt: skip
         channels = x.shape[-1] if x.ndim else 0
         if y is not None and y.shape != x.shape:
             raise ValueError("x and y must have the same shape")
@@ -224,7 +229,10 @@ class AddLayerNorm(Function):
         if bias is not None and (bias_axis not in (0, -1) or bias.shape != (x.shape[bias_axis],)):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
 
-    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
+    def forward(
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        bias_axis: int,
+    ) -> tuple[Array, Array]:  # fmt: skip
         self.check(x, y, bias, gamma, beta, epsilon, bias_axis)
         self.bias_axis = bias_axis
         s = x if y is None else x + y
@@ -239,7 +247,7 @@ class AddLayerNorm(Function):
             self.x_hat, self.inverse_sigma, self.gamma = x_hat, inverse_sigma, gamma
         return s, h
 
-    def backward(self, ds, dh):
+    def backward(self, ds: Array, dh: Array) -> Gradients:
         dx = dgamma = dbeta = dbias = None
         if dh is not None:
             needs = any(self.needs[:3]), *self.needs[3:]
@@ -282,19 +290,18 @@ class LayerNormAlone(Fast, F.LayerNorm):
 
     form: ClassVar[type[Fast]]
 
-    def suits(self, x, gamma, beta, epsilon):
+    def suits(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> bool:
         self.inner = self.form()
         self.inner.needs = (self.needs[0], False, False, *self.needs[1:])
         self.inner.precision = self.precision
         return self.inner.suits(x, None, None, gamma, beta, epsilon, -1)
 
-    def forward(self, x, gamma, beta, epsilon):
+    def forward(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
         return self.inner.forward(x, None, None, gamma, beta, epsilon, -1)[1]
 
-    def backward(self, dy):
-        inner, nothing = self.inner, (None, None)
-        inner.parents = [self.parents[0], *nothing, *self.parents[1:]]
-        inner.input_dtype = self.input_dtype
+    def backward(self, dy: Array) -> Gradients:
+        inner, (x, *parameters) = self.inner, self.parents or ()
+        inner.parents, inner.input_dtype = [x, None, None, *parameters], self.input_dtype
         dx, _, _, dgamma, dbeta = inner.backward(None, dy)
         return dx, dgamma, dbeta
 
@@ -305,16 +312,16 @@ class AddBias(Function):
     takes_numbers, any_dtype, quiet = False, True, True
 
     @staticmethod
-    def check(x, bias, axis):
+    def check(x: Array, bias: Array, axis: int) -> None:
         if axis not in (0, -1) or bias.shape != (x.shape[axis],):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
 
-    def forward(self, x, bias, axis):
+    def forward(self, x: Array, bias: Array, axis: int) -> Array:
         self.check(x, bias, axis)
         self.axis = axis
         return x + (bias.reshape(-1, *[1] * (x.ndim - 1)) if axis == 0 else bias)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         return dy, bias_gradient(dy, self.axis) if self.needs[1] else None
 
 

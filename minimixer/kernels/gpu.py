@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import Gradients
 from ..backend import Array, namespace, wide
 from ..functional import GELU, Linear
 from ..products import as_rows
@@ -40,7 +41,7 @@ class FastLinear(Fast, Linear):
 
     any_dtype = True
 
-    def forward(self, x, weight, bias=None):
+    def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         rows = as_rows(x)
         self.shape = x.shape
         self.x = rows if self.needs[1] else None
@@ -48,7 +49,7 @@ class FastLinear(Fast, Linear):
         y = cublas.matmul(rows, weight, precision=self.precision, bias=bias)
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         dy = as_rows(namespace(dy).ascontiguousarray(dy))
         dx = dw = db = None
         with aside(self, (1, 2), self.x, dy):
@@ -86,18 +87,18 @@ class FastMean(Fast, Mean):
 
     any_dtype = True
 
-    def suits(self, x, axis=None, keepdims=False):
+    def suits(self, x: Array, axis: Any = None, keepdims: bool = False) -> bool:
         if not (axis == 0 and not keepdims and x.ndim > 1 and x.size and x.flags.c_contiguous):
             return False
         back = f"divide<{type_of(x)},{c_name(wide(x.dtype))}>"
         return usable("reduce.cu", mean_rows_name(x.reshape(len(x), -1)), back)
 
-    def forward(self, x, axis=None, keepdims=False):
+    def forward(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
         self.count, self.dtype = len(x), x.dtype
         return mean_rows(x.reshape(len(x), -1)).reshape(x.shape[1:])
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         kernel = get("reduce.cu", f"divide<{c_name(self.dtype)},{type_of(dy)}>")
         dy = namespace(dy).ascontiguousarray(dy)
         dx = namespace(dy).empty(dy.shape, dtype=self.dtype)
@@ -181,19 +182,20 @@ class FastGELU(Fast, GELU):
 
     any_dtype = True
 
-    def suits(self, x, approximate):
+    def suits(self, x: Array, approximate: str) -> bool:
         return x.size > 0 and self.kernel(x, approximate).usable(backward=self.needs[0])
 
     def kernel(self, x, approximate):
         u = x if x.flags.c_contiguous else None
         return _Gelu(x, (1, x.size), None, 0, approximate, u)
 
-    def forward(self, x, approximate):
+    def forward(self, x: Array, approximate: str) -> Array:
         self.shape, x = x.shape, namespace(x).ascontiguousarray(x)
-        self.approximate, self.x = approximate, x if self.needs[0] else None
+        self.approximate = approximate
+        self.x: Array = x if self.needs[0] else None
         return self.kernel(x, approximate).forward(x.reshape(1, -1)).reshape(self.shape)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         dx, kernel = dy.copy(order="C"), self.kernel(self.x, self.approximate)
         kernel.backward(self.x.reshape(1, -1), dx.reshape(1, -1), make_g=False)
         return dx.reshape(self.shape)
@@ -210,7 +212,7 @@ class FastMLP(Fast, MLP):
 
     any_dtype = True
 
-    def suits(self, x, w1, b1, w2, axis, approximate):
+    def suits(self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str) -> bool:
         if not x.size or not w1.size:
             return False
         rows, units = x.size // x.shape[axis], w1.shape[1]
@@ -219,7 +221,9 @@ class FastMLP(Fast, MLP):
         self.biased = False
         return self.gelu(x, b1).usable(backward=any(self.needs))
 
-    def forward(self, x, w1, b1, w2, axis, approximate):
+    def forward(
+        self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str
+    ) -> Array:
         self.shape = x.shape
         xp = namespace(x)
         x, b1 = xp.ascontiguousarray(x), xp.ascontiguousarray(b1)
@@ -258,7 +262,7 @@ class FastMLP(Fast, MLP):
         bias = None if self.biased else b1
         return _Gelu(x, self.hidden, bias, self.axis, self.approximate)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Gradients:
         dy = namespace(dy).ascontiguousarray(dy)
         dy = dy.reshape(len(dy), math.prod(dy.shape[1:])) if self.first else as_rows(dy)
         x, w1, u, g, dx = self.x, self.w1, self.u, self.g, None

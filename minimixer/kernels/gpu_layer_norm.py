@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..autograd import Gradients
 from ..backend import Array, namespace, wide
 from . import cublas, spare_row
 from .cuda import as_bool, c_name, ceil_div, get, pack, pointer, resident_blocks, type_of, usable
@@ -33,7 +34,10 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
 
     any_dtype = True
 
-    def suits(self, x, y, bias, gamma, beta, epsilon, bias_axis):
+    def suits(
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        bias_axis: int,
+    ) -> bool:  # fmt: skip
         if not x.size:
             return False
         self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
@@ -48,7 +52,10 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
             names.append(f"add_layer_norm_backward<{template},{column_bias}>")
         return usable("layer_norm.cu", *names) and can_sum(x.dtype)
 
-    def forward(self, x, y, bias, gamma, beta, epsilon, bias_axis):
+    def forward(
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        bias_axis: int,
+    ) -> tuple[Array, Array]:  # fmt: skip
         bias_axis, template, name = self.bias_axis, self.template, self.name
         xp = namespace(x)
         channels, rows = x.shape[-1], x.size // x.shape[-1]
@@ -71,7 +78,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
             self.s, self.mean, self.inverse_sigma, self.gamma = s, mean, inverse_sigma, gamma
         return s, h
 
-    def backward(self, ds, dh):
+    def backward(self, ds: Array, dh: Array) -> Gradients:
         if dh is None:
             dbias = bias_gradient(ds, self.bias_axis) if self.needs[2] else None
             dx, dy = (ds if need else None for need in self.needs[:2])
@@ -86,7 +93,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         dx = xp.empty_like(s)
         column_bias = self.needs[2] and self.bias_axis == -1
         row_bias = self.needs[2] and self.bias_axis == 0
-        row_sums = xp.empty(rows, dtype=mean.dtype) if row_bias else None
+        row_sums: Array = xp.empty(rows, dtype=mean.dtype) if row_bias else None
         template = _row_template(channels, dh, ds, s, gamma)
         common = (dh, dh_rows, pointer(ds), s, mean, inverse_sigma, gamma, rows)
         if template:

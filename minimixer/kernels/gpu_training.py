@@ -22,11 +22,11 @@ from .sums import can_sum, sum_columns
 class FastCrossEntropy(Fast, CrossEntropy):
     """Losses and gradient of a row of scores in one kernel. A label out of range makes it NaN."""
 
-    def suits(self, z, target, smoothing, reduction):
+    def suits(self, z: Array, target: Array, smoothing: float, reduction: str) -> bool:
         dtype = wide(z.dtype)  # in which it will be given
         return usable("cross_entropy.cu", f"cross_entropy<{c_name(dtype)}>") and can_sum(dtype)
 
-    def forward(self, z, target, smoothing, reduction):
+    def forward(self, z: Array, target: Array, smoothing: float, reduction: str) -> Array:
         xp = namespace(z)
         batch, classes = z.shape
         z = xp.ascontiguousarray(z)
@@ -47,7 +47,7 @@ class FastCrossEntropy(Fast, CrossEntropy):
             return losses
         return sum_columns(losses.reshape(1, -1), scale).reshape(())
 
-    def backward(self, dloss):
+    def backward(self, dloss: Array) -> Array:
         return self.dz if dloss is one(dloss) else self.dz * dloss[..., None]
 
 
