@@ -91,6 +91,7 @@ hook(Mixer, "predict_logits", "predict", False)
 hook(os, "fsync", "fsync", False)
 hook(os, "replace", "replace", False)
 hook(os, "replace", "replaced", True)
+unchanged._held.clear()
 unchanged.remember(unchanged.known())  # what is hooked counts as the plain code: the same bits
 kernels._forms.clear()
 kernels.use("auto")
