@@ -111,6 +111,8 @@ class Optimizer:
         self.buffer: ParameterBuffer = buffer
         self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])
         self.clipped = False  # is `control` to clip the next step?
+        if isinstance(self.moments, str):
+            raise TypeError(f"moments must be a tuple of names: ({self.moments!r},)")
         self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
         self._ranges: tuple[list[bool], list[Range]] | None = None
         self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
@@ -276,7 +278,9 @@ class Optimizer:
         for start, stop, lr, decay in ranges:
             for part in blocks(buffer.values, start, stop):
                 w, *state = (array[part] for array in (buffer.values, *self.state.values()))
-                self.update(w, gradients[part] * clip, state, lr * factor, decay, done + 1)
+                g, rate = gradients[part] * clip, lr * factor
+                if self.update(w, g, state, rate, decay, done + 1) is not None:
+                    raise TypeError(f"{type(self).__name__}.update returns nothing: write w -= ...")
             buffer.refresh(start, stop)
 
     def gradient_norm(self) -> Array:
@@ -285,7 +289,7 @@ class Optimizer:
         parts = [gradients[start:stop] for start, stop, _, _ in self._active_ranges()]
         return gradient_norm(parts or [gradients[:1] * 0])
 
-    def update(self, w: Array, g: Array, state: list[Array], lr: Any, decay: float, t: Any) -> None:
+    def update(self, w: Array, g: Array, state: list[Array], lr: Any, decay: float, t: Any) -> Any:
         """Change w and state in place, for one block of a range; g, the clipped gradient, is yours.
         lr: the learning rate times its factor. t: the number of this step, from 1. Both are
         numbers, or arrays (1,) on a GPU: no `if` and no float() of them."""

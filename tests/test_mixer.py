@@ -749,6 +749,9 @@ def test_features_of_the_last_block_are_what_the_head_sees(device, rate):
     scores, expected = to_numpy(model.head(h.mean(axis=1)).data), to_numpy(model(images).data)
     assert abs(expected).max() > 0.1
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+    for number in (len(model.blocks), -1 - len(model.blocks), 0.5, "0"):
+        with pytest.raises(ValueError, match=f"no block {number!r}, of {len(model.blocks)}"):
+            model.features(images, [number])
 
 
 def test_the_two_matrices_of_an_mlp_are_drawn_apart():

@@ -520,6 +520,20 @@ def test_numpy_numbers_are_numbers(device):
                 same(a, b)
 
 
+def test_an_update_that_gives_new_weights_is_refused(device):
+    class Descent(Optimizer):
+        def update(self, w, g, state, lr, decay, t):
+            return w - lr * g
+
+    weight = Parameter(np.ones(3, np.float32))
+    weight.grad = np.ones(3, np.float32)
+    with pytest.raises(TypeError, match=r"Descent.update returns nothing: write w -= "):
+        Descent([weight], lr=0.1, weight_decay=0.0).step()
+    Descent.moments = "exp_avg"
+    with pytest.raises(TypeError, match=r"must be a tuple of names: \('exp_avg',\)"):
+        Descent([weight], lr=0.1, weight_decay=0.0)
+
+
 def test_the_base_class_has_no_update(device):
     p = make_parameters(device)
     give_gradients(p, 0)
