@@ -302,7 +302,7 @@ class Mixer(Module):
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
         for number in blocks:
             if number not in range(-len(self.blocks), len(self.blocks)):
-                raise ValueError(f"there is no block {number!r:.40}, of {len(self.blocks)}")
+                raise IndexError(f"there is no block {number!r:.40}, of {len(self.blocks)}")
         seen: list[Tensor] = []
         self.trunk(images, seen)
         return [seen[number].transpose(1, 0, 2) for number in blocks]

@@ -750,7 +750,7 @@ def test_features_of_the_last_block_are_what_the_head_sees(device, rate):
     assert abs(expected).max() > 0.1
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
     for number in (len(model.blocks), -1 - len(model.blocks), 0.5, "0"):
-        with pytest.raises(ValueError, match=f"no block {number!r}, of {len(model.blocks)}"):
+        with pytest.raises(IndexError, match=f"no block {number!r}, of {len(model.blocks)}"):
             model.features(images, [number])
 
 
