@@ -41,11 +41,11 @@ from training import write_rows
 
 from minimixer import AdamW, Mixer, Tensor, backend, data, fetch, schedule
 from minimixer import functional as F
-from minimixer.block import MixerBlock, MixerMLP
-from minimixer.metrics import evaluate
-from minimixer.names import printable
-from minimixer.nn import LayerNorm, Linear, Module, lecun_normal
-from minimixer.parameters import Parameter
+from minimixer.model.block import MixerBlock, MixerMLP
+from minimixer.nn.layers import LayerNorm, Linear, Module, lecun_normal
+from minimixer.nn.parameters import Parameter
+from minimixer.training.metrics import evaluate
+from minimixer.training.names import printable
 
 SETTINGS = {
     "patch_size": (7, "P: side of a patch; image / P must be even, for merging"),

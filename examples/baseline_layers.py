@@ -26,9 +26,9 @@ from baseline_ops import (
 )
 
 from minimixer import Tensor
-from minimixer.block import MixerMLP
-from minimixer.nn import LayerNorm, Linear, Module, check_sizes, lecun_normal
-from minimixer.parameters import Parameter
+from minimixer.model.block import MixerMLP
+from minimixer.nn.layers import LayerNorm, Linear, Module, check_sizes, lecun_normal
+from minimixer.nn.parameters import Parameter
 
 # ---- ViT's --------------------------------------------------------------------------------------
 

@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-
-from minimixer import Function, Tensor
 from minimixer.backend import Array, namespace
 from minimixer.functional import softmax as softmax
-from minimixer.products import matmul, sum_rows
+
+from minimixer import Function, Tensor
+from minimixer.engine.products import matmul, sum_rows
 
 # ---- what attention needs -----------------------------------------------------------------------
 

@@ -41,13 +41,13 @@ from typing import Any
 
 import numpy as np
 from baseline_layers import Body, EncoderBlock, check_body
+from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
 
 from minimixer import Mixer, Tensor, concatenate, ops
-from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
-from minimixer.checkpoint import load_model
-from minimixer.images import Normalization, check_shape, cut_patches, normalize
-from minimixer.nn import LayerNorm, Linear, Module, check_sizes, lecun_normal
-from minimixer.parameters import Parameter, ParameterBuffer, RandomCounter
+from minimixer.model.images import Normalization, check_shape, cut_patches, normalize
+from minimixer.nn.layers import LayerNorm, Linear, Module, check_sizes, lecun_normal
+from minimixer.nn.parameters import Parameter, ParameterBuffer, RandomCounter
+from minimixer.training.checkpoint import load_model
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 

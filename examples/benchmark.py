@@ -151,7 +151,7 @@ def is_there(peer: str, python: str) -> bool:
 
 
 def config_of(variant_name: str) -> dict:
-    from minimixer.variants import check_config, variant
+    from minimixer.model.variants import check_config, variant
 
     if variant_name == "small":
         return SMALL
@@ -223,8 +223,8 @@ def compare(results: dict[str, Path]) -> None:
 
 
 def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
-    from minimixer.report import Summary
-    from minimixer.variants import check_config
+    from minimixer.model.variants import check_config
+    from minimixer.training.report import Summary
 
     last = reports["minimixer"][-1]
     macs = Summary(check_config(**config)).macs * options.batch_size

@@ -9,8 +9,9 @@ import numpy as np
 def record_products(step, device: str) -> Counter:
     """How often the step multiplies which kinds of matrices; on the CPU as the plain code does,
     and not with vectors."""
-    from minimixer import functional, layer_norm, ops, optim
+    from minimixer import functional, ops, optim
     from minimixer import kernels as fast
+    from minimixer.nn import layer_norm
 
     seen: Counter = Counter()
 
@@ -31,7 +32,7 @@ def record_products(step, device: str) -> Counter:
     places = [(functional, "matmul"), (layer_norm, "matmul"), (ops, "matrix_product")]
     places.append((optim, "matmul"))
     if device != "cpu":  # where all of these, and those with an epilogue, end
-        from minimixer.kernels import cublas
+        from minimixer.kernels.gpu import cublas
 
         places, noted = [(cublas, "_product")], noted_on_gpu
     plain = getattr(*places[0])
@@ -51,7 +52,8 @@ def record_products(step, device: str) -> Counter:
 def time_products(step, device: str) -> float:
     """Milliseconds of the step's matrix products, each timed alone, ten in a row; on the CPU by
     BLAS's threads or ours, whichever are faster with it."""
-    from minimixer import backend, kernels, products
+    from minimixer import backend, kernels
+    from minimixer.engine import products
 
     total = 0.0
     for kind, count in record_products(step, device).items():
@@ -121,7 +123,7 @@ def time_on_gpu(function, count: int) -> float:
 
 def large_product(model, device: str) -> float:
     """TFLOP/s of a square product, 8192 on a GPU, in the model's precision."""
-    from minimixer import products
+    from minimixer.engine import products
 
     n = 1024 if device == "cpu" else 8192
     a = random_matrix((n, n), True, model.activation_dtype, device)
@@ -144,7 +146,8 @@ def profile(step, device: str) -> list[str]:
 
 
 def profile_cpu(step) -> dict:
-    from minimixer import Function, backward
+    from minimixer import Function
+    from minimixer.engine import backward
 
     rows: dict = {}
     originals, inside = {}, []
@@ -215,7 +218,20 @@ def flops_of(kind, arrays) -> int:
 def profile_gpu(step) -> dict:
     import cupy
 
-    from minimixer.kernels import cublas, gpu, gpu_layer_norm, gpu_training, spare_row, sums
+    from minimixer.kernels.gpu import (
+        cublas,
+        spare_row,
+        sums,
+    )
+    from minimixer.kernels.gpu import (
+        layer_norm as gpu_layer_norm,
+    )
+    from minimixer.kernels.gpu import (
+        layers as gpu,
+    )
+    from minimixer.kernels.gpu import (
+        training as gpu_training,
+    )
 
     notes = []
     modules = gpu, gpu_layer_norm, gpu_training, spare_row, sums

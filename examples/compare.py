@@ -56,8 +56,8 @@ from stopping import stop_signals
 from training import write_rows
 
 from minimixer import parallel
-from minimixer.names import command
 from minimixer.parallel import World
+from minimixer.training.names import command
 
 SWEEP_SHARE = 4  # a run of the sweep has one step in so many of a whole run
 LEAST_STEPS = 24

@@ -60,10 +60,10 @@ from tqdm import tqdm
 
 import minimixer
 from minimixer import Tensor, backend, data, schedule
-from minimixer.checkpoint import save_checkpoint
-from minimixer.files import Lock, parse_json, read_file, replace_file
-from minimixer.metrics import Metrics
-from minimixer.names import printable
+from minimixer.training.checkpoint import save_checkpoint
+from minimixer.training.files import Lock, parse_json, read_file, replace_file
+from minimixer.training.metrics import Metrics
+from minimixer.training.names import printable
 
 Result = dict[str, Any]
 FORMAT = 2  # of the cells; older ones are not looked at

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from minimixer.backend import random_bits
 
 from minimixer import data
-from minimixer.backend import random_bits
-from minimixer.files import read_file
-from minimixer.names import for_picture, printable
+from minimixer.training.files import read_file
+from minimixer.training.names import for_picture, printable
 
 # Purposes of random numbers, above those of the package.
 HELD_OUT, TEST_PART, PATCH_ORDER, PIXEL_ORDER = 201, 202, 203, 204
@@ -212,7 +212,7 @@ def load_folders(directory: str | os.PathLike, image_size: int) -> data.DataSet:
     that can't be decoded are left out, and counted in a line of output. ValueError if too few are
     left, or if all together would take more than 8 GiB.
     """
-    from minimixer.transfer.folders import find_splits, import_pillow
+    from minimixer.pictures.folders import find_splits, import_pillow
 
     import_pillow()
     train, val = find_splits(directory)
@@ -234,8 +234,8 @@ def decode_all(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Images uint8 (N, size, size, 3), the centre of each picture, and labels of those that could
     be decoded."""
-    from minimixer.transfer.augment import resize_crop
-    from minimixer.transfer.folders import BadPicture, decode
+    from minimixer.pictures.augment import resize_crop
+    from minimixer.pictures.folders import BadPicture, decode
 
     images = np.zeros((len(paths), size, size, 3), np.uint8)
 

@@ -28,8 +28,8 @@ from compare_cells import CURVE_IMAGES, FORMAT, kept, machine
 from compare_models import FAMILIES, count_macs, make_model, peak_bytes, step_seconds
 
 import minimixer
-from minimixer.files import replace_file
-from minimixer.names import for_picture, printable
+from minimixer.training.files import replace_file
+from minimixer.training.names import for_picture, printable
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; on grey paper the lines and
 # markers do it.

@@ -10,7 +10,7 @@ from compare_cells import Result
 from compare_data import Data
 from compare_models import FAMILIES, Spec
 
-from minimixer.names import printable
+from minimixer.training.names import printable
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170}  # of the terminal's 256
 

@@ -17,7 +17,7 @@ from compare_cells import cell_path, complete
 from compare_figures import save, start_figure
 
 from minimixer import Mixer
-from minimixer.names import printable
+from minimixer.training.names import printable
 
 MOST_UNITS = 512  # that are drawn
 

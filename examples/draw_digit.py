@@ -10,11 +10,11 @@ import numpy as np
 from options import Parser, run_script
 
 from minimixer import Mixer
-from minimixer.checkpoint import BUILT_IN
-from minimixer.files import replace_file
-from minimixer.names import printable
-from minimixer.transfer.digits import read_digit
-from minimixer.transfer.folders import BadPicture
+from minimixer.pictures.digits import read_digit
+from minimixer.pictures.folders import BadPicture
+from minimixer.training.checkpoint import BUILT_IN
+from minimixer.training.files import replace_file
+from minimixer.training.names import printable
 
 
 def main() -> int:

@@ -24,15 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from minimixer.functional import softmax
 from options import positive, run_script
 from predict import Failures, load_model, make_parser, read_batches
 
 from minimixer import Mixer, data
-from minimixer.files import parse_json, read_file, replace_file
-from minimixer.functional import softmax
-from minimixer.metrics import Metrics
-from minimixer.names import distinct, escaped, for_picture, printable, some
-from minimixer.transfer.folders import (
+from minimixer.pictures.folders import (
     TEST,
     TRAIN,
     VAL,
@@ -44,6 +41,9 @@ from minimixer.transfer.folders import (
     pictures_beside,
     tell_skipped,
 )  # fmt: skip
+from minimixer.training.files import parse_json, read_file, replace_file
+from minimixer.training.metrics import Metrics
+from minimixer.training.names import distinct, escaped, for_picture, printable, some
 
 BINS = 15
 MOST_CELLS = 1 << 27  # of the confusion matrix: more classes than 11,585 would fill the memory

@@ -26,22 +26,22 @@ from typing import Any
 import numpy as np
 from finetune_probe import check_shots, probe_ridge
 from finetune_setup import SIZES, find_data, fingerprint, make_model, tell_damaged, tell_data
+from minimixer.optim import Optimizer
 from options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
 from stopping import say
 from training import Run, on_each_rank, parts, set_precision
 
 from minimixer import SGD, AdamW, Mixer, Tensor, kernels, parallel, schedule
 from minimixer import functional as F
-from minimixer.metrics import Metrics, correct
-from minimixer.names import command, printable, some
-from minimixer.optim import Optimizer
 from minimixer.parallel import World
-from minimixer.report import save_pictures
-from minimixer.transfer.augment import INTERPOLATIONS, mixup, mixup_share, one_hot
-from minimixer.transfer.folders import Found, Skipped
-from minimixer.transfer.freeze import freeze
-from minimixer.transfer.loader import Loader, LoaderError
-from minimixer.transfer.probe import choose_shots
+from minimixer.pictures.augment import INTERPOLATIONS, mixup, mixup_share, one_hot
+from minimixer.pictures.folders import Found, Skipped
+from minimixer.pictures.loader import Loader, LoaderError
+from minimixer.training.metrics import Metrics, correct
+from minimixer.training.names import command, printable, some
+from minimixer.training.report import save_pictures
+from minimixer.weights.freeze import freeze
+from minimixer.weights.probe import choose_shots
 
 SETTINGS = {
     "data": ("", "directory of pictures"),

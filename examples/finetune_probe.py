@@ -12,13 +12,13 @@ import numpy as np
 from training import Run, write_rows
 
 from minimixer import Mixer
-from minimixer.checkpoint import save_checkpoint
-from minimixer.metrics import Metrics
-from minimixer.names import printable, some
-from minimixer.transfer.folders import Found, tell_skipped
-from minimixer.transfer.loader import Loader
-from minimixer.transfer.probe import choose_shots, pooled_features, ridge
-from minimixer.transfer.remake import remake
+from minimixer.pictures.folders import Found, tell_skipped
+from minimixer.pictures.loader import Loader
+from minimixer.training.checkpoint import save_checkpoint
+from minimixer.training.metrics import Metrics
+from minimixer.training.names import printable, some
+from minimixer.weights.probe import choose_shots, pooled_features, ridge
+from minimixer.weights.remake import remake
 
 
 def probe_ridge(

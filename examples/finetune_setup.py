@@ -7,13 +7,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from minimixer.backend import Purpose, random_bits
 from options import numbers
 from training import Run, write_rows
 
 from minimixer import Mixer
-from minimixer.backend import Purpose, random_bits
-from minimixer.names import escaped, printable, some
-from minimixer.transfer.folders import (
+from minimixer.pictures.folders import (
     TEST,
     Found,
     Skipped,
@@ -23,7 +22,8 @@ from minimixer.transfer.folders import (
     tell_skipped,
     without_others,
 )  # fmt: skip
-from minimixer.transfer.remake import remake
+from minimixer.training.names import escaped, printable, some
+from minimixer.weights.remake import remake
 
 SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 

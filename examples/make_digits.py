@@ -8,8 +8,8 @@ A run's checkpoint holds the optimizer's averages as well, which are twice as la
 from options import Parser, run_script
 
 from minimixer import Mixer, data
-from minimixer.checkpoint import BUILT_IN
-from minimixer.names import printable
+from minimixer.training.checkpoint import BUILT_IN
+from minimixer.training.names import printable
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ An image is cut into S patches; each, projected to C channels, is a row of X, a 
 
 with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores. To mix
 columns the paper transposes, mixes rows and transposes back: so does this file. The fast version,
-minimixer/mixer.py, stores (S, B, C) and never transposes. B: images, P: patch side, D: MLP width,
-d_x: gradient of the loss by x. Run `pip install -e .`, then `python examples/mixer_by_hand.py`.
+minimixer/model/mixer.py, stores (S, B, C), never transposed. B: images, P: patch side, D: MLP
+width, d_x: gradient of the loss by x. `pip install -e .`, then `python examples/mixer_by_hand.py`.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from typing import Any
 import begin
 import numpy as np
 
-from minimixer.names import printable
+from minimixer.training.names import printable
 
 Settings = Mapping[str, tuple[Any, str]]
 

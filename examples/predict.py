@@ -22,23 +22,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from minimixer.data import start_threads
 from options import Parser, numbers, positive, run_script, share
 
 from minimixer import Mixer, backend
-from minimixer.checkpoint import BUILT_IN
-from minimixer.data import start_threads
-from minimixer.files import read_file
-from minimixer.names import distinct, printable
-from minimixer.transfer.augment import INTERPOLATIONS, resize, resize_crop
-from minimixer.transfer.digits import read_digit
-from minimixer.transfer.folders import (
+from minimixer.pictures.augment import INTERPOLATIONS, resize, resize_crop
+from minimixer.pictures.digits import read_digit
+from minimixer.pictures.folders import (  # fmt: skip
     BadPicture,
     decode,
     import_pillow,
     is_picture,
     tell_skipped,
-)  # fmt: skip
-from minimixer.transfer.remake import remake
+)
+from minimixer.training.checkpoint import BUILT_IN
+from minimixer.training.files import read_file
+from minimixer.training.names import distinct, printable
+from minimixer.weights.remake import remake
 
 Failures = list[tuple[str, str]]  # (path, why)
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from options import Settings
 
-from minimixer.checkpoint import read_checkpoint
-from minimixer.files import Lock
-from minimixer.names import printable
+from minimixer.training.checkpoint import read_checkpoint
+from minimixer.training.files import Lock
+from minimixer.training.names import printable
 
 # All that train_mnist.py, finetune.py and transfer.py write.
 RESULTS = ("checkpoint.npz", "best.npz", "metrics.csv", "curves.png", "mistakes.png", "skipped.csv",

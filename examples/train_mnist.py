@@ -21,10 +21,10 @@ from training import Run, on_each_rank, parts, set_precision
 
 from minimixer import AdamW, Mixer, data, kernels, parallel, schedule
 from minimixer import functional as F
-from minimixer.metrics import correct, evaluate
-from minimixer.names import command, printable
-from minimixer.report import save_pictures
-from minimixer.transfer.remake import remake
+from minimixer.training.metrics import correct, evaluate
+from minimixer.training.names import command, printable
+from minimixer.training.report import save_pictures
+from minimixer.weights.remake import remake
 
 # Chosen on 5,000 held-out training images; the test set had no say.
 SETTINGS = {

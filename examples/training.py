@@ -33,17 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from minimixer.optim import Optimizer
 from options import Settings, dashes
 from run_directory import RESULTS, best_row, claim, exhausted, find, hold, read_progress
 from stopping import StopSignal, say
 from tqdm import tqdm
 
 from minimixer import Mixer, backend, fetch, parallel, record
-from minimixer.checkpoint import load_checkpoint, save_checkpoint
-from minimixer.files import replace_file
-from minimixer.names import command, printable
-from minimixer.optim import Optimizer
 from minimixer.parallel import World
+from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
+from minimixer.training.files import replace_file
+from minimixer.training.names import command, printable
 
 LAG = 8  # steps that a GPU may be behind: it works on while Python prepares the next ones
 # In 80 columns, also with hours and a few digits more.

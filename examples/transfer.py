@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from minimixer.backend import Purpose, random_bits
+from minimixer.optim import Optimizer
 from options import Parser, check_range, run_script
 from run_directory import claim
 from stopping import stop_signals
@@ -27,11 +29,9 @@ from training import write_rows
 
 from minimixer import SGD, AdamW, Mixer, backend, data, record, schedule
 from minimixer import functional as F
-from minimixer.backend import Purpose, random_bits
-from minimixer.checkpoint import save_checkpoint
-from minimixer.metrics import evaluate
-from minimixer.names import printable
-from minimixer.optim import Optimizer
+from minimixer.training.checkpoint import save_checkpoint
+from minimixer.training.metrics import evaluate
+from minimixer.training.names import printable
 
 SIZES = dict(patch_size=7, num_blocks=4, hidden_dim=96, tokens_mlp_dim=32, channels_mlp_dim=256)
 SETTINGS = {

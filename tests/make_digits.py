@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from minimixer import Mixer
-from minimixer.transfer.digits import read_digit
-from minimixer.transfer.folders import BadPicture
+from minimixer.pictures.digits import read_digit
+from minimixer.pictures.folders import BadPicture
 
 # One stroke after another, points in a unit square, y downwards; curves go smoothly through them.
 CURVES = {

@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from minimixer.data import load_directory
 
 from minimixer import AdamW, Mixer
-from minimixer.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from minimixer.data import load_directory
-from minimixer.idx import read_idx, write_idx
-from minimixer.transfer.folders import FORMATS, BadPicture, decode
+from minimixer.pictures.folders import FORMATS, BadPicture, decode
+from minimixer.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from minimixer.training.idx import read_idx, write_idx
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 

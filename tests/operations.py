@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from minimixer.backend import is_array, namespace, to_device
 from strategies import (
     axes,
     between,
@@ -37,9 +38,9 @@ from strategies import (
 )
 
 import minimixer
-from minimixer import Function, Tensor, functional, loss, more_loss, ops, rearrange
-from minimixer.backend import is_array, namespace, to_device
+from minimixer import Function, Tensor, functional, ops, rearrange
 from minimixer.kernels import fused
+from minimixer.nn import loss, more_loss
 from minimixer.parallel import overlap
 
 # ---- numbers with a bound on their rounding error -----------------------------------------------

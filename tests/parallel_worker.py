@@ -18,8 +18,8 @@ import numpy as np
 
 from minimixer import SGD, AdamW, Mixer, data, parallel, record
 from minimixer import functional as F
-from minimixer.checkpoint import load_checkpoint, save_checkpoint
-from minimixer.transfer.augment import mixup, mixup_share
+from minimixer.pictures.augment import mixup, mixup_share
+from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 
 SIZES = {"image_size": 8, "patch_size": 4, "in_channels": 1, "num_classes": 3, "num_blocks": 2,
          "hidden_dim": 8, "tokens_mlp_dim": 6, "channels_mlp_dim": 12}  # fmt: skip

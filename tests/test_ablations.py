@@ -16,7 +16,7 @@ from test_baselines import count_products
 from test_oracles import redraw
 
 from minimixer import Tensor, gradcheck
-from minimixer.block import MixerMLP
+from minimixer.model.block import MixerMLP
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "ablations.py"
 SIZES = {"patch_size": 2, "num_blocks": 3, "hidden_dim": 6, "tokens_mlp_dim": 5,

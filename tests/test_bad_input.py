@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given
+from minimixer.backend import to_device
 from strategies import each_half, reference_functions, shapes
 
 import minimixer
@@ -32,11 +33,10 @@ from minimixer import (
     where,
 )
 from minimixer import functional as F
-from minimixer.backend import to_device
-from minimixer.images import cut_patches
 from minimixer.kernels import fused
-from minimixer.loss import CrossEntropy
+from minimixer.model.images import cut_patches
 from minimixer.nn import GELU
+from minimixer.nn.loss import CrossEntropy
 
 
 def ones(*shape, device="cpu", dtype="float32", requires_grad=True):

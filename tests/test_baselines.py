@@ -17,15 +17,16 @@ import test_operations as bar
 from baseline_operations import OPERATIONS
 from hypothesis import given
 from hypothesis import strategies as st
+from minimixer.backend import to_device, to_numpy
 from operations import in_backward, plants
 from strategies import seeds
 from test_checkpoint import assert_refused
 from test_oracles import assert_close, redraw, results_of
 
-from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, no_grad, ops, products
+from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, no_grad, ops
 from minimixer import functional as F
-from minimixer.backend import to_device, to_numpy
-from minimixer.checkpoint import load_checkpoint, save_checkpoint
+from minimixer.engine import products
+from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 FIXED = [

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minimixer.backend import to_numpy
+from minimixer.data import Batches
 
 from minimixer import (
     GELU,
@@ -32,13 +34,16 @@ from minimixer import (
     Module,
     Parameter,
     Tensor,
-    checkpoint,
     schedule,
 )
 from minimixer import functional as F
-from minimixer.backend import to_numpy
-from minimixer.checkpoint import load_checkpoint, load_model, read_checkpoint, save_checkpoint
-from minimixer.data import Batches
+from minimixer.training import checkpoint
+from minimixer.training.checkpoint import (
+    load_checkpoint,
+    load_model,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 PROGRESS = {"epoch": 3, "names": ["näh", None], "loss": 0.1 + 0.2, "big": 2**70, "deep": [[{}]]}
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minimixer.data import Batches
 
 from minimixer import AdamW, Mixer, Tensor, backend, kernels
 from minimixer import functional as F
-from minimixer.checkpoint import save_checkpoint
-from minimixer.data import Batches
-from minimixer.idx import write_idx
-from minimixer.kernels.threads import blas_on_one_thread
+from minimixer.kernels.cpu.threads import blas_on_one_thread
+from minimixer.training.checkpoint import save_checkpoint
+from minimixer.training.idx import write_idx
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -19,11 +19,26 @@ from strategies import reference_functions
 from test_kernels import UNIT, check_layer_norm, check_mlp, laid_out, numbers
 from test_oracles import SMALL
 
-from minimixer import SGD, AdamW, Function, Mixer, Parameter, Tensor, no_grad, products
+from minimixer import SGD, AdamW, Function, Mixer, Parameter, Tensor, no_grad
 from minimixer import functional as F
-from minimixer.kernels import blocks, cpu, cpu_layer_norm, cpu_training, fused, reuse, threads
-from minimixer.kernels.blocks import parts, staggered
-from minimixer.kernels.threads import aside, blas_on_one_thread, join, run, use_threads
+from minimixer.engine import products
+from minimixer.kernels import fused
+from minimixer.kernels.cpu import (
+    blocks,
+    reuse,
+    threads,
+)
+from minimixer.kernels.cpu import (
+    layer_norm as cpu_layer_norm,
+)
+from minimixer.kernels.cpu import (
+    mlp as cpu,
+)
+from minimixer.kernels.cpu import (
+    training as cpu_training,
+)
+from minimixer.kernels.cpu.blocks import parts, staggered
+from minimixer.kernels.cpu.threads import aside, blas_on_one_thread, join, run, use_threads
 
 
 @pytest.fixture
@@ -512,7 +527,7 @@ def test_training_while_python_ends():
     script = """
 import atexit, numpy as np
 from minimixer import Mixer, data
-from minimixer.kernels import cpu, cpu_layer_norm
+from minimixer.kernels.cpu import layer_norm as cpu_layer_norm, mlp as cpu
 cpu.SMALL = cpu_layer_norm.SMALL = 1
 model = Mixer(image_size=28, patch_size=7, in_channels=1, num_classes=10, num_blocks=2,
               hidden_dim=64, tokens_mlp_dim=16, channels_mlp_dim=64)

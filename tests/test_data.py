@@ -21,9 +21,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from processes import forked, needs_fork
-
-from minimixer import data, idx
 from minimixer.data import (
     Batches,
     load_directory,
@@ -32,8 +29,12 @@ from minimixer.data import (
     pixel_mean_std,
     shift_images,
 )
-from minimixer.files import replace_file
-from minimixer.idx import read_idx, write_idx
+from processes import forked, needs_fork
+
+from minimixer import data
+from minimixer.training import idx
+from minimixer.training.files import replace_file
+from minimixer.training.idx import read_idx, write_idx
 
 DTYPES = ["uint8", "int8", "int16", "int32", "float32", "float64"]
 MNIST = Path(data.__file__).with_name("mnist")
@@ -108,7 +109,7 @@ def test_a_killed_writer_leaves_one_file_that_the_next_one_sweeps_away(tmp_path)
     path.write_bytes(b"whole")
     code = """if True:
         import os, signal, sys
-        from minimixer.files import replace_file
+        from minimixer.training.files import replace_file
         with replace_file(sys.argv[1]) as file:
             file.write(b"half" * 100_000)
             file.flush()

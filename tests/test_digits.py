@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from minimixer import Mixer, data
-from minimixer.checkpoint import BUILT_IN, read_checkpoint, save_checkpoint
-from minimixer.idx import write_idx
-from minimixer.transfer.folders import BadPicture
-from minimixer.transfer.remake import remake
+from minimixer.pictures.folders import BadPicture
+from minimixer.training.checkpoint import BUILT_IN, read_checkpoint, save_checkpoint
+from minimixer.training.idx import write_idx
+from minimixer.weights.remake import remake
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 ImageDraw = pytest.importorskip("PIL.ImageDraw")
 ImageFilter = pytest.importorskip("PIL.ImageFilter")
 
-from minimixer.transfer.digits import prepare_digit, read_digit  # noqa: E402
+from minimixer.pictures.digits import prepare_digit, read_digit  # noqa: E402
 
 DRAWN = sorted((Path(__file__).parent / "digits").iterdir())
 SMALL = {"patch_size": 14, "num_blocks": 1, "hidden_dim": 4, "tokens_mlp_dim": 2,

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-
 from minimixer.backend import blocks, to_device, to_numpy
-from minimixer.erf import BORDER, ONE_FROM, erf
 
-erf_module = importlib.import_module("minimixer.erf")  # the package may export the function too
+from minimixer.engine.erf import BORDER, ONE_FROM, erf
+
+erf_module = importlib.import_module("minimixer.engine.erf")  # erf is a function too
 
 MAX_ULP = 4  # promised; 2 are measured on the CPU
 DTYPES = ("float32", "float64")

@@ -20,13 +20,21 @@ from pathlib import Path
 import mutations
 import numpy as np
 import pytest
-
-from minimixer import Mixer, files, npz
 from minimixer.data import load_directory
-from minimixer.files import Lock, check_unpacked, open_file, parse_json, read_file, replace_file
-from minimixer.idx import read_idx, write_idx
-from minimixer.kernels import cublas
-from minimixer.npz import Npz
+
+from minimixer import Mixer
+from minimixer.kernels.gpu import cublas
+from minimixer.training import files, npz
+from minimixer.training.files import (
+    Lock,
+    check_unpacked,
+    open_file,
+    parse_json,
+    read_file,
+    replace_file,
+)
+from minimixer.training.idx import read_idx, write_idx
+from minimixer.training.npz import Npz
 
 fcntl = pytest.importorskip("fcntl", reason="pipes, devices and locks as Unix has them")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -472,7 +480,7 @@ def test_a_full_disk_is_named(small_disk):
 
 HOLD = """if True:
     import sys, time
-    from minimixer.files import Lock
+    from minimixer.training.files import Lock
     lock = Lock(sys.argv[1])
     print("held", flush=True)
     time.sleep(60)

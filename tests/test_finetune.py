@@ -19,12 +19,12 @@ from test_train_mnist import DRIVER, killed_at_last, make_data, wait_for
 
 from minimixer import Mixer, Tensor
 from minimixer import functional as F
-from minimixer.checkpoint import read_checkpoint, save_checkpoint
-from minimixer.transfer import remake as remake_module
-from minimixer.transfer.augment import mixup_share
-from minimixer.transfer.folders import find_images, find_splits
-from minimixer.transfer.loader import Loader
-from minimixer.transfer.probe import choose_shots, pooled_features, ridge
+from minimixer.pictures.augment import mixup_share
+from minimixer.pictures.folders import find_images, find_splits
+from minimixer.pictures.loader import Loader
+from minimixer.training.checkpoint import read_checkpoint, save_checkpoint
+from minimixer.weights import remake as remake_module
+from minimixer.weights.probe import choose_shots, pooled_features, ridge
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 import finetune  # noqa: E402  (needs Pillow)

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minimixer.backend import to_device, to_numpy
 from processes import forked, needs_fork
 
-from minimixer.backend import to_device, to_numpy
-from minimixer.transfer import augment, folders
-from minimixer.transfer.augment import crop_box, mixup, mixup_share, one_hot
-from minimixer.transfer.folders import (
+from minimixer.pictures import augment, folders
+from minimixer.pictures.augment import crop_box, mixup, mixup_share, one_hot
+from minimixer.pictures.folders import (
     BadPicture,
     decode,
     find_images,
@@ -34,7 +34,7 @@ from minimixer.transfer.folders import (
     tell_skipped,
     without_others,
 )
-from minimixer.transfer.loader import Loader, LoaderError
+from minimixer.pictures.loader import Loader, LoaderError
 
 try:
     from PIL import Image, ImageFilter
@@ -521,7 +521,7 @@ def test_the_largest_pictures_take_less_than_200_mb(tmp_path, mode, format, side
     Image.new(mode, (side, side), "red").save(tmp_path / "x", format, **options)
     code = """if True:
         import sys
-        from minimixer.transfer.folders import decode, import_pillow
+        from minimixer.pictures.folders import decode, import_pillow
         def peak():
             lines = open("/proc/self/status").read().splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) >> 10
@@ -1065,8 +1065,8 @@ def test_a_forked_process_has_its_own_workers(folder):
 
 SCRIPT = """
 import sys
-from minimixer.transfer.folders import find_images
-from minimixer.transfer.loader import Loader
+from minimixer.pictures.folders import find_images
+from minimixer.pictures.loader import Loader
 if __name__ == "__main__":
     pictures = Loader(*find_images(sys.argv[1])[:2], 8, 2, workers=2)
     for n in range(10**6):

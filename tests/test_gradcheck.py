@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from minimixer.backend import namespace, to_device, to_numpy
 from strategies import normal, seeds, shapes
 
 from minimixer import (
@@ -22,7 +23,6 @@ from minimixer import (
     rearrange,
 )
 from minimixer import functional as F
-from minimixer.backend import namespace, to_device, to_numpy
 
 
 def draw(shape, seed=0):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import _cuda
 from hypothesis import given
+from minimixer.backend import synchronize, to_device, to_numpy
 from strategies import reference_functions
 from test_oracles import SMALL, Case, cases, examples
 from test_precision import UNIT
@@ -31,9 +32,8 @@ from minimixer import (
     record,
 )
 from minimixer import functional as F
-from minimixer.backend import synchronize, to_device, to_numpy
-from minimixer.graph import MOST_CHANGES, MOST_RECORDINGS
-from minimixer.staging import Inbox
+from minimixer.graph.recorded import MOST_CHANGES, MOST_RECORDINGS
+from minimixer.graph.staging import Inbox
 
 CASE = Case(
     {
@@ -526,7 +526,7 @@ def test_memory_that_runs_out(gpu, monkeypatch):
             super().__init__(size)
 
     monkeypatch.setattr(cupy.cuda, "Memory", Memory)
-    monkeypatch.setattr("minimixer.graph.PATIENCE", 3)
+    monkeypatch.setattr("minimixer.graph.recorded.PATIENCE", 3)
     model = CASE.model(gpu, "float32").eval()
     run = record(lambda x: model(x), model)
     images = np.random.default_rng(0).integers(0, 256, (4096, 16, 24, 3), dtype="uint8")
@@ -567,7 +567,7 @@ def test_memory_that_runs_out(gpu, monkeypatch):
 
 
 def test_more_kinds_than_it_keeps(gpu, monkeypatch):
-    monkeypatch.setattr("minimixer.graph.PATIENCE", 200)
+    monkeypatch.setattr("minimixer.graph.recorded.PATIENCE", 200)
     model = CASE.model(gpu, "float32").eval()
     calls = []
     run = record(lambda x: (calls.append(1), model(x))[1], model)

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from minimixer.backend import to_device, to_numpy
 
 import minimixer
 from minimixer import (
@@ -21,7 +22,6 @@ from minimixer import (
     Parameter,
     Tensor,
     concatenate,
-    habits,
     no_grad,
     ops,
     rearrange,
@@ -29,9 +29,9 @@ from minimixer import (
     where,
 )
 from minimixer import functional as F
-from minimixer.backend import to_device, to_numpy
-from minimixer.checkpoint import save_checkpoint
+from minimixer.engine import habits
 from minimixer.nn import Dropout
+from minimixer.training.checkpoint import save_checkpoint
 
 SIZES = {"num_blocks": 2, "hidden_dim": 8, "tokens_mlp_dim": 4, "channels_mlp_dim": 16}
 SIZES |= {"image_size": 4, "patch_size": 2, "in_channels": 1, "num_classes": 3}
@@ -429,23 +429,23 @@ def test_what_a_wrong_function_returns_is_said():
 
 
 def test_modules_are_attributes_and_imported_when_asked_for():
-    """As README writes them: minimixer.transfer.freeze.freeze(model, "stem.*")."""
+    """As README writes them: minimixer.weights.freeze.freeze(model, "stem.*")."""
     code = """if True:
         import sys
         import minimixer
-        late = ["PIL", "safetensors", "mpi4py", "matplotlib", "minimixer.transfer",
-                "minimixer.parallel"]
+        late = ["PIL", "safetensors", "mpi4py", "matplotlib", "minimixer.weights",
+                "minimixer.pictures", "minimixer.parallel"]
         assert not set(late) & set(sys.modules)
         assert callable(minimixer.transfer.freeze.freeze)
         assert callable(minimixer.transfer.folders.decode) and "PIL" not in sys.modules
         assert callable(minimixer.parallel.start) and callable(minimixer.kernels.use)
-        for name in ("checkpoint", "metrics", "files", "names", "report"):
-            assert getattr(minimixer, name).__name__ == "minimixer." + name
-        from minimixer import transfer
-        assert {"transfer", "parallel", "kernels", "Mixer", "files"} <= set(dir(minimixer))
-        assert {"freeze", "folders"} <= set(dir(transfer))
+        assert minimixer.checkpoint.load_model is minimixer.training.checkpoint.load_model
+        from minimixer import transfer, weights
+        assert transfer.freeze is weights.freeze
+        assert {"weights", "parallel", "kernels", "Mixer"} <= set(dir(minimixer))
+        assert {"freeze", "layouts"} <= set(dir(weights))
         assert set(minimixer.__all__) <= set(dir(minimixer))
-        for module in (minimixer, transfer):
+        for module in (minimixer, transfer, weights):
             assert not hasattr(module, "nothing") and not hasattr(module, "__wrapped__")
     """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

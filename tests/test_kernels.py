@@ -16,18 +16,21 @@ import pytest
 from conftest import _cuda
 from hypothesis import given
 from hypothesis import strategies as st
+from minimixer.backend import namespace, to_device, to_numpy
 from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
 from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, backend, kernels
 from minimixer import functional as F
-from minimixer.backend import namespace, to_device, to_numpy
-from minimixer.kernels import cpu, cpu_layer_norm, cublas, fused, spare_row
-from minimixer.kernels import cuda as compiling
-from minimixer.kernels import gpu as gpu_functions
-from minimixer.kernels import sums as gpu_sums
-from minimixer.precision import as_dtype, is_half, wide, widen
-from minimixer.products import matmul
+from minimixer.engine.precision import as_dtype, is_half, wide, widen
+from minimixer.engine.products import matmul
+from minimixer.kernels import fused
+from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
+from minimixer.kernels.cpu import mlp as cpu
+from minimixer.kernels.gpu import cublas, spare_row
+from minimixer.kernels.gpu import cuda as compiling
+from minimixer.kernels.gpu import layers as gpu_functions
+from minimixer.kernels.gpu import sums as gpu_sums
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
 BFLOAT16 = DTYPES[-1]

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from minimixer.backend import to_device, to_numpy
 
 from minimixer import Mixer, Tensor, parallel
 from minimixer import functional as F
-from minimixer.backend import to_device, to_numpy
-from minimixer.metrics import Metrics, correct, evaluate, losses, ranks
+from minimixer.training.metrics import Metrics, correct, evaluate, losses, ranks
 
 NAN, INF = np.nan, np.inf
 

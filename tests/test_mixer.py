@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from minimixer.backend import to_device, to_numpy
+from minimixer.optim import SGD
 from strategies import reference_functions
 from test_oracles import (
     SMALL,
@@ -41,15 +43,13 @@ from minimixer import (
     no_grad,
 )
 from minimixer import functional as F
-from minimixer import images as images_module
-from minimixer import mixer as mixer_module
-from minimixer.backend import to_device, to_numpy
-from minimixer.checkpoint import load_checkpoint, save_checkpoint
-from minimixer.images import to_tokens
-from minimixer.mixer import MixerBlock, MixerMLP
+from minimixer.model import images as images_module
+from minimixer.model import mixer as mixer_module
+from minimixer.model.images import to_tokens
+from minimixer.model.mixer import MixerBlock, MixerMLP
+from minimixer.model.variants import VARIANTS
 from minimixer.nn import StochasticDepth
-from minimixer.optim import SGD
-from minimixer.variants import VARIANTS
+from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def small(device: str, dtype: str = "float64", **changes) -> Mixer:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimixer import names
-from minimixer.names import command, distinct, escaped, for_picture, printable
+from minimixer.training import names
+from minimixer.training.names import command, distinct, escaped, for_picture, printable
 
 anything = st.text(st.characters(exclude_categories=()), max_size=60)  # half characters, too
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minimixer.backend import device_of, is_array, namespace, to_device, to_numpy
 from operations import (
     OPERATIONS,
     Case,
@@ -30,12 +31,11 @@ from operations import (
 from strategies import LAYOUTS, each_half, same_memory, with_layout
 
 from minimixer import Function, GradientError, Tensor, gradcheck, no_grad, ops, rearrange
-from minimixer import backward as walk
 from minimixer import functional as F
-from minimixer.backend import device_of, is_array, namespace, to_device, to_numpy
-from minimixer.backward import backward
+from minimixer.engine import backward as walk
+from minimixer.engine.backward import backward
+from minimixer.engine.precision import as_dtype
 from minimixer.kernels import fused
-from minimixer.precision import as_dtype
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 FIXED = [

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from minimixer.backend import to_device, to_numpy
+from minimixer.optim import Optimizer
 from strategies import reference_functions
 
 from minimixer import (
@@ -20,11 +22,9 @@ from minimixer import (
     Tensor,
     schedule,
 )
-from minimixer.backend import to_device, to_numpy
 from minimixer.kernels import fused
-from minimixer.loss_scale import LARGEST_SCALE, SCALE_HOLDS, adjust_scale
-from minimixer.optim import Optimizer
-from minimixer.parameters import ParameterBuffer
+from minimixer.nn.loss_scale import LARGEST_SCALE, SCALE_HOLDS, adjust_scale
+from minimixer.nn.parameters import ParameterBuffer
 
 STEPS = 6
 SHAPES = [(3, 4), (5,), (2, 2, 2), (), (70, 3), (64,)]

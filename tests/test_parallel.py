@@ -324,7 +324,7 @@ def test_an_mpi_other_than_the_launchers_is_found():
 @needs_mpi
 def test_ranks_share_the_cores_of_a_machine():
     code = (
-        "from minimixer import parallel\nfrom minimixer.kernels import threads\n"
+        "from minimixer import parallel\nfrom minimixer.kernels.cpu import threads\n"
         "with parallel.start() as world:\n"
         "    print(world.gather([threads._blas()[0]() if threads._blas() else 1]).ravel().max())"
     )

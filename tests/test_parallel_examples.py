@@ -24,7 +24,7 @@ from test_train_mnist import (
 )
 
 from minimixer import Mixer
-from minimixer.checkpoint import read_checkpoint, save_checkpoint
+from minimixer.training.checkpoint import read_checkpoint, save_checkpoint
 
 pytestmark = needs_mpi
 FINETUNE = SCRIPT.with_name("finetune.py")

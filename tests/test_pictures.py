@@ -9,8 +9,8 @@ import zlib
 import numpy as np
 import pytest
 
-from minimixer import report
-from minimixer.report import save_pictures
+from minimixer.training import report
+from minimixer.training.report import save_pictures
 
 SIZES = {"curves.png": (1170, 468), "mistakes.png": (1560, 975)}  # inches times 130
 

@@ -10,28 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import _cuda
+from minimixer.backend import to_device, to_numpy
+from minimixer.optim import FINITE, STEP
 from strategies import each_half
 from test_oracles import Case, has_no_gradient, redraw
 
-from minimixer import (
-    AdamW,
-    Dropout,
-    Function,
-    Linear,
-    Mixer,
-    Parameter,
-    Tensor,
-    checkpoint,
-    data,
-    loss_scale,
-)
+from minimixer import AdamW, Dropout, Function, Linear, Mixer, Parameter, Tensor, data
 from minimixer import functional as F
-from minimixer.backend import to_device, to_numpy
+from minimixer.engine.precision import HALF_DTYPES, as_dtype, check_precision, widen
 from minimixer.kernels import fused
-from minimixer.mixer import FIRST_SCALE, MixerBlock
-from minimixer.nn import StochasticDepth
-from minimixer.optim import FINITE, STEP
-from minimixer.precision import HALF_DTYPES, as_dtype, check_precision, widen
+from minimixer.model.mixer import FIRST_SCALE, MixerBlock
+from minimixer.nn import StochasticDepth, loss_scale
+from minimixer.training import checkpoint
 
 # Relative error of one rounding; TF32 cuts the factors of products to 11 digits.
 UNIT = {"float32": 2.0**-24, "tf32": 2.0**-10, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -456,7 +446,7 @@ def test_hostile_loss_scales_in_checkpoints(scale, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
 def test_gpus_that_are_too_old(precision, monkeypatch):
-    monkeypatch.setattr("minimixer.precision._compute_capability", lambda device: 75)
+    monkeypatch.setattr("minimixer.engine.precision._compute_capability", lambda device: 75)
     with pytest.raises(ValueError, match=rf"{precision}.*8\.0.*cuda:0 has 7\.5: use float32 or"):
         check_precision(precision, "cuda:0")
     assert check_precision("float16", "cuda:0") == np.float16

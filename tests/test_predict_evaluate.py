@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from minimixer import Mixer
-from minimixer.checkpoint import save_checkpoint
-from minimixer.idx import write_idx
+from minimixer.training.checkpoint import save_checkpoint
+from minimixer.training.idx import write_idx
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from minimixer.backend import to_numpy
 from test_oracles import examples
 
 from minimixer import AdamW, Mixer, no_grad
 from minimixer import functional as F
-from minimixer.backend import to_numpy
-from minimixer.checkpoint import save_checkpoint
 from minimixer.kernels import fused
-from minimixer.transfer.arrays import LARGEST_HEADER
-from minimixer.transfer.freeze import freeze
-from minimixer.transfer.higher_resolution import places
-from minimixer.transfer.layouts import entries, to_theirs
+from minimixer.training.checkpoint import save_checkpoint
+from minimixer.weights.arrays import LARGEST_HEADER
+from minimixer.weights.freeze import freeze
+from minimixer.weights.higher_resolution import places
+from minimixer.weights.layouts import entries, to_theirs
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 pytestmark = pytest.mark.filterwarnings("ignore:.*how images were prepared")  # but where it counts

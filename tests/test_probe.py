@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_oracles import examples
 
 from minimixer import Mixer, data
-from minimixer.transfer.probe import choose_shots, pooled_features, ridge
+from minimixer.weights.probe import choose_shots, pooled_features, ridge
 
 
 def problem(n, c, k, seed):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minimixer.backend import Purpose, is_array, random_bits, to_device, to_numpy, uniform
+from minimixer.optim import CLIP, FINITE, LR_FACTOR, STEP
 from strategies import each_half, reference_functions
 
 import minimixer
@@ -36,23 +38,22 @@ from minimixer import (
     maximum,
     no_grad,
     ops,
-    products,
     rearrange,
     stack,
     where,
 )
-from minimixer import backward as walk
 from minimixer import functional as F
-from minimixer.backend import Purpose, is_array, random_bits, to_device, to_numpy, uniform
-from minimixer.grad_mode import set_grad_enabled
+from minimixer.engine import backward as walk
+from minimixer.engine import products
+from minimixer.engine.grad_mode import set_grad_enabled
+from minimixer.engine.products import matmul
 from minimixer.kernels import fused
 from minimixer.nn import StochasticDepth
-from minimixer.optim import CLIP, FINITE, LR_FACTOR, STEP
-from minimixer.parameters import ParameterBuffer
-from minimixer.products import matmul
+from minimixer.nn.parameters import ParameterBuffer
 
 PACKAGE = Path(minimixer.__file__).parent
-CORE = sorted(PACKAGE.glob("*.py"))
+BOOK = "engine", "nn", "model", "training"
+CORE = sorted(path for room in BOOK for path in PACKAGE.glob(f"{room}/*.py"))
 DTYPES = ["float32", "float64"]
 
 
@@ -1243,7 +1244,7 @@ def test_rule_07_one_object_entered_twice(device):
             pass
         assert (leaf(device, [1.0]) * 2.0).requires_grad
     finally:
-        minimixer.grad_mode.mode.enabled = True
+        minimixer.engine.grad_mode.mode.enabled = True
 
 
 def test_rule_07_threads_do_not_see_each_other(device):
@@ -1364,7 +1365,7 @@ def test_rule_08_cupy_is_imported_only_when_asked_for(device):
     code = """
 import os, sys
 import minimixer, numpy as np
-from minimixer import backward as walk
+from minimixer.engine import backward as walk
 from minimixer import functional as F
 model = minimixer.Mixer(8, 4, 1, 8, 6, 10, in_channels=1, num_classes=3)
 optimizer = minimixer.AdamW(model.parameters())
@@ -1612,8 +1613,7 @@ def test_rule_11_no_other_matrix_product_in_the_source(device):
         imported = {
             alias.asname or alias.name
             for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            and node.module in ("products", "minimixer.products")
+            if isinstance(node, ast.ImportFrom) and node.module in ("products", "engine.products")
             for alias in node.names
         }
         for node in ast.walk(tree):

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minimixer.data import Batches, load_directory, load_mnist
 from processes import quick
 
 from minimixer import AdamW, Mixer, backend, schedule
 from minimixer import functional as F
-from minimixer.checkpoint import read_checkpoint
-from minimixer.data import Batches, load_directory, load_mnist
-from minimixer.idx import write_idx
+from minimixer.training.checkpoint import read_checkpoint
+from minimixer.training.idx import write_idx
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_mnist.py"
@@ -915,7 +915,8 @@ def test_two_runs_on_one_directory(run, small, reference, tmp_path):
 
 def test_without_locks_a_run_goes_on(small, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    train_mnist, files = (importlib.import_module(n) for n in ("train_mnist", "minimixer.files"))
+    names = "train_mnist", "minimixer.training.files"
+    train_mnist, files = map(importlib.import_module, names)
 
     def refuse(*_):
         raise OSError(95, "Operation not supported")

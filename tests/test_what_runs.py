@@ -12,32 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minimixer.backend import to_device, to_numpy
 from processes import quick
 from strategies import reference_functions
 
 from minimixer import SGD, Adam, AdamW, Mixer, Module, Parameter, Tensor, backend, kernels, no_grad
-from minimixer import backward as backward_py
-from minimixer import block as block_py
 from minimixer import functional as F
-from minimixer import layer_norm as layer_norm_py
-from minimixer import loss as loss_py
-from minimixer import mixer as mixer_py
-from minimixer import nn as nn_py
-from minimixer import norms as norms_py
 from minimixer import ops as ops_py
-from minimixer import optimizer as optimizer_py
-from minimixer import products as products_py
 from minimixer import rearrange as rearrange_py
-from minimixer import tensor as tensor_py
-from minimixer.backend import to_device, to_numpy
-from minimixer.kernels import (
-    cpu,
-    cpu_layer_norm,
-    gpu,
-    gpu_layer_norm,
-    node,
-    unchanged,
-)
+from minimixer.engine import backward as backward_py
+from minimixer.engine import products as products_py
+from minimixer.engine import tensor as tensor_py
+from minimixer.kernels import node, unchanged
+from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
+from minimixer.kernels.cpu import mlp as cpu
+from minimixer.kernels.gpu import layer_norm as gpu_layer_norm
+from minimixer.kernels.gpu import layers as gpu
+from minimixer.model import block as block_py
+from minimixer.model import mixer as mixer_py
+from minimixer.nn import layer_norm as layer_norm_py
+from minimixer.nn import layers as nn_py
+from minimixer.nn import loss as loss_py
+from minimixer.training import norms as norms_py
+from minimixer.training import optimizer as optimizer_py
 
 ROOT = Path(__file__).parents[1]
 RENEW = "python -m minimixer.kernels --renew"
@@ -57,7 +54,8 @@ import numpy as np
 from minimixer import SGD, AdamW, GradientError, Mixer, Tensor, gradcheck, kernels
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
-from minimixer.kernels import cpu, gpu
+from minimixer.kernels.cpu import mlp as cpu
+from minimixer.kernels.gpu import layers as gpu
 
 out, device, approximate, sizes, batch = sys.argv[1], sys.argv[2], sys.argv[3], *map(
     json.loads, sys.argv[4:])
@@ -102,9 +100,14 @@ print(json.dumps({"right": right, "fast": fast, "status": kernels.status()}))
 
 def copied(folder):
     """A copy of the package in a folder."""
-    leave = shutil.ignore_patterns("__pycache__", "mnist", "transfer", "parallel")
+    leave = shutil.ignore_patterns("__pycache__", "mnist", "weights", "pictures", "parallel")
     shutil.copytree(ROOT / "minimixer", folder / "minimixer", ignore=leave)
     return folder / "minimixer"
+
+
+def page(package, name):
+    """A page of the book, in whatever room."""
+    return next(package.glob(f"*/{name}.py"))
 
 
 def python(folder, *arguments, **environment):
@@ -179,11 +182,11 @@ EDITS = {  # file, what stands there, what is put there; and whether it makes a 
         "block", "u = F.linear(x, self.w1, self.b1)", "u = F.linear(x, self.w1)", False),
     "Mixer.trunk": ("mixer", "return self.norm(x)", "return x", False),
     "StochasticDepth.forward": (
-        "nn", "return multiply(x, self.keep(x, x.shape[1], 1)[None])", "return x", False),
+        "layers", "return multiply(x, self.keep(x, x.shape[1], 1)[None])", "return x", False),
     "nn.LayerNorm.forward": (
-        "nn", "return F.layer_norm(x,", "return F.layer_norm(x + x * x,", False),
+        "layers", "return F.layer_norm(x,", "return F.layer_norm(x + x * x,", False),
     "nn.Linear.forward": (
-        "nn", "F.linear(x, self.weight, self.bias)", "F.linear(x, self.weight)", False),
+        "layers", "F.linear(x, self.weight, self.bias)", "F.linear(x, self.weight)", False),
     "AdamW.update": ("optim", "w -= lr * (decay * w +", "w -= 2 * lr * (decay * w +", False),
     "gradient_norm": ("norms", "* unit).reshape(())", "* unit * 2).reshape(())", False),
     "matmul": ("products", "return multiply(a, b)\n", "return 1.5 * multiply(a, b)\n", False),
@@ -208,7 +211,7 @@ EDITS = {  # file, what stands there, what is put there; and whether it makes a 
 ))  # fmt: skip
 def test_an_edit_shows(tmp_path, untouched, device, name):
     module, before, after, wrong = EDITS[name]
-    path = copied(tmp_path) / f"{module}.py"
+    path = page(copied(tmp_path), module)
     source = path.read_text(encoding="utf-8")
     assert before in source, f"{module}.py has changed: so must this test"
     path.write_text(source.replace(before, after, 1), encoding="utf-8")
@@ -262,7 +265,7 @@ DRESSES = {
 @pytest.mark.parametrize("name", DRESSES)
 def test_the_digest_does_not_see_what_means_nothing(name):
     for module in stood_for():
-        source = (ROOT / f"minimixer/{module}.py").read_text(encoding="utf-8")
+        source = (ROOT / f"minimixer/{module.replace('.', '/')}.py").read_text(encoding="utf-8")
         changed = DRESSES[name](source)
         assert changed != source
         found = unchanged.digest(unchanged.decode_source(changed.encode()))
@@ -273,7 +276,7 @@ def test_the_digest_does_not_see_what_means_nothing(name):
 def test_an_edit_that_means_nothing_changes_no_bit(tmp_path, untouched, device, name):
     package = copied(tmp_path)
     for module in stood_for():
-        path = package / f"{module}.py"
+        path = package / f"{module.replace('.', '/')}.py"
         source = path.read_bytes().decode()
         for change in DRESSES.values() if name == "all" else [DRESSES[name]]:
             source = change(source)
@@ -311,7 +314,7 @@ print((F.gelu(np.ones(100_000, "float32")).data == 5).all())
 def test_a_copy_may_have_another_name_or_lie_in_an_archive(tmp_path, name, edited):
     package = copied(tmp_path)
     if edited:
-        with (package / "erf.py").open("a", encoding="utf-8") as file:
+        with page(package, "erf").open("a", encoding="utf-8") as file:
             file.write("\nONE_FROM = 6.5\n")
     there = tmp_path.joinpath("other", *name.split("."))
     there.parent.mkdir(parents=True)
@@ -332,7 +335,7 @@ def test_without_digests_the_plain_code_runs_until_they_are_renewed(tmp_path, te
     file.unlink() if text is None else file.write_text(text, encoding="utf-8")
     done = python(tmp_path, "-c", LOOK, "minimixer")
     assert done.returncode == 0, done.stderr
-    assert "block.py, functional.py, " in done.stdout and done.stdout.endswith("True\n")
+    assert "model/block.py, nn/functional.py, " in done.stdout and done.stdout.endswith("True\n")
     done = python(tmp_path, "-m", "minimixer.kernels", "--renew", "--untested")
     assert done.returncode == 0, done.stderr
     assert file.read_bytes() == unchanged.FILE.read_bytes()
@@ -345,7 +348,8 @@ def test_without_digests_the_plain_code_runs_until_they_are_renewed(tmp_path, te
 def test_a_name_that_fast_forms_need_may_go(tmp_path, module, before, after):
     """It need not be there for the package to be imported; what is wrong with kernels/ is said."""
     package = copied(tmp_path)
-    for path in package.glob("*.py"):
+    book = [path for path in package.glob("*/*.py") if path.parent.name != "kernels"]
+    for path in book:
         source = path.read_bytes().decode()
         if path.stem == module or module != "functional":
             path.write_bytes(re.sub(rf"\b{before}\b", after, source).encode())
@@ -356,8 +360,8 @@ def test_a_name_that_fast_forms_need_may_go(tmp_path, module, before, after):
     assert f"'{before}'" in done.stdout
     fused = package / "kernels/fused.py"
     fused.write_bytes(fused.read_bytes().replace(b"import recompute", b"import recomputed"))
-    for path in package.glob("*.py"):
-        shutil.copy(ROOT / "minimixer" / path.name, path)
+    for path in book:
+        shutil.copy(ROOT / "minimixer" / path.relative_to(package), path)
     done = python(tmp_path, "-c", "import minimixer")
     assert "cannot import name 'recomputed'" in done.stderr
 
@@ -374,7 +378,9 @@ def test_the_digests_are_those_of_the_source():
     written = json.loads(unchanged.FILE.read_text(encoding="utf-8"))
     found = {}
     for module in stood_for():
-        data = (ROOT / f"minimixer/{module}.py").read_bytes().replace(b"\r\n", b"\n")
+        data = (
+            (ROOT / f"minimixer/{module.replace('.', '/')}.py").read_bytes().replace(b"\r\n", b"\n")
+        )
         found[module] = [unchanged._hash(data), unchanged.digest(data.decode())]
     assert written == found, f"digests.json is stale: {RENEW}"
 
@@ -393,7 +399,7 @@ def test_renewed_they_are_the_same(tmp_path, choice):
 
 def test_renewing_makes_an_edit_the_plain_code(tmp_path):
     package = copied(tmp_path)
-    with (package / "erf.py").open("a", encoding="utf-8") as file:
+    with page(package, "erf").open("a", encoding="utf-8") as file:
         file.write("\nONE_FROM = 6.5\n")
     said = [python(tmp_path, "-m", "minimixer.kernels", *more) for more in (
         (), ("--renew", "--untested"), ()
@@ -405,7 +411,7 @@ def test_renewing_makes_an_edit_the_plain_code(tmp_path):
 def test_the_tests_before_renewing_run_the_fast_forms(tmp_path, right):
     """Of what was edited too, or they would compare plain code with plain code."""
     package = copied(tmp_path)
-    with (package / "erf.py").open("a", encoding="utf-8") as file:
+    with page(package, "erf").open("a", encoding="utf-8") as file:
         file.write("\nONE_FROM = 6.5\n")
     (tmp_path / "tests").mkdir()
     for name in ("kernels", "cpu_kernels", "operations"):
@@ -504,7 +510,8 @@ def other_pythons():
 
 @pytest.mark.parametrize("path", other_pythons() or [sys.executable], ids=str)
 def test_the_digest_is_the_same_on_every_python(tmp_path, path):
-    sources = {m: (ROOT / f"minimixer/{m}.py").read_text(encoding="utf-8") for m in stood_for()}
+    paths = {m: ROOT / f"minimixer/{m.replace('.', '/')}.py" for m in stood_for()}
+    sources = {m: path.read_text(encoding="utf-8") for m, path in paths.items()}
     sources["tricky"] = TRICKY
     given = tmp_path / "sources.json"
     given.write_text(json.dumps(sources), encoding="utf-8")
@@ -1099,7 +1106,7 @@ def test_use_and_status(device):
 def test_no_fast_form_falls_back_inside():
     """It is asked before whether it suits; `super().forward` in it would be a second choice."""
     found = []
-    for path in sorted((ROOT / "minimixer/kernels").glob("*.py")):
+    for path in sorted((ROOT / "minimixer/kernels").rglob("*.py")):
         for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(part, ast.Attribute) and part.attr in ("forward", "backward"):
                 owner = part.value
@@ -1111,10 +1118,11 @@ def test_no_fast_form_falls_back_inside():
 
 
 @pytest.mark.parametrize(
-    "page", ["functional", "layer_norm", "block", "nn", "ops", "rearrange", "tensor", "erf"]
+    "page", ["functional", "layer_norm", "block", "layers", "ops", "rearrange", "tensor", "erf"]
 )
 def test_pages_of_the_book_look_up_no_fast_form(page):
-    tree = ast.parse((ROOT / f"minimixer/{page}.py").read_text(encoding="utf-8"))
+    path = next((ROOT / "minimixer").glob(f"*/{page}.py"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {getattr(part, "attr", getattr(part, "id", getattr(part, "name", ""))) for part in
              ast.walk(tree)}  # fmt: skip
     assert not names & {"form_of", "current_form", "forms", "kernels"}

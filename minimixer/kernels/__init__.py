@@ -2,30 +2,30 @@
 
 On the CPU, still NumPy:
 
-    threads.py        threads of our own, and BLAS's
-    blocks.py         how arrays are cut, and the measurements behind it
-    reuse.py          memory of large arrays, used again
-    cpu.py            products, GELU, the MLP
-    cpu_layer_norm.py LayerNorm
-    cpu_training.py   AdamW, the norm of all gradients
+    cpu/threads.py     threads of our own, and BLAS's
+    cpu/blocks.py      how arrays are cut, and the measurements behind it
+    cpu/reuse.py       memory of large arrays, used again
+    cpu/mlp.py         products, GELU, the MLP
+    cpu/layer_norm.py  LayerNorm
+    cpu/training.py    AdamW, the norm of all gradients
 
 On a GPU:
 
-    cuda.py           compiling and starting CUDA kernels
-    *.cu              the kernels, each with what it computes and how much memory it moves
-    cublas.py         matrix products
-    spare_row.py      a bias as one more row of a product
-    sums.py           sums in a fixed order
-    side.py           work beside the main line of a recorded step
-    gpu.py            linear, the mean, GELU and the MLP on these
-    gpu_layer_norm.py LayerNorm
-    gpu_training.py   the loss, AdamW, patches
+    gpu/cuda.py        compiling and starting CUDA kernels
+    gpu/*.cu           the kernels, each with what it computes and how much memory it moves
+    gpu/cublas.py      matrix products
+    gpu/spare_row.py   a bias as one more row of a product
+    gpu/sums.py        sums in a fixed order
+    gpu/side.py        work beside the main line of a recorded step
+    gpu/layers.py      linear, the mean, GELU and the MLP on these
+    gpu/layer_norm.py  LayerNorm
+    gpu/training.py    the loss, AdamW, patches
 
 And for both:
 
-    node.py           what a fast form may ask of the engine
-    fused.py          the trunk of a Mixer, an MLP, a sum with its LayerNorm as one
-    unchanged.py      whether the plain code is what they were compared with
+    node.py            what a fast form may ask of the engine
+    fused.py           the trunk of a Mixer, an MLP, a sum with its LayerNorm as one
+    unchanged.py       whether the plain code is what they were compared with
 
 Each fast form computes what a plain one in the package computes, and tests compare the two. It
 does the work where it suits, and while the plain code is unchanged: an operation that is edited or
@@ -41,7 +41,7 @@ import importlib.util
 import os
 from typing import Any
 
-from .. import backend
+from ..engine import backend
 from . import unchanged
 
 _forms: dict[Any, dict[str, Any]] = {}
@@ -83,7 +83,7 @@ def status() -> str:
         found = unchanged.state(module)
         if found != "edited" and not unchanged.unpatched(unchanged.watched([module])):
             found = "patched"
-        states.setdefault(found, []).append(f"{module}.py")
+        states.setdefault(found, []).append(module.replace(".", "/") + ".py")
     notes = [f"{', '.join(states[s])} {s}" for s in ("edited", "patched") if s in states]
     if notes:
         return f"kernels: fast, but not what stands for {' and '.join(notes)}: that runs as it is"
@@ -93,43 +93,51 @@ def status() -> str:
 def _find() -> None:
     """What there is to replace what, of NumPy's arrays and of CuPy's; and the modules whose code it
     stands for."""
-    from ..block import MixerMLP
-    from ..functional import GELU, LayerNorm, Linear
-    from ..images import to_tokens
-    from ..loss import CrossEntropy
-    from ..loss_scale import update_if_finite
-    from ..mixer import Mixer
-    from ..norms import gradient_norm
-    from ..optimizer import Optimizer, count_step
-    from ..rearrange import Mean
-    from . import cpu, cpu_layer_norm, cpu_training, fused
+    from ..engine.rearrange import Mean
+    from ..model.block import MixerMLP
+    from ..model.images import to_tokens
+    from ..model.mixer import Mixer
+    from ..nn.functional import GELU, LayerNorm, Linear
+    from ..nn.loss import CrossEntropy
+    from ..nn.loss_scale import update_if_finite
+    from ..training.norms import gradient_norm
+    from ..training.optimizer import Optimizer, count_step
+    from . import fused
+    from .cpu import layer_norm as cpu_layer_norm
+    from .cpu import mlp as cpu
+    from .cpu import training as cpu_training
     from .fused import MLP, AddLayerNorm
 
     # Where several operations are one, the engine has less to do; and some gradients of Parameters
     # are written where they belong before it sees them.
-    layer = "products", "parameters"
-    engine = "autograd", "inputs", "backward", "dispatch", "precision"
-    mlp = "block", "functional", "erf", *layer, *engine
-    trunk = *mlp, "layer_norm", "nn", "module", "recompute", "ops", "tensor", "mixer"
+    layer = "engine.products", "nn.parameters"
+    rules = "engine.autograd", "engine.inputs", "engine.backward", "engine.dispatch"
+    mlp = "model.block", "nn.functional", "engine.erf", *layer, *rules, "engine.precision"
+    parts = "nn.layer_norm", "nn.layers", "nn.module", "nn.recompute", "model.mixer"
+    trunk = *mlp, *parts, "engine.ops", "engine.tensor"
+    adamw, norm = ("training.optim", "training.optimizer"), ("training.norms", "engine.products")
     _table[:] = [
         (Mixer.trunk, {"": fused.Trunk}, trunk),
         (MixerMLP.forward, {"": fused.Alone}, mlp),
-        (Linear, {}, ("functional", *layer)),
-        (GELU, {"numpy": cpu.FastGELU}, ("functional", "erf")),
-        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("layer_norm", *layer)),
-        (Mean, {}, ("rearrange",)),
-        (CrossEntropy, {}, ("loss",)),
-        (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges}, ("optim", "optimizer")),
-        (update_if_finite, {}, ("optim", "optimizer", "loss_scale")),
-        (count_step, {}, ("optimizer",)),
-        (gradient_norm, {"numpy": cpu_training.GradientNorm}, ("norms", "products")),
-        ("matmul", {"numpy": cpu.matmul}, ("products",)),
-        (to_tokens, {}, ("images", "tensor", "rearrange")),
+        (Linear, {}, ("nn.functional", *layer)),
+        (GELU, {"numpy": cpu.FastGELU}, ("nn.functional", "engine.erf")),
+        (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("nn.layer_norm", *layer)),
+        (Mean, {}, ("engine.rearrange",)),
+        (CrossEntropy, {}, ("nn.loss",)),
+        (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges}, adamw),
+        (update_if_finite, {}, (*adamw, "nn.loss_scale")),
+        (count_step, {}, ("training.optimizer",)),
+        (gradient_norm, {"numpy": cpu_training.GradientNorm}, norm),
+        ("matmul", {"numpy": cpu.matmul}, ("engine.products",)),
+        (to_tokens, {}, ("model.images", "engine.tensor", "engine.rearrange")),
         (MLP, {"numpy": cpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
     ]
     if importlib.util.find_spec("cupy"):
-        from . import cublas, gpu, gpu_layer_norm, gpu_training, sums
+        from .gpu import cublas, sums
+        from .gpu import layer_norm as gpu_layer_norm
+        from .gpu import layers as gpu
+        from .gpu import training as gpu_training
 
         on_gpu = {
             Linear: gpu.FastLinear, GELU: gpu.FastGELU, LayerNorm: gpu_layer_norm.FastLayerNorm,
@@ -145,7 +153,7 @@ def _find() -> None:
                 forms["cupy"] = on_gpu[plain]
     for plain, forms, modules in _table:
         _forms[plain], _stands_for[plain] = forms, modules
-    if unchanged.state("products") == "edited":  # small products have no time to look each time
+    if unchanged.state("engine.products") == "edited":  # small products can't look each time
         del _forms["matmul"]
 
 

@@ -13,16 +13,16 @@ and gpu.py have the MLP and that LayerNorm fast.
 import functools
 from typing import Any, ClassVar
 
-from .. import functional as F
-from ..autograd import Function, Gradients
-from ..backend import Array, widen
-from ..block import MixerBlock, MixerMLP
-from ..functional import check_form, gelu_and_slope
-from ..layer_norm import EPSILON, check_epsilon, gradients, normalize
-from ..nn import LayerNorm, Linear, Module, StochasticDepth
-from ..products import as_columns, as_rows, matmul, sum_rows
-from ..recompute import recompute
-from ..tensor import Tensor
+from ..engine.autograd import Function, Gradients
+from ..engine.backend import Array, widen
+from ..engine.products import as_columns, as_rows, matmul, sum_rows
+from ..engine.tensor import Tensor
+from ..model.block import MixerBlock, MixerMLP
+from ..nn import functional as F
+from ..nn.functional import check_form, gelu_and_slope
+from ..nn.layer_norm import EPSILON, check_epsilon, gradients, normalize
+from ..nn.layers import LayerNorm, Linear, Module, StochasticDepth
+from ..nn.recompute import recompute
 from .node import Fast
 
 # ---- the trunk ----------------------------------------------------------------------------------

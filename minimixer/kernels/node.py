@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Function
-from ..backend import Array, wide
-from ..parameters import Parameter
+from ..engine.autograd import Function
+from ..engine.backend import Array, wide
+from ..nn.parameters import Parameter
 
 
 class Fast(Function):

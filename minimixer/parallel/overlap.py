@@ -20,9 +20,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .. import backend
-from ..autograd import Function
-from ..backend import Array
+from ..engine import backend
+from ..engine.autograd import Function
+from ..engine.backend import Array
 
 BUCKETS = 4
 

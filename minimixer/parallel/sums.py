@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, use_device_of
+from ..engine.backend import Array, use_device_of
 
 
 class HostSum:

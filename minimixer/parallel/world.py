@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
-from ..backend import Array, check_device, to_device, to_numpy
-from ..nn import Module
-from ..optim import Optimizer
+from ..engine import backend
+from ..engine.backend import Array, check_device, to_device, to_numpy
+from ..nn.layers import Module
+from ..training.optim import Optimizer
 from .same import describe, differences
 from .sums import HostSum, NcclSum
 
@@ -97,7 +97,7 @@ class World:
         """BLAS, and so our threads, would else take all cores of the machine for each rank."""
         if not (backend.forms and hasattr(os, "sched_getaffinity")):
             return
-        from ..kernels import threads
+        from ..kernels.cpu import threads
 
         cores = set().union(*machine.allgather(os.sched_getaffinity(0)))
         threads.limit_blas(max(1, len(cores) // machine.size))

@@ -1,0 +1,202 @@
+"""Reverse-mode differentiation: how a program remembers what it did.
+
+A `Function` computes arrays from arrays (`forward`) and knows the chain rule for that one step
+(`backward`): given dL/d(output) it returns dL/d(input) for each input. Applying it to Variables
+leaves a trace, a node that points at the nodes its inputs came from:
+
+    x (a leaf: not computed) <---- Multiply <---- Sum <---- loss    arrows: `node.parents`
+
+An arrow is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape). To
+find the gradient, `backward.py` walks the arrows from the loss to the leaves.
+
+>>> import numpy as np
+>>> class Square(Function):
+...     def forward(self, x):
+...         self.x = x
+...         return x * x
+...     def backward(self, dy):
+...         return 2 * self.x * dy
+>>> x = Variable(np.array([3.0, 4.0]), requires_grad=True)
+>>> y = Square.apply(x)
+>>> y.data, y.node.parents == [(x, None, (2,))]
+(array([ 9., 16.]), True)
+>>> y.node.backward(np.array([1.0, 1.0]))
+array([6., 8.])
+
+A node knows its inputs; nothing in the graph points forward to an output. So there are no
+reference cycles, and arrays are freed the moment the last name for them goes.
+
+Next: `backward.py`, the walk back along it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .backend import FLOAT_DTYPES, Array, namespace
+from .dispatch import choose, run
+from .grad_mode import mode
+from .inputs import read_inputs
+
+Gradients = tuple[Array | None, ...]  # one for each input; None: not needed
+
+# ---- the graph ----------------------------------------------------------------------------------
+
+
+class Variable:
+    """An array and its place in the graph: made by `node`, or a leaf when that is None.
+    Tensor (tensor.py) adds the operators, Parameter (parameters.py) a home in a flat buffer.
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
+    is_parameter: ClassVar[bool] = False
+    version = 0  # Parameters count their changes
+    result_class: ClassVar[type["Variable"]]  # what Functions return: Tensor, once that is known
+    data: Array
+    grad: Array | None
+
+    def __init__(
+        self, data: Array, requires_grad: bool = False, node: "Function | None" = None,
+        output_index: int | None = None,
+    ):  # fmt: skip
+        self.data, self.grad, self.requires_grad = data, None, requires_grad
+        self.node, self.output_index = node, output_index
+
+    def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
+        """Only backward calls this. The first gradient is copied: it may be shared with others.
+        `read_as`: the dtype that the operation read this Variable in."""
+        if self.grad is None:
+            self.grad = namespace(gradient).array(gradient, dtype=self.data.dtype, copy=True)
+        else:  # a new array: whoever holds the old one keeps it as it was
+            total = self.grad + gradient.astype(self.data.dtype, copy=False)
+            self.grad = namespace(gradient).asarray(total)
+
+
+Variable.result_class = Variable
+
+
+def constant(what: str, value: Any) -> Any:
+    """The array of a Variable that takes part and gets no gradient; TypeError if it wants one."""
+    if not isinstance(value, Variable):
+        return value
+    if value.requires_grad and mode.enabled:
+        raise TypeError(f"{what} gets no gradient, and this one wants it: use its .detach()")
+    return value.data
+
+
+class Function:
+    """One differentiable operation on arrays, and the node that remembers one use of it.
+
+    Subclasses write
+        forward(self, *inputs, **options)   arrays (or Python scalars) -> array, or several
+        backward(self, *gradients)          one per output, None if unused -> one per input
+    `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
+    whether input i needs a gradient: save and compute nothing else; return None for the rest.
+    Neither may write into an array that it did not make. Where a fast form may do the work, what
+    does not fit is refused by `check`, with which forward begins. Class attributes say more:
+        takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
+        optional        the positions of inputs that may be None
+        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both forward and
+                        backward get two-byte numbers as float32, and their results are rounded
+        wide_result     those of forward are not: sums of many stay float32
+        whole           integers and booleans, which have no gradient: None refuses them, "kept"
+                        takes them as they are, "float32" reads them as that
+        quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
+    """
+
+    __slots__ = (
+        "__dict__", "__weakref__", "input_dtype", "needs", "outputs", "parents", "serial",
+        "versions",
+    )  # fmt: skip
+
+    takes_numbers: ClassVar[bool] = True
+    optional: ClassVar[tuple[int, ...]] = ()
+    any_dtype: ClassVar[bool] = False
+    wide_result: ClassVar[bool] = False
+    whole: ClassVar[str | None] = None
+    quiet: ClassVar[bool] = False
+
+    needs: tuple[bool, ...]  # per input: is its gradient wanted?
+    # per input: (node, output index, shape), of a leaf (leaf, None, shape); None if not needed
+    parents: Sequence[Any] | None
+    serial: int  # nodes are counted: those that an input came from have smaller numbers
+    input_dtype: np.dtype  # of the inputs, and so of their gradients
+    outputs: int  # how many
+    versions: Sequence[tuple[Variable, int]]  # the Parameters read, and how often they had changed
+    widened = False  # were the inputs stored in two bytes, and computed with in float32?
+
+    @staticmethod
+    def check(*inputs: Any, **options: Any) -> None:
+        """ValueError for what does not fit."""
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def backward(self, *gradients: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} has no backward")
+
+    @classmethod
+    def apply(cls, *inputs: Any, **options: Any) -> Any:
+        """Run forward; record this use of it if any input needs a gradient. Inputs are Variables,
+        plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
+        Parameters are read in the dtype of the others.
+        """
+        arrays, first = matched(cls, inputs)
+        node = cls()
+        needs = [isinstance(v, Variable) and v.requires_grad and mode.enabled for v in inputs]
+        node.needs = tuple(needs)
+        node = choose(node, inputs, first, arrays, options)  # a fast form where one suits
+        results = run(cls.__name__, node, first, arrays, options)
+        return record(node, inputs, first, results)
+
+
+def record(node: Function, inputs: Sequence[Any], first: Any, results: Any) -> Any:
+    """The results as Variables, which remember the node that made them if a gradient is needed:
+    from there the way leads on to the nodes that made its inputs."""
+    several = isinstance(results, (tuple, list))
+    if True not in node.needs:
+        return tuple([_variable(y) for y in results]) if several else _variable(results)
+    node.serial, node.input_dtype, node.outputs = next(_serials), first.dtype, 1
+    node.versions = [(v, v.version) for v in inputs if isinstance(v, Variable) and v.is_parameter]
+    used = zip(inputs, node.needs, strict=True)
+    node.parents = [(v.node or v, v.output_index, v.data.shape) if n else None for v, n in used]
+    if not several:
+        return _variable(results, node, 0)
+    node.outputs = len(results)
+    return tuple([_variable(y, node, i) for i, y in enumerate(results)])
+
+
+_serials = itertools.count()
+_NUMPYS = np.ndarray, np.generic  # arrays, and the numbers that NumPy makes of 0-d ones
+
+
+def _variable(output: Any, node: Function | None = None, index: int | None = None) -> Variable:
+    """What Functions return. Tensor's own look at what it is given takes a tenth of a small
+    operation's time, and is not needed for arrays and for the numbers that NumPy makes of them."""
+    kind = Variable.result_class
+    array = np.asarray(output) if isinstance(output, _NUMPYS) else kind(output).data
+    variable = kind.__new__(kind)
+    Variable.__init__(variable, array, node is not None, node, index)
+    return variable
+
+
+# ---- what fits together -------------------------------------------------------------------------
+
+_kind = attrgetter("__class__", "dtype")
+_ALIKE = [{(np.ndarray, dtype)} for dtype in FLOAT_DTYPES]
+
+
+def matched(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The arrays of the inputs, of one floating dtype and on one device; and the first of them."""
+    arrays = [v.data if isinstance(v, Variable) else v for v in inputs]
+    first = arrays[0] if arrays else None
+    try:
+        alike = set(map(_kind, arrays)) in _ALIKE  # as they mostly are
+    except AttributeError:  # numbers or None among them
+        alike = False
+    if not alike:
+        arrays, first = read_inputs(function, inputs, arrays)  # Parameters, numbers
+    return arrays, first

@@ -1,0 +1,153 @@
+"""The walk from a loss to the leaves, and what is checked on the way.
+
+Nodes are numbered as they are made, so an operation's number is larger than those of what it was
+made from. Backward goes from the largest to the smallest: when a node's turn comes, everything that
+used its outputs has sent its gradient, and each step of the chain rule is run exactly once.
+
+>>> import numpy as np
+>>> class Square(Function):
+...     def forward(self, x):
+...         self.x = x
+...         return x * x
+...     def backward(self, dy):
+...         return 2 * self.x * dy
+>>> x = Variable(np.array([3.0, 4.0]), requires_grad=True)
+>>> backward(Square.apply(Square.apply(x)), np.array([1.0, 1.0]))    # of x^4: 4 x^3
+>>> print(x.grad)
+[108. 256.]
+
+Next: `ops.py`, arithmetic and elementwise functions, each forward beside its backward.
+"""
+
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from .autograd import Function, Variable
+from .backend import Array, describe, is_array, join, namespace, one
+from .dispatch import converted, prepared, quietly
+from .precision import native
+
+
+def backward(root: Variable, gradient: Array | None = None, retain_graph: bool = False) -> None:
+    """Add d(root)/d(leaf) * gradient into the `grad` of every leaf that `root` was made from.
+
+    `gradient` has root's shape and dtype; it may be left out (one) if root has one element.
+    Each node forgets what it kept as it fires, so memory falls as backward proceeds; with
+    `retain_graph` none does, and backward may be called again. One may run inside another.
+    """
+    if not root.requires_grad:
+        raise ValueError(
+            "backward: this result needs no gradient: no input had requires_grad=True, or no_grad()"
+        )
+    gradient = _seed(root, gradient)
+    if root.node is None:
+        root.accumulate_grad(gradient)
+        return
+
+    order = sorted(_behind(root.node), key=attrgetter("serial"), reverse=True)
+    arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.outputs}
+    arrived[root.node][root.output_index or 0] = gradient
+    del gradient
+    try:  # infinite slopes, and NaN behind them, are what the derivatives are: no warnings
+        quietly(_walk, order, arrived, retain_graph)
+    finally:
+        join()
+
+
+def _walk(
+    order: list[Function], arrived: dict[Function, list[Array | None]], retain_graph: bool
+) -> None:
+    """From the last node to the first: what used a node's outputs comes before it."""
+    sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
+    for node in order:
+        gradients = arrived.pop(node, None)  # None: nothing reached it
+        results = () if gradients is None else run_back(node, gradients)
+        parents, dtype = node.parents or (), node.input_dtype
+        if not retain_graph:  # forget what forward kept, and the way to the inputs
+            vars(node).clear()
+            node.parents, node.versions = None, ()
+        for position, result in enumerate(results):
+            if result is None or parents[position] is None:
+                continue
+            source, index, shape = parents[position]
+            if getattr(result, "shape", None) != shape or result.dtype is not dtype:
+                result = converted(node, position, result, shape, index is None)
+            if index is None:
+                source.accumulate_grad(result, dtype)
+            else:
+                places = arrived.setdefault(source, [None] * source.outputs)
+                if places[index] is None:
+                    places[index] = result
+                elif (source, index) in sums:
+                    places[index] += result
+                else:  # two arrays that others may also hold: their sum is a third
+                    places[index] = _sum(places[index], result)
+                    sums.add((source, index))
+        gradients = results = result = None  # else they would outlive the next node
+
+
+def _sum(a: Array, b: Array) -> Array:
+    return a + b if a.ndim else namespace(a).asarray(a + b)  # NumPy makes a number of 0-d arrays
+
+
+def run_back(node: Function, gradients: list[Array | None]) -> Any:
+    """What node.backward makes of the gradients that arrived: one for each input, or None."""
+    if node.widened or type(gradients[0]) is not np.ndarray:
+        gradients = prepared(node, gradients)
+    results = node.backward(*gradients)
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    if len(results) != len(node.needs):
+        raise ValueError(
+            f"{type(node).__name__}.backward returned {len(results)} gradients for "
+            f"{len(node.needs)} inputs"
+        )
+    return results
+
+
+def _seed(root: Variable, gradient: Array | None) -> Array:
+    xp = namespace(root.data)
+    if gradient is None:
+        if root.data.size != 1:
+            raise ValueError(
+                f"backward: a result of shape {root.data.shape} has no single number to "
+                "differentiate; give `gradient`, or reduce it first with .sum() or .mean()"
+            )
+        return one(root.data) if root.data.ndim == 0 else xp.ones_like(root.data)
+    gradient = gradient.data if isinstance(gradient, Variable) else gradient
+    if isinstance(gradient, (int, float)):
+        gradient = xp.full(root.data.shape, gradient, dtype=root.data.dtype)
+    elif not is_array(gradient):  # a list has no dtype to insist on
+        gradient = xp.asarray(gradient, dtype=root.data.dtype)
+    gradient = native(gradient)
+    if gradient.shape != root.data.shape or gradient.dtype != root.data.dtype:
+        raise ValueError(
+            f"backward: the gradient is {describe(gradient)}, the result {describe(root.data)}; "
+            "they must agree"
+        )
+    return gradient if gradient.base is None else gradient.copy()  # a view of what may change
+
+
+def _behind(root: Function) -> set[Function]:
+    """All nodes that `root` depends on, and itself. No recursion: a chain of 10,000 operations is
+    nothing unusual, and Python's stack is shorter."""
+    found, todo = {root}, [root]
+    while todo:
+        node = todo.pop()
+        if node.parents is None:
+            raise ValueError(
+                f"backward: the graph behind {type(node).__name__} was released by an earlier "
+                "backward; call that one with retain_graph=True to go through it twice"
+            )
+        for parameter, version in node.versions:
+            if parameter.version != version:
+                raise ValueError(
+                    f"backward: a Parameter that {type(node).__name__} used was changed after "
+                    "forward; call backward before the optimizer's step or an assignment to .data"
+                )
+        for parent in node.parents:
+            if parent and parent[1] is not None and parent[0] not in found:
+                found.add(parent[0])
+                todo.append(parent[0])
+    return found

@@ -1,0 +1,67 @@
+"""What is given to layers and optimizers, checked once, where it is given.
+
+>>> check_number("p", 0.5, 0, 1, "[)")
+0.5
+>>> check_number("p", float("nan"), 0, 1, "[)")
+Traceback (most recent call last):
+ValueError: p must be a number in [0, 1), got nan
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, namespace
+from .rearrange import whole
+
+
+def check_sizes(**sizes: Any) -> None:
+    """ValueError, with the name, unless every size is a whole number above zero."""
+    for name, size in sizes.items():
+        try:
+            check_integer(name, size, 1)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+
+def check_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as a Python int. TypeError if it is no whole number, ValueError unless it is from
+    low to high (None: without end)."""
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    kind = f"a whole number {bounds}"
+    number = whole(value, name, kind)
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be {kind}, got {number}")
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """As random_bits needs it: 64 bits. TypeError, ValueError as of check_integer."""
+    return check_integer("seed", seed, 0, (1 << 64) - 1)
+
+
+def all_finite(array: Array, dtype: np.dtype) -> bool:
+    """Is every number of `array` one in `dtype`, too: neither NaN nor infinite?"""
+    with np.errstate(over="ignore"):
+        return bool(namespace(array).isfinite(array.astype(dtype, copy=False)).all())
+
+
+def check_number(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, ends: str = "[)"
+) -> float:
+    """`value` as a Python number, since NumPy's would promote float32 arrays. ValueError unless it
+    is one from low to high; `ends`: whether these belong to it, "[" and "]", or not, "(" and ")".
+    """
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if (
+        not (low <= number <= high)
+        or (number, ends[0]) == (low, "(")
+        or ((number, ends[1]) == (high, ")"))
+    ):
+        range_ = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
+        raise ValueError(f"{name} must be a number in {range_}, got {value!r:.60}")
+    return number

@@ -1,0 +1,288 @@
+"""Is a gradient right? Compare it with what it means: how the result moves when an input does.
+
+For a number L and one element x_i of an input, Taylor's theorem gives
+
+    (L(x_i + h) - L(x_i - h)) / 2h  =  dL/dx_i + h^2/6 L''' + ...
+
+In float64 with h = 1e-5 max(1, |x_i|) both the neglected term and the rounding of the difference
+are about 1e-10 of L: unless the gradient is a million times smaller than L, one that is wrong by
+one part in a thousand is far outside. To check a function with many outputs, L is their sum with
+random weights: a mistake in any output shows.
+
+Numbers do not show everything: a Function that writes into an array which is not its own may be
+right by itself and spoil what others make of that array. So it is also looked at whether forward
+and backward leave what they are given as it was, and whether a second backward says the same.
+
+>>> from minimixer import Tensor
+>>> x = Tensor([0.5, -1.5, 2.0], dtype="float64", requires_grad=True)
+>>> gradcheck(lambda x: (x * x.tanh()).sum(), [x])
+True
+
+Next: `nn/loss.py`, softmax cross-entropy.
+"""
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .autograd import Function, Gradients
+from .backend import Array, describe, device_of, is_array, namespace, to_device
+from .grad_mode import enable_grad, no_grad
+from .rearrange import whole
+from .tensor import Tensor
+
+
+class GradientError(AssertionError):
+    """backward and finite differences disagree, or a Function changes what is not its own; says
+    where, by how much and what to look at."""
+
+
+def gradcheck(
+    function: Callable[..., Any],
+    inputs: Any,
+    directions: int | None = None,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> bool:
+    """Check backward of `function(*inputs)` against central differences; True, or GradientError.
+
+    inputs      float64 arrays, or Tensors of which those with requires_grad are checked (they may
+                be the Parameters of a model that `function` calls); one alone needs no list
+    directions  None: element by element, two evaluations each. n: along n random directions of
+                each input, which finds that something is wrong but not where
+    tolerance   allowed difference, relative to the largest gradient of that input. On top of it
+                comes the rounding of L, taken as 1e-9 of (1 + the sum of its terms' sizes): so
+                give inputs for which gradients are not tiny beside the outputs
+
+    Afterwards the inputs' `grad` is that of L.
+
+    The function must be smooth at `inputs` and return one or several float64 Tensors. GradientError
+    too if forward or backward writes into an array that it did not make.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    if isinstance(inputs, Tensor) or is_array(inputs):
+        inputs = [inputs]
+    tensors = [_as_tensor(value, position, name) for position, value in enumerate(inputs)]
+    if directions is not None and whole(directions, "directions") < 1:
+        raise ValueError(f"gradcheck: directions must be at least 1, got {directions}")
+    random = np.random.default_rng(seed)
+    for tensor in tensors:
+        tensor.grad = None
+    with enable_grad():
+        return _check(function, tensors, name, directions, tolerance, random)
+
+
+def _check(
+    function: Callable[..., Any],
+    tensors: Sequence[Tensor],
+    name: str,
+    directions: int | None,
+    tolerance: float,
+    random: np.random.Generator,
+) -> bool:
+    given = _Unchanged([(f"argument {i}", t.data) for i, t in enumerate(tensors)])
+    returned = _Unchanged([])
+    with _watching(returned):
+        outputs = _outputs(function, tensors, name)
+    given.check(f"{name} changed", "must leave its inputs as they are")
+    weights = [
+        to_device(random.uniform(0.5, 1.5, y.shape) * random.choice([-1, 1], y.shape), y.device)
+        for y in outputs
+    ]
+    needing = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
+    if not needing:
+        raise GradientError(f"{name}: no output depends on an input that requires a gradient")
+    given.add([(f"output {i}", y.data) for i, y in enumerate(outputs)])
+    total = _WeightedSum.apply(*[y for y, _ in needing], weights=[w for _, w in needing])
+    _backward_twice(total, given, returned, tensors, name)
+    size = sum(float(abs(y.data * w).sum()) for y, w in zip(outputs, weights, strict=True))
+
+    def weighted_sum() -> float:
+        with no_grad():
+            results = _outputs(function, tensors, name)
+        return sum(float((y.data * w).sum()) for y, w in zip(results, weights, strict=True))
+
+    for position, tensor in enumerate(tensors):
+        if not tensor.requires_grad or tensor.size == 0:
+            continue
+        found = tensor.grad
+        found = np.zeros(tensor.shape) if found is None else to_device(found, "cpu")
+        original = tensor.data.copy()
+        steps: list[Any]
+        if directions is None:
+            steps = list(np.ndindex(*tensor.shape))
+        else:
+            steps = [random.standard_normal(tensor.shape) for _ in range(directions)]
+        pairs = []
+        for step in steps:
+            if directions is None:
+                h = 1e-5 * max(1.0, abs(float(original[step])))
+                change = _difference(tensor, original, step, h, weighted_sum)
+                pairs.append((float(found[step]), change / h))
+            else:
+                h = 1e-5 / math.sqrt(tensor.size)
+                move = to_device(np.asarray(h * step), device_of(original))
+                change = _difference(tensor, original, ..., move, weighted_sum)
+                with np.errstate(invalid="ignore"):  # infinite gradients are reported below
+                    pairs.append((float((found * step).sum()), change / h))
+        largest = max(abs(differences_say) for _, differences_say in pairs)
+        allowed = tolerance * largest + 1e-9 * (size + 1)
+        for step, (backward_says, differences_say) in zip(steps, pairs, strict=True):
+            if not abs(backward_says - differences_say) <= allowed < np.inf:  # nor may it be NaN
+                where = f"index {step}" if directions is None else "a random direction"
+                raise GradientError(
+                    f"{name}: gradient of argument {position}, {describe(tensor.data)}, at "
+                    f"{where}: backward gives {backward_says:.9g}, finite differences "
+                    f"{differences_say:.9g}; {_hint(pairs)}"
+                )
+    given.check(
+        f"{name}: when it was called again, it changed", "must return new arrays at each call"
+    )
+    return True
+
+
+class _Unchanged:
+    """Arrays that nobody may write into, by name, each with a copy of what it held."""
+
+    def __init__(self, named: Sequence[tuple[str, Any]]):
+        self.watched: list[tuple[str, Any, Any]] = []
+        self.add(named)
+
+    def add(self, named: Sequence[tuple[str, Any]]) -> None:
+        self.watched += [(name, a, to_device(a, "cpu").copy()) for name, a in named]
+
+    def check(self, who: str, rule: str) -> None:
+        for name, array, before in self.watched:
+            if to_device(array, "cpu").tobytes() != before.tobytes():
+                raise GradientError(f"{who} {name}, {describe(array)}; it {rule}")
+
+
+def _backward_twice(
+    total: Tensor, given: _Unchanged, returned: _Unchanged, tensors: Sequence[Tensor], name: str
+) -> None:
+    gradients = []
+    for retain_graph in (True, False):
+        for tensor in tensors:
+            tensor.grad = None
+        returned.watched.clear()
+        total.backward(retain_graph=retain_graph)
+        given.check(f"{name}: backward changed", "must not write into what forward was given")
+        returned.check(f"{name}: backward changed, once it was returned,", "must stay as it is")
+        found = [None if t.grad is None else to_device(t.grad, "cpu") for t in tensors]
+        gradients.append([None if g is None else g.tobytes() for g in found])
+    for position, (first, second) in enumerate(zip(*gradients, strict=True)):
+        if first != second:
+            raise GradientError(
+                f"{name}: a second backward gives argument {position} another gradient; backward "
+                "must leave what forward kept for it as it was"
+            )
+
+
+@contextlib.contextmanager
+def _watching(returned: _Unchanged) -> Iterator[None]:
+    """Look over the shoulder of every Function that this thread applies meanwhile: at its forward,
+    and at its backward whenever that comes. From outside, by `needs`, which `apply` sets on every
+    node, so that no operation takes longer for it; one thread after the other."""
+    thread, place = threading.get_ident(), vars(Function)["needs"]
+
+    def watch(node: Function, needs: tuple[bool, ...]) -> None:
+        place.__set__(node, needs)
+        if threading.get_ident() == thread:
+            for step in ("forward", "backward"):
+                vars(node)[step] = _watched(node, step, getattr(node, step), returned)
+
+    with _one_at_a_time:
+        before = Function.needs  # ours, if a gradcheck runs inside another
+        Function.needs = property(place.__get__, watch)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            Function.needs = before
+
+
+_one_at_a_time = threading.RLock()
+
+
+def _watched(
+    node: Function, step: str, method: Callable[..., Any], returned: _Unchanged
+) -> Callable[..., Any]:
+    def watching(*arrays: Any, **options: Any) -> Any:
+        what = "input" if step == "forward" else "gradient"
+        given = _Unchanged([(f"{what} {i}", a) for i, a in enumerate(arrays) if is_array(a)])
+        results = method(*arrays, **options)
+        given.check(
+            f"{type(node).__name__}.{step} changed",
+            "may belong to others too: write 2 * x, not x *= 2",
+        )
+        if step == "backward":
+            many = results if isinstance(results, (tuple, list)) else [results]
+            found = [g for g in many if is_array(g)]
+            returned.add([(f"a gradient of {type(node).__name__}", g) for g in found])
+        return results
+
+    return watching
+
+
+class _WeightedSum(Function):
+    """sum of weights * outputs. Not made of the package's own operations: if their backward had
+    the wrong sign, checking them with themselves would take two wrongs for a right."""
+
+    def forward(self, *outputs: Array, weights: Any) -> Array:
+        self.weights = weights
+        xp = namespace(outputs[0])
+        return xp.asarray(sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)))
+
+    def backward(self, dy: Array) -> Gradients:
+        return tuple(dy * w for w in self.weights)
+
+
+def _as_tensor(value: Any, position: int, name: str) -> Tensor:
+    if is_array(value):
+        value = Tensor(value.copy(), requires_grad=True)
+    if not isinstance(value, Tensor) or (value.requires_grad and value.data.dtype != np.float64):
+        raise TypeError(
+            f"gradcheck of {name}: argument {position} must be a float64 array or Tensor, got "
+            f"{describe(value.data) if isinstance(value, Tensor) else repr(value)}: "
+            "finite differences in float32 are too coarse to tell right from wrong"
+        )
+    return value
+
+
+def _outputs(function: Callable[..., Any], tensors: Sequence[Tensor], name: str) -> list[Tensor]:
+    result = function(*tensors)
+    outputs = list(result) if isinstance(result, tuple | list) else [result]
+    for output in outputs:
+        if not isinstance(output, Tensor) or output.dtype != np.float64:
+            raise TypeError(f"gradcheck of {name}: it must return float64 Tensors, got {output!r}")
+    return outputs
+
+
+def _difference(
+    tensor: Tensor, original: Any, where: Any, move: Any, weighted_sum: Callable[[], float]
+) -> float:
+    """(L(x + move) - L(x - move)) / 2, x moved at `where` only; it is put back afterwards."""
+    try:
+        tensor.data[where] = original[where] + move
+        above = weighted_sum()
+        tensor.data[where] = original[where] - move
+        below = weighted_sum()
+    finally:
+        tensor.data[...] = original
+    return (above - below) / 2
+
+
+def _hint(pairs: Sequence[tuple[float, float]]) -> str:
+    """What kind of mistake this looks like."""
+    found, expected = np.array(pairs).T
+    if not np.isfinite(found).all():
+        return "look for a division by zero or an overflow in backward"
+    if not found.any():
+        return "all zero: look for a gradient returned as None, or an input cut off from the graph"
+    factor = (found @ expected) / max(expected @ expected, 1e-300)
+    if np.allclose(found, factor * expected, rtol=1e-4, atol=1e-12 * abs(expected).max()):
+        return f"all are {factor:.6g} times too large: look for a factor or a sign"
+    return "look for a missing term, a wrong axis, or a gradient buffer given to two inputs"

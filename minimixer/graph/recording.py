@@ -1,0 +1,112 @@
+"""One recording: the graph, the memory that it uses, the queue that it is recorded from.
+
+A CUDA graph knows addresses. What was allocated while recording has to stay where it is for as long
+as the graph may run, though the arrays that lay there are long gone; and nobody else may write
+there. So recordings have a memory pool of their own.
+
+Next: `fingerprint.py`, whether a recorded step may be repeated.
+"""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ..engine import backend
+from ..training.optim import Optimizer
+
+
+class Recording:
+    """A graph, its results, and what the function did to Parameters besides arrays."""
+
+    def __init__(self, graph: Any, result: Any, parameters: list, before: list, after: list):
+        self.graph, self.result, self.last_call = graph, result, 0
+        self.forms = backend.forms  # whose id is part of the key: no other may have it meanwhile
+        changes = [(p, *b, *a) for p, b, a in zip(parameters, before, after, strict=True)]
+        self.flags = [(p, has) for p, had, _, has, _ in changes if had != has]
+        self.versions = [(p, new - old) for p, _, old, _, new in changes if new != old]
+        self.clipped: tuple[Optimizer, bool] | None = None
+
+    def replay(self) -> Any:
+        self.graph.launch(sys.modules["cupy"].cuda.get_current_stream())
+        for parameter, has_grad in self.flags:
+            parameter.has_grad = has_grad
+        for parameter, steps in self.versions:
+            parameter.version += steps
+        if self.clipped is not None:
+            self.clipped[0].clipped = self.clipped[1]
+        return self.result
+
+
+class Pool:
+    """Memory of one GPU for recordings. What CuPy takes from the GPU stays taken while there are
+    any: short of memory, CuPy would give back what no array uses, and graphs use that."""
+
+    def __init__(self, device: int, recordings: dict):
+        cupy = sys.modules["cupy"]
+        self.device, self.recordings = cupy.cuda.Device(device), recordings
+        self.taken: list[Any] = []
+        self.pool = cupy.cuda.MemoryPool(self._take)
+        self.most = 0  # bytes that were in use at once
+
+    def _take(self, size: int) -> Any:
+        cupy = sys.modules["cupy"]
+        try:
+            memory = cupy.cuda.Memory(size)
+        except cupy.cuda.runtime.CUDARuntimeError:
+            if not cupy.cuda.get_current_stream().is_capturing():
+                self.drop()
+            raise  # and CuPy gives back what is free, and tries once more
+        self.taken.append(memory)
+        return cupy.cuda.MemoryPointer(memory, 0)
+
+    def malloc(self, size: int) -> Any:
+        pointer = self.pool.malloc(size)
+        self.most = max(self.most, self.pool.used_bytes())
+        return pointer
+
+    def gather(self) -> None:
+        """Before the first recording: as much in one stretch as the call before it used at once.
+        Pieces taken from the GPU one by one, as they were asked for, leave gaps that nothing fits.
+        """
+        if not self.recordings:
+            self.drop()
+            with contextlib.suppress(MemoryError):  # then piece by piece
+                self.pool.malloc(self.most)  # and free at once: CuPy cuts up what is free
+
+    def drop(self) -> None:
+        """Forget all recordings, and free all memory but that of arrays."""
+        self.recordings.clear()
+        self.taken.clear()
+        with self.device:
+            self.pool.free_all_blocks()
+
+    def total_bytes(self) -> int:
+        with self.device:
+            return self.pool.total_bytes()
+
+
+class _Streams(threading.local):
+    def __init__(self) -> None:
+        self.by_device: dict[int, Any] = {}
+
+
+_streams = _Streams()
+
+
+@contextlib.contextmanager
+def own_stream() -> Iterator[Any]:
+    """A queue of this thread's own, since the default one can't be recorded; what is in the
+    current queue comes before it, and what enters that later comes after it."""
+    cupy = sys.modules["cupy"]
+    device, current = cupy.cuda.Device().id, cupy.cuda.get_current_stream()
+    if device not in _streams.by_device:
+        _streams.by_device[device] = cupy.cuda.Stream(non_blocking=True)
+    own = _streams.by_device[device]
+    own.wait_event(current.record())
+    try:
+        with own:
+            yield own
+    finally:
+        current.wait_event(own.record())

@@ -1,0 +1,146 @@
+"""Compiling and starting CUDA kernels.
+
+`get(file, expression)` is a kernel of a `.cu` file beside this one: the instance of a C++ template,
+such as "gelu_rows<float,4,true>", compiled by NVRTC when first asked for and kept by CuPy on disk.
+
+A kernel is started as kernel(grid, block, arguments): `grid` blocks of `block` threads each run its
+text. Arguments are arrays (their addresses), Python integers (64 bits), Python floats (double), or
+numpy.int32 where the kernel says int; 0 is the null pointer.
+"""
+
+import functools
+import hashlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...engine.backend import Array
+
+DIRECTORY = Path(__file__).parent
+C_NAMES = {"float64": "double", "float32": "float", "float16": "__half",
+           "bfloat16": "__nv_bfloat16", "uint8": "unsigned char"}  # fmt: skip
+_failed: set[str] = set()  # files whose kernels can't be compiled here: the plain code is used
+
+
+@functools.cache
+def source(file: str) -> str:
+    """The text to compile: what all kernels share, and the file's own."""
+    # One text rather than an #include, which CuPy's cache would not notice to have changed.
+    return (DIRECTORY / "common.cu").read_text(encoding="utf-8") + (DIRECTORY / file).read_text(
+        encoding="utf-8"
+    )
+
+
+def get(file: str, expression: str) -> Any:
+    """The kernel, for the current GPU."""
+    return _compile(file, expression, sys.modules["cupy"].cuda.Device().id)
+
+
+@functools.cache
+def _compile(file: str, expression: str, device: int) -> Any:
+    import cupy
+
+    text = source(file)
+    marker = _marker(text + expression, device)
+    if not marker.exists():
+        _say_once("minimixer: compiling kernels for this GPU; they are kept for the next time")
+    module = cupy.RawModule(
+        code=text, options=("-std=c++17",), name_expressions=(expression,), backend="nvrtc"
+    )
+    kernel = module.get_function(expression)
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError:
+        pass  # no place to remember it: it will be said again
+    return kernel
+
+
+def _marker(text: str, device: int) -> Path:
+    """A file that says that such a kernel was compiled before."""
+    import cupy
+
+    what = f"{text}{cupy.__version__}{cupy.cuda.Device(device).compute_capability}"
+    cache = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
+    return cache / f"minimixer-{hashlib.sha256(what.encode()).hexdigest()[:20]}"
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def usable(file: str, *expressions: str) -> bool:
+    """Can these kernels be had? If not, one warning says so: the plain code then does the work."""
+    if file in _failed:
+        return False
+    try:
+        for expression in expressions:
+            get(file, expression)
+    except MemoryError:
+        raise  # which says nothing about the kernel
+    except Exception as error:  # whatever a compiler, a driver or a missing header may lead to
+        _failed.add(file)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"minimixer: {file} ({expressions[0]}) can't be compiled here, so the plain code does "
+            f"its work, more slowly: {reason:.200}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    """How many multiprocessors the GPU has: blocks run on them side by side."""
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+@functools.cache
+def resident_blocks(kernel: Any, threads: int, device: int) -> int:
+    """How many blocks of a kernel the GPU holds at once, as far as registers go (65,536 for each
+    multiprocessor, given out by eights)."""
+    return multiprocessors(device) * max(1, 65536 // (8 * ceil_div(kernel.num_regs, 8) * threads))
+
+
+def pack(length: int, dtype: np.dtype, *arrays: Array | None) -> int:
+    """W, how many numbers a thread may load at once: 16 bytes, if rows of `length` elements and all
+    these arrays' addresses are multiples of that, else 1."""
+    width = 16 // dtype.itemsize
+    if length % width or any(a is not None and a.data.ptr % 16 for a in arrays):
+        return 1
+    return width
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def pointer(array: Array | None) -> Any:
+    """The array as a kernel's argument, or the null pointer."""
+    return 0 if array is None else array
+
+
+@functools.cache
+def c_name(dtype: np.dtype) -> str:
+    """The C++ name of numbers of this dtype."""
+    return C_NAMES[dtype.name]
+
+
+def type_of(array: Array) -> str:
+    """The C++ name of the type of the array's numbers."""
+    return c_name(array.dtype)
+
+
+def as_bool(value: bool) -> str:
+    """True or False as C++ writes it."""
+    return "true" if value else "false"

@@ -1,0 +1,138 @@
+"""LayerNorm and the residual connection before it, again on CUDA kernels."""
+
+import numpy as np
+
+from ...engine.autograd import Gradients
+from ...engine.backend import Array, namespace, wide
+from ..fused import AddLayerNorm, LayerNormAlone, bias_gradient
+from ..node import Fast
+from . import cublas, spare_row
+from .cuda import as_bool, c_name, ceil_div, get, pack, pointer, resident_blocks, type_of, usable
+from .side import aside
+from .sums import can_sum, sum_columns, sum_rows
+
+THREADS = 128  # in a block
+ROWS_A_WARP = 4  # at least, in backward: each block's sums are one row more to add up at the end
+IN_REGISTERS = 40  # numbers of a row that a thread can keep; longer rows are read again
+
+
+def _row_template(channels: int, *arrays: Array | None) -> str | None:
+    """ "T,W,C" for the kernels that keep a row in registers, or None if they can't. Arrays that are
+    not contiguous will be copied, to where a pack may start."""
+    given = [a for a in arrays if a is not None]
+    width = pack(channels, given[0].dtype, *[a for a in given if a.flags.c_contiguous])
+    dtype = given[0].dtype
+    if width * dtype.itemsize != 16 or channels > 32 * IN_REGISTERS:
+        return None
+    while width > 1 and 16 * width >= channels:
+        width //= 2  # a short row keeps all threads of a warp busy with shorter packs
+    return f"{c_name(dtype)},{width},{channels}"
+
+
+class FastAddLayerNorm(Fast, AddLayerNorm):
+    """Keeps s, which is alive as an output anyway, with the mean and 1 / sigma of each row."""
+
+    any_dtype = True
+
+    def suits(
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        bias_axis: int,
+    ) -> bool:  # fmt: skip
+        if not x.size:
+            return False
+        self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
+        columns_bias = bias if bias_axis == -1 else None  # which is read in packs
+        self.template = template = _row_template(x.shape[-1], x, y, columns_bias, gamma, beta)
+        self.name = (
+            f"add_layer_norm<{template}>" if template else f"add_layer_norm_any<{type_of(x)}>"
+        )
+        names = [self.name]
+        if template and any(self.needs):
+            column_bias = as_bool(self.needs[2] and bias_axis == -1)
+            names.append(f"add_layer_norm_backward<{template},{column_bias}>")
+        return usable("layer_norm.cu", *names) and can_sum(x.dtype)
+
+    def forward(
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        bias_axis: int,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        bias_axis, template, name = self.bias_axis, self.template, self.name
+        xp = namespace(x)
+        channels, rows = x.shape[-1], x.size // x.shape[-1]
+        x, gamma, beta = map(xp.ascontiguousarray, (x, gamma, beta))
+        y = None if y is None else xp.ascontiguousarray(y)
+        bias = None if bias is None else xp.ascontiguousarray(bias)
+        s = x if y is None and bias is None else xp.empty_like(x)
+        # What follows is token mixing, unless the bias says that token mixing went before.
+        wanted = x.ndim > 2 and bias_axis != 0 and cublas.can_fuse(x.dtype)
+        ones = rows // x.shape[0] if wanted else 0
+        h = spare_row.empty(x.shape, x.dtype) if ones else xp.empty_like(x)
+        mean, inverse_sigma = xp.empty((2, rows), dtype=wide(x.dtype))
+        kernel = get("layer_norm.cu", name)
+        bias_rows = rows // x.shape[0] if bias_axis == 0 else 0
+        kernel((ceil_div(rows + ones, 4),), (THREADS,), (
+            x, pointer(y), pointer(bias), bias_rows, gamma, beta, epsilon, rows, ones,
+            *([] if template else [np.int32(channels)]), s, h, mean, inverse_sigma,
+        ))  # fmt: skip
+        if any(self.needs):
+            self.s, self.mean, self.inverse_sigma, self.gamma = s, mean, inverse_sigma, gamma
+        return s, h
+
+    def backward(self, ds: Array, dh: Array) -> Gradients:
+        if dh is None:
+            dbias = bias_gradient(ds, self.bias_axis) if self.needs[2] else None
+            dx, dy = (ds if need else None for need in self.needs[:2])
+            return dx, dy, dbias, None, None
+        s, mean, inverse_sigma, gamma = self.s, self.mean, self.inverse_sigma, self.gamma
+        xp = namespace(s)
+        channels, rows = s.shape[-1], s.size // s.shape[-1]
+        repeated = dh.ndim > 1 and dh.strides[0] == 0 and dh[0].flags.c_contiguous
+        dh = dh[0] if repeated else xp.ascontiguousarray(dh)
+        dh_rows = dh.size // channels
+        ds = None if ds is None else xp.ascontiguousarray(ds)
+        dx = xp.empty_like(s)
+        column_bias = self.needs[2] and self.bias_axis == -1
+        row_bias = self.needs[2] and self.bias_axis == 0
+        row_sums: Array = xp.empty(rows, dtype=mean.dtype) if row_bias else None
+        template = _row_template(channels, dh, ds, s, gamma)
+        common = (dh, dh_rows, pointer(ds), s, mean, inverse_sigma, gamma, rows)
+        if template:
+            sums = 3 if column_bias else 2
+            name = f"add_layer_norm_backward<{template},{as_bool(column_bias)}>"
+            kernel = get("layer_norm.cu", name)
+            warps = ceil_div(rows, ROWS_A_WARP)
+            blocks = min(ceil_div(warps, 4), resident_blocks(kernel, THREADS, s.device.id))
+            partial = xp.empty((blocks, sums, channels), dtype=mean.dtype)
+            kernel((blocks,), (THREADS,), (*common, dx, partial, pointer(row_sums)),
+                   shared_mem=sums * channels * mean.itemsize)  # fmt: skip
+        else:
+            kernel = get("layer_norm.cu", f"add_layer_norm_backward_any<{type_of(s)}>")
+            kernel((ceil_div(rows, 4),), (THREADS,), (
+                *common, np.int32(channels), dx, pointer(row_sums),
+            ))  # fmt: skip
+            kernel = get("layer_norm.cu", f"add_layer_norm_sums_any<{type_of(s)}>")
+            per_block = max(64, ceil_div(rows, 65535))
+            stretches = ceil_div(rows, per_block)
+            partial = xp.empty((stretches, 3, channels), dtype=mean.dtype)
+            kernel((ceil_div(channels, THREADS), stretches), (THREADS,), (
+                dh, dh_rows, dx, s, mean, inverse_sigma, rows, np.int32(channels),
+                np.int32(per_block), partial,
+            ))  # fmt: skip
+        results = [dx if self.needs[0] else None, dx if self.needs[1] else None, None, None, None]
+        with aside(self, (2, 3, 4), partial, row_sums):
+            if row_bias:
+                row_sums = row_sums.reshape(s.shape[0], -1)
+                results[2] = sum_columns(row_sums, out=self.destination(2))
+            for position in (3, 4, 2) if column_bias else (3, 4):
+                if self.needs[position]:
+                    place = self.destination(position)
+                    empty = xp.empty(channels, dtype=mean.dtype) if place is None else place
+                    results[position] = empty
+            sum_rows(partial, results[3], results[4], results[2] if column_bias else None)
+        return tuple(results)
+
+
+class FastLayerNorm(LayerNormAlone):
+    """With nothing to add."""
+
+    form, any_dtype = FastAddLayerNorm, True

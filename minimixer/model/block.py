@@ -1,0 +1,81 @@
+"""One Mixer block: equation 1 of the paper, with its two skip connections.
+
+    U = X + W2 gelu(W1 LayerNorm(X))          token mixing
+    Y = U + gelu(LayerNorm(U) W3) W4          channel mixing
+
+with a bias beside each W. X is (S, B, C) here: S tokens of B images, C channels; mixer.py says why
+tokens come first. The MLPs have D_S and D_C hidden units.
+
+>>> block = MixerBlock(tokens=4, channels=8, tokens_mlp_dim=3, channels_mlp_dim=16,
+...                    approximate="tanh", stochastic_depth=0.0)
+>>> block(Tensor(np.ones((4, 2, 8), "float32"))).shape
+(4, 2, 8)
+
+Next: `mixer.py`, the model.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..engine.dispatch import replaceable
+from ..engine.tensor import Tensor
+from ..nn import functional as F
+from ..nn.layers import LayerNorm, Module, StochasticDepth, lecun_normal
+from ..nn.parameters import Parameter
+
+
+class MixerMLP(Module):
+    """The token-mixing or the channel-mixing MLP: w1, b1, GELU, w2, b2.
+
+    axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)      W1 = w1^T, W2 = w2
+    axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)      W3 = w1,   W4 = w2
+    """
+
+    shown = ("axis", "approximate")
+
+    def __init__(self, size: int, hidden: int, axis: int, approximate: str):
+        self.axis, self.approximate = axis, approximate
+        self.w1 = Parameter(np.zeros((size, hidden), dtype=np.float32))
+        self.b1 = Parameter(np.zeros(hidden, dtype=np.float32))
+        shape = (size, hidden) if axis == 0 else (hidden, size)
+        self.w2 = Parameter(np.zeros(shape, dtype=np.float32))
+        self.b2 = Parameter(np.zeros(size, dtype=np.float32))
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        size, hidden = self.w1.shape
+        self.w1.data = lecun_normal(self.w1.shape, size, seed, layer)
+        self.w2.data = lecun_normal(self.w2.shape, hidden, seed, layer, number=1)
+        self.b1.data = np.zeros(hidden, dtype=np.float32)
+        self.b2.data = np.zeros(size, dtype=np.float32)
+
+    @replaceable
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
+        if self.axis == 0:
+            u = F.linear_first(x, self.w1, self.b1, transposed=True)  # (D_S, B, C)
+            return F.linear_first(F.gelu(u, self.approximate), self.w2, self.b2)
+        u = F.linear(x, self.w1, self.b1)  # (S, B, D_C)
+        return F.linear(F.gelu(u, self.approximate), self.w2, self.b2)
+
+
+class MixerBlock(Module):
+    """One block: LayerNorm, token mixing, LayerNorm, channel mixing, two skip connections.
+    `norm`: another class in place of LayerNorm, made as norm(channels)."""
+
+    def __init__(
+        self, tokens: int, channels: int, tokens_mlp_dim: int, channels_mlp_dim: int,
+        approximate: str, stochastic_depth: float, norm: Callable[[int], Module] = LayerNorm,
+    ):  # fmt: skip
+        self.norm1 = norm(channels)
+        self.token_mixing = MixerMLP(tokens, tokens_mlp_dim, 0, approximate)
+        self.norm2 = norm(channels)
+        self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
+        self.drop1 = StochasticDepth(stochastic_depth)
+        self.drop2 = StochasticDepth(stochastic_depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, B, C) -> (S, B, C)"""
+        x = x + self.drop1(self.token_mixing(self.norm1(x)))
+        x = x + self.drop2(self.channel_mixing(self.norm2(x)))
+        return x

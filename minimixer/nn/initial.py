@@ -1,0 +1,44 @@
+"""Initial weights: random, and of a size that keeps what passes through them at its size.
+
+>>> weight = lecun_normal((400, 50), fan_in=400, seed=0, layer=0)
+>>> x = np.random.default_rng(0).standard_normal((200, 400))
+>>> round(float((x @ weight).std()), 1)      # as x has it
+1.0
+
+Next: `layers.py`, where they are used.
+"""
+
+import math
+
+import numpy as np
+
+from ..engine.backend import Purpose, random_bits, uniform
+
+
+def lecun_normal(
+    shape: tuple[int, ...], fan_in: int, seed: int, layer: int, number: int = 0
+) -> np.ndarray:
+    """Initial weights, float32: normal of variance 1 / fan_in, cut off at two deviations.
+
+    So that a sum of fan_in terms has the variance of one input (LeCun et al. 1998). A standard
+    normal cut off at 2 has deviation 0.8796; divided by that, it has 1 again. The paper's authors
+    draw theirs in this way. `number` tells the several matrices of one layer apart.
+    """
+    size = math.prod(shape)
+    values = np.empty(size, dtype=np.float32)
+    block = 1 << 18
+    for start in range(0, size, block):
+        elements = np.arange(start, min(start + block, size), dtype=np.uint64)
+        drawn = values[start : start + block]
+        todo = np.arange(len(elements))
+        attempt = 0
+        while todo.size:
+            bits = random_bits(seed, Purpose.WEIGHTS, attempt, layer, number, elements[todo])
+            # Box and Muller 1958: two uniform numbers, a radius and an angle, make a normal one
+            radius = np.sqrt(-2 * np.log(1 - uniform(bits, np.float32)))
+            angle = (bits & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2**-23 * math.pi)
+            drawn[todo] = radius * np.cos(angle)
+            todo = todo[abs(drawn[todo]) > 2]
+            attempt += 1
+    values *= np.float32(1 / (0.87962566 * math.sqrt(fan_in)))
+    return values.reshape(shape)

@@ -1,0 +1,107 @@
+"""LayerNorm, with its gradient derived by hand.
+
+It brings every row of C numbers to mean 0 and variance 1, then scales and shifts it per channel.
+
+>>> import numpy as np
+>>> x = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
+>>> layer_norm(x, Tensor(np.ones(3)), Tensor(np.zeros(3)))
+Tensor([[-1.22474395,  0.        ,  1.22474395]], dtype=float64, requires_grad=True)
+
+Next: `functional.py`, linear and gelu: likewise.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..engine.autograd import Function, Gradients
+from ..engine.backend import Array
+from ..engine.checks import check_number
+from ..engine.products import as_rows, matmul, sum_rows
+from ..engine.tensor import Tensor
+
+
+class LayerNorm(Function):
+    """y = gamma x_hat + beta  with  x_hat = (x - mean) / sigma,
+
+    mean and sigma^2 = variance + epsilon over the C elements of each row of x. The mean is taken
+    off before squaring: E[x^2] - E[x]^2 would lose all digits in float32 where mean >> sigma. It is
+    taken off twice: what rounding leaves of a large mean, 6e-8 of it, may be much beside sigma.
+
+    Backward. dgamma = sum dy x_hat and dbeta = sum dy over the rows, and d_hat = gamma dy is the
+    gradient of x_hat. Within a row, x_hat depends on x[i] directly, through the mean and through
+    sigma:  d x_hat[j] / d x[i] = (delta_ij - 1/C - x_hat[i] x_hat[j] / C) / sigma. So
+        dx = (d_hat - mean(d_hat) - x_hat mean(d_hat x_hat)) / sigma:
+    what is left of d_hat once its mean and its part along x_hat are gone: a number added to all of
+    a row, or a factor of all of it, would change nothing. Kept: x_hat, 1/sigma and gamma.
+    """
+
+    takes_numbers = False
+
+    @staticmethod
+    def check(x: Array, gamma: Array, beta: Array, epsilon: float) -> None:
+        channels = x.shape[-1] if x.ndim else 0
+        if not channels or gamma.shape != (channels,) or beta.shape != (channels,):
+            raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
+
+    def forward(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
+        self.check(x, gamma, beta, epsilon)
+        x_hat, inverse_sigma = normalize(x, epsilon)
+        y = x_hat * gamma
+        y += beta
+        if any(self.needs):
+            self.x_hat, self.inverse_sigma, self.gamma = x_hat, inverse_sigma, gamma
+        return y
+
+    def backward(self, dy: Array) -> Gradients:
+        return gradients(dy, self.x_hat, self.inverse_sigma, self.gamma, self.needs)
+
+
+def normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """x_hat (..., C) and 1 / sigma (..., 1)"""
+    x_hat = x - x.mean(axis=-1, keepdims=True)
+    x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
+    with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
+        variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
+    inverse_sigma = 1 / (variance + epsilon) ** 0.5
+    x_hat *= inverse_sigma
+    return x_hat, inverse_sigma
+
+
+def gradients(
+    dy: Array, x_hat: Array, inverse_sigma: Array, gamma: Array, needs: Sequence[bool]
+) -> tuple[Array | None, Array | None, Array | None]:
+    """dx, dgamma and dbeta, as far as they are needed."""
+    dx = dgamma = dbeta = None
+    rows, product = as_rows(dy), as_rows(dy * x_hat)
+    if needs[1]:
+        dgamma = sum_rows(product)
+    if needs[2]:
+        dbeta = sum_rows(rows)
+    if needs[0]:
+        average = gamma[:, None] / len(gamma)  # rows @ average: the mean of gamma dy over each row
+        dx = rows * gamma
+        dx -= matmul(rows, average)
+        dx -= as_rows(x_hat) * matmul(product, average)
+        dx *= as_rows(inverse_sigma)
+        dx = dx.reshape(dy.shape)
+    return dx, dgamma, dbeta
+
+
+EPSILON = 1e-6  # the authors'
+
+
+def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = EPSILON) -> Tensor:
+    """x (..., C) -> the same shape: each row to mean 0 and variance 1, times gamma plus beta.
+
+    gamma, beta (C,). ValueError on shapes. Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
+    """
+    if epsilon != EPSILON:
+        epsilon = check_epsilon(epsilon)
+    return LayerNorm.apply(x, gamma, beta, epsilon=float(epsilon))
+
+
+def check_epsilon(epsilon: Any, name: str = "epsilon") -> float:
+    """ValueError unless it is above zero, in float32 too: rows of equal numbers divide by it."""
+    return check_number(name, epsilon, float(np.finfo(np.float32).tiny), 1e38, "[]")

@@ -1,0 +1,229 @@
+"""Layers: Parameters with a forward.
+
+>>> class Network(Module):
+...     def __init__(self):
+...         self.layers = Sequential(Linear(4, 8), GELU(), Linear(8, 2))
+...         self.initialize(seed=0)
+...     def forward(self, x):
+...         return self.layers(x)
+>>> network = Network()
+>>> network
+Network(58 weights
+  (layers): Sequential(58 weights
+    (0): Linear(weight (4, 8), bias (8,); 40 weights)
+    (1): GELU(approximate='none')
+    (2): Linear(weight (8, 2), bias (2,); 18 weights)
+  )
+)
+>>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
+(1, 2)
+
+Next: `model/images.py`, from images to tokens.
+"""
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..engine.backend import Array, Purpose, namespace, random_bits, uniform, wide
+from ..engine.checks import check_number, check_seed
+from ..engine.checks import check_sizes as check_sizes
+from ..engine.habits import missing
+from ..engine.ops import multiply, relu
+from ..engine.rearrange import reshape
+from ..engine.tensor import Tensor
+from . import functional as F
+from .initial import lecun_normal as lecun_normal
+from .layer_norm import EPSILON, check_epsilon
+from .module import Module as Module
+from .parameters import Parameter, RandomCounter
+
+
+class Linear(Module):
+    """y = x weight + bias. weight (in_features, out_features), bias (out_features,) or None.
+
+    zero=True starts at weight 0, as the paper's head does. A layer on its own draws its weights
+    from `seed` (None: they stay 0); a model redraws all with `initialize`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, zero: bool = False,
+        seed: int | None = 0,
+    ):  # fmt: skip
+        check_sizes(in_features=in_features, out_features=out_features)
+        self.weight = Parameter(np.zeros((in_features, out_features), dtype=np.float32))
+        self.bias = Parameter(np.zeros(out_features, dtype=np.float32)) if bias else None
+        self.zero = zero
+        if seed is not None:
+            self.draw_weights(check_seed(seed), 0)
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        shape = self.weight.shape
+        self.weight.data = (
+            np.zeros(shape, np.float32) if self.zero else lecun_normal(shape, shape[0], seed, layer)
+        )
+        if self.bias is not None:
+            self.bias.data = np.zeros(shape[1], dtype=np.float32)
+
+    def forward(self, x: Any) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Module):
+    """Each row of x (..., channels) to mean 0 and variance 1, times weight plus bias."""
+
+    shown = ("epsilon",)
+
+    def __init__(self, channels: int, epsilon: float = EPSILON):
+        check_sizes(channels=channels)
+        self.weight = Parameter(np.ones(channels, dtype=np.float32))
+        self.bias = Parameter(np.zeros(channels, dtype=np.float32))
+        self.epsilon = check_epsilon(epsilon)
+
+    def draw_weights(self, seed: int, layer: int) -> None:
+        self.weight.data = np.ones(self.weight.shape, dtype=np.float32)
+        self.bias.data = np.zeros(self.bias.shape, dtype=np.float32)
+
+    def forward(self, x: Any) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.epsilon)
+
+
+class Sequential(Module):
+    """Modules one after the other; indexed, counted and named like a list: "0.weight"."""
+
+    def __init__(self, *layers: Module):
+        for number, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"Sequential: takes Modules, one by one, got {layer!r:.60}")
+            setattr(self, str(number), layer)
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())  # which list() would ask again
+
+    def __getitem__(self, index: Any) -> Module:
+        """The layer of a number, or a Sequential of a slice, which shares its layers."""
+        found = [*self.children()][index]
+        return Sequential(*found) if isinstance(index, slice) else found
+
+    def forward(self, x: Any) -> Any:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class ReLU(Module):
+    """max(x, 0), elementwise."""
+
+    def forward(self, x: Any) -> Tensor:
+        return relu(x)
+
+
+class Flatten(Module):
+    """x (B, ...) -> (B, n): all axes but the first as one."""
+
+    def forward(self, x: Any) -> Tensor:
+        return reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
+class GELU(Module):
+    """functional.gelu as a layer."""
+
+    shown = ("approximate",)
+
+    def __init__(self, approximate: str = "none"):
+        self.approximate = F.check_form(approximate)
+
+    def forward(self, x: Any) -> Tensor:
+        return F.gelu(x, self.approximate)
+
+
+class _Thread(threading.local):
+    evaluating = False
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """Within it, in this thread, every module computes as after eval(); none is changed."""
+    before, _thread.evaluating = _thread.evaluating, True
+    try:
+        yield
+    finally:
+        _thread.evaluating = before
+
+
+def is_evaluating() -> bool:
+    """Is this thread within `evaluating()`?"""
+    return _thread.evaluating
+
+
+class RandomLayer(Module):
+    """Multiplies by 0 with probability `p`, by 1 / (1 - p) otherwise, while training.
+
+    The draw depends on the model's seed and step, the layer's number, the example and the element.
+    A model's optimizer advances the step; gather a model with `parameters()` or `initialize()`
+    first, so that its layers are numbered. One layer called twice in a step draws the same twice.
+    """
+
+    draws = True
+    shown = ("p",)
+    purpose: Purpose
+    layer = 0  # its number in the whole model, which tells its draws from other layers'
+
+    def __init__(self, p: float = 0.5):
+        self.p = check_number(f"{type(self).__name__}: p", p, 0, 1)
+        self.random = RandomCounter()
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.p > 0 and not _thread.evaluating
+
+    def keep(self, x: Tensor, examples: int, elements: int) -> Array:
+        """The factors: (examples, elements), of x's dtype, on x's device."""
+        random, xp = self.random, namespace(x.data)
+        bits = random_bits(
+            random.seed,
+            self.purpose,
+            xp.asarray(random.step)[:, None],
+            self.layer,
+            xp.asarray(random.examples(examples))[:, None],
+            xp.arange(elements, dtype=np.uint64)[None, :],
+        )
+        dtype = wide(x.dtype)
+        factors = (uniform(bits, dtype) >= self.p) * dtype.type(1 / (1 - self.p))
+        return factors.astype(x.dtype, copy=False)
+
+
+class Dropout(RandomLayer):
+    """Every element of x (B, ...) on its own (Srivastava et al. 2014)."""
+
+    purpose = Purpose.DROPOUT
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return x
+        return multiply(x, self.keep(x, len(x), math.prod(x.shape[1:])).reshape(x.shape))
+
+
+class StochasticDepth(RandomLayer):
+    """All of an example at once: what a block adds is skipped (Huang et al. 2016). x (S, B, C)."""
+
+    purpose = Purpose.STOCHASTIC_DEPTH
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return x
+        return multiply(x, self.keep(x, x.shape[1], 1)[None])
+
+
+def __getattr__(name: str) -> Any:  # what is not there
+    raise missing("nn", name, "nn")

@@ -1,0 +1,159 @@
+"""Softmax cross-entropy: the number that training makes small.
+
+The network gives a row of scores z (logits); p = softmax(z), p[k] = e^z[k] / sum_j e^z[j], reads
+them as probabilities. Against a target distribution t (for a class label: 1 there, 0 elsewhere,
+"one-hot") the loss is
+    loss = -sum_k t[k] log p[k] = log sum_j e^z[j] - sum_k t[k] z[k],       as sum_k t[k] = 1.
+Its gradient is as simple as can be: d/dz[k] of the first term is e^z[k] / sum_j e^z[j] = p[k], so
+    dz = p - t.
+Subtracting max z from z first changes neither, and keeps e^z from overflowing and z's small
+differences from drowning in its size. Label smoothing replaces t by (1 - smoothing) t +
+smoothing / K for K classes (Szegedy et al. 2016).
+
+>>> from minimixer import Tensor
+>>> logits = Tensor([[2.0, 0.0], [0.0, 0.0]], requires_grad=True)
+>>> loss = cross_entropy(logits, [0, 1])
+>>> loss.backward()
+>>> round(loss.item(), 4)
+0.41
+>>> print(logits.grad.round(3))
+[[-0.06  0.06]
+ [ 0.25 -0.25]]
+
+Next: `layer_norm.py`, LayerNorm, its gradient derived by hand.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ..engine.autograd import Function, Variable, constant
+from ..engine.backend import (
+    FLOAT_DTYPES,
+    Array,
+    current_form,
+    device_of,
+    is_array,
+    namespace,
+    same_device,
+    to_device,
+    wide,
+)
+from ..engine.checks import check_number
+from ..engine.precision import native
+from ..engine.tensor import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def shifted_softmax(z: Array, axis: int = -1) -> tuple[Array, Array, Array]:
+    """(z - max z, softmax(z), log sum_j e^(z[j] - max z)) along `axis`, all new arrays; the last,
+    in float64, keeps `axis` as 1.
+
+    The largest shifted score is 0 and its e^z is 1: nothing overflows, no digits go with a large
+    max z, and the sum, taken in float64, knows a little beside that 1. Rows of -inf alone, or with
+    an inf, give NaN.
+    """
+    xp = namespace(z)
+    shifted = z - z.max(axis=axis, keepdims=True)
+    p = xp.exp(shifted)
+    log_total = xp.log(p.sum(axis=axis, keepdims=True, dtype=np.float64))
+    p /= p.sum(axis=axis, keepdims=True)
+    return shifted, p, log_total
+
+
+class CrossEntropy(Function):
+    """loss = log sum_j e^z[j] - sum_k t[k] z[k] for each row: dz = p - t."""
+
+    quiet = True
+
+    def forward(self, z: Array, target: Array, smoothing: float, reduction: str) -> Array:
+        xp = namespace(z)
+        batch, classes = z.shape
+        shifted, p, log_total = shifted_softmax(z)
+        if target.ndim == 1:  # class labels: t is one-hot, and need not be written out
+            rows = xp.arange(batch)
+            picked = shifted[rows, target]
+        else:  # a class of weight 0 costs nothing, not even if its score is -infinity
+            picked = (target * xp.where(target > 0, shifted, 0)).sum(axis=-1)
+        if smoothing:
+            picked = (1 - smoothing) * picked + smoothing * shifted.mean(axis=-1)
+        loss = log_total[:, 0] - picked
+        if self.needs[0]:  # p - t, in p's place
+            if target.ndim == 1:
+                p[rows, target] -= 1 - smoothing
+            else:
+                p -= (1 - smoothing) * target
+            if smoothing:
+                p -= smoothing / classes
+            self.dz = p
+        self.scale = 1 / batch if reduction == "mean" else 1.0
+        loss = loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
+        return loss.astype(z.dtype)
+
+    def backward(self, dloss: Array) -> Array:
+        return self.dz * (dloss * self.scale)[..., None]
+
+
+def cross_entropy(
+    logits: Any, target: Any, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """-log of the probability that softmax(logits) gives to `target`.
+
+    logits           (B, K), floating-point; two-byte ones are computed with in float32
+    target           (B,) class indices, integers, or (B, K) distributions; array or Tensor
+    label_smoothing  in [0, 1)
+    reduction        "mean" or "sum" -> (), "none" -> (B,)
+
+    ValueError: shapes, indices outside 0..K-1, distributions that are negative or do not sum to
+    1 (to 1e-4). TypeError: (B,) targets that are not integers, or (B, K) ones that are not floats.
+    The values of targets that lie on a GPU already are not checked where a fast form runs; an index
+    out of range makes the loss NaN there.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"cross_entropy: reduction must be in {REDUCTIONS}, got {reduction!r}")
+    label_smoothing = check_number("cross_entropy: label_smoothing", label_smoothing, 0, 1)
+    z = logits.data if isinstance(logits, Variable) else logits
+    target = _check_target(z, constant("cross_entropy: the target", target))
+    return CrossEntropy.apply(logits, target=target, smoothing=label_smoothing, reduction=reduction)
+
+
+def _check_target(z: Array, target: Any) -> Array:
+    if not is_array(z):
+        raise TypeError(f"cross_entropy: logits must be a Tensor or an array, got {z!r:.60}")
+    z, target = native(z), native(target if is_array(target) else np.asarray(target))
+    dtype = wide(z.dtype)
+    if z.ndim != 2 or 0 in z.shape:
+        raise ValueError(f"cross_entropy: logits must be (B, K) and not empty, got {z.shape}")
+    if target.shape not in (z.shape[:1], z.shape):
+        raise ValueError(
+            f"cross_entropy: for logits {z.shape} the target must be {z.shape[:1]} class indices "
+            f"or {z.shape} distributions, got {target.shape}"
+        )
+    # A look at what lies on a GPU would make the GPU wait: its kernel answers with NaN instead.
+    on_gpu = namespace(target) is not np and same_device(target, z)
+    unchecked = on_gpu and current_form(CrossEntropy, target) is not None
+    if target.ndim == 1:
+        if target.dtype.kind not in "iu":
+            raise TypeError(f"cross_entropy: class indices must be integers, got {target.dtype}")
+        if unchecked:
+            return target
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= z.shape[1]:
+            raise ValueError(
+                f"cross_entropy: class indices from {low} to {high} for {z.shape[1]} classes; "
+                f"they must lie in 0..{z.shape[1] - 1}"
+            )
+        return to_device(target, device_of(z))
+    if target.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"cross_entropy: distributions must be float32 or 64, got {target.dtype}")
+    if unchecked:
+        return target.astype(dtype, copy=False)
+    sums = target.sum(axis=-1)
+    smallest, least, most = float(target.min()), float(sums.min()), float(sums.max())
+    if not (smallest >= 0 and least >= 1 - 1e-4 and most <= 1 + 1e-4):
+        raise ValueError(
+            "cross_entropy: each row of the target must be >= 0 and sum to 1; the smallest entry "
+            f"is {smallest:g}, the sums go from {least:g} to {most:g}"
+        )
+    return to_device(target, device_of(z)).astype(dtype, copy=False)

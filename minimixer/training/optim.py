@@ -1,0 +1,113 @@
+"""Optimizers: how a gradient moves the weights.
+
+Each update is for one block of one range of a model's flat buffer (optimizer.py): the weights w
+and the running averages are changed in place. t is the number of the step.
+
+>>> import numpy as np
+>>> from minimixer.nn import Linear
+>>> layer = Linear(1, 1)
+>>> optimizer = SGD(layer.parameters(), lr=0.1)
+>>> for step in range(100):
+...     optimizer.zero_grad()
+...     ((layer(np.ones((1, 1), "float32")) - 3.0) ** 2).sum().backward()
+...     optimizer.step()
+>>> round(float(layer(np.ones((1, 1), "float32")).data[0, 0]), 3)
+3.0
+
+Next: `data.py`, random batches and shifts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..engine.checks import check_number
+from ..nn.layer_norm import check_epsilon
+from .optimizer import CLIP as CLIP
+from .optimizer import FINITE as FINITE
+from .optimizer import LR_FACTOR as LR_FACTOR
+from .optimizer import STEP as STEP
+from .optimizer import Optimizer as Optimizer
+
+
+class SGD(Optimizer):
+    """v <- momentum v + g;  w <- w - lr v, or with nesterov  w <- w - lr (g + momentum v).
+
+    v, a decaying sum of past gradients, keeps going where they agree and cancels where they do not.
+    g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013.
+    """
+
+    constants = ("momentum", "nesterov")
+
+    def __init__(
+        self, parameters: Sequence[Any], lr: float, momentum: float = 0.0, nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ):  # fmt: skip
+        self.moments = ("momentum_buffer",) if momentum else ()
+        self.nesterov = nesterov
+        self.momentum = momentum
+        super().__init__(parameters, lr, weight_decay)
+
+    def check(self, name, value):
+        if name == "nesterov":
+            return bool(value)
+        if value and not self.moments:
+            raise ValueError(
+                f"momentum {value!r:.20} comes too late: make a new SGD, which keeps v"
+            )
+        if self.nesterov:
+            return check_number("momentum, with nesterov,", value, 0, 1, "()")
+        return check_number("momentum", value, 0, 1)
+
+    def update(self, w, g, state, lr, decay, t):
+        if decay:
+            g += decay * w
+        if self.momentum:
+            (v,) = state
+            v *= self.momentum
+            v += g
+            g = g + self.momentum * v if self.nesterov else v
+        w -= lr * g
+
+
+class AdamW(Optimizer):
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  with m' = m / (1 - b1^t) and v' likewise,
+
+    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). Every weight thus moves by about lr,
+    whatever the size of its gradient; m and v start at 0, and the divisions by 1 - b^t make up for
+    that. t counts the optimizer's steps. Kingma and Ba 2015; the decay, apart from the gradient,
+    Loshchilov and Hutter 2019.
+    """
+
+    moments = ("exp_avg", "exp_avg_sq")
+    constants = ("betas", "eps")
+
+    def __init__(
+        self, parameters: Sequence[Any], lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01,
+    ):  # fmt: skip
+        self.betas, self.eps = betas, eps
+        super().__init__(parameters, lr, weight_decay)
+
+    def check(self, name, value):
+        if name == "eps":  # weights without a gradient are divided by it
+            return check_epsilon(value, "eps")
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError(f"betas must be two numbers, got {value!r:.60}")
+        return tuple([check_number(f"betas[{i}]", beta, 0, 1) for i, beta in enumerate(value)])
+
+    def update(self, w, g, state, lr, decay, t):
+        (b1, b2), (m, v) = self.betas, state
+        m += (1 - b1) * (g - m)
+        v += (1 - b2) * (g * g - v)
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        w -= lr * (decay * w + m_hat / (v_hat**0.5 + self.eps))
+
+
+class Adam(AdamW):
+    """AdamW without weight decay unless asked for; that is decoupled here too."""
+
+    def __init__(
+        self, parameters: Sequence[Any], lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
+    ):  # fmt: skip
+        super().__init__(parameters, lr, betas, eps, weight_decay)

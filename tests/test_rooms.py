@@ -1,0 +1,141 @@
+"""The rooms: who may import whom, the order of reading, and what can be taken away."""
+
+import ast
+import graphlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BOOK = ("engine", "nn", "model", "training")  # each may import itself and those before it
+MACHINERY = ("kernels", "graph", "weights", "pictures", "parallel")
+PACKAGE = ROOT / "minimixer"
+PAGES, APPENDICES = (
+    re.findall(r"^    (\w+/\w+)\.py ", part, flags=re.MULTILINE)
+    for part in ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")),
+                                  clean=False).split("Appendices")
+)  # fmt: skip
+
+
+def imports_of(name, inside=False):
+    """What a page, "engine/ops", imports of the package: "engine/backend", or "kernels" of a room
+    as a whole; with `inside`, within functions too."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree) if inside else tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = name.split("/")[: -node.level]
+            base += node.module.split(".") if node.module else []
+            several = [alias.name for alias in node.names] if len(base) < 2 else [""]
+            found.update("/".join([*base, one]).rstrip("/") for one in several)
+    return found
+
+
+def test_the_order_of_reading_is_stated_once_and_holds():
+    """Each page of the book is in one of two lists. One of the first ends by naming the next, and
+    imports only those before it, or appendices: which import no page that comes later than their
+    first reader."""
+    there = [f"{room}/{p.stem}" for room in BOOK for p in (PACKAGE / room).glob("*.py")]
+    assert sorted(PAGES + APPENDICES) == sorted(n for n in there if not n.endswith("__init__"))
+    for position, name in enumerate(PAGES):
+        source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        if position + 1 < len(PAGES):
+            room, _, page = PAGES[position + 1].partition("/")
+            page = page if name.startswith(f"{room}/") else f"{room}/{page}"
+            assert f"Next: `{page}.py`" in source, name
+        later = imports_of(name) & set(PAGES[position:])
+        assert later == LATER.get(name, set()), name
+
+
+LATER = {}  # pages that name a later one, with a sentence there that says what it does
+
+
+@pytest.mark.parametrize("room", BOOK)
+def test_imports_go_down(room):
+    """A room of the book imports itself and those before it. In functions, Mixer's methods may hand
+    over to a room above; and what a model costs depends on the kernels that run."""
+    for page in (PACKAGE / room).glob("*.py"):
+        name = f"{room}/{page.stem}"
+        known = BOOK[: BOOK.index(room) + 1]
+        assert {i for i in imports_of(name) if i.partition("/")[0] not in known} == set(), name
+        above = {i for i in imports_of(name, inside=True) if i.partition("/")[0] not in known}
+        assert above <= UPWARDS.get(name, set()), name
+
+
+UPWARDS = {
+    "model/mixer": {
+        "training/checkpoint", "training/report", "weights/pretrained", "weights/higher_resolution",
+    },
+    "training/report": {"kernels/cpu/blocks", "kernels/gpu/side"},
+}  # fmt: skip
+
+
+def test_no_imports_in_a_circle():
+    graph = {
+        "/".join(p.relative_to(PACKAGE).with_suffix("").parts)
+        for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"
+    }  # fmt: skip
+    graph = {name: imports_of(name) for name in graph}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+TRAINING = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import numpy as np, minimixer
+assert "COPY" in minimixer.__file__
+model = minimixer.Mixer(image_size=4, patch_size=2, in_channels=1, num_classes=3, num_blocks=1,
+                        hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=16)
+optimizer = minimixer.AdamW(model.parameters(), lr=0.01)
+images, labels = np.random.default_rng(0).random((6, 4, 4, 1), "float32"), [0, 1, 2, 0, 1, 2]
+losses = []
+for _ in range(2):
+    loss = minimixer.functional.cross_entropy(model(images), labels)
+    loss.backward()
+    optimizer.clip_grad_norm(1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(loss.item())
+assert losses[1] < losses[0]
+"""
+
+
+@pytest.mark.parametrize("gone", [*MACHINERY, "all"])
+def test_the_book_needs_nothing_of_what_comes_after_it(tmp_path, gone):
+    """A copy of the package without a room, or without all of them, is imported and trains."""
+    gone = MACHINERY if gone == "all" else [gone]
+    copy = tmp_path / "minimixer"
+    ignore = shutil.ignore_patterns("mnist", "__pycache__")
+    shutil.copytree(PACKAGE, copy, ignore=ignore)
+    for room in gone:
+        shutil.rmtree(copy / room)
+    code = TRAINING.replace("COPY", tmp_path.name)
+    command = [sys.executable, "-W", "error", "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [*MACHINERY, "all"])
+def test_the_books_examples_run_without_what_comes_after_it(tmp_path, gone):
+    gone = MACHINERY if gone == "all" else [gone]
+    shutil.copytree(PACKAGE, tmp_path / "minimixer", ignore=shutil.ignore_patterns("__pycache__"))
+    for room in gone:
+        shutil.rmtree(tmp_path / "minimixer" / room)
+    (tmp_path / "run.py").write_text(DOCTESTS, encoding="utf-8")
+    command = [sys.executable, "run.py", *PAGES, *APPENDICES]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+DOCTESTS = """
+import doctest, importlib, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+names = ["minimixer." + page.replace("/", ".") for page in sys.argv[1:]]
+results = [doctest.testmod(importlib.import_module(name)) for name in names]
+assert sum(r.attempted for r in results) > 100 and not any(r.failed for r in results)
+"""
