@@ -1,4 +1,4 @@
-"""The model that comes with the package, minimixer/digits.npz: the weights of README's first run.
+"""The model that comes with the package, minimixer/training/digits.npz: a run like README's first.
 
     python examples/train_mnist.py && python examples/make_digits.py
 

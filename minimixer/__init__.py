@@ -25,7 +25,7 @@ this order:
     training/optim.py       SGD, Adam, AdamW
     training/data.py        random batches and shifts
 
-Appendices: what pages call by name and say in a sentence, to look up when you want to know more.
+Appendices: what pages call by name, to look up when you want to know more.
 
     engine/backend.py       NumPy or CuPy; random numbers without a state
     engine/precision.py     how numbers are stored: float32, bfloat16 and so on
@@ -84,9 +84,6 @@ from .training.schedules import schedule
 
 if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
     from . import kernels as kernels
-if importlib.util.find_spec(f"{__name__}.graph"):  # one launch a step
-    from .graph.recorded import record as record
-    from .graph.staging import fetch as fetch
 
 __version__ = "0.1.0"
 
@@ -115,6 +112,12 @@ __getattr__, __dir__ = on_demand(__name__)
 __all__ = [
     "GELU", "SGD", "Adam", "AdamW", "Dropout", "Flatten", "Function", "GradientError", "LayerNorm",
     "Linear", "Mixer", "Module", "Parameter", "ReLU", "Sequential", "Tensor", "backend", "clip",
-    "concatenate", "data", "enable_grad", "fetch", "functional", "gradcheck", "is_grad_enabled",
-    "maximum", "nn", "no_grad", "ops", "optim", "rearrange", "record", "schedule", "stack", "where",
+    "concatenate", "data", "enable_grad", "functional", "gradcheck", "is_grad_enabled", "maximum",
+    "nn", "no_grad", "ops", "optim", "rearrange", "schedule", "stack", "where",
 ]  # fmt: skip
+
+if importlib.util.find_spec(f"{__name__}.graph"):  # one launch a step
+    from .graph.recorded import record as record
+    from .graph.staging import fetch as fetch
+
+    __all__ += ["fetch", "record"]

@@ -138,7 +138,7 @@ def to_device(array: Array, device: str) -> Array:
 
 
 def check_not_recorded(what: str) -> None:
-    """RuntimeError if a CUDA graph (graph.py) is being recorded, which would keep an old value."""
+    """RuntimeError if a CUDA graph (graph/) is being recorded, which would keep an old value."""
     cupy = sys.modules.get("cupy")
     if cupy is not None and cupy.cuda.get_current_stream().is_capturing():
         raise RuntimeError(f"{what} inside of a recorded step would repeat the values of now")
@@ -248,8 +248,8 @@ _aside = _Aside()
 
 
 def join_later(function: Callable[[], None]) -> None:
-    """Gradients of weights may be computed beside the main line of work (kernels/threads.py and
-    kernels/side.py): `function` waits for them, and `join` will call it, once."""
+    """Gradients of weights may be computed beside the main line of work (kernels/cpu/threads.py
+    and kernels/gpu/side.py): `function` waits for them, and `join` will call it, once."""
     if function not in _aside.joins:
         _aside.joins.append(function)
 
@@ -291,7 +291,7 @@ class Purpose(IntEnum):
     WEIGHTS = 1
     SHUFFLE = 2
     SHIFT = 3
-    DROPOUT = 4  # this and the next: layers in nn.py
+    DROPOUT = 4  # this and the next: in nn/layers.py
     STOCHASTIC_DEPTH = 5
 
 

@@ -1,6 +1,6 @@
 """Is this still the same model? What a module computes, as a value that can be compared.
 
-A recorded step (graph.py) repeats what was once asked of a GPU, so it may stand in for a function
+A recorded step (recorded.py) repeats what was once asked of a GPU. So it may stand for a function
 only while everything that the function would look at in Python is as it was. Arrays on the GPU are
 read anew at each replay; what remains are the modules, which of them come in which order, and all
 other attributes: numbers, text, settings.

@@ -3,8 +3,8 @@
 The plain code reads X + MLP(LayerNorm(X)), one operation after the other. Here an MLP is one
 operation, so that GELU and bias need no pass of their own, and hands its last bias on, unadded; a
 block hands on its second sum; and the LayerNorm that comes next adds all that up in the pass that
-it makes anyway. These operations stand here in plain code, which the tests compare with; cpu.py
-and gpu.py have the MLP and that LayerNorm fast.
+it makes anyway. These operations stand here in plain code, which the tests compare with; cpu/
+and gpu/ have the MLP and that LayerNorm fast.
 
     Trunk   stem, blocks and last LayerNorm; where each module in it is the paper's own
     Alone   a MixerMLP by itself, in any other block

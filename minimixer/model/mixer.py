@@ -186,7 +186,7 @@ class Mixer(Module):
         """The model in a checkpoint, in eval mode, on the CPU. ValueError if it can't be read.
         `norm`: the class again, if the model was made with one.
 
-        "digits" is a model that comes with the package: README's first run, trained on MNIST, with
+        "digits" is a model that comes with the package: a run like README's first, on MNIST, with
         99.1% of its test images right. A file of that name goes first; Path("digits") is a file.
         """
         from ..training.checkpoint import load_model
@@ -300,7 +300,7 @@ class Mixer(Module):
 
     def features(self, images: Any, blocks: Any) -> list[Tensor]:
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
-        for number in blocks:
+        for number in (blocks := list(blocks)):
             if number not in range(-len(self.blocks), len(self.blocks)):
                 raise IndexError(f"there is no block {number!r:.40}, of {len(self.blocks)}")
         seen: list[Tensor] = []

@@ -9,7 +9,7 @@ over the ranks, on a stream of their own, while the GPU computes those of earlie
     sums                                    | 11 - 9  | 8 - 6   | 5 - 3         | rest
 
 A marker at the entrance of every fourth part of the blocks tells: in forward it changes nothing,
-its backward runs when the block behind it is done. Only in recorded steps (graph.py), which all
+its backward runs when the block behind it is done. Only in recorded steps (graph/), which all
 ranks take alike; elsewhere `World.sum_gradients` adds up everything at the end.
 
 Next: `examples/train_mnist.py`, where all of this is used.

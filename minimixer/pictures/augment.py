@@ -292,7 +292,7 @@ def mixup(values: Array, share: Any) -> Array:
 
     values are floating-point, on CPU or GPU, and stay as they are; TypeError for integers (uint8
     would wrap around). `share`: one for the whole batch, as in the authors' code; a number, or an
-    array of one, of the same dtype, which a recorded step (graph.py) can be given anew.
+    array of one, of the same dtype, which a recorded step (graph/) can be given anew.
     """
     if values.dtype.kind in "iub":
         raise TypeError(f"mixup: needs floating-point arrays, not {values.dtype}")

@@ -77,7 +77,7 @@ class Optimizer:
         self.parameters: list[Parameter] = []
         self._frozen: list[Parameter] = []
         self._settings: list[tuple[float, float]] = []
-        self.changes = 0  # how often the settings were changed: see graph.py
+        self.changes = 0  # how often the settings were changed, for who remembers
         for group in groups:
             if not isinstance(group, dict) or not {"params"} <= set(group) <= _GROUP_KEYS:
                 raise ValueError(
