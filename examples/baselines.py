@@ -44,9 +44,11 @@ from baseline_layers import Body, EncoderBlock, check_body
 from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
 
 from minimixer import Mixer, Tensor, concatenate, ops
-from minimixer.model.images import Normalization, check_shape, cut_patches, normalize
+from minimixer.model.images import Normalization, cut_patches
+from minimixer.model.inputs import check_shape, normalize
+from minimixer.nn.draws import RandomCounter
 from minimixer.nn.layers import LayerNorm, Linear, Module, check_sizes, lecun_normal
-from minimixer.nn.parameters import Parameter, ParameterBuffer, RandomCounter
+from minimixer.nn.parameters import Parameter, ParameterBuffer
 from minimixer.training.checkpoint import load_model
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]

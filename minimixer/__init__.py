@@ -36,10 +36,15 @@ Appendices: what pages call by name, to look up when you want to know more.
     engine/checks.py        numbers and sizes that make sense
     engine/habits.py        what is typed out of habit, and what to write instead
     nn/more_loss.py         softmax alone, and the squared error
+    nn/targets.py           what a loss compares scores with
+    nn/draws.py             random factors in training
     nn/describe.py          a model as a tree, and as a table
     nn/recompute.py         layers that forget and compute again, to save memory
     nn/loss_scale.py        gradients in float16
     model/variants.py       the sizes of the paper's models
+    model/inputs.py         plain arrays of images on their way into a model
+    model/precision.py      activations in two bytes
+    model/trained.py        files, predictions, features of a model
     training/norms.py       the norm of all gradients
     training/idx.py         IDX files: how to read what somebody else wrote
     training/datasets.py    the embedded MNIST, and data sets in its format

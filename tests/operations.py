@@ -40,7 +40,7 @@ from strategies import (
 import minimixer
 from minimixer import Function, Tensor, functional, ops, rearrange
 from minimixer.kernels import fused
-from minimixer.nn import loss, more_loss
+from minimixer.nn import loss, loss_scale, more_loss
 from minimixer.parallel import overlap
 
 # ---- numbers with a bound on their rounding error -----------------------------------------------
@@ -945,7 +945,7 @@ def _marked(x):
 
 
 def _scale_gradient(x, scale):
-    return functional.scale_gradient(x, to_device(scale, x.device))
+    return loss_scale.scale_gradient(x, to_device(scale, x.device))
 
 
 def _where(a, b, condition):
@@ -1202,7 +1202,7 @@ _ALL = [
         fused=True, free=True,
     ),
     Operation(
-        functional.ScaleGradient, _scale_gradient, lambda x, scale: x, scales(),
+        loss_scale.ScaleGradient, _scale_gradient, lambda x, scale: x, scales(),
         {"one": Fixed(_one(scale=np.ones(1)), {
             "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype)),
             "of the wrong row": elementwise(lambda x, dy: dy[::-1])})},

@@ -43,7 +43,7 @@ from minimixer import (
     no_grad,
 )
 from minimixer import functional as F
-from minimixer.model import images as images_module
+from minimixer.model import inputs as inputs_module
 from minimixer.model import mixer as mixer_module
 from minimixer.model.images import to_tokens
 from minimixer.model.mixer import MixerBlock, MixerMLP
@@ -1062,7 +1062,7 @@ def shapes_in_reality(device: str, monkeypatch) -> list[tuple[str, tuple[int, ..
 
         monkeypatch.setattr(owner, name, recorded)
 
-    record(images_module, "normalize", "convert")
+    record(inputs_module, "normalize", "convert")
     record(Mixer, "patches", "patches")
     record(F, "linear", "linear")
     record(F, "linear_first", "linear")

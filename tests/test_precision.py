@@ -19,7 +19,8 @@ from minimixer import AdamW, Dropout, Function, Linear, Mixer, Parameter, Tensor
 from minimixer import functional as F
 from minimixer.engine.precision import HALF_DTYPES, as_dtype, check_precision, widen
 from minimixer.kernels import fused
-from minimixer.model.mixer import FIRST_SCALE, MixerBlock
+from minimixer.model.mixer import MixerBlock
+from minimixer.model.precision import FIRST_SCALE
 from minimixer.nn import StochasticDepth, loss_scale
 from minimixer.training import checkpoint
 
@@ -91,6 +92,22 @@ def test_a_model_agrees_with_float64_to_rounding(device, precision):
     for name, value in expected.items():
         if not has_no_gradient(name):
             assert np.linalg.norm(value) > 1e-3 and cosine(found[name], value) > 0.999, name
+
+
+def test_gradients_of_features_agree_with_float32(device, precision):
+    """Of blocks' outputs as of scores, at the Parameters and at the images."""
+
+    def gradients(model):
+        images = Tensor(CASE.images().astype("float32"), requires_grad=True, device=device)
+        first, last = model.features(images, [0, -1])
+        (first.to("float32").mean() + (last.to("float32") ** 2).mean()).backward()
+        used = [p for name, p in model.named_parameters() if name.startswith(("stem", "blocks"))]
+        return [to_numpy(v.grad).astype("float64") for v in (images, *used) if v.ndim > 1]
+
+    found = gradients(model_in(precision, device))
+    for gradient, right in zip(found, gradients(model_in("float32", device)), strict=True):
+        assert cosine(gradient, right) > 0.999
+        assert 0.98 < np.linalg.norm(gradient) / np.linalg.norm(right) < 1.02
 
 
 def test_what_is_stored_in_which_dtype(device, precision, monkeypatch):

@@ -126,7 +126,6 @@ class Function:
     input_dtype: np.dtype  # of the inputs, and so of their gradients
     outputs: int  # how many
     versions: Sequence[tuple[Variable, int]]  # the Parameters read, and how often they had changed
-    widened = False  # were the inputs stored in two bytes, and computed with in float32?
 
     @staticmethod
     def check(*inputs: Any, **options: Any) -> None:

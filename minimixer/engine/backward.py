@@ -22,11 +22,9 @@ Next: `ops.py`, arithmetic and elementwise functions, each forward beside its ba
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
-
 from .autograd import Function, Variable
-from .backend import Array, describe, is_array, join, namespace, one
-from .dispatch import converted, prepared, quietly
+from .backend import Array, describe, is_array, namespace, one
+from .dispatch import converted, run_back, surrounded
 from .precision import native
 
 
@@ -50,10 +48,7 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
     arrived: dict[Function, list[Array | None]] = {root.node: [None] * root.node.outputs}
     arrived[root.node][root.output_index or 0] = gradient
     del gradient
-    try:  # infinite slopes, and NaN behind them, are what the derivatives are: no warnings
-        quietly(_walk, order, arrived, retain_graph)
-    finally:
-        join()
+    surrounded(_walk, order, arrived, retain_graph)
 
 
 def _walk(
@@ -63,7 +58,7 @@ def _walk(
     sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
     for node in order:
         gradients = arrived.pop(node, None)  # None: nothing reached it
-        results = () if gradients is None else run_back(node, gradients)
+        results: Any = () if gradients is None else run_back(node, gradients)
         parents, dtype = node.parents or (), node.input_dtype
         if not retain_graph:  # forget what forward kept, and the way to the inputs
             vars(node).clear()
@@ -90,20 +85,6 @@ def _walk(
 
 def _sum(a: Array, b: Array) -> Array:
     return a + b if a.ndim else namespace(a).asarray(a + b)  # NumPy makes a number of 0-d arrays
-
-
-def run_back(node: Function, gradients: list[Array | None]) -> Any:
-    """What node.backward makes of the gradients that arrived: one for each input, or None."""
-    if node.widened or type(gradients[0]) is not np.ndarray:
-        gradients = prepared(node, gradients)
-    results = node.backward(*gradients)
-    results = results if isinstance(results, (tuple, list)) else (results,)
-    if len(results) != len(node.needs):
-        raise ValueError(
-            f"{type(node).__name__}.backward returned {len(results)} gradients for "
-            f"{len(node.needs)} inputs"
-        )
-    return results
 
 
 def _seed(root: Variable, gradient: Array | None) -> Array:

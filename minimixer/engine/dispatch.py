@@ -8,7 +8,8 @@ arranged around it, here and nowhere else:
     run         Numbers stored in two bytes are widened to float32, computed with, and what comes
                 out is rounded; a Function that only moves numbers about gets them as they are.
                 Work is asked of the GPU that holds the numbers.
-    prepared, converted    The same for backward.
+    run_back, converted    The same for backward.
+    surrounded  The whole walk back: without warnings, and not over before all gradients are there.
 
 What is no Function has fast forms too: `replaceable` marks it, and asks at each call.
 """
@@ -96,7 +97,6 @@ def run(name: str, node: Any, first: Any, arrays: Sequence[Any], options: dict[s
 def _rounded(node: Any, arrays: Sequence[Any], options: dict[str, Any], dtype: np.dtype) -> Any:
     if not is_half(dtype):  # int16, which has no gradient
         return node.forward(*arrays, **options)
-    node.widened = True
     wide = [widen(a) if is_array(a) else a for a in arrays]
     result = quietly(node.forward, *wide, **options)
     if node.wide_result:
@@ -121,10 +121,33 @@ def explained(error: Exception, name: str, arrays: Sequence[Any]) -> Exception:
 # ---- backward -----------------------------------------------------------------------------------
 
 
-def prepared(node: Any, gradients: list[Array | None]) -> list[Array | None]:
+def surrounded(walk: Callable, /, *inputs: Any) -> None:
+    """walk(*inputs). Infinite slopes, and NaN behind them, are what the derivatives are, and no
+    reason to warn. What fast forms compute beside the walk is waited for."""
+    try:
+        quietly(walk, *inputs)
+    finally:
+        backend.join()
+
+
+def run_back(node: Any, gradients: list[Array | None]) -> Sequence[Any]:
+    """What node.backward makes of the gradients that arrived: one for each input, or None."""
+    if type(gradients[0]) is not np.ndarray or node.input_dtype.itemsize == 2:
+        gradients = _prepared(node, gradients)
+    results = node.backward(*gradients)
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    if len(results) != len(node.needs):
+        raise ValueError(
+            f"{type(node).__name__}.backward returned {len(results)} gradients for "
+            f"{len(node.needs)} inputs"
+        )
+    return results
+
+
+def _prepared(node: Any, gradients: list[Array | None]) -> list[Array | None]:
     """What arrived, as node.backward wants it: on the current GPU; in float32 if forward was."""
     use_device_of(next(gradient for gradient in gradients if gradient is not None))
-    if node.widened:
+    if is_half(node.input_dtype) and not node.any_dtype:
         return [None if gradient is None else widen(gradient) for gradient in gradients]
     return gradients
 

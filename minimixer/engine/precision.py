@@ -67,6 +67,11 @@ def is_half(dtype: np.dtype) -> bool:
     return dtype.itemsize == 2 and dtype.name in HALF_DTYPES
 
 
+def is_floating(dtype: np.dtype) -> bool:
+    """Can numbers of this dtype have gradients? float64, float32 and the two-byte ones."""
+    return dtype in FLOAT_DTYPES or is_half(dtype)
+
+
 @functools.cache
 def wide(dtype: np.dtype) -> np.dtype:
     """The dtype to compute in: float32 for what is stored in two bytes, else the same."""

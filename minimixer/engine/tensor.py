@@ -20,20 +20,18 @@ import numpy as np
 from . import ops, rearrange
 from .autograd import Variable
 from .backend import (
-    FLOAT_DTYPES,
     as_dtype,
     check_device,
     describe,
     device_of,
     is_array,
-    is_half,
     namespace,
     to_device,
     to_numpy,
 )
 from .backward import backward
 from .habits import Habits, plain_value
-from .precision import native
+from .precision import is_floating, native
 
 
 class Tensor(Variable, Habits):
@@ -74,7 +72,7 @@ class Tensor(Variable, Habits):
             data = data.astype(as_dtype(dtype), copy=False)
         if device is not None:
             data = to_device(data, device)
-        if requires_grad and not _is_float(data.dtype):
+        if requires_grad and not is_floating(data.dtype):
             raise TypeError(f"Tensor: only floating-point numbers have gradients: {describe(data)}")
         if data.dtype == object:
             raise TypeError(f"Tensor: expected numbers, got {data!r:.60}")
@@ -151,7 +149,7 @@ class Tensor(Variable, Habits):
         device = self.device if device is None else check_device(device)
         if device == self.device and (dtype is None or dtype == self.dtype):  # float64 equals None
             return self
-        if _is_float(self.dtype) and (dtype is None or _is_float(dtype)):
+        if is_floating(self.dtype) and (dtype is None or is_floating(dtype)):
             return rearrange.to(self, dtype, device)
         if self.requires_grad:
             raise TypeError(f"to: there are no gradients in {dtype}; detach() first")
@@ -317,10 +315,6 @@ def _holds_variables(data: list | tuple) -> bool:
     )
 
 
-def _is_float(dtype: np.dtype) -> bool:
-    return dtype in FLOAT_DTYPES or is_half(dtype)
-
-
 def split_targets(
     targets: tuple[Any, ...], dtype: Any = None, device: Any = None
 ) -> tuple[np.dtype | None, str | None]:
@@ -335,7 +329,7 @@ def split_targets(
             dtypes.append(np.dtype(object) if isinstance(target, Variable) else as_dtype(target))
         except TypeError:
             dtypes.append(np.dtype(object))
-        if target is None or not (dtypes[-1].kind in "fiub" or is_half(dtypes[-1])):
+        if target is None or not (dtypes[-1].kind in "iub" or is_floating(dtypes[-1])):
             raise TypeError(
                 f"to: expected a device ('cpu', 'cuda', 'cuda:N') or a dtype, got {target!r}"
             )

@@ -129,7 +129,7 @@ def _find() -> None:
         (count_step, {}, ("training.optimizer",)),
         (gradient_norm, {"numpy": cpu_training.GradientNorm}, norm),
         ("matmul", {"numpy": cpu.matmul}, ("engine.products",)),
-        (to_tokens, {}, ("model.images", "engine.tensor", "engine.rearrange")),
+        (to_tokens, {}, ("model.images", "model.inputs", "engine.tensor", "engine.rearrange")),
         (MLP, {"numpy": cpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
     ]

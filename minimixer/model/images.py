@@ -18,41 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import (
-    FLOAT_DTYPES,
-    Array,
-    is_array,
-    is_half,
-    namespace,
-    to_device,
-    wide,
-    widen,
-)
+from ..engine.backend import Array, to_device
 from ..engine.dispatch import replaceable
-from ..engine.precision import native
 from ..engine.tensor import Tensor
-
-
-def check_shape(images: Any, expected: tuple[int, int, int]) -> Array:
-    """The array of `images`; ValueError unless it is (B, *expected) with B > 0."""
-    array = images.data if isinstance(images, Tensor) else images
-    if not is_array(array) or array.ndim != 4 or array.shape[1:] != expected:
-        raise ValueError(
-            f"Mixer: images must be an array (B, {', '.join(map(str, expected))}), got "
-            f"{array.shape if is_array(array) else type(array).__name__}"
-        )
-    if len(array) == 0:
-        raise ValueError(f"Mixer: the batch is empty: {array.shape}")
-    return array
-
-
-def check_finite(images: Array, dtype: np.dtype) -> Array:
-    """The images in `dtype`; ValueError if one of their numbers is not finite there."""
-    with np.errstate(over="ignore"):  # the next line says it better
-        images = images.astype(dtype, copy=False)
-    if not bool(namespace(images).isfinite(widen(images)).all()):
-        raise ValueError(f"Mixer: the images, as {dtype}, contain NaN or infinity")
-    return images
+from .inputs import as_activations
 
 
 class Normalization:
@@ -91,6 +60,14 @@ class Normalization:
             self._factors[key] = scale, offset
         return self._factors[key]
 
+    def apply(self, images: Array, dtype: np.dtype, device: str) -> Array:
+        """uint8 images on `device` -> (x / 255 - mean) / std, of `dtype`."""
+        scale, offset = self.factors(dtype, device)
+        images = images.astype(dtype)
+        images *= scale
+        images += offset
+        return images
+
     def _pair(self) -> tuple[np.ndarray, np.ndarray]:
         return 1 / (255 * self.std), -self.mean / self.std
 
@@ -99,46 +76,6 @@ class Normalization:
 
     def __getstate__(self) -> dict[str, Any]:  # for copies: they may go to another device
         return {"mean": self.mean, "std": self.std, "_factors": {}}
-
-
-def not_normalized(images: Array, normalization: Normalization) -> str | None:
-    """Why these floats, taken as they are, are hardly what the model was trained on; or None.
-
-    Normalised images of mean > 0 have numbers below 0, and none far from 0 beside the largest that
-    a pixel can give.
-    """
-    if images.dtype not in FLOAT_DTYPES and not is_half(images.dtype):
-        return None
-    low, high = (float(widen(f)) for f in (images.min(), images.max()))
-    mean, std = normalization.mean, normalization.std
-    darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
-    in_unit = 0 <= low < high <= 1 and darkest < -0.1
-    above = low >= 0 and max(1.5, 2 * brightest) < high
-    far = max(-low, high) > 10 * max(1, -darkest, brightest)
-    if not (in_unit or above or far) or not np.isfinite([low, high]).all():
-        return None
-    return (
-        f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "
-        f"model's lie between {darkest:.3g} and {brightest:.3g}; pass uint8 images, or "
-        f"(x / 255 - mean) / std. If it was trained on such numbers, call set_normalization(0, 1)"
-    )
-
-
-def normalize(
-    images: Array, normalization: Normalization, dtype: np.dtype, device: str, half: bool = False
-) -> Array:
-    """Images (B, H, W, channels) as an array of `dtype` on `device`. ValueError: NaN or infinity,
-    as float16 with `half`; TypeError: neither uint8 nor floating-point."""
-    images = to_device(native(images), device)
-    if images.dtype == np.uint8:
-        scale, offset = normalization.factors(dtype, device)
-        images = images.astype(dtype)
-        images *= scale
-        images += offset
-        return images
-    if images.dtype in FLOAT_DTYPES or is_half(images.dtype):
-        return check_finite(images, np.dtype(np.float16) if half else dtype)
-    raise TypeError(f"Mixer: images must be uint8, or floats of 2 to 8 bytes, not {images.dtype}")
 
 
 def cut_patches(x: Tensor, patch: int) -> Tensor:
@@ -158,10 +95,6 @@ def to_tokens(
     images: Any, size: tuple[int, int, int], normalization: Normalization, patch: int,
     dtype: np.dtype, device: str,
 ) -> Tensor:  # fmt: skip
-    """Images (B, *size) -> tokens (S, B, patch * patch * channels) of `dtype` on `device`: arrays
-    are checked and normalised, a Tensor is taken as it is. Errors of check_shape, normalize."""
-    array = check_shape(images, size)
-    if not isinstance(images, Tensor):
-        half = dtype == np.float16  # which ends at 65504
-        images = Tensor(normalize(array, normalization, wide(dtype), device, half))
-    return cut_patches(images.to(dtype) if is_half(dtype) else images, patch)
+    """Images (B, *size) -> tokens (S, B, patch * patch * channels) of `dtype` on `device`. Arrays
+    are checked and normalised, a Tensor is taken as it is. Errors of as_activations."""
+    return cut_patches(as_activations(images, size, normalization, dtype, device), patch)

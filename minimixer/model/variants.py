@@ -75,6 +75,27 @@ def check_config(**config: Any) -> dict[str, Any]:
     return config
 
 
+def check_names(class_names: Any, num_classes: int) -> list[str] | None:
+    """The names of the classes, a list (else TypeError), one for each (else ValueError)."""
+    if class_names is None:
+        return None
+    if isinstance(class_names, str) or not hasattr(class_names, "__iter__"):
+        raise TypeError(f"class_names must be a list of names, got {class_names!r:.40}")
+    names = [str(name) for name in class_names]
+    if len(names) != num_classes:
+        raise ValueError(f"{len(names)} class names for {num_classes} classes")
+    return names
+
+
+def check_preparation(preparation: Any, size: tuple[int, int, int]) -> str | None:
+    """ValueError unless it is None, or "digit" for a model of MNIST's images."""
+    if preparation not in (None, "digit"):
+        raise ValueError(f"preparation must be None or 'digit', got {preparation!r:.40}")
+    if preparation and size != (28, 28, 1):
+        raise ValueError("preparation 'digit' is for images of 28 x 28 with 1 channel")
+    return preparation
+
+
 def expected_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every weight, one after the other. The norms come last: by the time one is
     made, to see what it has, whoever compares with a file's weights knows that C is no mere claim.

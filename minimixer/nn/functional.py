@@ -29,8 +29,6 @@ from ..engine.tensor import Tensor
 from .layer_norm import LayerNorm as LayerNorm
 from .layer_norm import layer_norm as layer_norm
 from .loss import cross_entropy as cross_entropy
-from .loss_scale import ScaleGradient as ScaleGradient
-from .loss_scale import scale_gradient as scale_gradient
 from .more_loss import log_softmax as log_softmax
 from .more_loss import mse_loss as mse_loss
 from .more_loss import softmax as softmax

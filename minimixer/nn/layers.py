@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, Purpose, namespace, random_bits, uniform, wide
+from ..engine.backend import Array, Purpose
 from ..engine.checks import check_number, check_seed
 from ..engine.checks import check_sizes as check_sizes
 from ..engine.habits import missing
@@ -37,10 +37,11 @@ from ..engine.ops import multiply, relu
 from ..engine.rearrange import reshape
 from ..engine.tensor import Tensor
 from . import functional as F
+from .draws import RandomCounter
 from .initial import lecun_normal as lecun_normal
 from .layer_norm import EPSILON, check_epsilon
 from .module import Module as Module
-from .parameters import Parameter, RandomCounter
+from .parameters import Parameter
 
 
 class Linear(Module):
@@ -189,18 +190,8 @@ class RandomLayer(Module):
 
     def keep(self, x: Tensor, examples: int, elements: int) -> Array:
         """The factors: (examples, elements), of x's dtype, on x's device."""
-        random, xp = self.random, namespace(x.data)
-        bits = random_bits(
-            random.seed,
-            self.purpose,
-            xp.asarray(random.step)[:, None],
-            self.layer,
-            xp.asarray(random.examples(examples))[:, None],
-            xp.arange(elements, dtype=np.uint64)[None, :],
-        )
-        dtype = wide(x.dtype)
-        factors = (uniform(bits, dtype) >= self.p) * dtype.type(1 / (1 - self.p))
-        return factors.astype(x.dtype, copy=False)
+        shape = examples, elements
+        return self.random.keep(x.data, self.p, self.purpose, self.layer, shape)
 
 
 class Dropout(RandomLayer):

@@ -28,20 +28,10 @@ from typing import Any
 import numpy as np
 
 from ..engine.autograd import Function, Variable, constant
-from ..engine.backend import (
-    FLOAT_DTYPES,
-    Array,
-    current_form,
-    device_of,
-    is_array,
-    namespace,
-    same_device,
-    to_device,
-    wide,
-)
+from ..engine.backend import Array, namespace
 from ..engine.checks import check_number
-from ..engine.precision import native
 from ..engine.tensor import Tensor
+from .targets import checked_target
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -114,46 +104,5 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: reduction must be in {REDUCTIONS}, got {reduction!r}")
     label_smoothing = check_number("cross_entropy: label_smoothing", label_smoothing, 0, 1)
     z = logits.data if isinstance(logits, Variable) else logits
-    target = _check_target(z, constant("cross_entropy: the target", target))
+    target = checked_target(CrossEntropy, z, constant("cross_entropy: the target", target))
     return CrossEntropy.apply(logits, target=target, smoothing=label_smoothing, reduction=reduction)
-
-
-def _check_target(z: Array, target: Any) -> Array:
-    if not is_array(z):
-        raise TypeError(f"cross_entropy: logits must be a Tensor or an array, got {z!r:.60}")
-    z, target = native(z), native(target if is_array(target) else np.asarray(target))
-    dtype = wide(z.dtype)
-    if z.ndim != 2 or 0 in z.shape:
-        raise ValueError(f"cross_entropy: logits must be (B, K) and not empty, got {z.shape}")
-    if target.shape not in (z.shape[:1], z.shape):
-        raise ValueError(
-            f"cross_entropy: for logits {z.shape} the target must be {z.shape[:1]} class indices "
-            f"or {z.shape} distributions, got {target.shape}"
-        )
-    # A look at what lies on a GPU would make the GPU wait: its kernel answers with NaN instead.
-    on_gpu = namespace(target) is not np and same_device(target, z)
-    unchecked = on_gpu and current_form(CrossEntropy, target) is not None
-    if target.ndim == 1:
-        if target.dtype.kind not in "iu":
-            raise TypeError(f"cross_entropy: class indices must be integers, got {target.dtype}")
-        if unchecked:
-            return target
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= z.shape[1]:
-            raise ValueError(
-                f"cross_entropy: class indices from {low} to {high} for {z.shape[1]} classes; "
-                f"they must lie in 0..{z.shape[1] - 1}"
-            )
-        return to_device(target, device_of(z))
-    if target.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"cross_entropy: distributions must be float32 or 64, got {target.dtype}")
-    if unchecked:
-        return target.astype(dtype, copy=False)
-    sums = target.sum(axis=-1)
-    smallest, least, most = float(target.min()), float(sums.min()), float(sums.max())
-    if not (smallest >= 0 and least >= 1 - 1e-4 and most <= 1 + 1e-4):
-        raise ValueError(
-            "cross_entropy: each row of the target must be >= 0 and sum to 1; the smallest entry "
-            f"is {smallest:g}, the sums go from {least:g} to {most:g}"
-        )
-    return to_device(target, device_of(z)).astype(dtype, copy=False)

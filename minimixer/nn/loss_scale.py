@@ -50,6 +50,13 @@ def scale_gradient(x: Any, scale: Array) -> Tensor:
     return ScaleGradient.apply(x, scale=scale)
 
 
+def unscaled(gradient: Array, read_as: Any, buffer: Any) -> Array:
+    """The gradient of a Parameter, as it arrives: divided by the scale if float16 read it."""
+    if read_as == np.float16 and buffer.scaled:
+        return gradient / buffer.loss_scale[:1].astype(buffer.dtype)
+    return gradient
+
+
 @replaceable
 def update_if_finite(optimizer: Any, ranges: Any) -> None:
     """optimizer.update_ranges, unless a gradient is infinite or NaN; then adjust the scale. A GPU

@@ -43,40 +43,10 @@ from ..engine.backend import (
     use_device_of,
 )
 from ..engine.tensor import Tensor
+from .draws import RandomCounter
+from .loss_scale import unscaled
 
 ALIGNMENT = 64  # elements
-
-
-class RandomCounter:
-    """What random draws in a training step depend on, next to their own numbers.
-
-    seed      an integer
-    counters  uint64 array on the model's device: the step, and the number within the step of the
-              first example of this batch (not 0 if a batch is cut into pieces)
-
-    The optimizer advances the step. A draw is a pure function of these: see backend.random_bits.
-    """
-
-    def __init__(self, seed: int = 0):
-        self.seed = seed
-        self.counters = np.zeros(2, dtype=np.uint64)
-
-    @property
-    def step(self) -> Array:
-        return self.counters[:1]
-
-    def set(self, step: int, first_example: int = 0) -> None:
-        self.counters[0] = step
-        self.counters[1] = first_example
-
-    def start_at(self, example: int) -> None:
-        """What comes next is a part of the batch, from this example on."""
-        use_device_of(self.counters)
-        self.counters[1] = example
-
-    def examples(self, count: int) -> Array:
-        """The numbers of the examples of a batch, uint64 (count,), on the model's device."""
-        return namespace(self.counters).arange(count, dtype=np.uint64) + self.counters[1:]
 
 
 class ParameterBuffer:
@@ -283,11 +253,11 @@ class Parameter(Tensor):
             self.accumulate_grad(value)
 
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
-        """The first gradient after `zero_grad` overwrites what is there, later ones add. Gradients
-        from float16 activations come scaled (loss_scale.py), and are scaled back."""
+        """The first gradient after `zero_grad` overwrites what is there, later ones add. From where
+        the values were read in another dtype they may come scaled (loss_scale.py)."""
         place = self.grad_window
-        if read_as == np.float16 and self.buffer.scaled:
-            gradient = gradient / self.buffer.loss_scale[:1].astype(place.dtype)
+        if read_as is not place.dtype:
+            gradient = unscaled(gradient, read_as, self.buffer)
         if self.has_grad:
             join()  # what is written there beside
             place += gradient.astype(place.dtype, copy=False)

@@ -7,7 +7,8 @@ import numpy as np
 
 from ...engine.backend import Array, is_half, namespace, one, to_device, wide
 from ...engine.tensor import Tensor
-from ...model.images import Normalization, check_finite, check_shape
+from ...model.images import Normalization
+from ...model.inputs import check_finite, check_shape
 from ...nn.loss import CrossEntropy
 from ...nn.loss_scale import FINITE, adjust_scale
 from ...training.optim import Adam, AdamW

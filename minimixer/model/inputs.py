@@ -1,0 +1,84 @@
+"""What a model is given: plain arrays of images, checked, normalised and brought to where it is.
+
+>>> check_shape(np.zeros((2, 28, 28)), (28, 28, 1))
+Traceback (most recent call last):
+ValueError: Mixer: images must be an array (B, 28, 28, 1), got (2, 28, 28)
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ..engine.backend import Array, is_array, is_half, namespace, to_device, wide, widen
+from ..engine.precision import is_floating, native
+from ..engine.tensor import Tensor
+
+
+def as_activations(
+    images: Any, size: tuple[int, int, int], normalization: Any, dtype: np.dtype, device: str
+) -> Tensor:
+    """Images (B, *size), an array or a Tensor, as a Tensor of `dtype`, the activations'. Errors of
+    check_shape and normalize, which only arrays go through."""
+    array = check_shape(images, size)
+    if not isinstance(images, Tensor):
+        half = dtype == np.float16  # which ends at 65504
+        images = Tensor(normalize(array, normalization, wide(dtype), device, half))
+    return images.to(dtype) if is_half(dtype) else images
+
+
+def check_shape(images: Any, expected: tuple[int, int, int]) -> Array:
+    """The array of `images`; ValueError unless it is (B, *expected) with B > 0."""
+    array = images.data if isinstance(images, Tensor) else images
+    if not is_array(array) or array.ndim != 4 or array.shape[1:] != expected:
+        raise ValueError(
+            f"Mixer: images must be an array (B, {', '.join(map(str, expected))}), got "
+            f"{array.shape if is_array(array) else type(array).__name__}"
+        )
+    if len(array) == 0:
+        raise ValueError(f"Mixer: the batch is empty: {array.shape}")
+    return array
+
+
+def check_finite(images: Array, dtype: np.dtype) -> Array:
+    """The images in `dtype`; ValueError if one of their numbers is not finite there."""
+    with np.errstate(over="ignore"):  # the next line says it better
+        images = images.astype(dtype, copy=False)
+    if not bool(namespace(images).isfinite(widen(images)).all()):
+        raise ValueError(f"Mixer: the images, as {dtype}, contain NaN or infinity")
+    return images
+
+
+def normalize(
+    images: Array, normalization: Any, dtype: np.dtype, device: str, half: bool = False
+) -> Array:
+    """Images (B, H, W, channels) as an array of `dtype` on `device`. ValueError: NaN or infinity,
+    as float16 with `half`; TypeError: neither uint8 nor floating-point."""
+    images = to_device(native(images), device)
+    if images.dtype == np.uint8:
+        return normalization.apply(images, dtype, device)
+    if is_floating(images.dtype):
+        return check_finite(images, np.dtype(np.float16) if half else dtype)
+    raise TypeError(f"Mixer: images must be uint8, or floats of 2 to 8 bytes, not {images.dtype}")
+
+
+def not_normalized(images: Array, normalization: Any) -> str | None:
+    """Why these floats, taken as they are, are hardly what the model was trained on; or None.
+
+    Normalised images of mean > 0 have numbers below 0, and none far from 0 beside the largest that
+    a pixel can give.
+    """
+    if not is_floating(images.dtype):
+        return None
+    low, high = (float(widen(f)) for f in (images.min(), images.max()))
+    mean, std = normalization.mean, normalization.std
+    darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
+    in_unit = 0 <= low < high <= 1 and darkest < -0.1
+    above = low >= 0 and max(1.5, 2 * brightest) < high
+    far = max(-low, high) > 10 * max(1, -darkest, brightest)
+    if not (in_unit or above or far) or not np.isfinite([low, high]).all():
+        return None
+    return (
+        f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "
+        f"model's lie between {darkest:.3g} and {brightest:.3g}; pass uint8 images, or "
+        f"(x / 255 - mean) / std. If it was trained on such numbers, call set_normalization(0, 1)"
+    )

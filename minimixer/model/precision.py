@@ -1,0 +1,86 @@
+"""How a model stores what flows between the images and the pooled features: in four bytes, or two.
+
+>>> from minimixer import Mixer
+>>> model = Mixer(28, 7, 1, 16, 8, 32, in_channels=1, num_classes=10).set_precision("float16")
+>>> model.activation_dtype, model.dtype
+(dtype('float16'), dtype('float32'))
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..engine.backend import check_precision, device_of, is_half, use_device_of
+from ..engine.tensor import Tensor
+from ..nn.loss_scale import scale_gradient
+
+FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the optimizer lowers it
+
+
+def in_precision(method: Callable) -> Callable:
+    """A method of a model that takes images and gives features, with what two-byte activations need
+    around it: float16's gradients are scaled on their way in, and back where they leave at the
+    images, as at the Parameters (loss_scale.py). And what to lower if memory runs out."""
+
+    @functools.wraps(method)
+    def run(model: Any, images: Any, *more: Any, **options: Any) -> Any:
+        try:
+            if not model.buffer.scaled:
+                return method(model, images, *more, **options)
+            scale = model.buffer.loss_scale[:1]
+            if isinstance(images, Tensor) and images.requires_grad:
+                images = scale_gradient(images, 1 / scale)
+            found = method(model, images, *more, **options)
+            if isinstance(found, list):
+                return [scale_gradient(x, scale) for x in found]
+            return scale_gradient(found, scale)
+        except MemoryError as error:
+            raise MemoryError(
+                f"Mixer: {images.shape} images in {model.precision} need more memory than "
+                f"{model.device} has; take fewer at a time, a smaller model, two-byte precision "
+                f"or, in training, checkpoint_blocks=True ({error})"
+            ) from None
+
+    return run
+
+
+class Precision:
+    """What a Mixer has of it."""
+
+    def set_precision(self: Any, precision: str) -> Any:
+        """How activations are stored and multiplied between the images and the pooled features.
+
+        "float32" (of a float64 model: float64); "tf32": products with short mantissas; "bfloat16",
+        "float16": activations in two bytes. Weights, their gradients, LayerNorm's statistics, the
+        head and the loss stay float32 in all; float16's loss scale starts anew. ValueError if this
+        machine lacks it or the model is float64; what depends on the device is checked again when
+        the model is used, since it may move. A checkpoint does not record the precision.
+        """
+        if precision != "tf32" or self.device != "cpu":  # from where it may yet move to a GPU
+            self._dtype_in(precision)
+        self.parameters()  # gathers them, as after a deep copy
+        buffer = self.buffer
+        use_device_of(buffer.values)
+        self.precision, buffer.low = precision, None
+        buffer.precision = "tf32" if precision == "tf32" else None
+        buffer.scaled = precision == "float16"
+        buffer.loss_scale[0] = FIRST_SCALE if buffer.scaled else 1.0
+        buffer.loss_scale[1] = 0.0
+        return self
+
+    @property
+    def activation_dtype(self: Any) -> np.dtype:
+        """What activations are stored in; ValueError if the precision can't be had here."""
+        return self._dtype_in(self.precision)
+
+    def _dtype_in(self: Any, precision: str) -> np.dtype:
+        values = self.buffer.values
+        dtype = check_precision(precision, device_of(values))
+        if precision != "float32" and values.dtype != np.float32:
+            raise ValueError(
+                f"precision {precision} is for float32 models, this one is {values.dtype}: "
+                "use set_precision('float32') or .to('float32')"
+            )
+        return dtype if is_half(dtype) else values.dtype

@@ -1,0 +1,137 @@
+"""What one does with a model once it is there: files, predictions, features, its size.
+
+The methods that hand over to a later room say where, and import it when they are called.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engine.backend import as_dtype, form_of, to_numpy
+from ..engine.checks import check_sizes
+from ..engine.grad_mode import no_grad
+from ..engine.tensor import Tensor
+from ..nn import functional as F
+from ..nn.layers import LayerNorm, Module, evaluating
+from ..nn.more_loss import softmax
+from .inputs import normalize, not_normalized
+from .precision import in_precision
+from .variants import check_config, variant
+
+if TYPE_CHECKING:
+    from ..training.report import Summary
+    from .mixer import Mixer
+
+
+class Trained:
+    """The half of Mixer that training needs nothing of."""
+
+    def predict_logits(self: Any, images: Any, batch_size: int = 256) -> np.ndarray:
+        """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time. A
+        warning, once, if the images are floats that seem not to be normalised."""
+        check_sizes(batch_size=batch_size)
+        self.check_shape(images)
+        if self.head is None:
+            raise ValueError("predict: this model has no head (num_classes=0)")
+        if not (self.normalization.warned or isinstance(images, Tensor)):
+            doubt = not_normalized(images[:batch_size], self.normalization)
+            if doubt:
+                self.normalization.warned = True
+                warnings.warn(doubt, stacklevel=2)
+        with no_grad(), evaluating():
+            parts = [
+                to_numpy(self(images[i : i + batch_size]).data)
+                for i in range(0, len(images), batch_size)
+            ]
+        return np.concatenate(parts)
+
+    def predict_proba(self: Any, images: Any, batch_size: int = 256) -> np.ndarray:
+        """images (N, H, W, in) -> class probabilities (N, K), computed without dropout."""
+        return softmax(self.predict_logits(images, batch_size))
+
+    def predict(self: Any, images: Any, batch_size: int = 256) -> np.ndarray:
+        """images (N, H, W, in) -> the most probable class of each, int64 (N,)."""
+        return self.predict_proba(images, batch_size).argmax(axis=1)
+
+    @in_precision
+    def features(self: Any, images: Any, blocks: Any) -> list[Tensor]:
+        """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
+        for number in (blocks := list(blocks)):
+            if number not in range(-len(self.blocks), len(self.blocks)):
+                raise IndexError(f"there is no block {number!r:.40}, of {len(self.blocks)}")
+        seen: list[Tensor] = []
+        self.trunk(images, seen)
+        return [seen[number].transpose(1, 0, 2) for number in blocks]
+
+    def convert(self: Any, images: Any) -> Tensor:
+        """A plain array as a Tensor of the model's dtype, on its device, checked and normalised."""
+        array = self.check_shape(images)
+        if isinstance(images, Tensor):
+            return images
+        half = self.activation_dtype == np.float16  # which ends at 65504
+        return Tensor(normalize(array, self.normalization, self.dtype, self.device, half))
+
+    # ---- handed over to other rooms -------------------------------------------------------------
+
+    @classmethod
+    def load(cls: Any, path: str | Path, norm: Callable[[int], Module] = LayerNorm) -> "Mixer":
+        """The model in a checkpoint, in eval mode, on the CPU. ValueError if it can't be read.
+        `norm`: the class again, if the model was made with one.
+
+        "digits" is a model that comes with the package: a run like README's first, on MNIST, with
+        99.1% of its test images right. A file of that name goes first; Path("digits") is a file.
+        """
+        from ..training.checkpoint import load_model
+
+        return load_model(path, cls, **({} if norm is LayerNorm else {"norm": norm}))
+
+    def save(self: Any, path: str | Path) -> None:
+        """Write the model, without an optimizer, to a checkpoint: checkpoint.save_checkpoint."""
+        from ..training.checkpoint import save_checkpoint
+
+        save_checkpoint(path, self)
+
+    @classmethod
+    def from_pretrained(cls: Any, path: str | Path, **changes: Any) -> "Mixer":
+        """The model in a file of the authors', of timm's or of our own: weights/pretrained.py."""
+        from ..weights.pretrained import load_pretrained
+
+        return load_pretrained(path, **changes)
+
+    def export(self: Any, path: str | Path, format: str) -> None:
+        """Write the weights as the authors' "npz" or as "timm"'s: weights/pretrained.py."""
+        from ..weights.pretrained import export
+
+        export(self, path, format)
+
+    def resize(self: Any, image_size: int | tuple[int, int]) -> "Mixer":
+        """A new model for larger images: weights/higher_resolution.py."""
+        from ..weights.higher_resolution import resize
+
+        return resize(self, image_size)
+
+    def summary(self: Any, batch_size: int = 1) -> "Summary":
+        """A table of every layer's output shape, parameters, multiplications and memory."""
+        from ..training.report import Summary
+
+        check_sizes(batch_size=batch_size)
+        kernels = "cpu" if self.device == "cpu" else "gpu"
+        if form_of(F.LayerNorm, self.stem.weight.data) is None:
+            kernels = "reference"
+        return Summary(self.config, batch_size, self.activation_dtype.itemsize, kernels)
+
+    @staticmethod
+    def summary_of(
+        name: str, batch_size: int = 1, precision: str = "float32", on_gpu: bool = False,
+        **changes: Any,
+    ) -> "Summary":  # fmt: skip
+        """What `summary` says, from the sizes alone: no weights are made. `on_gpu`: of a GPU."""
+        from ..training.report import Summary
+
+        check_sizes(batch_size=batch_size)
+        itemsize = as_dtype("float32" if precision == "tf32" else precision).itemsize
+        kernels = "gpu" if on_gpu else "cpu" if form_of(F.LayerNorm, np.empty(0)) else "reference"
+        return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, kernels)
