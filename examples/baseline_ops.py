@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from minimixer.backend import Array, namespace
 from minimixer.functional import softmax as softmax
 
 from minimixer import Function, Tensor
+from minimixer.backend import Array, namespace
 from minimixer.engine.products import matmul, sum_rows
 
 # ---- what attention needs -----------------------------------------------------------------------

@@ -41,14 +41,15 @@ from typing import Any
 
 import numpy as np
 from baseline_layers import Body, EncoderBlock, check_body
-from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
 
 from minimixer import Mixer, Tensor, concatenate, ops
+from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
 from minimixer.model.images import Normalization, cut_patches
 from minimixer.model.inputs import check_shape, normalize
+from minimixer.nn.buffer import ParameterBuffer
 from minimixer.nn.draws import RandomCounter
 from minimixer.nn.layers import LayerNorm, Linear, Module, check_sizes, lecun_normal
-from minimixer.nn.parameters import Parameter, ParameterBuffer
+from minimixer.nn.parameters import Parameter
 from minimixer.training.checkpoint import load_model
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from minimixer.backend import random_bits
 
 from minimixer import data
+from minimixer.backend import random_bits
 from minimixer.training.files import read_file
 from minimixer.training.names import for_picture, printable
 

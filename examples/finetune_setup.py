@@ -7,11 +7,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from minimixer.backend import Purpose, random_bits
 from options import numbers
 from training import Run, write_rows
 
 from minimixer import Mixer
+from minimixer.backend import Purpose, random_bits
 from minimixer.pictures.folders import (
     TEST,
     Found,

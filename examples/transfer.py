@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from minimixer.backend import Purpose, random_bits
 from minimixer.optim import Optimizer
 from options import Parser, check_range, run_script
 from run_directory import claim
@@ -29,6 +28,7 @@ from training import write_rows
 
 from minimixer import SGD, AdamW, Mixer, backend, data, record, schedule
 from minimixer import functional as F
+from minimixer.backend import Purpose, random_bits
 from minimixer.training.checkpoint import save_checkpoint
 from minimixer.training.metrics import evaluate
 from minimixer.training.names import printable

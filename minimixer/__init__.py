@@ -6,17 +6,17 @@ this order:
     engine/grad_mode.py     no_grad: whether operations are recorded
     engine/autograd.py      Function, and the record of what was done
     engine/backward.py      the walk back along it
-    engine/ops.py           arithmetic and elementwise functions, each forward beside its backward
+    engine/ops.py           arithmetic, each forward beside its backward
     engine/rearrange.py     sums, reshapes, slices: where gradients go when numbers move
     engine/tensor.py        Tensor: the usual signs for all that
     engine/gradcheck.py     finite differences against backward
     nn/loss.py              softmax cross-entropy
     nn/layer_norm.py        LayerNorm, its gradient derived by hand
     nn/functional.py        linear and gelu: likewise
-    nn/parameters.py        Parameter and the flat buffer
+    nn/parameters.py        Parameter, a window into one flat buffer
     nn/module.py            Module: Parameters and sub-modules by name
     nn/initial.py           initial weights
-    nn/layers.py            Linear, LayerNorm, Dropout and others, as Modules
+    nn/layers.py            Linear, LayerNorm and stochastic depth, as Modules
     model/images.py         from images to tokens
     model/block.py          the Mixer block
     model/mixer.py          the model
@@ -27,14 +27,25 @@ this order:
 
 Appendices: what pages call by name, to look up when you want to know more.
 
-    engine/backend.py       NumPy or CuPy; random numbers without a state
+    engine/arrays.py        NumPy or CuPy: what differs between them
+    engine/devices.py       which devices there are
+    engine/random.py        random numbers without a state
     engine/precision.py     how numbers are stored: float32, bfloat16 and so on
     engine/inputs.py        what an operation is given: numbers, Parameters, integers
     engine/dispatch.py      what surrounds an operation: fast forms, two bytes, the right GPU
+    engine/forms.py         which fast forms there are
+    engine/two_bytes.py     computing with numbers of two bytes
+    engine/aside.py         gradients computed beside the main line of work
     engine/products.py      the one matrix product
+    engine/more_ops.py      elementwise functions, powers, choices
+    engine/more_rearrange.py  extremes, variances, joins
+    engine/more_tensor.py   comparisons and other methods of Tensor
     engine/erf.py           how a special function is computed
     engine/checks.py        numbers and sizes that make sense
     engine/habits.py        what is typed out of habit, and what to write instead
+    nn/buffer.py            the flat buffer behind Parameters
+    nn/state.py             weights by name, out and in
+    nn/more_layers.py       Sequential, activations, dropout
     nn/more_loss.py         softmax alone, and the squared error
     nn/targets.py           what a loss compares scores with
     nn/draws.py             random factors in training
@@ -45,6 +56,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     model/inputs.py         plain arrays of images on their way into a model
     model/precision.py      activations in two bytes
     model/trained.py        files, predictions, features of a model
+    training/settings.py    what an optimizer is told; its state
     training/norms.py       the norm of all gradients
     training/idx.py         IDX files: how to read what somebody else wrote
     training/datasets.py    the embedded MNIST, and data sets in its format
@@ -70,18 +82,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import nn
-from .engine import backend, ops, rearrange
+from . import backend, nn, ops, rearrange
 from .engine.autograd import Function
 from .engine.grad_mode import enable_grad, is_grad_enabled, no_grad
 from .engine.gradcheck import GradientError, gradcheck
 from .engine.habits import missing
-from .engine.ops import clip, maximum, where
-from .engine.rearrange import concatenate, stack
+from .engine.more_ops import clip, maximum, where
+from .engine.more_rearrange import concatenate, stack
 from .engine.tensor import Tensor
 from .model.mixer import Mixer
 from .nn import functional
-from .nn.layers import GELU, Dropout, Flatten, LayerNorm, Linear, Module, ReLU, Sequential
+from .nn.layers import LayerNorm, Linear, Module
+from .nn.more_layers import GELU, Dropout, Flatten, ReLU, Sequential
 from .nn.parameters import Parameter
 from .training import data, optim
 from .training.optim import SGD, Adam, AdamW
@@ -92,7 +104,7 @@ if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
 
 __version__ = "0.1.0"
 
-for _module in (backend, data, functional, ops, optim, rearrange):  # by their short names
+for _module in (data, functional, optim):  # by their short names
     sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
 
 

@@ -12,12 +12,12 @@ import math
 import baseline_ops
 import numpy as np
 from hypothesis import strategies as st
-from minimixer.backend import namespace
-from minimixer.rearrange import concatenate
 from operations import Case, Fixed, Operation, Rounded, before_backward, in_module, select
 from strategies import distinct, nonzero, normal, seeds
 
 from minimixer import Tensor, ops
+from minimixer.backend import namespace
+from minimixer.rearrange import concatenate
 
 # ---- formulas -----------------------------------------------------------------------------------
 

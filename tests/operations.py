@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from minimixer.backend import is_array, namespace, to_device
 from strategies import (
     axes,
     between,
@@ -39,6 +38,7 @@ from strategies import (
 
 import minimixer
 from minimixer import Function, Tensor, functional, ops, rearrange
+from minimixer.backend import is_array, namespace, to_device
 from minimixer.kernels import fused
 from minimixer.nn import loss, loss_scale, more_loss
 from minimixer.parallel import overlap
@@ -294,11 +294,14 @@ def before_backward(name: str, change: Callable[[list[Any]], list[Any]]) -> Plan
 
 
 def in_module(name: str, attribute: str, value: Any) -> Plant:
-    """Change a function that the class's module calls."""
-    return Plant(
-        name,
-        lambda cls, monkeypatch: monkeypatch.setattr(f"{cls.__module__}.{attribute}", value),
-    )
+    """Change a function that the module of the class, or of what it derives from, calls."""
+
+    def install(cls: type[Function], monkeypatch: Any) -> None:
+        modules, first = (kind.__module__ for kind in cls.__mro__), attribute.partition(".")[0]
+        home = next(name for name in modules if hasattr(sys.modules[name], first))
+        monkeypatch.setattr(f"{home}.{attribute}", value)
+
+    return Plant(name, install)
 
 
 def other_gelu() -> Plant:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from minimixer.backend import Array, namespace
 
 import minimixer
+from minimixer.backend import Array, namespace
 
 # ---- shapes, axes, choices ----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minimixer import Mixer, Tensor, backend
+from minimixer.engine import devices
 
 
 def fake_cupy(count=None, error=None, compile_error=None, of="float32", version="14.2.0"):
@@ -76,9 +77,9 @@ CASES = {
 
 @pytest.fixture
 def uncached(monkeypatch):
-    backend._count_gpus.cache_clear()
+    devices._count_gpus.cache_clear()
     yield monkeypatch
-    backend._count_gpus.cache_clear()
+    devices._count_gpus.cache_clear()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,7 +9,6 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given
-from minimixer.backend import to_device
 from strategies import each_half, reference_functions, shapes
 
 import minimixer
@@ -33,6 +32,7 @@ from minimixer import (
     where,
 )
 from minimixer import functional as F
+from minimixer.backend import to_device
 from minimixer.kernels import fused
 from minimixer.model.images import cut_patches
 from minimixer.nn import GELU

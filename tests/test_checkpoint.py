@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from minimixer.backend import to_numpy
 from minimixer.data import Batches
 
 from minimixer import (
@@ -37,6 +36,7 @@ from minimixer import (
     schedule,
 )
 from minimixer import functional as F
+from minimixer.backend import to_numpy
 from minimixer.training import checkpoint
 from minimixer.training.checkpoint import (
     load_checkpoint,

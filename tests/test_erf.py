@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from minimixer.backend import blocks, to_device, to_numpy
 
+from minimixer.backend import blocks, to_device, to_numpy
 from minimixer.engine.erf import BORDER, ONE_FROM, erf
 
 erf_module = importlib.import_module("minimixer.engine.erf")  # erf is a function too

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minimixer.backend import to_device, to_numpy
 from processes import forked, needs_fork
 
+from minimixer.backend import to_device, to_numpy
 from minimixer.pictures import augment, folders
 from minimixer.pictures.augment import crop_box, mixup, mixup_share, one_hot
 from minimixer.pictures.folders import (

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minimixer.backend import namespace, to_device, to_numpy
 from strategies import normal, seeds, shapes
 
 from minimixer import (
@@ -23,6 +22,7 @@ from minimixer import (
     rearrange,
 )
 from minimixer import functional as F
+from minimixer.backend import namespace, to_device, to_numpy
 
 
 def draw(shape, seed=0):

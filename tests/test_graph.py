@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from conftest import _cuda
 from hypothesis import given
-from minimixer.backend import synchronize, to_device, to_numpy
 from strategies import reference_functions
 from test_oracles import SMALL, Case, cases, examples
 from test_precision import UNIT
@@ -32,6 +31,7 @@ from minimixer import (
     record,
 )
 from minimixer import functional as F
+from minimixer.backend import synchronize, to_device, to_numpy
 from minimixer.graph.recorded import MOST_CHANGES, MOST_RECORDINGS
 from minimixer.graph.staging import Inbox
 

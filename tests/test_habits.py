@@ -9,7 +9,6 @@ import threading
 
 import numpy as np
 import pytest
-from minimixer.backend import to_device, to_numpy
 
 import minimixer
 from minimixer import (
@@ -29,6 +28,7 @@ from minimixer import (
     where,
 )
 from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
 from minimixer.engine import habits
 from minimixer.nn import Dropout
 from minimixer.training.checkpoint import save_checkpoint

@@ -16,12 +16,13 @@ import pytest
 from conftest import _cuda
 from hypothesis import given
 from hypothesis import strategies as st
-from minimixer.backend import namespace, to_device, to_numpy
 from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
-from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, backend, kernels
+from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, kernels
 from minimixer import functional as F
+from minimixer.backend import namespace, to_device, to_numpy
+from minimixer.engine import forms
 from minimixer.engine.precision import as_dtype, is_half, wide, widen
 from minimixer.engine.products import matmul
 from minimixer.kernels import fused
@@ -843,16 +844,16 @@ def test_products_of_wrong_shapes_name_both():
 def test_use_chooses_the_fast_functions_or_none():
     with pytest.raises(ValueError, match=r"'auto' or 'reference', got 'nonsense'"):
         kernels.use("nonsense")
-    assert "numpy" in backend.forms[fused.MLP]
+    assert "numpy" in forms.table[fused.MLP]
     with reference_functions():
-        assert backend.forms == {}
-    assert "numpy" in backend.forms[fused.MLP]
+        assert forms.table == {}
+    assert "numpy" in forms.table[fused.MLP]
 
 
 def test_another_thread_may_choose_in_between(device, monkeypatch):
     """Looked for, a form is there; when it is taken, it is not."""
     here = type("Here", (dict,), {"__contains__": lambda *_: True})
-    monkeypatch.setattr(backend, "forms", here())
+    monkeypatch.setattr(forms, "table", here())
     x = to_device(np.ones((3, 3), "float32"), device)
     assert (matmul(x, x) == 3).all()
     assert (F.linear(x, x).data == 3).all()

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from minimixer.backend import to_device, to_numpy
 
 from minimixer import Mixer, Tensor, parallel
 from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
 from minimixer.training.metrics import Metrics, correct, evaluate, losses, ranks
 
 NAN, INF = np.nan, np.inf

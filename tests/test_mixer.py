@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minimixer.backend import to_device, to_numpy
 from minimixer.optim import SGD
 from strategies import reference_functions
 from test_oracles import (
@@ -43,6 +42,7 @@ from minimixer import (
     no_grad,
 )
 from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
 from minimixer.model import inputs as inputs_module
 from minimixer.model import mixer as mixer_module
 from minimixer.model.images import to_tokens

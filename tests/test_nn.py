@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-from minimixer.backend import to_device, to_numpy
 
 from minimixer import (
     SGD,
@@ -25,8 +24,10 @@ from minimixer import (
     no_grad,
 )
 from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
 from minimixer.kernels import fused
-from minimixer.nn.layers import GELU, Sequential, StochasticDepth, lecun_normal
+from minimixer.nn.layers import StochasticDepth, lecun_normal
+from minimixer.nn.more_layers import GELU, Sequential
 
 
 def draw(shape, seed=0, low=-1.0, high=1.0):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minimixer.backend import device_of, is_array, namespace, to_device, to_numpy
 from operations import (
     OPERATIONS,
     Case,
@@ -32,6 +31,7 @@ from strategies import LAYOUTS, each_half, same_memory, with_layout
 
 from minimixer import Function, GradientError, Tensor, gradcheck, no_grad, ops, rearrange
 from minimixer import functional as F
+from minimixer.backend import device_of, is_array, namespace, to_device, to_numpy
 from minimixer.engine import backward as walk
 from minimixer.engine.backward import backward
 from minimixer.engine.precision import as_dtype

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from minimixer.backend import to_device, to_numpy
 from minimixer.optim import Optimizer
 from strategies import reference_functions
 
@@ -22,9 +21,10 @@ from minimixer import (
     Tensor,
     schedule,
 )
+from minimixer.backend import to_device, to_numpy
 from minimixer.kernels import fused
+from minimixer.nn.buffer import ParameterBuffer
 from minimixer.nn.loss_scale import LARGEST_SCALE, SCALE_HOLDS, adjust_scale
-from minimixer.nn.parameters import ParameterBuffer
 
 STEPS = 6
 SHAPES = [(3, 4), (5,), (2, 2, 2), (), (70, 3), (64,)]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minimixer.backend import blocks, to_device, to_numpy
 
 from minimixer import SGD, Adam, AdamW, Mixer, Tensor
 from minimixer import functional as F
+from minimixer.backend import blocks, to_device, to_numpy
 
 HERE = Path(__file__).parent
 FORMS = ("tanh", "none")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import _cuda
-from minimixer.backend import to_device, to_numpy
 from minimixer.optim import FINITE, STEP
 from strategies import each_half
 from test_oracles import Case, has_no_gradient, redraw
 
 from minimixer import AdamW, Dropout, Function, Linear, Mixer, Parameter, Tensor, data
 from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
 from minimixer.engine.precision import HALF_DTYPES, as_dtype, check_precision, widen
 from minimixer.kernels import fused
 from minimixer.model.mixer import MixerBlock

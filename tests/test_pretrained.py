@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minimixer.backend import to_numpy
 from test_oracles import examples
 
 from minimixer import AdamW, Mixer, no_grad
 from minimixer import functional as F
+from minimixer.backend import to_numpy
 from minimixer.kernels import fused
 from minimixer.training.checkpoint import save_checkpoint
 from minimixer.weights.arrays import LARGEST_HEADER

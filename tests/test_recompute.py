@@ -4,12 +4,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from minimixer.backend import to_device, to_numpy
 from strategies import each_half
 from test_oracles import Case
 
 from minimixer import Dropout, Linear, Mixer, Module, Tensor, gradcheck, no_grad
 from minimixer import functional as F
+from minimixer.backend import to_device, to_numpy
 from minimixer.nn.recompute import recompute
 
 CASE = Case(

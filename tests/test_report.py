@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minimixer.backend import Array, is_array, namespace
 from strategies import each_half, reference_functions
 from test_oracles import SMALL, Case, cases, examples
 
 from minimixer import Function, Mixer, Tensor, backend, no_grad
 from minimixer import functional as F
+from minimixer.backend import Array, is_array, namespace
 from minimixer.kernels import fused
 from minimixer.model.variants import VARIANTS
 from minimixer.training.report import Summary, save_pictures

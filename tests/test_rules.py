@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from minimixer.backend import Purpose, is_array, random_bits, to_device, to_numpy, uniform
 from minimixer.optim import CLIP, FINITE, LR_FACTOR, STEP
 from strategies import each_half, reference_functions
 
@@ -43,13 +42,15 @@ from minimixer import (
     where,
 )
 from minimixer import functional as F
+from minimixer.backend import Purpose, is_array, random_bits, to_device, to_numpy, uniform
 from minimixer.engine import backward as walk
+from minimixer.engine import ops as engine_ops
 from minimixer.engine import products
 from minimixer.engine.grad_mode import set_grad_enabled
 from minimixer.engine.products import matmul
 from minimixer.kernels import fused
 from minimixer.nn import StochasticDepth
-from minimixer.nn.parameters import ParameterBuffer
+from minimixer.nn.buffer import ParameterBuffer
 
 PACKAGE = Path(minimixer.__file__).parent
 BOOK = "engine", "nn", "model", "training"
@@ -409,7 +410,7 @@ def test_rule_02_empty_arrays(device, shapes):
 def test_rule_02_in_one_place(device, name, monkeypatch):
     calls = []
     original = ops.sum_to_shape
-    monkeypatch.setattr(ops, "sum_to_shape", lambda *a: calls.append(1) or original(*a))
+    monkeypatch.setattr(engine_ops, "sum_to_shape", lambda *a: calls.append(1) or original(*a))
     inputs, outputs = run_operation(name, device)
     differentiate(outputs)
     assert calls and all(t.grad.shape == t.shape for t in inputs)
@@ -1366,6 +1367,7 @@ def test_rule_08_cupy_is_imported_only_when_asked_for(device):
 import os, sys
 import minimixer, numpy as np
 from minimixer.engine import backward as walk
+from minimixer.engine import ops as engine_ops
 from minimixer import functional as F
 model = minimixer.Mixer(8, 4, 1, 8, 6, 10, in_channels=1, num_classes=3)
 optimizer = minimixer.AdamW(model.parameters())

@@ -4,10 +4,10 @@ A `Function` computes arrays from arrays (`forward`) and knows the chain rule fo
 (`backward`): given dL/d(output) it returns dL/d(input) for each input. Applying it to Variables
 leaves a trace, a node that points at the nodes its inputs came from:
 
-    x (a leaf: not computed) <---- Multiply <---- Sum <---- loss    arrows: `node.parents`
+    x (a leaf: not computed) <---- Multiply <---- Sum <---- loss    links: `node.parents`
 
-An arrow is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape). To
-find the gradient, `backward.py` walks the arrows from the loss to the leaves.
+A link is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape). To
+find the gradient, `backward.py` follows the links from the loss to the leaves.
 
 >>> import numpy as np
 >>> class Square(Function):
@@ -36,10 +36,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .backend import FLOAT_DTYPES, Array, namespace
+from .arrays import Array, namespace
 from .dispatch import choose, run
 from .grad_mode import mode
 from .inputs import read_inputs
+from .precision import FLOAT_DTYPES
 
 Gradients = tuple[Array | None, ...]  # one for each input; None: not needed
 
@@ -64,6 +65,10 @@ class Variable:
     ):  # fmt: skip
         self.data, self.grad, self.requires_grad = data, None, requires_grad
         self.node, self.output_index = node, output_index
+
+    def link(self) -> tuple[Any, int | None, tuple[int, ...]]:
+        """The way back from who uses this: to the node that made it, or to this leaf itself."""
+        return self.node or self, self.output_index, self.data.shape
 
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """Only backward calls this. The first gradient is copied: it may be shared with others.
@@ -145,23 +150,24 @@ class Function:
         """
         arrays, first = matched(cls, inputs)
         node = cls()
-        needs = [isinstance(v, Variable) and v.requires_grad and mode.enabled for v in inputs]
-        node.needs = tuple(needs)
+        links = [v.link() if isinstance(v, Variable) and v.requires_grad else None for v in inputs]
+        node.needs = tuple(map(bool, links)) if mode.enabled else (False,) * len(links)
         node = choose(node, inputs, first, arrays, options)  # a fast form where one suits
         results = run(cls.__name__, node, first, arrays, options)
-        return record(node, inputs, first, results)
+        return record(node, inputs, first, links, results)
 
 
-def record(node: Function, inputs: Sequence[Any], first: Any, results: Any) -> Any:
+def record(
+    node: Function, inputs: Sequence[Any], first: Any, links: Sequence[Any], results: Any
+) -> Any:
     """The results as Variables, which remember the node that made them if a gradient is needed:
     from there the way leads on to the nodes that made its inputs."""
     several = isinstance(results, (tuple, list))
     if True not in node.needs:
         return tuple([_variable(y) for y in results]) if several else _variable(results)
     node.serial, node.input_dtype, node.outputs = next(_serials), first.dtype, 1
+    node.parents = links
     node.versions = [(v, v.version) for v in inputs if isinstance(v, Variable) and v.is_parameter]
-    used = zip(inputs, node.needs, strict=True)
-    node.parents = [(v.node or v, v.output_index, v.data.shape) if n else None for v, n in used]
     if not several:
         return _variable(results, node, 0)
     node.outputs = len(results)

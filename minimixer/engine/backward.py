@@ -16,16 +16,17 @@ used its outputs has sent its gradient, and each step of the chain rule is run e
 >>> print(x.grad)
 [108. 256.]
 
-Next: `ops.py`, arithmetic and elementwise functions, each forward beside its backward.
+Next: `ops.py`, arithmetic, each forward beside its backward.
 """
 
+from itertools import compress, count
 from operator import attrgetter
 from typing import Any
 
+from .arrays import Array, describe, is_array, namespace, native, one
 from .autograd import Function, Variable
-from .backend import Array, describe, is_array, namespace, one
-from .dispatch import converted, run_back, surrounded
-from .precision import native
+from .dispatch import run_back, surrounded
+from .two_bytes import converted
 
 
 def backward(root: Variable, gradient: Array | None = None, retain_graph: bool = False) -> None:
@@ -59,14 +60,14 @@ def _walk(
     for node in order:
         gradients = arrived.pop(node, None)  # None: nothing reached it
         results: Any = () if gradients is None else run_back(node, gradients)
-        parents, dtype = node.parents or (), node.input_dtype
+        parents, needs, dtype = node.parents or (), node.needs, node.input_dtype
         if not retain_graph:  # forget what forward kept, and the way to the inputs
             vars(node).clear()
             node.parents, node.versions = None, ()
-        for position, result in enumerate(results):
-            if result is None or parents[position] is None:
+        each = zip(count(), parents, results, strict=False)
+        for position, (source, index, shape), result in compress(each, needs):
+            if result is None:
                 continue
-            source, index, shape = parents[position]
             if getattr(result, "shape", None) != shape or result.dtype is not dtype:
                 result = converted(node, position, result, shape, index is None)
             if index is None:
@@ -121,14 +122,12 @@ def _behind(root: Function) -> set[Function]:
                 f"backward: the graph behind {type(node).__name__} was released by an earlier "
                 "backward; call that one with retain_graph=True to go through it twice"
             )
-        for parameter, version in node.versions:
-            if parameter.version != version:
-                raise ValueError(
-                    f"backward: a Parameter that {type(node).__name__} used was changed after "
-                    "forward; call backward before the optimizer's step or an assignment to .data"
-                )
-        for parent in node.parents:
-            if parent and parent[1] is not None and parent[0] not in found:
-                found.add(parent[0])
-                todo.append(parent[0])
+        if [v for v, version in node.versions if v.version != version]:
+            raise ValueError(
+                f"backward: a Parameter that {type(node).__name__} used was changed after "
+                "forward; call backward before the optimizer's step or an assignment to .data"
+            )
+        sources = {p[0] for p in node.parents if p and p[1] is not None} - found
+        found |= sources
+        todo += sources
     return found

@@ -8,12 +8,13 @@ ValueError: p must be a number in [0, 1), got nan
 """
 
 import math
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, namespace
-from .rearrange import whole
+from .arrays import Array, namespace
 
 
 def check_sizes(**sizes: Any) -> None:
@@ -65,3 +66,29 @@ def check_number(
         range_ = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
         raise ValueError(f"{name} must be a number in {range_}, got {value!r:.60}")
     return number
+
+
+def whole(value: Any, what: str, kind: str = "a whole number") -> int:
+    """`value` as a Python int; TypeError if it is no whole number, as True is none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{what} must be {kind}, got {value!r:.60}")
+
+
+def whole_numbers(values: Iterable[Any], what: str) -> tuple[int, ...]:
+    """Each of them as `whole` has it."""
+    values = tuple(values)
+    return values if {*map(type, values)} == {int} else tuple([whole(v, what) for v in values])
+
+
+RENAMED = {"dim": "axis", "keepdim": "keepdims", "ddof": "correction", "unbiased": "correction"}
+
+
+def no_others(unknown: dict[str, Any]) -> None:
+    """TypeError, with what to write instead, if anything else was given by name."""
+    for name in unknown:
+        instead = f"{RENAMED[name]}=" if name in RENAMED else "axis= and keepdims="
+        raise TypeError(f"there is no {name}= here: write {instead}")

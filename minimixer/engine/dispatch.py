@@ -5,11 +5,9 @@ arranged around it, here and nowhere else:
 
     choose      Where a fast form of it (kernels/) suits these inputs, that does the work. It is
                 asked once, before forward; backward is then its own.
-    run         Numbers stored in two bytes are widened to float32, computed with, and what comes
-                out is rounded; a Function that only moves numbers about gets them as they are.
-                Work is asked of the GPU that holds the numbers.
-    run_back, converted    The same for backward.
-    surrounded  The whole walk back: without warnings, and not over before all gradients are there.
+    run         Numbers stored in two bytes are computed with in float32 (two_bytes.py). Work is
+                asked of the GPU that holds the numbers. NumPy does not warn of what is right.
+    run_back    The same for backward; and `surrounded` for the whole walk.
 
 What is no Function has fast forms too: `replaceable` marks it, and asks at each call.
 """
@@ -21,8 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from . import backend
-from .backend import Array, describe, is_array, is_half, namespace, use_device_of, widen
+from . import forms
+from .arrays import Array, use_device_of
+from .aside import join
+from .inputs import explained
+from .precision import is_half
+from .two_bytes import prepared, rounded
 
 # What NumPy shall do about infinities and NaN stands in a context variable. (A `with np.errstate`,
 # which makes its value anew, takes five times as long as to set it.)
@@ -48,8 +50,7 @@ def choose(
     node: Any, inputs: Sequence[Any], first: Any, arrays: Sequence[Any], options: dict[str, Any]
 ) -> Any:
     """The node that does the work: `node`, of plain code, or one of a fast form that suits."""
-    form = backend.form_of(type(node), first) if type(node) in backend.forms else None
-    if form is None:
+    if type(node) not in forms.table or (form := forms.form_of(type(node), first)) is None:
         return node
     try:
         node.check(*arrays, **options)
@@ -58,7 +59,7 @@ def choose(
     fast = form()
     fast.needs = node.needs
     fast.read(inputs)
-    suits = fast.suits(*arrays, **options) and backend.unchanged(type(node))
+    suits = fast.suits(*arrays, **options) and forms.unchanged(type(node))
     return fast if suits else node
 
 
@@ -67,8 +68,8 @@ def replaceable(plain: Callable) -> Callable:
 
     @functools.wraps(plain)
     def function(*inputs: Any, **options: Any) -> Any:
-        for form in backend.forms.get(function, {}).values():
-            if form.suits(*inputs, **options) and backend.unchanged(function):
+        for form in forms.table.get(function, {}).values():
+            if form.suits(*inputs, **options) and forms.unchanged(function):
                 return form.run(*inputs, **options)
         return plain(*inputs, **options)
 
@@ -82,40 +83,22 @@ def replaceable(plain: Callable) -> Callable:
 def run(name: str, node: Any, first: Any, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
     """What node.forward makes of the arrays, an array or a tuple of them. `name`, and what it was
     given, go in front of its errors."""
-    if first is not None and type(first) is not np.ndarray:
-        use_device_of(first)
     try:
-        if first is not None and first.dtype.itemsize == 2 and not node.any_dtype:
-            return _rounded(node, arrays, options, first.dtype)
-        if node.quiet:
-            return quietly(node.forward, *arrays, **options)
-        return node.forward(*arrays, **options)
+        if type(first) is np.ndarray and first.dtype.itemsize > 2 and not node.quiet:
+            return node.forward(*arrays, **options)
+        return _run_with_care(node, first, arrays, options)
     except (ValueError, TypeError, OverflowError) as error:
         raise explained(error, name, arrays) from None
 
 
-def _rounded(node: Any, arrays: Sequence[Any], options: dict[str, Any], dtype: np.dtype) -> Any:
-    if not is_half(dtype):  # int16, which has no gradient
-        return node.forward(*arrays, **options)
-    wide = [widen(a) if is_array(a) else a for a in arrays]
-    result = quietly(node.forward, *wide, **options)
-    if node.wide_result:
-        return result
-    if isinstance(result, (tuple, list)):
-        return tuple([_round(y, dtype) for y in result])
-    return _round(result, dtype)
-
-
-@np.errstate(over="ignore")  # float16 ends at 65504: beyond is infinite
-def _round(array: Any, dtype: np.dtype) -> Array:
-    return namespace(array).asarray(array).astype(dtype)
-
-
-def explained(error: Exception, name: str, arrays: Sequence[Any]) -> Exception:
-    """The error, with the operation's name and what it was given in front."""
-    met = ", ".join(describe(a) if is_array(a) else f"{a!r:.60}" for a in arrays)
-    kind = TypeError if isinstance(error, TypeError) else ValueError
-    return kind(f"{name} of {met}: {error}")
+def _run_with_care(node: Any, first: Any, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
+    if first is not None:
+        use_device_of(first)
+        if is_half(first.dtype) and not node.any_dtype:
+            return quietly(rounded, node, arrays, options, first.dtype)
+        if node.quiet:
+            return quietly(node.forward, *arrays, **options)
+    return node.forward(*arrays, **options)
 
 
 # ---- backward -----------------------------------------------------------------------------------
@@ -127,13 +110,13 @@ def surrounded(walk: Callable, /, *inputs: Any) -> None:
     try:
         quietly(walk, *inputs)
     finally:
-        backend.join()
+        join()
 
 
 def run_back(node: Any, gradients: list[Array | None]) -> Sequence[Any]:
     """What node.backward makes of the gradients that arrived: one for each input, or None."""
     if type(gradients[0]) is not np.ndarray or node.input_dtype.itemsize == 2:
-        gradients = _prepared(node, gradients)
+        gradients = prepared(node, gradients)
     results = node.backward(*gradients)
     results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(node.needs):
@@ -142,29 +125,3 @@ def run_back(node: Any, gradients: list[Array | None]) -> Sequence[Any]:
             f"{len(node.needs)} inputs"
         )
     return results
-
-
-def _prepared(node: Any, gradients: list[Array | None]) -> list[Array | None]:
-    """What arrived, as node.backward wants it: on the current GPU; in float32 if forward was."""
-    use_device_of(next(gradient for gradient in gradients if gradient is not None))
-    if is_half(node.input_dtype) and not node.any_dtype:
-        return [None if gradient is None else widen(gradient) for gradient in gradients]
-    return gradients
-
-
-def converted(node: Any, index: int, result: Any, shape: tuple[int, ...], leaf: bool) -> Array:
-    """float32 as the gradient of a two-byte input, rounded; for all else an error that says what
-    is wrong with it."""
-    name, dtype = f"{type(node).__name__}.backward", node.input_dtype
-    if not is_array(result) and not isinstance(result, np.generic):
-        raise TypeError(f"{name} returned {result!r:.60} for input {index}; it must be an array")
-    if result.shape != shape:
-        raise ValueError(
-            f"{name} returned a gradient of shape {result.shape} for input {index} of shape "
-            f"{shape}: was a broadcast not undone?"
-        )
-    if result.dtype == dtype:  # which is another object, from a file say
-        return result
-    if not (is_half(dtype) and result.dtype == np.float32):
-        raise TypeError(f"{name} returned {result.dtype} as the gradient of input {index}, {dtype}")
-    return result if leaf else result.astype(dtype)  # leaves convert it themselves

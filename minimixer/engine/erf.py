@@ -28,8 +28,8 @@ from types import ModuleType
 
 import numpy as np
 
-from .backend import FLOAT_DTYPES, Array, blocks, describe, namespace
-from .precision import native
+from .arrays import Array, blocks, describe, namespace, native
+from .precision import FLOAT_DTYPES
 
 # Coefficients, highest power first. Below the border: fdlibm's s_erf.c (Sun Microsystems, 1993).
 BORDER = 0.84375

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array, describe, device_of, is_array, namespace, to_device
 from .autograd import Function, Gradients
-from .backend import Array, describe, device_of, is_array, namespace, to_device
+from .checks import whole
 from .grad_mode import enable_grad, no_grad
-from .rearrange import whole
 from .tensor import Tensor
 
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from . import ops, rearrange
+from . import more_ops, more_rearrange, ops
+from .arrays import describe, to_numpy
 from .autograd import Variable
-from .backend import describe, to_numpy
+from .checks import whole
 from .grad_mode import is_grad_enabled
 
 INSTEAD = {  # where a name of PyTorch's or NumPy's is looked for; the name; what to write here
@@ -131,8 +132,9 @@ def _call_ufunc(tensor: Any, ufunc: Any, method: str, *inputs: Any, **options: A
             if isinstance(first, Habits):
                 return sign(first, second)
             return getattr(second, mirrored)(first)
-        if hasattr(ops, name):
-            return getattr(ops, name)(*inputs)
+        for page in (ops, more_ops):
+            if hasattr(page, name):
+                return getattr(page, name)(*inputs)
     raise _no_gradient(name)
 
 
@@ -158,7 +160,8 @@ _METHODS = {name: name for name in (
     "swapaxes", "squeeze", "clip",
 )} | {"amax": "max", "amin": "min", "permute_dims": "transpose"}  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "concatenate": rearrange.concatenate, "stack": rearrange.stack, "where": ops.where,
+    "concatenate": more_rearrange.concatenate, "stack": more_rearrange.stack,
+    "where": more_ops.where,
 }  # fmt: skip
 
 # Of these nobody wants a gradient.
@@ -243,7 +246,7 @@ class Habits:
     # ---- PyTorch's names ------------------------------------------------------------------------
 
     def relu(self):
-        return ops.relu(self)
+        return more_ops.relu(self)
 
     def view(self, *shape):
         return self.reshape(*shape)
@@ -283,7 +286,7 @@ class Habits:
     def _axis(self, axis: int, ndim: int | None = None) -> int:
         """Counted from the front; ValueError if there is none."""
         ndim = self.data.ndim if ndim is None else ndim
-        number = rearrange.whole(axis, "an axis")
+        number = whole(axis, "an axis")
         if not -ndim <= number < ndim:
             raise ValueError(f"axis {axis} is out of range for {ndim} dimensions")
         return number % ndim

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import FLOAT_DTYPES, Array, describe, is_array, is_half, namespace, same_device
-from .precision import native
+from .arrays import Array, describe, is_array, namespace, native, same_device
+from .precision import FLOAT_DTYPES, is_half
 
 
 def read_inputs(
@@ -123,3 +123,10 @@ def _check_match(name: str, first: Array, other: Array) -> None:
         f"{name}: inputs of {problem}: {describe(first)} and {describe(other)}; "
         "bring them together with .to(...)"
     )
+
+
+def explained(error: Exception, name: str, arrays: Sequence[Any]) -> Exception:
+    """The error, with the operation's name and what it was given in front."""
+    met = ", ".join(describe(a) if is_array(a) else f"{a!r:.60}" for a in arrays)
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{name} of {met}: {error}")

@@ -86,11 +86,6 @@ def as_dtype(dtype: Any) -> np.dtype:
     return np.dtype(dtype).newbyteorder("=")
 
 
-def native(array: Any) -> Any:
-    """`array` in this machine's order of bytes: itself, or a copy of one in the other order."""
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
 def widen(array: Any) -> Any:
     """`array` in the dtype to compute in: itself, unless it is stored in two bytes."""
     return array.astype(np.float32) if is_half(array.dtype) else array

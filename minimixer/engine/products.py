@@ -14,12 +14,13 @@ array([6., 9.])
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from . import backend
-from .backend import FLOAT_DTYPES, Array, is_half, namespace, wide, widen
+from . import forms
+from .arrays import Array, namespace
+from .precision import FLOAT_DTYPES, wide
+from .two_bytes import plain_matmul
 
 
 def matmul(
@@ -37,7 +38,7 @@ def matmul(
     `precision` "tf32" lets a GPU read float32 inputs with 10 bits of mantissa. `bias` (n,) is added
     to each row of the result.
     """
-    fast = backend.forms.get("matmul")
+    fast = forms.table.get("matmul")
     if fast is not None and a.ndim == 2 and b.ndim == 2:
         if accumulate and out is None:
             raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
@@ -49,27 +50,6 @@ def matmul(
     if bias is not None:
         product += bias
     return product
-
-
-def plain_matmul(
-    a: Array, b: Array, out: Array | None, accumulate: bool, multiply: Callable[..., Array]
-) -> Array:
-    """matmul by `multiply(a, b)` or `multiply(a, b, out=out)`, which know float32 and float64."""
-    if accumulate and out is None:
-        raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
-    dtype = a.dtype if out is None else out.dtype
-    if not accumulate and out is not None and out.dtype == a.dtype and not is_half(a.dtype):
-        return multiply(a, b, out=out)
-    product = multiply(widen(a), widen(b)).astype(dtype, copy=False)
-    if out is None:
-        return product
-    if out.shape != product.shape:
-        raise ValueError(f"matmul: `out` is {out.shape}, the product {product.shape}")
-    if accumulate:
-        out += product
-    else:
-        out[...] = product
-    return out
 
 
 def sum_rows(matrix: Array) -> Array:
@@ -93,3 +73,22 @@ def as_rows(x: Array) -> Array:
 def as_columns(x: Array) -> Array:
     """(n, ...) as a matrix of n rows, also if there are none or they are empty."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def add_at(target: Array, positions: Array, values: Array) -> None:
+    """target[positions] += values for flat arrays, adding every value where positions repeat.
+
+    In a fixed order: on the GPU in rounds, each of which meets a position at most once, since
+    atomic additions would give other bits on every run.
+    """
+    xp = namespace(target)
+    if xp is np:
+        np.add.at(target, positions, values)
+        return
+    order = xp.argsort(positions)  # CuPy's is stable
+    positions, values = positions[order], values[order]
+    first = xp.searchsorted(positions, positions, side="left")
+    occurrence = xp.arange(len(positions)) - first
+    for number in range(int(occurrence.max()) + 1 if len(positions) else 0):
+        chosen = occurrence == number
+        target[positions[chosen]] += values[chosen]

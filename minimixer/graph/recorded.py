@@ -44,13 +44,15 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import backend
+from ..engine import forms
+from ..engine.arrays import Array, address, is_array
+from ..engine.aside import join
 from ..engine.autograd import Variable
-from ..engine.backend import Array, address, is_array
 from ..engine.grad_mode import is_grad_enabled
 from ..engine.tensor import Tensor
+from ..nn.buffer import ParameterBuffer
 from ..nn.layers import Module, is_evaluating
-from ..nn.parameters import Parameter, ParameterBuffer
+from ..nn.parameters import Parameter
 from ..training.optim import Optimizer
 from .fingerprint import Fingerprint, token
 from .recording import Pool, Recording, own_stream
@@ -238,7 +240,7 @@ class Recorded:
         buffer = parameters[0].buffer
         assert buffer is not None
         return (
-            self._model, id(backend.forms), is_grad_enabled(), is_evaluating(),
+            self._model, id(forms.table), is_grad_enabled(), is_evaluating(),
             _of_buffer(buffer), None if optimizer is None else _of_optimizer(optimizer),
             bytes(map(_has_grad, parameters)), bytes(map(_requires_grad, parameters)),
         )  # fmt: skip
@@ -272,7 +274,7 @@ class Recorded:
             stream.begin_capture()
             try:
                 result = _detached(self.function(*inputs, **settings))
-                backend.join()
+                join()
                 result = outside(result)
             except Exception as error:
                 failure = error
@@ -283,7 +285,7 @@ class Recorded:
                     failure = failure or error
             if failure is not None:
                 with contextlib.suppress(Exception):  # what the attempt put aside
-                    backend.join()
+                    join()
         after = [(p.has_grad, p.version) for p in parameters]
         for parameter, (has_grad, version) in zip(parameters, before, strict=True):
             parameter.has_grad, parameter.version = has_grad, version

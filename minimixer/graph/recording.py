@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from ..engine import backend
+from ..engine import forms
 from ..training.optim import Optimizer
 
 
@@ -22,7 +22,7 @@ class Recording:
 
     def __init__(self, graph: Any, result: Any, parameters: list, before: list, after: list):
         self.graph, self.result, self.last_call = graph, result, 0
-        self.forms = backend.forms  # whose id is part of the key: no other may have it meanwhile
+        self.forms = forms.table  # whose id is part of the key: no other may have it meanwhile
         changes = [(p, *b, *a) for p, b, a in zip(parameters, before, after, strict=True)]
         self.flags = [(p, has) for p, had, _, has, _ in changes if had != has]
         self.versions = [(p, new - old) for p, _, old, _, new in changes if new != old]

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import Array, namespace
 from ..engine.autograd import Variable
-from ..engine.backend import Array, namespace
 
 SLOTS = 3  # batches on their way at once
 

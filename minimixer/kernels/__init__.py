@@ -41,7 +41,7 @@ import importlib.util
 import os
 from typing import Any
 
-from ..engine import backend
+from ..engine import forms
 from . import unchanged
 
 _forms: dict[Any, dict[str, Any]] = {}
@@ -67,7 +67,7 @@ def use(which: str) -> None:
             if not any(unchanged.state(module) == "edited" for module in unchanged.known()):
                 raise
             _lacking = str(error)
-    backend.forms = dict(_forms) if which == "auto" else {}
+    forms.table = dict(_forms) if which == "auto" else {}
     _chosen = which
 
 
@@ -111,7 +111,8 @@ def _find() -> None:
     # Where several operations are one, the engine has less to do; and some gradients of Parameters
     # are written where they belong before it sees them.
     layer = "engine.products", "nn.parameters"
-    rules = "engine.autograd", "engine.inputs", "engine.backward", "engine.dispatch"
+    walk = "engine.backward", "engine.dispatch", "engine.two_bytes"
+    rules = "engine.autograd", "engine.inputs", *walk
     mlp = "model.block", "nn.functional", "engine.erf", *layer, *rules, "engine.precision"
     parts = "nn.layer_norm", "nn.layers", "nn.module", "nn.recompute", "model.mixer"
     trunk = *mlp, *parts, "engine.ops", "engine.tensor"
@@ -166,7 +167,7 @@ def _unchanged(plain: Any) -> bool:
     return places is not None and unchanged.unpatched(places)
 
 
-backend.unchanged = _unchanged
+forms.unchanged = _unchanged
 unchanged.remember(unchanged.known())
 _asked = os.environ.get("MINIMIXER_KERNELS") or "auto"
 if _asked not in ("auto", "reference"):

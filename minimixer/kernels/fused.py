@@ -13,8 +13,9 @@ and gpu/ have the MLP and that LayerNorm fast.
 import functools
 from typing import Any, ClassVar
 
+from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
-from ..engine.backend import Array, widen
+from ..engine.precision import widen
 from ..engine.products import as_columns, as_rows, matmul, sum_rows
 from ..engine.tensor import Tensor
 from ..model.block import MixerBlock, MixerMLP

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import Array
 from ..engine.autograd import Function
-from ..engine.backend import Array, wide
+from ..engine.precision import wide
 from ..nn.parameters import Parameter
 
 

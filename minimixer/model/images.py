@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, to_device
+from ..engine.arrays import Array, to_device
 from ..engine.dispatch import replaceable
 from ..engine.tensor import Tensor
 from .inputs import as_activations

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, is_array, is_half, namespace, to_device, wide, widen
-from ..engine.precision import is_floating, native
+from ..engine.arrays import Array, is_array, namespace, native, to_device
+from ..engine.precision import is_floating, is_half, wide, widen
 from ..engine.tensor import Tensor
 
 
@@ -59,26 +59,3 @@ def normalize(
     if is_floating(images.dtype):
         return check_finite(images, np.dtype(np.float16) if half else dtype)
     raise TypeError(f"Mixer: images must be uint8, or floats of 2 to 8 bytes, not {images.dtype}")
-
-
-def not_normalized(images: Array, normalization: Any) -> str | None:
-    """Why these floats, taken as they are, are hardly what the model was trained on; or None.
-
-    Normalised images of mean > 0 have numbers below 0, and none far from 0 beside the largest that
-    a pixel can give.
-    """
-    if not is_floating(images.dtype):
-        return None
-    low, high = (float(widen(f)) for f in (images.min(), images.max()))
-    mean, std = normalization.mean, normalization.std
-    darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
-    in_unit = 0 <= low < high <= 1 and darkest < -0.1
-    above = low >= 0 and max(1.5, 2 * brightest) < high
-    far = max(-low, high) > 10 * max(1, -darkest, brightest)
-    if not (in_unit or above or far) or not np.isfinite([low, high]).all():
-        return None
-    return (
-        f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "
-        f"model's lie between {darkest:.3g} and {brightest:.3g}; pass uint8 images, or "
-        f"(x / 255 - mean) / std. If it was trained on such numbers, call set_normalization(0, 1)"
-    )

@@ -46,9 +46,9 @@ import numpy as np
 
 from ..engine.dispatch import replaceable
 from ..engine.tensor import Tensor
+from ..nn.buffer import ParameterBuffer
 from ..nn.draws import RandomCounter
 from ..nn.layers import LayerNorm, Linear, Module
-from ..nn.parameters import ParameterBuffer
 from ..nn.recompute import recompute
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import check_precision, device_of, is_half, use_device_of
+from ..engine.arrays import device_of, use_device_of
+from ..engine.precision import check_precision, is_half
 from ..engine.tensor import Tensor
 from ..nn.loss_scale import scale_gradient
 
@@ -77,8 +78,10 @@ class Precision:
 
     def _dtype_in(self: Any, precision: str) -> np.dtype:
         values = self.buffer.values
+        if precision == "float32":
+            return values.dtype
         dtype = check_precision(precision, device_of(values))
-        if precision != "float32" and values.dtype != np.float32:
+        if values.dtype != np.float32:
             raise ValueError(
                 f"precision {precision} is for float32 models, this one is {values.dtype}: "
                 "use set_precision('float32') or .to('float32')"

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine.backend import as_dtype, form_of, to_numpy
+from ..engine.arrays import Array, to_numpy
 from ..engine.checks import check_sizes
+from ..engine.forms import form_of
 from ..engine.grad_mode import no_grad
+from ..engine.precision import as_dtype, is_floating, widen
 from ..engine.tensor import Tensor
 from ..nn import functional as F
 from ..nn.layers import LayerNorm, Module, evaluating
 from ..nn.more_loss import softmax
-from .inputs import normalize, not_normalized
+from .inputs import normalize
 from .precision import in_precision
 from .variants import check_config, variant
 
@@ -135,3 +137,26 @@ class Trained:
         itemsize = as_dtype("float32" if precision == "tf32" else precision).itemsize
         kernels = "gpu" if on_gpu else "cpu" if form_of(F.LayerNorm, np.empty(0)) else "reference"
         return Summary(check_config(**variant(name, **changes)), batch_size, itemsize, kernels)
+
+
+def not_normalized(images: Array, normalization: Any) -> str | None:
+    """Why these floats, taken as they are, are hardly what the model was trained on; or None.
+
+    Normalised images of mean > 0 have numbers below 0, and none far from 0 beside the largest that
+    a pixel can give.
+    """
+    if not is_floating(images.dtype):
+        return None
+    low, high = (float(widen(f)) for f in (images.min(), images.max()))
+    mean, std = normalization.mean, normalization.std
+    darkest, brightest = float((-mean / std).min()), float(((1 - mean) / std).max())
+    in_unit = 0 <= low < high <= 1 and darkest < -0.1
+    above = low >= 0 and max(1.5, 2 * brightest) < high
+    far = max(-low, high) > 10 * max(1, -darkest, brightest)
+    if not (in_unit or above or far) or not np.isfinite([low, high]).all():
+        return None
+    return (
+        f"predict: floats from {low:.3g} to {high:.3g} are taken as normalised already, where this "
+        f"model's lie between {darkest:.3g} and {brightest:.3g}; pass uint8 images, or "
+        f"(x / 255 - mean) / std. If it was trained on such numbers, call set_normalization(0, 1)"
+    )

@@ -19,9 +19,9 @@ head      Linear  weight (4, 2)                   8
 total                                            48
 """
 
-from collections.abc import Iterator
 from typing import Any
 
+from .module import walk
 from .parameters import Parameter
 
 
@@ -44,31 +44,6 @@ class Table:
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
     __repr__ = __str__
-
-
-def walk(
-    value: Any, path: str = "", deep: bool = True, around: tuple[int, ...] = ()
-) -> Iterator[tuple[str, Any]]:
-    """(path, item) for all Parameters and Modules below a Module, in order of assignment: its
-    attributes, what lists, tuples and dicts among these hold, and if `deep`, what is below each
-    Module. `around` are the ids of what `value` lies in: a part may point back at the whole."""
-    if id(value) in around:
-        return
-    if _is_module(value):
-        items: Any = vars(value).items()
-    else:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, item in items:
-        full = f"{path}.{name}" if path else f"{name}"
-        is_module = _is_module(item)
-        if is_module or isinstance(item, Parameter):
-            yield full, item
-        if (deep and is_module) or (not is_module and isinstance(item, (list, tuple, dict))):
-            yield from walk(item, full, deep, (*around, id(value)))
-
-
-def _is_module(value: Any) -> bool:
-    return hasattr(type(value), "named_modules")  # Module itself comes next
 
 
 def _own(module: Any) -> str:

@@ -6,9 +6,13 @@
 array([[2., 2., 0., 0.]], dtype=float32)
 """
 
+from typing import Any
+
 import numpy as np
 
-from ..engine.backend import Array, Purpose, namespace, random_bits, uniform, use_device_of, wide
+from ..engine.arrays import Array, namespace, use_device_of
+from ..engine.precision import wide
+from ..engine.random import Purpose, random_bits, uniform
 
 
 class RandomCounter:
@@ -42,12 +46,10 @@ class RandomCounter:
         """The numbers of the examples of a batch, uint64 (count,), on the model's device."""
         return namespace(self.counters).arange(count, dtype=np.uint64) + self.counters[1:]
 
-    def keep(
-        self, x: Array, p: float, purpose: Purpose, layer: int, shape: tuple[int, int]
-    ) -> Array:
+    def keep(self, x: Any, p: float, purpose: Purpose, layer: int, shape: tuple[int, int]) -> Array:
         """0 with probability p, else 1 / (1 - p), for `shape`, the examples and the elements of
         each: of x's dtype, on its device."""
-        xp, (examples, elements) = namespace(x), shape
+        xp, (examples, elements) = namespace(x.data), shape
         bits = random_bits(
             self.seed,
             purpose,

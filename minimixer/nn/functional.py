@@ -11,7 +11,7 @@ dL/dx; sums run over all indices that do not appear on the left.
 >>> linear(x, Tensor(np.ones((3, 2))), Tensor(np.array([0.0, 10.0])))
 Tensor([[ 6., 16.]], dtype=float64, requires_grad=True)
 
-Next: `parameters.py`, Parameter and the flat buffer.
+Next: `parameters.py`, Parameter, a window into one flat buffer.
 """
 
 import math
@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
-from ..engine.backend import Array
 from ..engine.erf import erf
 from ..engine.habits import missing
-from ..engine.ops import relu as relu
+from ..engine.more_ops import relu as relu
 from ..engine.products import as_columns, as_rows, matmul, sum_rows
 from ..engine.tensor import Tensor
 from .layer_norm import LayerNorm as LayerNorm

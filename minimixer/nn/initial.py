@@ -5,14 +5,14 @@
 >>> round(float((x @ weight).std()), 1)      # as x has it
 1.0
 
-Next: `layers.py`, where they are used.
+Next: `layers.py`, Linear, LayerNorm and stochastic depth, as Modules.
 """
 
 import math
 
 import numpy as np
 
-from ..engine.backend import Purpose, random_bits, uniform
+from ..engine.random import Purpose, random_bits, uniform
 
 
 def lecun_normal(

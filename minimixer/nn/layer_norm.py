@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
-from ..engine.backend import Array
 from ..engine.checks import check_number
 from ..engine.products import as_rows, matmul, sum_rows
 from ..engine.tensor import Tensor

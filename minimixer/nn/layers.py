@@ -2,18 +2,16 @@
 
 >>> class Network(Module):
 ...     def __init__(self):
-...         self.layers = Sequential(Linear(4, 8), GELU(), Linear(8, 2))
+...         self.first, self.norm, self.last = Linear(4, 8), LayerNorm(8), Linear(8, 2)
 ...         self.initialize(seed=0)
 ...     def forward(self, x):
-...         return self.layers(x)
+...         return self.last(F.gelu(self.norm(self.first(x))))
 >>> network = Network()
 >>> network
-Network(58 weights
-  (layers): Sequential(58 weights
-    (0): Linear(weight (4, 8), bias (8,); 40 weights)
-    (1): GELU(approximate='none')
-    (2): Linear(weight (8, 2), bias (2,); 18 weights)
-  )
+Network(74 weights
+  (first): Linear(weight (4, 8), bias (8,); 40 weights)
+  (norm): LayerNorm(epsilon=1e-06, weight (8,), bias (8,); 16 weights)
+  (last): Linear(weight (8, 2), bias (2,); 18 weights)
 )
 >>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
 (1, 2)
@@ -22,19 +20,17 @@ Next: `model/images.py`, from images to tokens.
 """
 
 import contextlib
-import math
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, Purpose
+from ..engine.arrays import Array
 from ..engine.checks import check_number, check_seed
 from ..engine.checks import check_sizes as check_sizes
-from ..engine.habits import missing
-from ..engine.ops import multiply, relu
-from ..engine.rearrange import reshape
+from ..engine.ops import multiply
+from ..engine.random import Purpose
 from ..engine.tensor import Tensor
 from . import functional as F
 from .draws import RandomCounter
@@ -93,58 +89,6 @@ class LayerNorm(Module):
         return F.layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
-class Sequential(Module):
-    """Modules one after the other; indexed, counted and named like a list: "0.weight"."""
-
-    def __init__(self, *layers: Module):
-        for number, layer in enumerate(layers):
-            if not isinstance(layer, Module):
-                raise TypeError(f"Sequential: takes Modules, one by one, got {layer!r:.60}")
-            setattr(self, str(number), layer)
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.children())  # which list() would ask again
-
-    def __getitem__(self, index: Any) -> Module:
-        """The layer of a number, or a Sequential of a slice, which shares its layers."""
-        found = [*self.children()][index]
-        return Sequential(*found) if isinstance(index, slice) else found
-
-    def forward(self, x: Any) -> Any:
-        for layer in self:
-            x = layer(x)
-        return x
-
-
-class ReLU(Module):
-    """max(x, 0), elementwise."""
-
-    def forward(self, x: Any) -> Tensor:
-        return relu(x)
-
-
-class Flatten(Module):
-    """x (B, ...) -> (B, n): all axes but the first as one."""
-
-    def forward(self, x: Any) -> Tensor:
-        return reshape(x, (x.shape[0], math.prod(x.shape[1:])))
-
-
-class GELU(Module):
-    """functional.gelu as a layer."""
-
-    shown = ("approximate",)
-
-    def __init__(self, approximate: str = "none"):
-        self.approximate = F.check_form(approximate)
-
-    def forward(self, x: Any) -> Tensor:
-        return F.gelu(x, self.approximate)
-
-
 class _Thread(threading.local):
     evaluating = False
 
@@ -191,18 +135,7 @@ class RandomLayer(Module):
     def keep(self, x: Tensor, examples: int, elements: int) -> Array:
         """The factors: (examples, elements), of x's dtype, on x's device."""
         shape = examples, elements
-        return self.random.keep(x.data, self.p, self.purpose, self.layer, shape)
-
-
-class Dropout(RandomLayer):
-    """Every element of x (B, ...) on its own (Srivastava et al. 2014)."""
-
-    purpose = Purpose.DROPOUT
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.active:
-            return x
-        return multiply(x, self.keep(x, len(x), math.prod(x.shape[1:])).reshape(x.shape))
+        return self.random.keep(x, self.p, self.purpose, self.layer, shape)
 
 
 class StochasticDepth(RandomLayer):
@@ -214,7 +147,3 @@ class StochasticDepth(RandomLayer):
         if not self.active:
             return x
         return multiply(x, self.keep(x, x.shape[1], 1)[None])
-
-
-def __getattr__(name: str) -> Any:  # what is not there
-    raise missing("nn", name, "nn")

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import Array, namespace
 from ..engine.autograd import Function, Variable, constant
-from ..engine.backend import Array, namespace
 from ..engine.checks import check_number
 from ..engine.tensor import Tensor
 from .targets import checked_target

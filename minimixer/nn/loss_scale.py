@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import Array, is_array, namespace
 from ..engine.autograd import Function
-from ..engine.backend import Array, is_array, namespace
 from ..engine.dispatch import replaceable
 from ..engine.tensor import Tensor
 

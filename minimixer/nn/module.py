@@ -27,13 +27,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..engine.autograd import Variable
-from ..engine.backend import Array, is_array, to_numpy
-from ..engine.checks import all_finite, check_seed
+from ..engine.checks import check_seed
 from ..engine.habits import missing
-from ..engine.tensor import split_targets
-from .describe import summary_of, tree, walk
-from .parameters import Parameter, ParameterBuffer
+from ..engine.more_tensor import split_targets
+from .buffer import ParameterBuffer
+from .parameters import Parameter
+from .state import load_state, state_of
 
 
 class Module:
@@ -62,6 +61,8 @@ class Module:
         raise missing("Module", name, type(self).__name__)
 
     def __repr__(self) -> str:
+        from .describe import tree  # how it looks
+
         return tree(self)
 
     # ---- what is in it --------------------------------------------------------------------------
@@ -119,6 +120,8 @@ class Module:
 
     def summary(self) -> Any:
         """A table of all layers with Parameters of their own: shapes and numbers of weights."""
+        from .describe import summary_of
+
         return summary_of(self)
 
     # ---- what can be done to it -----------------------------------------------------------------
@@ -173,48 +176,33 @@ class Module:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Every Parameter as a NumPy array (a copy), under each of its paths."""
-        return {
-            path: np.array(to_numpy(value.data))
-            for path, value in walk(self)
-            if isinstance(value, Parameter)
-        }
+        return state_of(walk(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take all values from a state_dict. Nothing is changed unless everything fits.
-
-        ValueError names each entry that is missing, unexpected, of another shape or not finite,
-        and shared Parameters that were given two different values.
-        """
-        if not hasattr(state, "items"):
-            raise TypeError(f"load_state_dict: expected a dict of arrays, got {state!r:.60}")
-        own = {path: value for path, value in walk(self) if isinstance(value, Parameter)}
-        arrays = {
-            name: value.data if isinstance(value, Variable) else value if is_array(value)
-            else np.asarray(value) for name, value in state.items()
-        }  # fmt: skip
-        problems = [f"missing: {name}" for name in own if name not in arrays]
-        problems += [f"unexpected: {name}" for name in arrays if name not in own]
-        chosen: dict[int, str] = {}
-        for name, parameter in own.items():
-            array = arrays.get(name)
-            if array is None:
-                continue
-            if array.shape != parameter.shape:
-                problems.append(f"{name}: shape {array.shape}, but the model has {parameter.shape}")
-            elif array.dtype.kind not in "fiu":
-                problems.append(f"{name}: {array.dtype} is not a number")
-            elif not all_finite(array, parameter.dtype):
-                problems.append(f"{name}: as {parameter.dtype} it holds NaN or infinity")
-            elif not _equal(array, arrays[chosen.setdefault(id(parameter), name)]):
-                problems.append(f"{name} and {chosen[id(parameter)]} are one shared Parameter")
-        if problems:
-            raise ValueError(
-                f"load_state_dict: {len(problems)} entries do not fit this "
-                f"{type(self).__name__}:\n  " + "\n  ".join(problems)
-            )
-        for name, parameter in own.items():
-            parameter.data = arrays[name]
+        """Take all values from a state_dict; ValueError, and nothing is changed, unless all fit."""
+        load_state(walk(self), state, type(self).__name__)
 
 
-def _equal(a: Array, b: Array) -> bool:
-    return a is b or np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)
+def walk(
+    value: Any, path: str = "", deep: bool = True, around: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """(path, item) for all Parameters and Modules below a Module, in order of assignment: its
+    attributes, what lists, tuples and dicts among these hold, and if `deep`, what is below each
+    Module. `around` are the ids of what `value` lies in: a part may point back at the whole."""
+    if id(value) in around:
+        return
+    if _is_module(value):
+        items: Any = vars(value).items()
+    else:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, item in items:
+        full = f"{path}.{name}" if path else f"{name}"
+        is_module = _is_module(item)
+        if is_module or isinstance(item, Parameter):
+            yield full, item
+        if (deep and is_module) or (not is_module and isinstance(item, (list, tuple, dict))):
+            yield from walk(item, full, deep, (*around, id(value)))
+
+
+def _is_module(value: Any) -> bool:
+    return hasattr(type(value), "named_modules")  # Module itself comes next

@@ -13,10 +13,13 @@ loss. Then softmax has a gradient of its own, which is not as simple as with the
 
 from typing import Any
 
+from ..engine.arrays import Array, is_array
 from ..engine.autograd import Function, Variable
-from ..engine.backend import Array, is_array, widen
-from ..engine.ops import power, subtract
-from ..engine.rearrange import mean, no_others, whole
+from ..engine.checks import no_others, whole
+from ..engine.more_ops import power
+from ..engine.ops import subtract
+from ..engine.precision import widen
+from ..engine.rearrange import mean
 from ..engine.rearrange import sum as sum_of
 from ..engine.tensor import Tensor
 from .loss import REDUCTIONS, shifted_softmax

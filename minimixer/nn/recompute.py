@@ -16,8 +16,8 @@ state.
 
 from typing import Any
 
+from ..engine.arrays import Array, is_array, namespace
 from ..engine.autograd import Function, Gradients, Variable
-from ..engine.backend import Array, is_array, namespace
 from ..engine.grad_mode import enable_grad, is_grad_enabled, no_grad
 from ..engine.tensor import Tensor
 from .layers import Module, RandomLayer

@@ -13,19 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.arrays import Array, device_of, is_array, namespace, native, same_device, to_device
 from ..engine.autograd import Function
-from ..engine.backend import (
-    FLOAT_DTYPES,
-    Array,
-    current_form,
-    device_of,
-    is_array,
-    namespace,
-    same_device,
-    to_device,
-    wide,
-)
-from ..engine.precision import native
+from ..engine.forms import current_form
+from ..engine.precision import FLOAT_DTYPES, wide
 
 
 def checked_target(loss: type[Function], z: Any, target: Any) -> Array:

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..engine import backend
+from ..engine.arrays import Array
+from ..engine.aside import join
 from ..engine.autograd import Function
-from ..engine.backend import Array
 
 BUCKETS = 4
 
@@ -72,7 +72,7 @@ class Overlap:
         # A recording that failed may have left `summed` behind: the first stretch begins anew.
         stop = self.last if self.summed is None or start == self.first else self.summed
         if sys.modules["cupy"].cuda.get_current_stream().is_capturing() and start < stop:
-            backend.join()
+            join()
             self.summed = start
             self._sum(start, stop)
 

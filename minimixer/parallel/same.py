@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import is_array, to_numpy
+from ..engine.arrays import is_array, to_numpy
 
 LONGEST = 40  # characters of a text that is shown as it is
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, use_device_of
+from ..engine.arrays import Array, use_device_of
 
 
 class HostSum:

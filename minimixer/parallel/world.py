@@ -27,8 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import backend
-from ..engine.backend import Array, check_device, to_device, to_numpy
+from ..engine import forms
+from ..engine.arrays import Array, to_device, to_numpy
+from ..engine.aside import join
+from ..engine.devices import check_device, synchronize
 from ..nn.layers import Module
 from ..training.optim import Optimizer
 from .same import describe, differences
@@ -95,7 +97,7 @@ class World:
 
     def _share_cores(self, machine: Any) -> None:
         """BLAS, and so our threads, would else take all cores of the machine for each rank."""
-        if not (backend.forms and hasattr(os, "sched_getaffinity")):
+        if not (forms.table and hasattr(os, "sched_getaffinity")):
             return
         from ..kernels.cpu import threads
 
@@ -213,7 +215,7 @@ class World:
         """
         if self._all_reduce is None:
             return
-        backend.join()
+        join()
         overlap = self._overlaps.get(id(model))
         if overlap is not None and overlap.finish():
             return
@@ -277,7 +279,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait until all ranks are here, and their GPUs done."""
-        backend.synchronize(self.device)
+        synchronize(self.device)
         if self.size > 1:
             self.comm.Barrier()
 

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, Purpose, namespace, random_bits, uniform
+from ..engine.arrays import Array, namespace
+from ..engine.random import Purpose, random_bits, uniform
 from .folders import decode
 
 Image = Any  # PIL.Image.Image

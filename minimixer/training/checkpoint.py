@@ -34,10 +34,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import to_numpy
+from ..engine.arrays import to_numpy
+from ..nn.buffer import ParameterBuffer
 from ..nn.loss_scale import SCALE_HOLDS, SMALLEST_SCALE
 from ..nn.module import Module
-from ..nn.parameters import ParameterBuffer
 from .files import open_file, parse_json, replace_file
 from .npz import Npz, check_finite
 from .optim import Optimizer

@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Purpose, random_bits
+from ..engine.arrays import native
 from ..engine.checks import check_integer
-from ..engine.precision import native
+from ..engine.random import Purpose, random_bits
 from .datasets import DataSet as DataSet
 from .datasets import load_directory as load_directory
 from .datasets import load_mnist as load_mnist

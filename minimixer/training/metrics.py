@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..engine.backend import Array
+from ..engine.arrays import Array
 from ..engine.checks import check_sizes
 from ..engine.tensor import Tensor
 from ..model.mixer import Mixer

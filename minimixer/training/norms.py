@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from ..engine.backend import Array, namespace
+from ..engine.arrays import Array, namespace
 from ..engine.dispatch import replaceable
 from ..engine.products import matmul
 

@@ -21,8 +21,9 @@ array([0, 0, 1, 1])
 
 import numpy as np
 
-from ..engine.backend import Purpose, random_bits, to_numpy
+from ..engine.arrays import to_numpy
 from ..engine.grad_mode import no_grad
+from ..engine.random import Purpose, random_bits
 from ..model.mixer import Mixer
 from ..nn.layers import evaluating
 

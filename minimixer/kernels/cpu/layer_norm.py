@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ...engine.arrays import Array
 from ...engine.autograd import Gradients
-from ...engine.backend import Array
 from ..fused import AddLayerNorm, LayerNormAlone, bias_gradient
 from ..node import Fast
 from .blocks import BLOCK, SMALL, parts

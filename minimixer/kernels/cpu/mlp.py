@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...engine import products
+from ...engine.arrays import Array
 from ...engine.autograd import Gradients
-from ...engine.backend import Array
 from ...engine.products import as_rows
 from ...nn.functional import _A, _K, _PHI, GELU
 from ..fused import MLP

@@ -22,7 +22,7 @@ import weakref
 
 import numpy as np
 
-from ...engine.backend import Array
+from ...engine.arrays import Array
 
 LARGE = 32 << 20  # bytes; below, the C library does the same
 

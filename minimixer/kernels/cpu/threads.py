@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.backend import join_later
+from ...engine.aside import join_later
 
 MOST_THREADS = 8  # beyond, they would wait for their turns
 MOST_ASIDE = 4  # tasks put off at most, since each keeps arrays alive

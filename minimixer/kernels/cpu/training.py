@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.backend import Array, namespace
+from ...engine.arrays import Array, namespace
 from ...training.norms import gradient_norm
 from ...training.optim import CLIP, LR_FACTOR, STEP, Adam, AdamW
 from .blocks import BLOCK, parts

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.backend import Array
+from ...engine.arrays import Array
 from ...training.files import parse_json, read_file, replace_file
 
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType

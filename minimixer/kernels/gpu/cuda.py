@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.backend import Array
+from ...engine.arrays import Array
 
 DIRECTORY = Path(__file__).parent
 C_NAMES = {"float64": "double", "float32": "float", "float16": "__half",

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from ...engine.arrays import Array, namespace
 from ...engine.autograd import Gradients
-from ...engine.backend import Array, namespace, wide
+from ...engine.precision import wide
 from ..fused import AddLayerNorm, LayerNormAlone, bias_gradient
 from ..node import Fast
 from . import cublas, spare_row

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ...engine.arrays import Array, namespace
 from ...engine.autograd import Gradients
-from ...engine.backend import Array, namespace, wide
+from ...engine.precision import wide
 from ...engine.products import as_rows
 from ...engine.rearrange import Mean
 from ...nn.functional import GELU, Linear

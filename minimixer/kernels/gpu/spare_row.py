@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.backend import Array, namespace
+from ...engine.arrays import Array, namespace
 from .cuda import ceil_div, get, type_of, usable
 
 

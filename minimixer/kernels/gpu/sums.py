@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ...engine.backend import Array, is_half, namespace, wide
+from ...engine.arrays import Array, namespace
+from ...engine.precision import is_half, wide
 from ...engine.products import sum_rows as plain_sum_rows
 from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 

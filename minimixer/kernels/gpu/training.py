@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.backend import Array, is_half, namespace, one, to_device, wide
+from ...engine.arrays import Array, namespace, one, to_device
+from ...engine.precision import is_half, wide
 from ...engine.tensor import Tensor
 from ...model.images import Normalization
 from ...model.inputs import check_finite, check_shape

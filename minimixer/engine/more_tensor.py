@@ -1,0 +1,151 @@
+"""More of Tensor: comparisons, conversions, extremes, elementwise functions.
+
+>>> from minimixer import Tensor
+>>> x = Tensor([[1.0, 4.0], [9.0, 16.0]])
+>>> (x > 3).data.tolist(), x.sqrt().max().item(), x.argmax(axis=0).data.tolist()
+([[False, True], [True, True]], 4.0, [1, 1])
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from . import more_ops, more_rearrange, rearrange
+from .arrays import namespace
+from .autograd import Variable
+from .habits import Habits, plain_value
+from .precision import as_dtype, is_floating
+
+
+class MoreOfTensor(Habits):
+    """What Tensor has beside what training a Mixer needs."""
+
+    __slots__ = ()
+
+    def __len__(self: Any) -> int:
+        return len(self.data)
+
+    def __iter__(self: Any) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __array__(self: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """By NumPy's rules: np.array(x) is a copy, np.asarray(x) may share memory as numpy() does,
+        and copy=False is a ValueError where another dtype or a GPU needs a copy."""
+        if copy is False and self.device != "cpu":
+            raise ValueError(f"values on {self.device} can't be had without a copy: copy=None")
+        return np.array(self.numpy(), dtype=dtype, copy=copy if self.device == "cpu" else None)
+
+    def __deepcopy__(self: Any, memo: dict) -> Any:
+        if self.node is not None:
+            raise TypeError("only leaves can be copied: use detach() first")
+        memo[id(self)] = copy = Variable.result_class(self.data.copy(), self.requires_grad)
+        return copy
+
+    def __eq__(self, other):  # type: ignore[override]
+        return Variable.result_class(self.data == plain_value(other))
+
+    def __ne__(self, other):  # type: ignore[override]
+        return Variable.result_class(self.data != plain_value(other))
+
+    def __lt__(self, other):
+        return Variable.result_class(self.data < plain_value(other))
+
+    def __le__(self, other):
+        return Variable.result_class(self.data <= plain_value(other))
+
+    def __gt__(self, other):
+        return Variable.result_class(self.data > plain_value(other))
+
+    def __ge__(self, other):
+        return Variable.result_class(self.data >= plain_value(other))
+
+    def max(self, axis=None, keepdims=False, **unknown):
+        return more_rearrange.max(self, axis, keepdims, **unknown)
+
+    def min(self, axis=None, keepdims=False, **unknown):
+        return more_rearrange.min(self, axis, keepdims, **unknown)
+
+    def var(self, axis=None, keepdims=False, correction=1, **unknown):
+        """A sum of squares divided by n - correction: 1 as in PyTorch, 0 as in NumPy."""
+        return more_rearrange.var(self, axis, keepdims, correction, **unknown)
+
+    def std(self, axis=None, keepdims=False, correction=1, **unknown):
+        return more_rearrange.std(self, axis, keepdims, correction, **unknown)
+
+    def argmax(self, axis=None, keepdims=False, **unknown):
+        """Where the largest element is; the first one, if there are several. No gradient."""
+        return self._reduced("argmax", axis, keepdims, unknown)
+
+    def argmin(self, axis=None, keepdims=False, **unknown):
+        """Where the smallest element is; likewise."""
+        return self._reduced("argmin", axis, keepdims, unknown)
+
+    def any(self, axis=None, keepdims=False, **unknown):
+        """Is any element true, that is not 0?"""
+        return self._reduced("any", axis, keepdims, unknown)
+
+    def all(self, axis=None, keepdims=False, **unknown):
+        """Are all elements true, that is not 0?"""
+        return self._reduced("all", axis, keepdims, unknown)
+
+    def _reduced(self, name: str, axis: Any, keepdims: bool, unknown: dict[str, Any]) -> Any:
+        axis = rearrange.axes(axis, unknown)
+        if name.startswith("arg") and isinstance(axis, tuple):
+            raise TypeError(f"{name}: goes along one axis, or over all (None), got {axis}")
+        result = getattr(self.data, name)(axis=axis, keepdims=keepdims)
+        return Variable.result_class(namespace(self.data).asarray(result))
+
+    def exp(self):
+        return more_ops.exp(self)
+
+    def log(self):
+        return more_ops.log(self)
+
+    def sqrt(self):
+        return more_ops.sqrt(self)
+
+    def tanh(self):
+        return more_ops.tanh(self)
+
+    def erf(self):
+        return more_ops.erf(self)
+
+    def abs(self):
+        return more_ops.absolute(self)
+
+    def clip(self, low=None, high=None):
+        return more_ops.clip(self, low, high)
+
+
+def holds_variables(data: list | tuple) -> bool:
+    return any(
+        isinstance(v, Variable) or (isinstance(v, (list, tuple)) and holds_variables(v))
+        for v in data
+    )
+
+
+def split_targets(
+    targets: tuple[Any, ...], dtype: Any = None, device: Any = None
+) -> tuple[np.dtype | None, str | None]:
+    """("cuda", "float64") -> (dtype("float64"), "cuda"): what `.to(...)` was asked for."""
+    targets += tuple([target for target in (dtype, device) if target is not None])
+    dtypes, devices = [], []
+    for target in targets:
+        if isinstance(target, str) and (target == "cpu" or target.startswith("cuda")):
+            devices.append(target)
+            continue
+        try:
+            dtypes.append(np.dtype(object) if isinstance(target, Variable) else as_dtype(target))
+        except TypeError:
+            dtypes.append(np.dtype(object))
+        if target is None or not (dtypes[-1].kind in "iub" or is_floating(dtypes[-1])):
+            raise TypeError(
+                f"to: expected a device ('cpu', 'cuda', 'cuda:N') or a dtype, got {target!r}"
+            )
+    if len(dtypes) > 1 or len(devices) > 1:
+        raise TypeError(f"to: one device and one dtype at most, got {targets}")
+    return dtypes[0] if dtypes else None, devices[0] if devices else None
