@@ -6,9 +6,9 @@ An image is cut into S patches; each, projected to C channels, is a row of X, a 
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
 
 with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores. To mix
-columns the paper transposes, mixes rows and transposes back: so does this file. The fast version,
-minimixer/model/mixer.py, stores (S, B, C), never transposed. B: images, P: patch side, D: MLP
-width, d_x: gradient of the loss by x. `pip install -e .`, then `python examples/mixer_by_hand.py`.
+columns the paper transposes, mixes rows and transposes back: so does this file. B: images, P: patch
+side, D: MLP width, d_x: gradient of the loss by x. `pip install -e .` goes before the first run.
+Next: tiny.py, where an engine finds the way back, and tokens first, (S, B, C), need no transpose.
 """
 
 import argparse
