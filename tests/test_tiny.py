@@ -136,6 +136,13 @@ def test_gradients_add_up_and_never_in_somebody_elses_array():
     assert a.grad.tolist() == [3, 3] and b.grad.tolist() == [2, 2]
 
 
+def test_the_loss_of_huge_scores_twice():
+    z = tiny.Tensor(np.array([[1000.0, 0.0], [0.0, 1000.0]]))
+    loss = tiny.cross_entropy(z, np.array([0, 0]))
+    (loss + loss).backward()
+    assert loss.data == 500 and z.grad.tolist() == [[0, 0], [-1, 1]]
+
+
 def test_a_result_forgets_how_it_came_to_be():
     x = tiny.Tensor(np.ones(2))
     y = x + x
