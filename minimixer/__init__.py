@@ -24,6 +24,7 @@ this order:
     training/optimizer.py   what all optimizers share: ranges, clipping, steps
     training/optim.py       SGD, Adam, AdamW
     training/data.py        random batches and shifts
+    training/loop.py        a whole training run
 
 Appendices: what pages call by name, to look up when you want to know more.
 
@@ -42,6 +43,8 @@ Appendices: what pages call by name, to look up when you want to know more.
     engine/more_tensor.py   comparisons and other methods of Tensor
     engine/erf.py           how a special function is computed
     engine/checks.py        numbers and sizes that make sense
+    engine/around.py        context managers that are decorators too
+    engine/watching.py      whether anybody writes into arrays of others
     engine/habits.py        what is typed out of habit, and what to write instead
     nn/buffer.py            the flat buffer behind Parameters
     nn/state.py             weights by name, out and in
@@ -85,11 +88,12 @@ from typing import Any
 from . import backend, nn, ops, rearrange
 from .engine.autograd import Function
 from .engine.grad_mode import enable_grad, is_grad_enabled, no_grad
-from .engine.gradcheck import GradientError, gradcheck
+from .engine.gradcheck import gradcheck
 from .engine.habits import missing
 from .engine.more_ops import clip, maximum, where
 from .engine.more_rearrange import concatenate, stack
 from .engine.tensor import Tensor
+from .engine.watching import GradientError
 from .model.mixer import Mixer
 from .nn import functional
 from .nn.layers import LayerNorm, Linear, Module

@@ -21,10 +21,8 @@ True
 Next: `nn/loss.py`, softmax cross-entropy.
 """
 
-import contextlib
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +32,7 @@ from .autograd import Function, Gradients
 from .checks import whole
 from .grad_mode import enable_grad, no_grad
 from .tensor import Tensor
-
-
-class GradientError(AssertionError):
-    """backward and finite differences disagree, or a Function changes what is not its own; says
-    where, by how much and what to look at."""
+from .watching import GradientError, Unchanged, backward_twice, watching
 
 
 def gradcheck(
@@ -84,9 +78,9 @@ def _check(
     tolerance: float,
     random: np.random.Generator,
 ) -> bool:
-    given = _Unchanged([(f"argument {i}", t.data) for i, t in enumerate(tensors)])
-    returned = _Unchanged([])
-    with _watching(returned):
+    given = Unchanged([(f"argument {i}", t.data) for i, t in enumerate(tensors)])
+    returned = Unchanged([])
+    with watching(returned):
         outputs = _outputs(function, tensors, name)
     given.check(f"{name} changed", "must leave its inputs as they are")
     weights = [
@@ -98,7 +92,7 @@ def _check(
         raise GradientError(f"{name}: no output depends on an input that requires a gradient")
     given.add([(f"output {i}", y.data) for i, y in enumerate(outputs)])
     total = _WeightedSum.apply(*[y for y, _ in needing], weights=[w for _, w in needing])
-    _backward_twice(total, given, returned, tensors, name)
+    backward_twice(total, given, returned, tensors, name)
     size = sum(float(abs(y.data * w).sum()) for y, w in zip(outputs, weights, strict=True))
 
     def weighted_sum() -> float:
@@ -143,88 +137,6 @@ def _check(
         f"{name}: when it was called again, it changed", "must return new arrays at each call"
     )
     return True
-
-
-class _Unchanged:
-    """Arrays that nobody may write into, by name, each with a copy of what it held."""
-
-    def __init__(self, named: Sequence[tuple[str, Any]]):
-        self.watched: list[tuple[str, Any, Any]] = []
-        self.add(named)
-
-    def add(self, named: Sequence[tuple[str, Any]]) -> None:
-        self.watched += [(name, a, to_device(a, "cpu").copy()) for name, a in named]
-
-    def check(self, who: str, rule: str) -> None:
-        for name, array, before in self.watched:
-            if to_device(array, "cpu").tobytes() != before.tobytes():
-                raise GradientError(f"{who} {name}, {describe(array)}; it {rule}")
-
-
-def _backward_twice(
-    total: Tensor, given: _Unchanged, returned: _Unchanged, tensors: Sequence[Tensor], name: str
-) -> None:
-    gradients = []
-    for retain_graph in (True, False):
-        for tensor in tensors:
-            tensor.grad = None
-        returned.watched.clear()
-        total.backward(retain_graph=retain_graph)
-        given.check(f"{name}: backward changed", "must not write into what forward was given")
-        returned.check(f"{name}: backward changed, once it was returned,", "must stay as it is")
-        found = [None if t.grad is None else to_device(t.grad, "cpu") for t in tensors]
-        gradients.append([None if g is None else g.tobytes() for g in found])
-    for position, (first, second) in enumerate(zip(*gradients, strict=True)):
-        if first != second:
-            raise GradientError(
-                f"{name}: a second backward gives argument {position} another gradient; backward "
-                "must leave what forward kept for it as it was"
-            )
-
-
-@contextlib.contextmanager
-def _watching(returned: _Unchanged) -> Iterator[None]:
-    """Look over the shoulder of every Function that this thread applies meanwhile: at its forward,
-    and at its backward whenever that comes. From outside, by `needs`, which `apply` sets on every
-    node, so that no operation takes longer for it; one thread after the other."""
-    thread, place = threading.get_ident(), vars(Function)["needs"]
-
-    def watch(node: Function, needs: tuple[bool, ...]) -> None:
-        place.__set__(node, needs)
-        if threading.get_ident() == thread:
-            for step in ("forward", "backward"):
-                vars(node)[step] = _watched(node, step, getattr(node, step), returned)
-
-    with _one_at_a_time:
-        before = Function.needs  # ours, if a gradcheck runs inside another
-        Function.needs = property(place.__get__, watch)  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            Function.needs = before
-
-
-_one_at_a_time = threading.RLock()
-
-
-def _watched(
-    node: Function, step: str, method: Callable[..., Any], returned: _Unchanged
-) -> Callable[..., Any]:
-    def watching(*arrays: Any, **options: Any) -> Any:
-        what = "input" if step == "forward" else "gradient"
-        given = _Unchanged([(f"{what} {i}", a) for i, a in enumerate(arrays) if is_array(a)])
-        results = method(*arrays, **options)
-        given.check(
-            f"{type(node).__name__}.{step} changed",
-            "may belong to others too: write 2 * x, not x *= 2",
-        )
-        if step == "backward":
-            many = results if isinstance(results, (tuple, list)) else [results]
-            found = [g for g in many if is_array(g)]
-            returned.add([(f"a gradient of {type(node).__name__}", g) for g in found])
-        return results
-
-    return watching
 
 
 class _WeightedSum(Function):

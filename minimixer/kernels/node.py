@@ -26,7 +26,9 @@ class Fast(Function):
 
     def read(self, inputs: Sequence[Any]) -> None:
         """Look at the inputs themselves, before `suits`."""
-        self.precision = next((v.precision for v in inputs if isinstance(v, Parameter)), None)
+        self.precision = next(
+            (v.buffer.precision for v in inputs if isinstance(v, Parameter)), None
+        )
 
     def destination(self, position: int) -> Array | None:
         """For backward: where the gradient of an input may be written and returned; None if there

@@ -8,13 +8,14 @@
 
 import weakref
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
 from ..engine.arrays import Array, device_of, namespace, to_device, use_device_of
 from ..engine.devices import check_device
-from ..engine.precision import FLOAT_DTYPES
+from ..engine.precision import FLOAT_DTYPES, is_half
 from .draws import RandomCounter
 
 ALIGNMENT = 64  # elements
@@ -105,6 +106,20 @@ class ParameterBuffer:
             self.low = self.values.astype(dtype)
             self.bind_windows()
         return self.low
+
+    def read(self, parameter: Any, dtype: np.dtype) -> Array:
+        """A Parameter's values in another dtype than its own."""
+        if not is_half(dtype):
+            return parameter.data.astype(dtype)
+        if self.low is None or self.low.dtype != dtype:
+            self.read_low(dtype)
+        return parameter.low
+
+    def take_settings(self, other: "ParameterBuffer", memo: dict) -> None:
+        """What a copy of a Parameter needs of the buffer of the first."""
+        self.random = deepcopy(other.random, memo)
+        self.precision, self.scaled = other.precision, other.scaled
+        self.loss_scale = other.loss_scale.copy()
 
     def make_gradients(self) -> Array:
         if self.gradients is None:

@@ -21,7 +21,6 @@ Next: `module.py`, Module: Parameters and sub-modules by name.
 
 import math
 import weakref
-from copy import deepcopy
 from operator import attrgetter
 from typing import Any
 
@@ -30,7 +29,7 @@ import numpy as np
 from ..engine.arrays import Array, describe, is_array
 from ..engine.aside import join
 from ..engine.autograd import Variable
-from ..engine.precision import FLOAT_DTYPES, is_half
+from ..engine.precision import FLOAT_DTYPES
 from ..engine.tensor import Tensor
 from .buffer import ParameterBuffer, aligned
 from .loss_scale import unscaled
@@ -45,7 +44,7 @@ class Parameter(Tensor):
     only forgets: the next gradient overwrites.
     """
 
-    __slots__ = ("_data", "_grad", "_low", "_shape", "buffer", "has_grad", "start", "version")
+    __slots__ = ("_data", "_grad", "_shape", "buffer", "has_grad", "low", "start", "version")
     is_parameter = True
     buffer: Any  # a ParameterBuffer, from the first moment on
     start: int  # in the buffer
@@ -62,10 +61,7 @@ class Parameter(Tensor):
 
     def __deepcopy__(self, memo: dict) -> "Parameter":
         memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
-        assert copy.buffer is not None and self.buffer is not None
-        copy.buffer.random = deepcopy(self.buffer.random, memo)
-        copy.buffer.precision, copy.buffer.scaled = self.buffer.precision, self.buffer.scaled
-        copy.buffer.loss_scale = self.buffer.loss_scale.copy()
+        copy.buffer.take_settings(self.buffer, memo)
         return copy
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle: without the windows
@@ -81,7 +77,7 @@ class Parameter(Tensor):
     def bind(self) -> None:
         """Look at what the buffer holds now."""
         buffer = self.buffer
-        self._data, self._grad, self._low = (
+        self._data, self._grad, self.low = (
             None if flat is None else self.window(flat)
             for flat in (buffer.values, buffer.gradients, buffer.low)
         )
@@ -144,20 +140,11 @@ class Parameter(Tensor):
             self.buffer.make_gradients()
         return self._grad
 
-    @property
-    def precision(self) -> str | None:
-        """Of products with it: "tf32", or None."""
-        return self.buffer.precision
-
     def read(self, dtype: np.dtype) -> Array:
         """The values in the dtype of the activations that meet them."""
         if self._data.dtype == dtype:
             return self._data
-        if not is_half(dtype):
-            return self._data.astype(dtype)
-        if self.buffer.low is None or self.buffer.low.dtype != dtype:
-            self.buffer.read_low(dtype)
-        return self._low
+        return self.buffer.read(self, dtype)
 
     def __repr__(self) -> str:
         return super().__repr__().replace("Tensor", "Parameter", 1)

@@ -20,7 +20,7 @@ that was stopped in epoch 1 finds its next batch without walking through those b
 >>> shift_images(images[:1], np.array([[0, 1]]))[0, :, :, 0].tolist()  # one pixel to the right
 [[0, 0], [0, 2]]
 
-This is the end of the tutorial: `examples/train_mnist.py` puts it all together.
+Next: `loop.py`, a whole training run.
 """
 
 import os

@@ -1,0 +1,75 @@
+"""Context managers that are decorators too, of generators and coroutines as well.
+
+A decorated generator runs in pieces, and between two of them whoever asks for the next goes on.
+What is around it must hold within each piece, and not in between.
+
+>>> class Loud(Around):
+...     def again(self):
+...         return Loud()
+...     def __enter__(self):
+...         print("in")
+...     def __exit__(self, *_):
+...         print("out")
+>>> @Loud()
+... def double(x):
+...     return 2 * x
+>>> double(2)
+in
+out
+4
+"""
+
+import functools
+import inspect
+import types
+from contextlib import ContextDecorator
+from typing import Any
+
+
+class Around(ContextDecorator):
+    """Subclasses define __enter__, __exit__ and `again`."""
+
+    def again(self) -> Any:
+        """Another one like this: a decorator is one object for all calls and threads."""
+        raise NotImplementedError
+
+    def _recreate_cm(self):  # what ContextDecorator asks for
+        return self.again()
+
+    def __call__(self, function: Any) -> Any:
+        def generator(*args: Any, **options: Any) -> Any:
+            return (yield from _stepwise(self, function(*args, **options)))
+
+        async def coroutine(*args: Any, **options: Any) -> Any:
+            return await types.coroutine(_stepwise)(self, function(*args, **options))
+
+        if inspect.isgeneratorfunction(function):
+            return functools.wraps(function)(generator)
+        if inspect.iscoroutinefunction(function):
+            return functools.wraps(function)(coroutine)
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{type(self).__name__} can't decorate an asynchronous generator: write `with "
+                f"{type(self).__name__}():` inside it, around what lies between its yields"
+            )
+        return super().__call__(function)
+
+
+def _stepwise(around: Any, steps: Any) -> Any:
+    """Run a generator (or a coroutine, which is one inside) from yield to yield, each step within
+    `around`."""
+    step, sent = steps.send, None
+    while True:
+        try:
+            with around.again():
+                yielded = step(sent)
+        except StopIteration as end:
+            return end.value
+        try:
+            step, sent = steps.send, (yield yielded)
+        except GeneratorExit:
+            with around.again():
+                steps.close()
+            raise
+        except BaseException as error:
+            step, sent = steps.throw, error
