@@ -23,7 +23,7 @@ The table is written after each model. A run that was stopped keeps those that w
 tells which are left for --only.
 """
 
-import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip
 
 import argparse
 import itertools
@@ -34,10 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from options import Parser, check_range, run_script
-from stopping import stop_signals
 from tqdm import tqdm
-from training import write_rows
 
 from minimixer import AdamW, Mixer, Tensor, backend, data, fetch, schedule
 from minimixer import functional as F
@@ -46,6 +43,9 @@ from minimixer.nn.layers import LayerNorm, Linear, Module, lecun_normal
 from minimixer.nn.parameters import Parameter
 from minimixer.training.metrics import evaluate
 from minimixer.training.names import printable
+from support.options import Parser, check_range, run_script
+from support.run import write_rows
+from support.stopping import stop_signals
 
 SETTINGS = {
     "patch_size": (7, "P: side of a patch; image / P must be even, for merging"),

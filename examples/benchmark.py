@@ -5,7 +5,7 @@
     python examples/benchmark.py --variant mixer_b16 --batch-size 256 --device cuda \\
         --precision bfloat16 --peers torch,jax                          ratios, on a GPU
     ... --profile                                                       where the time goes
-    ... --distributed 2                             processes together: benchmark_distributed.py
+    ... --distributed 2                             processes together: benchmarks/distributed.py
 
 Each side runs in a fresh process, in turn, `--runs` times, from the same weights (all drawn at
 random, the head's too), with its batch on the device already. Nothing is timed unless the sides'
@@ -27,15 +27,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from benchmark_distributed import compare_processes
+
 from benchmark_peers import PACKAGES, Growth, time_steps
-from benchmark_profile import large_product, profile, time_products
+from benchmarks.distributed import compare_processes
+from benchmarks.step_profile import large_product, profile, time_products
 
 # The small model: 28 x 28 images, P 4, C 128, D_S 64, D_C 512, N 4.
 SMALL = {"image_size": 28, "patch_size": 4, "in_channels": 1, "num_classes": 10, "num_blocks": 4,
          "hidden_dim": 128, "tokens_mlp_dim": 64, "channels_mlp_dim": 512}  # fmt: skip
-SIZES = set(SMALL)
-WORK = ("train", "gradients", "inference")
+SIZES, WORK = set(SMALL), ("train", "gradients", "inference")
 LR, DECAY = 1e-3, 0.05
 # PyTorch's: as it is; torch.compile; that with its kernels tuned; that with its CUDA graphs; one
 # CUDA graph of the whole step as it is.

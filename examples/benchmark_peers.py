@@ -2,9 +2,9 @@
 
     python examples/benchmark_peers.py PEER PROBLEM.npz RESULT.npz '{"config": {...}, ...}'
 
-PEER is one of torch, jax, autograd and mygrad, whose models are in benchmark_torch.py, _jax.py and
-_primitives.py. PROBLEM.npz holds every weight under minimixer's names and in its layouts, `images`
-(B, H, W, in) and `labels` (B,).
+PEER is one of torch, jax, autograd and mygrad, whose models are in benchmarks/: with_torch.py,
+with_jax.py and with_primitives.py. PROBLEM.npz holds every weight under minimixer's names and in
+its layouts, `images` (B, H, W, in) and `labels` (B,).
 The settings, all but `config` optional, are
 
     config      the sizes: image_size ... channels_mlp_dim, as Mixer's arguments
@@ -44,9 +44,9 @@ DEFAULTS = {"precision": "float32", "device": "cpu", "mode": "compile", "lr": 1e
             "steps": None, "check": False}  # fmt: skip
 PACKAGES = {"torch": ["torch"], "jax": ["jax", "flax", "optax"], "autograd": ["autograd"],
             "mygrad": ["mygrad"]}  # fmt: skip
-MODELS = {"torch": ("benchmark_torch", "peer"), "jax": ("benchmark_jax", "peer"),
-          "autograd": ("benchmark_primitives", "autograd"),
-          "mygrad": ("benchmark_primitives", "mygrad")}  # fmt: skip
+MODELS = {"torch": ("benchmarks.with_torch", "peer"), "jax": ("benchmarks.with_jax", "peer"),
+          "autograd": ("benchmarks.with_primitives", "autograd"),
+          "mygrad": ("benchmarks.with_primitives", "mygrad")}  # fmt: skip
 RENAMED = {
     "torch": [(r"\.w([12])$", r".fc\1.weight"), (r"\.b([12])$", r".fc\1.bias")],
     "jax": [(r"\.w([12])$", r".fc\1.kernel"), (r"\.b([12])$", r".fc\1.bias"),

@@ -8,9 +8,9 @@
     mpirun -n 2 python examples/compare.py --device cuda    each process trains models of its own
 
 Figures, several with commas: table (the default), scaling, frontier, tokens, invariance, weights.
-compare_data.py tells what can be named as data, compare_models.py what is compared and how its
-costs are measured, compare_cells.py how a model is trained (the loop is there), compare_figures.py
-and compare_weights.py what the figures show.
+comparison/data.py tells what can be named as data, models.py beside it what is compared and how its
+costs are measured, cells.py how a model is trained (the loop is there), figures.py and weights.py
+what the figures show.
 
 What makes it fair, and is printed: each model of a size has about as many parameters as the others;
 all have the same images in the same order, shifts, batch size, AdamW, cosine schedule with warm-up,
@@ -25,7 +25,7 @@ goes on; two commands may share an OUT. Tables and pictures there are made from 
 those of the last command: an earlier one, given again, finds its cells and makes its own again.
 """
 
-import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip
 
 import argparse
 import math
@@ -35,10 +35,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import compare_figures
-from compare_cells import Result, cell_path, complete, kept, machine, run_cell
-from compare_data import Data, load
-from compare_models import (
+from comparison import figures as compare_figures
+from comparison.cells import Result, cell_path, complete, kept, machine, run_cell
+from comparison.data import Data, load
+from comparison.models import (
     FAMILIES,
     SIZES,
     Spec,
@@ -49,15 +49,14 @@ from compare_models import (
     step_seconds,
     train_flops,
 )
-from compare_table import table, transfer
-from compare_weights import weights
-from options import Parser, run_script
-from stopping import stop_signals
-from training import write_rows
-
+from comparison.table import table, transfer
+from comparison.weights import weights
 from minimixer import parallel
 from minimixer.parallel import World
 from minimixer.training.names import command
+from support.options import Parser, run_script
+from support.run import write_rows
+from support.stopping import stop_signals
 
 SWEEP_SHARE = 4  # a run of the sweep has one step in so many of a whole run
 LEAST_STEPS = 24

@@ -7,7 +7,6 @@ picture of docs/ is of three files of tests/digits/.
 """
 
 import numpy as np
-from options import Parser, run_script
 
 from minimixer import Mixer
 from minimixer.pictures.digits import read_digit
@@ -15,6 +14,7 @@ from minimixer.pictures.folders import BadPicture
 from minimixer.training.checkpoint import BUILT_IN
 from minimixer.training.files import replace_file
 from minimixer.training.names import printable
+from support.options import Parser, run_script
 
 
 def main() -> int:

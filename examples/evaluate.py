@@ -12,7 +12,7 @@ accuracy in 15 bins of equal width from 0 to 1: the mean of |accuracy - confiden
 weighted by their pictures (Guo et al. 2017).
 """
 
-import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip
 
 import argparse
 import csv
@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 from minimixer.functional import softmax
-from options import positive, run_script
-from predict import Failures, load_model, make_parser, read_batches
 
 from minimixer import Mixer, data
 from minimixer.pictures.folders import (
@@ -44,6 +42,8 @@ from minimixer.pictures.folders import (
 from minimixer.training.files import parse_json, read_file, replace_file
 from minimixer.training.metrics import Metrics
 from minimixer.training.names import distinct, escaped, for_picture, printable, some
+from predict import Failures, load_model, make_parser, read_batches
+from support.options import positive, run_script
 
 BINS = 15
 MOST_CELLS = 1 << 27  # of the confusion matrix: more classes than 11,585 would fill the memory

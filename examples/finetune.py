@@ -12,10 +12,10 @@ model (--variant) AdamW, a straight line, RandAugment, mixup and stochastic dept
 can't be decoded are skipped, and listed in skipped.csv. Ctrl-C saves a checkpoint, and --resume
 goes on from it; predict.py and evaluate.py read it.
 
---probe linear trains the head alone; --probe ridge trains nothing: finetune_probe.py.
+--probe linear trains the head alone; --probe ridge trains nothing: finetuning/ridge.py.
 """
 
-import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip
 
 import argparse
 import contextlib
@@ -24,13 +24,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from finetune_probe import check_shots, probe_ridge
-from finetune_setup import SIZES, find_data, fingerprint, make_model, tell_damaged, tell_data
 from minimixer.optim import Optimizer
-from options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
-from stopping import say
-from training import Run, on_each_rank, parts, set_precision
 
+from finetuning.ridge import check_shots, probe_ridge
+from finetuning.setup import SIZES, find_data, fingerprint, make_model, tell_damaged, tell_data
 from minimixer import SGD, AdamW, Mixer, Tensor, kernels, parallel, schedule
 from minimixer import functional as F
 from minimixer.parallel import World
@@ -42,6 +39,9 @@ from minimixer.training.names import command, printable, some
 from minimixer.training.report import save_pictures
 from minimixer.weights.freeze import freeze
 from minimixer.weights.probe import choose_shots
+from support.options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
+from support.run import Run, on_each_rank, parts, set_precision
+from support.stopping import say
 
 SETTINGS = {
     "data": ("", "directory of pictures"),

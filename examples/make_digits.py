@@ -5,11 +5,10 @@
 A run's checkpoint holds the optimizer's averages as well, which are twice as large as the weights.
 """
 
-from options import Parser, run_script
-
 from minimixer import Mixer, data
 from minimixer.training.checkpoint import BUILT_IN
 from minimixer.training.names import printable
+from support.options import Parser, run_script
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ file that can't be read is named and skipped. Exit status: 0; 1 if not one pictu
 for wrong options or weights.
 """
 
-import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip
 
 import argparse
 import contextlib
@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from minimixer.data import start_threads
-from options import Parser, numbers, positive, run_script, share
 
 from minimixer import Mixer, backend
 from minimixer.pictures.augment import INTERPOLATIONS, resize, resize_crop
@@ -39,6 +38,7 @@ from minimixer.training.checkpoint import BUILT_IN
 from minimixer.training.files import read_file
 from minimixer.training.names import distinct, printable
 from minimixer.weights.remake import remake
+from support.options import Parser, numbers, positive, run_script, share
 
 Failures = list[tuple[str, str]]  # (path, why)
 

@@ -9,15 +9,12 @@ Ctrl-C saves a checkpoint; --resume goes on from it, to the same weights, bit fo
 over is trained on by a new one, with a schedule of its own: --weights runs/mnist/checkpoint.npz.
 """
 
-import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip
 
 import argparse
 import zlib
 
 import numpy as np
-from options import Parser, check_choice, check_range, dashes, parse, run_script
-from stopping import say
-from training import Run, on_each_rank, parts, set_precision
 
 from minimixer import AdamW, Mixer, data, kernels, parallel, schedule
 from minimixer import functional as F
@@ -25,6 +22,9 @@ from minimixer.training.metrics import correct, evaluate
 from minimixer.training.names import command, printable
 from minimixer.training.report import save_pictures
 from minimixer.weights.remake import remake
+from support.options import Parser, check_choice, check_range, dashes, parse, run_script
+from support.run import Run, on_each_rank, parts, set_precision
+from support.stopping import say
 
 # Chosen on 5,000 held-out training images; the test set had no say.
 SETTINGS = {

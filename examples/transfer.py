@@ -11,7 +11,7 @@ accuracy is on the test images of the new classes, after the last step. Writes t
 draw, and sweep.csv. What was stopped begins again.
 """
 
-import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip
 
 import argparse
 import itertools
@@ -20,11 +20,7 @@ from typing import Any
 
 import numpy as np
 from minimixer.optim import Optimizer
-from options import Parser, check_range, run_script
-from run_directory import claim
-from stopping import stop_signals
 from tqdm import tqdm
-from training import write_rows
 
 from minimixer import SGD, AdamW, Mixer, backend, data, record, schedule
 from minimixer import functional as F
@@ -32,6 +28,10 @@ from minimixer.backend import Purpose, random_bits
 from minimixer.training.checkpoint import save_checkpoint
 from minimixer.training.metrics import evaluate
 from minimixer.training.names import printable
+from support.options import Parser, check_range, run_script
+from support.run import write_rows
+from support.run_directory import claim
+from support.stopping import stop_signals
 
 SIZES = dict(patch_size=7, num_blocks=4, hidden_dim=96, tokens_mlp_dim=32, channels_mlp_dim=256)
 SETTINGS = {

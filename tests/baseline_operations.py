@@ -1,4 +1,4 @@
-"""The operations of examples/baseline_ops.py, as operations.py lists the package's own.
+"""The operations of examples/baselines/operations.py, as operations.py lists the package's own.
 
 For each: how to call it, a formula of its own that runs on `Rounded` numbers (NumPy's result, and
 by how much rounding may move it) and on Tensors (primitives, left to autograd), inputs to draw, and
@@ -9,12 +9,12 @@ tests of the package's operations on them.
 import functools
 import math
 
-import baseline_ops
 import numpy as np
 from hypothesis import strategies as st
 from operations import Case, Fixed, Operation, Rounded, before_backward, in_module, select
 from strategies import distinct, nonzero, normal, seeds
 
+from baselines import operations as baseline_ops
 from minimixer import Tensor, ops
 from minimixer.backend import namespace
 from minimixer.rearrange import concatenate

@@ -317,7 +317,7 @@ def make_cifar() -> bytes:
 
 
 def read_cifar(path: Path) -> Any:
-    import compare_data
+    from comparison import data as compare_data
 
     images, labels = compare_data.read_cifar(path, (10,))
     return images.tobytes(), labels.tolist()
@@ -366,7 +366,7 @@ SPEC = {"kind": "final", "family": "mixer", "size": "s", "start": None, "keep": 
 
 def read_cell(path: Path) -> Any:
     """Damaged cells are computed anew."""
-    import compare_cells
+    from comparison import cells as compare_cells
 
     compare_cells.cell_path = lambda folder, spec: path
     return compare_cells.kept(path.parent, SPEC, lambda: {"accuracy": 0.5})
@@ -379,7 +379,7 @@ def small_vit() -> Any:
 
 
 def read_starting_weights(path: Path) -> Any:
-    import compare_cells
+    from comparison import cells as compare_cells
 
     return plain(compare_cells.starting_weights(path.parent, {"start": path.name}, small_vit()))
 

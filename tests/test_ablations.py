@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ablations
 import numpy as np
 import pytest
 from test_baselines import count_products
 from test_oracles import redraw
 
+import ablations
 from minimixer import Tensor, gradcheck
 from minimixer.model.block import MixerMLP
 

@@ -8,9 +8,6 @@ import json
 import math
 from pathlib import Path
 
-import baseline_layers
-import baseline_ops
-import baselines
 import numpy as np
 import pytest
 import test_operations as bar
@@ -22,6 +19,9 @@ from strategies import seeds
 from test_checkpoint import assert_refused
 from test_oracles import assert_close, redraw, results_of
 
+from baselines import layers as baseline_layers
+from baselines import models as baselines
+from baselines import operations as baseline_ops
 from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, no_grad
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
@@ -103,7 +103,7 @@ def test_the_planting_itself_changes_nothing(monkeypatch):
 
 def test_nothing_is_left_out():
     functions = {cls for _, cls in inspect.getmembers(baseline_ops, inspect.isclass)}
-    own = {cls for cls in functions if cls.__module__ == "baseline_ops"}
+    own = {cls for cls in functions if cls.__module__ == "baselines.operations"}
     listed = {operation.function for operation in OPERATIONS.values()}
     assert {cls for cls in own if issubclass(cls, Function)} == listed
     for operation in OPERATIONS.values():

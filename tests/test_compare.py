@@ -40,12 +40,12 @@ def modules(monkeypatch):
 
 @pytest.fixture
 def cells():
-    return importlib.import_module("compare_cells")
+    return importlib.import_module("comparison.cells")
 
 
 @pytest.fixture
 def data():
-    return importlib.import_module("compare_data")
+    return importlib.import_module("comparison.data")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def digits(tmp_path):
 def run(monkeypatch, tmp_path, digits, capsys):
     """Runs compare.py: (status, output, errors)."""
     compare = importlib.import_module("compare")
-    monkeypatch.setattr(importlib.import_module("compare_models"), "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(importlib.import_module("comparison.models"), "TIMED_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, out="out"):
@@ -330,7 +330,7 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
 
 def test_costs_are_of_the_batch_that_was_trained(run, tmp_path, digits, monkeypatch):
     """Fine-tuning on 10 images has steps of 10, whatever --batch-size says."""
-    cells, sizes = importlib.import_module("compare_cells"), []
+    cells, sizes = importlib.import_module("comparison.cells"), []
     step_seconds = cells.step_seconds
 
     def note(make, shape, classes, spec, *others):
@@ -347,7 +347,7 @@ def test_costs_are_of_the_batch_that_was_trained(run, tmp_path, digits, monkeypa
 
 def test_all_models_are_trained_by_the_same_recipe(cells):
     """Against the same steps by hand: warm-up, cosine, clipped gradients, AdamW with its decay."""
-    models, rng = importlib.import_module("compare_models"), np.random.default_rng(0)
+    models, rng = importlib.import_module("comparison.models"), np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
     labels = rng.integers(0, 3, 24)
     config = {"image_size": [8, 8], "in_channels": 1, "num_classes": 3, "patch_size": 4,
@@ -373,7 +373,7 @@ def test_all_models_are_trained_by_the_same_recipe(cells):
 
 def test_plain_code_is_what_is_timed(run, tmp_path, monkeypatch):
     """But for the Mixer's fast time, which comes once for each of its two columns."""
-    models, seen = importlib.import_module("compare_models"), []
+    models, seen = importlib.import_module("comparison.models"), []
     time_calls = models.time_calls
 
     def watched(call, device):
@@ -423,7 +423,7 @@ def test_the_rate_that_is_chosen(tmp_path, monkeypatch):
         return dict(zip(("held_accuracy", "held_loss", "loss"), found[spec["lr"]], strict=True))
 
     monkeypatch.setattr(run, "run", trained)
-    source = importlib.import_module("compare_data").load("mnist:0-1")
+    source = importlib.import_module("comparison.data").load("mnist:0-1")
     assert run.learning_rate("vit", "nano", source, list(found), steps=400) == 0.125
     assert {(s["steps"], s["seed"]) for s in specs} == {(100, 8)}
     specs.clear()
@@ -432,7 +432,7 @@ def test_the_rate_that_is_chosen(tmp_path, monkeypatch):
 
 
 def test_times_are_of_one_call(monkeypatch):
-    models, clock = importlib.import_module("compare_models"), [0.0]
+    models, clock = importlib.import_module("comparison.models"), [0.0]
     monkeypatch.setattr(models.backend, "synchronize", lambda device: None)
     monkeypatch.setattr(models.time, "perf_counter", lambda: clock[0])
 
@@ -450,7 +450,7 @@ def test_times_are_of_one_call(monkeypatch):
 @pytest.mark.parametrize("shape, classes", [((28, 28, 1), 10), ((32, 32, 3), 10)])
 @pytest.mark.parametrize("size", ["nano", "tiny", "small", "base"])
 def test_models_of_a_size_have_about_equal_parameters(size, shape, classes):
-    models = importlib.import_module("compare_models")
+    models = importlib.import_module("comparison.models")
     counts = [
         models.make_model(
             f, models.model_config(f, size, shape, classes), seed=None
@@ -584,7 +584,7 @@ OTHER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import compare_cells
+from comparison import cells as compare_cells
 def compute():
     print("computing", flush=True)
     time.sleep(float(sys.argv[3]))
@@ -685,7 +685,7 @@ def test_scores_come_from_logits(cells, data, monkeypatch, logits, accuracy, los
 def test_numbers_in_the_picture_are_those_of_all_test_images(run, tmp_path, figures_drawn, cells,
                                                              monkeypatch):  # fmt: skip
     monkeypatch.setattr(cells, "CURVE_IMAGES", 10)
-    monkeypatch.setattr(importlib.import_module("compare_figures"), "CURVE_IMAGES", 10)
+    monkeypatch.setattr(importlib.import_module("comparison.figures"), "CURVE_IMAGES", 10)
     assert run("--models=mixer,resnet", "--lrs=0.01", "--figure=invariance")[0] == 0
     rows = read(tmp_path / "out" / "invariance.csv")
     (figure,) = figures_drawn
@@ -763,7 +763,7 @@ def test_figures_from_cells(run, tmp_path):
 
 
 def test_figure_of_tokens(run, tmp_path, monkeypatch):
-    figures = importlib.import_module("compare_figures")
+    figures = importlib.import_module("comparison.figures")
     monkeypatch.setattr(figures, "TOKENS", {"cpu": (4, 2)})
     monkeypatch.setattr(figures, "ROUNDS", 1)
     status, said, _ = run("--figure=tokens")
@@ -780,7 +780,7 @@ def test_figure_of_tokens(run, tmp_path, monkeypatch):
 
 
 def test_the_fastest_round_counts(run, tmp_path, monkeypatch):
-    figures = importlib.import_module("compare_figures")
+    figures = importlib.import_module("comparison.figures")
     monkeypatch.setattr(figures, "measure_tokens", lambda spec, device: {
         "step_ms": [5.0, 3.0, 4.0][spec["round"]], "peak_mib": 2.0})  # fmt: skip
     assert run("--figure=tokens")[0] == 0
@@ -788,7 +788,7 @@ def test_the_fastest_round_counts(run, tmp_path, monkeypatch):
 
 
 def test_filters_are_drawn_by_frequency(run, tmp_path, monkeypatch):
-    weights, drawn = importlib.import_module("compare_weights"), {}
+    weights, drawn = importlib.import_module("comparison.weights"), {}
     monkeypatch.setattr(weights, "draw", lambda path, images, *_, **__: drawn.update(
         {path.name: images}))  # fmt: skip
     model = Mixer(image_size=8, patch_size=4, in_channels=1, num_blocks=1, hidden_dim=8,
@@ -816,7 +816,7 @@ def test_weights_of_any_checkpoint(run, tmp_path):
 
 
 def test_fits_and_crossings():
-    figures = importlib.import_module("compare_figures")
+    figures = importlib.import_module("comparison.figures")
     s = np.array([4.0, 9, 16, 25, 36])
     terms, error = figures.fit_quadratic(s, 5 + 0.5 * s + 0.25 * s**2)
     np.testing.assert_allclose(terms, [5, 0.5, 0.25], rtol=1e-9)
@@ -831,7 +831,7 @@ def test_fits_and_crossings():
 
 
 def test_frequencies_and_partners():
-    weights = importlib.import_module("compare_weights")
+    weights = importlib.import_module("comparison.weights")
     x = np.arange(8)
     wave = np.cos(2 * np.pi * 2 * x / 8)
     images = np.stack([np.ones((8, 8)), np.tile(wave, (8, 1)), np.outer(wave, wave), 0 * x + wave[:, None]])  # fmt: skip # noqa: E501

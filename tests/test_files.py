@@ -109,9 +109,9 @@ def test_only_regular_files_are_read(tmp_path, kind, reader):
 @pytest.mark.parametrize("kind", ["pipe", "endless device", "directory"])
 def test_data_sets_and_scripts_read_only_regular_files(tmp_path, kind, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
-    import compare_data
     import evaluate
     import predict
+    from comparison import data as compare_data
 
     path = make_no_file(tmp_path, kind)
     model = mutations.small_model()

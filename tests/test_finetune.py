@@ -28,10 +28,10 @@ from minimixer.weights.probe import choose_shots, pooled_features, ridge
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 import finetune  # noqa: E402  (needs Pillow)
-import finetune_setup  # noqa: E402
-import options as command_line  # noqa: E402
 import train_mnist  # noqa: E402
 import transfer  # noqa: E402
+from finetuning import setup as finetune_setup  # noqa: E402
+from support import options as command_line  # noqa: E402
 
 SCRIPT = Path(finetune.__file__)
 COLUMNS = ["step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "waiting", "seconds",
@@ -660,7 +660,7 @@ def test_each_comparison_has_its_directory(run, small, monkeypatch, capsys):
 
 def test_a_precision_that_a_gpu_lacks_is_said(weights, monkeypatch, capsys):
     """Once, in one line; and it is an error if it was asked for."""
-    training = importlib.import_module("training")
+    training = importlib.import_module("support.run")
 
     def refuse(precision, device):
         raise ValueError("precision bfloat16 needs a GPU of compute capability 8.0")

@@ -237,7 +237,7 @@ def test_ctrl_c_that_somebody_ignores_stays_ignored(tmp_path):
     code = f"trap '' INT; exec {sys.executable} -c \"{{}}\""
     inside = (
         "import runpy, signal, sys; sys.argv = ['x']; "
-        f"sys.path.insert(0, '{SCRIPT.parent}'); import begin; "
+        f"sys.path.insert(0, '{SCRIPT.parent}'); from support import begin; "
         "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     )
     assert run("sh", "-c", code.format(inside), cwd=tmp_path).stdout == "True\n"

@@ -124,5 +124,5 @@ def test_the_package_is_as_short_as_readme_says():
     }
     assert sum(count for count, _ in counts.values()) == pytest.approx(lines, rel=0.03)
     assert sum(count for _, count in counts.values()) == pytest.approx(code, rel=0.03)
-    everything = [*(ROOT / "minimixer").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    everything = [*(ROOT / "minimixer").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
     assert {p.name: n for p in everything if (n := count_lines(p)[0]) > most} == {}

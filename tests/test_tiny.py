@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from test_oracles import Case, assert_close, assert_same_results, results_of
 
+import tiny
 from minimixer import AdamW, Mixer
 from minimixer import functional as F
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from baselines import ResNet, ViT
 
+from baselines import ResNet, ViT
 from minimixer import SGD, AdamW, Mixer, Module, backend, kernels, no_grad, record
 from minimixer import functional as F
 

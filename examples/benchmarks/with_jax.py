@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import numpy as np
+
 from benchmark_peers import ADAM_EPSILON, BETAS, NORM_EPSILON, Peer
 
 

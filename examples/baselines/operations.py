@@ -14,7 +14,7 @@ alone). dx stands for dL/dx; sums run over all indices that do not appear on the
 [[4. 5.]
  [7. 8.]]
 
-Next: `baseline_layers.py`, layers made of these.
+Next: `layers.py`, layers made of these.
 """
 
 import math

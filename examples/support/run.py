@@ -34,9 +34,6 @@ from typing import Any
 
 import numpy as np
 from minimixer.optim import Optimizer
-from options import Settings, dashes
-from run_directory import RESULTS, best_row, claim, exhausted, find, hold, read_progress
-from stopping import StopSignal, say
 from tqdm import tqdm
 
 from minimixer import Mixer, backend, fetch, parallel, record
@@ -44,6 +41,9 @@ from minimixer.parallel import World
 from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 from minimixer.training.files import replace_file
 from minimixer.training.names import command, printable
+from support.options import Settings, dashes
+from support.run_directory import RESULTS, best_row, claim, exhausted, find, hold, read_progress
+from support.stopping import StopSignal, say
 
 LAG = 8  # steps that a GPU may be behind: it works on while Python prepares the next ones
 # In 80 columns, also with hours and a few digits more.

@@ -7,7 +7,7 @@
 >>> body(Tensor(np.ones((2, 28, 28, 1), "float32"))).shape
 (2, 14, 14, 32)
 
-Next: `baselines.py`, the models.
+Next: `models.py`, the models.
 """
 
 import math
@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from baseline_ops import (
+
+from baselines.operations import (
     Windows,
     conv2d,
     group_norm,
@@ -24,7 +25,6 @@ from baseline_ops import (
     split_heads,
     weight_standardize,
 )
-
 from minimixer import Tensor
 from minimixer.model.block import MixerMLP
 from minimixer.nn.layers import LayerNorm, Linear, Module, check_sizes, lecun_normal

@@ -6,10 +6,9 @@ import statistics
 import sys
 from typing import Any
 
-from compare_cells import Result
-from compare_data import Data
-from compare_models import FAMILIES, Spec
-
+from comparison.cells import Result
+from comparison.data import Data
+from comparison.models import FAMILIES, Spec
 from minimixer.training.names import printable
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170}  # of the terminal's 256

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import begin
 import numpy as np
 
 from minimixer.training.names import printable
+from support import begin
 
 Settings = Mapping[str, tuple[Any, str]]
 

@@ -40,8 +40,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from baseline_layers import Body, EncoderBlock, check_body
 
+from baselines.layers import Body, EncoderBlock, check_body
 from minimixer import Mixer, Tensor, concatenate, ops
 from minimixer.backend import FLOAT_DTYPES, Array, as_dtype, device_of, namespace, to_device
 from minimixer.model.images import Normalization, cut_patches

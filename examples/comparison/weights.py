@@ -13,9 +13,9 @@ lowest cosine) of those that have no partner yet, and stands beside it.
 from typing import Any
 
 import numpy as np
-from compare_cells import cell_path, complete
-from compare_figures import save, start_figure
 
+from comparison.cells import cell_path, complete
+from comparison.figures import save, start_figure
 from minimixer import Mixer
 from minimixer.training.names import printable
 

@@ -9,7 +9,6 @@ import argparse
 import sys
 
 import numpy as np
-from training import Run, write_rows
 
 from minimixer import Mixer
 from minimixer.pictures.folders import Found, tell_skipped
@@ -19,6 +18,7 @@ from minimixer.training.metrics import Metrics
 from minimixer.training.names import printable, some
 from minimixer.weights.probe import choose_shots, pooled_features, ridge
 from minimixer.weights.remake import remake
+from support.run import Run, write_rows
 
 
 def probe_ridge(

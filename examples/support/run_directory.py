@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from options import Settings
-
 from minimixer.training.checkpoint import read_checkpoint
 from minimixer.training.files import Lock
 from minimixer.training.names import printable
+from support.options import Settings
 
 # All that train_mnist.py, finetune.py and transfer.py write.
 RESULTS = ("checkpoint.npz", "best.npz", "metrics.csv", "curves.png", "mistakes.png", "skipped.csv",

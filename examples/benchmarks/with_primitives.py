@@ -10,6 +10,7 @@ import math
 from importlib.metadata import version
 
 import numpy as np
+
 from benchmark_peers import NORM_EPSILON, Peer
 
 

@@ -7,8 +7,9 @@ import gc
 
 import numpy as np
 import torch
-from benchmark_peers import ADAM_EPSILON, BETAS, NORM_EPSILON, Peer
 from torch import nn
+
+from benchmark_peers import ADAM_EPSILON, BETAS, NORM_EPSILON, Peer
 
 
 class MLP(nn.Module):

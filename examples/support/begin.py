@@ -1,6 +1,6 @@
 """What a script imports first: what holds while it is still importing the rest.
 
-    import begin  # noqa: F401  isort: skip
+    from support import begin  # noqa: F401  isort: skip
 
 That takes a second, in which Ctrl-C may come, or a package turn out to be missing. Either is said
 in a line. With mpirun, the other processes would wait for this one without end: MPI, which could
@@ -111,7 +111,7 @@ def streams() -> None:
 def _is_for_us() -> bool:
     """Is it one of these scripts that runs? Not a test, nor a process that a script has started."""
     main = getattr(sys.modules["__main__"], "__file__", None)
-    return bool(main) and Path(main).resolve().parent == Path(__file__).resolve().parent
+    return bool(main) and Path(main).resolve().parent == Path(__file__).resolve().parents[1]
 
 
 if _is_for_us() and not NOTEBOOK:

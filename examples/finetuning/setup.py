@@ -7,8 +7,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from options import numbers
-from training import Run, write_rows
 
 from minimixer import Mixer
 from minimixer.backend import Purpose, random_bits
@@ -24,6 +22,8 @@ from minimixer.pictures.folders import (
 )  # fmt: skip
 from minimixer.training.names import escaped, printable, some
 from minimixer.weights.remake import remake
+from support.options import numbers
+from support.run import Run, write_rows
 
 SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 

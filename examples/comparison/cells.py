@@ -22,7 +22,7 @@ costs:
     train_seconds      seconds of a training step, times the steps; a step is timed apart, so that
                        what else the machine does during minutes of training is not in it
     train_flops        6 x MACs x images seen
-    images_per_second, peak_bytes: see compare_models.py
+    images_per_second, peak_bytes: see models.py
     fast_...           the Mixer's again with the fast kernels and, on a GPU, recorded steps
 
 Only cells of the tables have times and memory: whole runs on all images as they are, and those of
@@ -42,8 +42,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_data import Data, shuffle, shuffle_index
-from compare_models import (
+from tqdm import tqdm
+
+import minimixer
+from comparison.data import Data, shuffle, shuffle_index
+from comparison.models import (
     Spec,
     batch_for,
     count_macs,
@@ -56,9 +59,6 @@ from compare_models import (
     step_seconds,
     train_flops,
 )
-from tqdm import tqdm
-
-import minimixer
 from minimixer import Tensor, backend, data, schedule
 from minimixer.training.checkpoint import save_checkpoint
 from minimixer.training.files import Lock, parse_json, read_file, replace_file

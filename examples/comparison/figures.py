@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_cells import CURVE_IMAGES, FORMAT, kept, machine
-from compare_models import FAMILIES, count_macs, make_model, peak_bytes, step_seconds
 
 import minimixer
+from comparison.cells import CURVE_IMAGES, FORMAT, kept, machine
+from comparison.models import FAMILIES, count_macs, make_model, peak_bytes, step_seconds
 from minimixer.training.files import replace_file
 from minimixer.training.names import for_picture, printable
 

@@ -1,0 +1,1 @@
+"""Parts of benchmark.py: other packages' Mixers, several processes, where the time goes."""

@@ -1,0 +1,1 @@
+"""Parts of compare.py: data, models and their costs, the cells, tables and figures."""

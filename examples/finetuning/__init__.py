@@ -1,0 +1,1 @@
+"""Parts of finetune.py: what it starts from, and --probe ridge."""

@@ -1,0 +1,1 @@
+"""What the scripts share: options, a run kept on disk, being told to stop."""
