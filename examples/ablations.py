@@ -15,9 +15,10 @@ Mixer's token mixing sends each channel's S tokens through one MLP that all chan
     merging    halfway, 2 x 2 tokens become one of twice the channels, by a linear layer
 
 "grouped" lies between the first two; "merging" is other networks' pyramid, "reducing" the
-appendix's. All are trained alike, with settings that were chosen for Mixer. A Mixer is made first,
-and then some of its modules replaced, by assigning others: it asks of token mixing and of a whole
-block no more than (S, B, C) -> (S, B, C), or of a block another S or C that the next one takes.
+appendix's. All are trained alike, with settings that were chosen for Mixer and a cosine decay after
+a warm-up of a tenth. A Mixer is made first, and then some of its modules replaced, by assigning
+others: it asks of token mixing and of a whole block no more than (S, B, C) -> (S, B, C), or of a
+block another S or C that the next one takes.
 
 The table is written after each model. A run that was stopped keeps those that were finished, and
 tells which are left for --only.
@@ -43,25 +44,23 @@ from minimixer.nn.layers import LayerNorm, Linear, Module, lecun_normal
 from minimixer.nn.parameters import Parameter
 from minimixer.training.metrics import evaluate
 from minimixer.training.names import printable
-from support.options import Parser, check_range, run_script
-from support.run import write_rows
+from support.options import Parser, run_script
+from support.run_directory import write_rows
+from support.settings import SIZES, Between, Setting, check_settings
 from support.stopping import stop_signals
+from train_mnist import SETTINGS as RECIPE
 
+# Mixer's own are those of train_mnist.py on the CPU; for merging, image / patch_size must be even.
+MNIST = {name: setting.but(on_gpu=None) for name, setting in RECIPE.items()}
 SETTINGS = {
-    "patch_size": (7, "P: side of a patch; image / P must be even, for merging"),
-    "num_blocks": (4, "N: Mixer blocks"),
-    "hidden_dim": (96, "C: channels"),
-    "tokens_mlp_dim": (32, "D_S: hidden units of the token-mixing MLP"),
-    "channels_mlp_dim": (256, "D_C: hidden units of the channel-mixing MLP"),
-    "groups": (4, "groups of channels; for joined: channels in each"),
-    "epochs": (2, "passes over the training images"),
-    "batch_size": (128, "images a step"),
-    "lr": (4e-3, "learning rate at its highest; cosine decay after a warm-up of a tenth"),
-    "weight_decay": (0.05, "AdamW's decay, on weights only"),
-    "max_shift": (1, "each image moves by up to so many pixels, anew in each epoch"),
-    "seeds": (3, "runs of each model: initial weights, order of the images, shifts"),
-    "limit_train": (0, "train on the first so many images only; 0: all"),
-}
+    **{name: MNIST[name] for name in SIZES},
+    "groups": Setting(4, Between(1), "groups of channels; for joined: channels in each"),
+    "epochs": MNIST["epochs"].but(default=2),
+    **{name: MNIST[name] for name in ("batch_size", "lr", "weight_decay", "max_shift")},
+    "seeds": Setting(3, Between(1), "runs of each model: initial weights, order of the images, "
+                     "shifts"),
+    "limit_train": MNIST["limit_train"],
+}  # fmt: skip
 
 # ---- token mixing otherwise ---------------------------------------------------------------------
 
@@ -214,9 +213,7 @@ VARIANTS: dict[str, Callable[..., None]] = {
 def make(name: str, options: argparse.Namespace, shape: tuple, classes: int, seed: int) -> Mixer:
     model = Mixer(
         image_size=shape[:2], in_channels=shape[2], num_classes=classes,
-        patch_size=options.patch_size, num_blocks=options.num_blocks,
-        hidden_dim=options.hidden_dim, tokens_mlp_dim=options.tokens_mlp_dim,
-        channels_mlp_dim=options.channels_mlp_dim, seed=None,
+        seed=None, **{name: getattr(options, name) for name in SIZES},
     )  # fmt: skip
     VARIANTS[name](model, options)
     model.parameters()  # of the new parts too, in one buffer
@@ -276,10 +273,7 @@ def train(model: Mixer, batches: data.Batches, options: argparse.Namespace, labe
 
 def main() -> int:
     options = make_parser().parse_args()
-    check_range(options, "groups epochs batch_size seeds patch_size num_blocks", 1, np.inf)
-    check_range(options, "hidden_dim tokens_mlp_dim channels_mlp_dim", 1, np.inf)
-    check_range(options, "lr", 1e-12, np.inf)
-    check_range(options, "weight_decay max_shift limit_train", 0, np.inf)
+    check_settings(options, SETTINGS)
     if len(set(options.only)) < len(options.only):
         raise ValueError("--only: each model once")
     options.device = backend.check_device(options.device)
@@ -370,7 +364,7 @@ def print_row(row: dict[str, Any]) -> None:
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="models")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_device()
     parser.add_argument("--data-dir", default="", help="directory of IDX files (default: MNIST)")
     parser.add_argument(
         "--out", help="the table (default: runs/ablations.csv, or with a number if that is there)"

@@ -55,7 +55,7 @@ from minimixer import parallel
 from minimixer.parallel import World
 from minimixer.training.names import command
 from support.options import Parser, run_script
-from support.run import write_rows
+from support.run_directory import write_rows
 from support.stopping import stop_signals
 
 SWEEP_SHARE = 4  # a run of the sweep has one step in so many of a whole run
@@ -292,7 +292,7 @@ def make_parser() -> Parser:
     add("--image-size", type=int, default=64, help="of pictures from folders (default: 64)")
     add("--figure", type=listed(str), default=["table"],
         help=f"of {', '.join(FIGURES)} (default: table)")  # fmt: skip
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_device()
     add("--out", default="runs/compare", help="directory for results (default: runs/compare)")
     add("--models", type=listed(str), default=list(FAMILIES),
         help=f"of {','.join(FAMILIES)} (default: all)")  # fmt: skip

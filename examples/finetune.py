@@ -17,9 +17,6 @@ goes on from it; predict.py and evaluate.py read it.
 
 from support import begin  # noqa: F401  isort: skip
 
-import argparse
-import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,93 +24,38 @@ import numpy as np
 from minimixer.optim import Optimizer
 
 from finetuning.ridge import check_shots, probe_ridge
-from finetuning.setup import SIZES, find_data, fingerprint, make_model, tell_damaged, tell_data
+from finetuning.settings import OUT, SETTINGS, check_together, parser_for
+from finetuning.setup import data_number, find_data, make_model, tell_damaged, tell_data
 from minimixer import SGD, AdamW, Mixer, Tensor, kernels, parallel, schedule
 from minimixer import functional as F
 from minimixer.parallel import World
-from minimixer.pictures.augment import INTERPOLATIONS, mixup, mixup_share, one_hot
+from minimixer.pictures.augment import mixup, mixup_share, one_hot
 from minimixer.pictures.folders import Found, Skipped
 from minimixer.pictures.loader import Loader, LoaderError
 from minimixer.training.metrics import Metrics, correct
-from minimixer.training.names import command, printable, some
-from minimixer.training.report import save_pictures
+from minimixer.training.names import some
 from minimixer.weights.freeze import freeze
 from minimixer.weights.probe import choose_shots
-from support.options import Parser, check_choice, check_range, dashes, numbers, parse, run_script
-from support.run import Run, on_each_rank, parts, set_precision
+from support.options import Parser, parse, run_script
+from support.run import Run
+from support.start import prepare, set_precision
+from support.steps import SharedStep, parts
 from support.stopping import say
-
-SETTINGS = {
-    "data": ("", "directory of pictures"),
-    "weights": ("", ".npz of the authors', .safetensors of timm's, or a checkpoint of minimixer's"),
-    "variant": ("", "a new model instead: mixer_s32, s16, b32, b16, l32, l16 or h14"),
-    "image_size": (0, "side of what the model sees; 0: the weights' (new: 224), or K times that"),
-    "patch_size": (0, "of a new model, if not the variant's"),
-    "num_blocks": (0, "the same"),
-    "hidden_dim": (0, "the same"),
-    "tokens_mlp_dim": (0, "the same"),
-    "channels_mlp_dim": (0, "the same"),
-    "head": ("zero", "zero: a new one; keep: that of the weights, for the same classes"),
-    "freeze": ("", "weights that stay as they are, by name: stem.*,blocks.0.*"),
-    "probe": ("", "ridge or linear: what frozen features know"),
-    "shots": (0, "train on so many pictures of each class, drawn by the seed; 0: all"),
-    "draws": (3, "of the shots, for --probe ridge"),
-    "strength": (1024.0, "of the ridge: its factor on squared weights"),
-    "holdout": (0.1, "share of each class to validate on, where there is no val/"),
-    "steps": (500, "training steps; the paper: 500 for Pets and Flowers, 20000 for ImageNet"),
-    "batch_size": (512, "pictures a step, at most all of them"),
-    "optimizer": ("sgd", "sgd or adamw"),
-    "lr": (0.01, "learning rate at its highest; the paper tries 0.003 to 0.06; adamw wants less"),
-    "momentum": (0.9, "of sgd"),
-    "weight_decay": (0.0, "on matrices only"),
-    "schedule": ("cosine", "learning rate after the warm-up: cosine, linear or constant"),
-    "warmup": (0.1, "share of the steps in which the learning rate rises"),
-    "clip": (1.0, "largest gradient norm; 0: no clipping"),
-    "min_area": (0.05, "random crops have at least this share of a picture; 1: whole pictures"),
-    "flip": (1, "1: left and right are swapped at random; 0: never, as for digits"),
-    "randaugment": (0, "operations of RandAugment on each picture"),
-    "magnitude": (15.0, "their strength: 10 is usual, the paper's are 10 to 20"),
-    "mixup": (0.0, "p of the Beta distribution with which pictures are blended; 0: they are not"),
-    "label_smoothing": (0.0, "share of each target that goes to all classes alike"),
-    "stochastic_depth": (0.0, "probability of skipping the last block, less for those before it"),
-    "accumulate": (1, "cut each batch into so many parts, for their gradients' sum: less memory"),
-    "eval_every": (0, "steps between two validations; 0: ten in all"),
-    "keep": ("last", "best: the weights of the best validation, too, in best.npz"),
-    "patience": (0, "stop after so many validations without a better one; 0: never"),
-    "precision": ("float32", "float32, tf32 (a GPU's), bfloat16 or float16"),
-    "approximate": ("", "GELU's form, tanh or none, instead of the weights' own"),
-    "mean": ("", "of the pixels, in units of their range: NUMBER[,NUMBER,NUMBER]"),
-    "std": ("", "the same; instead of what the weights say"),
-    "seed": (0, "new weights, order, crops, shots"),
-}
-NEW_MODEL = {
-    "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1, "schedule": "linear", "steps": 10000,
-    "randaugment": 2, "mixup": 0.5, "stochastic_depth": 0.1,
-}  # fmt: skip  # the paper's pretraining (its section 3), at a smaller scale
-ON_GPU = {"precision": "bfloat16"}
-COLUMNS = ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "waiting", "seconds",
-           "images_per_second")  # fmt: skip
-OUT = "runs/finetune"
 
 
 def main() -> int:
     # Of one process, unless mpirun started several.
     with parallel.start(plain=(LoaderError,)) as world:
         options, given = parse(make_parser)
-        with Run(options, given, SETTINGS, COLUMNS, OUT, world) as run:
+        with Run(options, given, SETTINGS, world, OUT, "step", "val", waits=True) as run:
             return finetune(run)
 
 
 def finetune(run: Run) -> int:
-    options, given, world = run.options, run.given, run.world
-    if not options.resume:  # else they are those of the run; what was given comes before all
-        defaults = NEW_MODEL if options.variant else {}
-        defaults = defaults | (ON_GPU if options.device != "cpu" else {})
-        for name in defaults.keys() - given:
-            setattr(options, name, defaults[name])
-    check_settings(options)
-    device = world.use(options.device)
-    if "workers" not in given:
+    options, world = run.options, run.world
+    check_together(options)
+    device = prepare(run, *(["new_model"] if options.variant else []))
+    if "workers" not in run.given:
         options.workers = max(1, options.workers // world.local_size)
 
     # ---- data, model, optimizer
@@ -123,7 +65,7 @@ def finetune(run: Run) -> int:
     if options.shots:
         check_shots(train, options.shots)
     model = make_model(options, class_names, run).to(device)
-    set_precision(model, options, given)
+    set_precision(run, model)
     if options.probe == "ridge":
         if world.size > 1:
             raise ValueError("--probe ridge is for one process: start it without mpirun")
@@ -142,7 +84,7 @@ def finetune(run: Run) -> int:
     else:
         optimizer = AdamW(model.parameters(), options.lr, weight_decay=options.weight_decay)
     every = options.eval_every or max(1, options.steps // 10)
-    run.start(model, optimizer, options.steps, every, fingerprint(train, val))
+    run.start(model, optimizer, options.steps, every, data_number(train, val))
 
     pictures = Loader(
         paths, labels, model.height, options.batch_size, options.seed, workers=options.workers,
@@ -184,28 +126,23 @@ def finetune(run: Run) -> int:
         optimizer.zero_grad()
         return total, right
 
-    if options.accumulate == 1:
-        world.overlap(model)
-    take_step = on_each_rank(train_step, model, optimizer, world, options.graph)
+    take_step = SharedStep(train_step, model, optimizer, world, options)
     warmup_steps = int(options.warmup * options.steps)
     total, done = options.steps * batch_size, run.step * batch_size
     validated: dict[int, Any] = {}  # logits and labels of the last validation, and of the best
 
     def validate():
         logits, true = validated[len(run.history)] = predict(model, held_out, world)
-        found = Metrics(model.num_classes).add(logits, true)
         for old in validated.keys() - {len(run.history), run.reported}:
             del validated[old]
-        waiting = run.progress["waited"] / max(1e-9, run.progress["seconds"])
-        return {"val_loss": found.loss, "val_accuracy": found.accuracy, "waiting": waiting}
+        return Metrics(model.num_classes).add(logits, true)
 
     found: Skipped = []
     barren = 0  # batches in a row of which nothing could be decoded
     try:
         with pictures, held_out, run.bar(total, done) as bar:
             batches = run.waiting(endless(pictures, run.step))
-            for end in run.ends():
-                bar.set_description_str(f"step {end}/{options.steps}")
+            for _, end in run.rows():
                 model.train()
                 while run.step < end:
                     try:
@@ -296,33 +233,25 @@ def report(
     unread = {path for path, _ in everyones(run.world, held_out.skipped)}
     if run.world.rank:
         return
-    run.write_metrics()
-    shown = Pictures([path for path in val[0] if path not in unread], held_out)
-    written = save_pictures(run.out, run.history, shown, labels, F.softmax(logits), val[2])
-    seconds = sum(row["seconds"] for row in run.history)
-    images = sum(row["images_per_second"] * row["seconds"] for row in run.history)
     waited = sum(row["waiting"] * row["seconds"] for row in run.history)
     missing = [val[2][k] for k in np.setdiff1d(val[1], labels)]
     if missing:
         say(f"finetune: no picture of {some(missing)} was validated on", error=True)
-    row, files = run.history[run.reported], [run.checkpoint, run.out / "metrics.csv", *written]
+    row = run.history[run.reported]
     when = "after the last step"
     if run.keeps_best:
         when = f"after step {row['step']}, the best of {len(run.history)} validations"
-        files.insert(0, run.best)
     if run.history[-1]["step"] < run.options.steps:
         say(f"ended before step {run.options.steps}: {run.options.patience} validations in a row "
             "were not better")  # fmt: skip
-    say(
+    shown = Pictures([path for path in val[0] if path not in unread], held_out)
+    run.report(
         f"accuracy {row['val_accuracy']:.2%} on {len(labels):,} pictures {when}\n"
-        f"{run.step} steps in {seconds:.0f} s, {images / max(1e-9, seconds):,.1f} pictures/s, "
-        f"of which {waited / max(1e-9, seconds):.0%} waiting for pictures; "
-        f"{skipped} files skipped\n"
-        f"wrote {', '.join(map(printable, files))}"
-    )
-    if not written:
-        say("for pictures of the curves and the mistakes: pip install matplotlib, then "
-            f"--resume --out {command([str(run.out)])}")  # fmt: skip
+        f"{run.step} steps in {run.seconds:.0f} s, {run.rate:,.1f} pictures/s, "
+        f"of which {waited / max(1e-9, run.seconds):.0%} waiting for pictures; "
+        f"{skipped} files skipped",
+        shown, labels, F.softmax(logits), val[2],
+    )  # fmt: skip
 
 
 class Pictures:
@@ -335,64 +264,8 @@ class Pictures:
         return self.recipe.picture(self.paths[number], 0, 0)
 
 
-# ---- options ------------------------------------------------------------------------------------
-
-
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_out(OUT)
-    parser.add_argument(
-        "--workers", type=int, default=min(16, os.cpu_count() or 1),
-        help="processes that decode; 0: the one that trains (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, default="bilinear",
-        help="how pictures to validate on are made smaller (default: bilinear)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--graph", default="auto", choices=["auto", "on", "off"],
-        help="CUDA graphs: record a training step and replay it (default: auto, on a GPU)",
-    )  # fmt: skip
-    parser.add_resume()
-    notes = {name: f"new model: {value}" for name, value in NEW_MODEL.items()}
-    parser.add_settings(SETTINGS, notes | {name: f"GPU: {v}" for name, v in ON_GPU.items()})
-    return parser
-
-
-def check_settings(options: argparse.Namespace) -> None:
-    if not options.data:
-        raise ValueError("--data: which directory holds the pictures?")
-    if bool(options.weights) == bool(options.variant):
-        raise ValueError("one of --weights (to fine-tune) and --variant (a new model) is needed")
-    if options.weights and any(getattr(options, name) for name in SIZES):
-        raise ValueError(f"{', '.join(map(dashes, SIZES))} are for a new model, not for --weights")
-    check_range(options, "steps batch_size accumulate draws", 1, 1e9)
-    check_range(options, "lr strength", 1e-12, 1e30)
-    names = "image_size shots eval_every patience clip weight_decay workers"
-    check_range(options, f"{names} {' '.join(SIZES)}", 0, np.inf)
-    check_range(options, "seed", 0, 1 << 62)
-    check_range(options, "magnitude randaugment", 0, 100)
-    check_range(options, "warmup stochastic_depth label_smoothing flip", 0, 1)
-    check_range(options, "min_area", 0.001, 1)
-    check_range(options, "holdout", 0.001, 0.9)
-    check_range(options, "mixup", 0, 2)
-    check_choice(options, "schedule", "cosine", "linear", "constant")
-    check_choice(options, "optimizer", "sgd", "adamw")
-    check_choice(options, "head", "zero", "keep")
-    check_choice(options, "keep", "last", "best")
-    check_choice(options, "probe", "", "ridge", "linear")
-    check_choice(options, "approximate", "", "tanh", "none")
-    if options.head == "keep" and (options.variant or options.probe == "ridge"):
-        raise ValueError("--head keep is for --weights that are trained on, not for a new model "
-                         "nor --probe ridge")  # fmt: skip
-    if options.probe == "ridge" and (options.freeze or options.patience or options.keep == "best"):
-        raise ValueError("--freeze, --patience and --keep best: --probe ridge trains nothing")
-    for name in ("mean", "std"):
-        with contextlib.suppress(ValueError):
-            numbers(getattr(options, name) or "0")
-            continue
-        raise ValueError(f"{dashes(name)} must be a number, or one for each channel")
+    return parser_for(__doc__)
 
 
 if __name__ == "__main__":

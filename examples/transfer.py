@@ -28,21 +28,26 @@ from minimixer.backend import Purpose, random_bits
 from minimixer.training.checkpoint import save_checkpoint
 from minimixer.training.metrics import evaluate
 from minimixer.training.names import printable
-from support.options import Parser, check_range, run_script
-from support.run import write_rows
-from support.run_directory import claim
+from support.options import Parser, run_script
+from support.run_directory import claim, write_rows
+from support.settings import SIZES, Between, Setting, Text, check_settings
 from support.stopping import stop_signals
+from train_mnist import SETTINGS as MNIST
 
-SIZES = dict(patch_size=7, num_blocks=4, hidden_dim=96, tokens_mlp_dim=32, channels_mlp_dim=256)
+# Pretraining is as in train_mnist.py on the CPU, but shorter.
+PRETRAINED = {name: MNIST[name].default for name in SIZES}
+BATCH_SIZE, LR = MNIST["batch_size"].default, MNIST["lr"].default
 SETTINGS = {
-    "upstream": ("", "directory of IDX files to pretrain on; default: MNIST's digits 0 to 4"),
-    "downstream": ("", "directory of IDX files for the labels; default: MNIST (its digits 5 to 9)"),
-    "epochs": (4, "of pretraining"),
-    "draws": (10, "of the labelled images"),
-    "steps": (200, "of each fine-tuning, and of each training from scratch"),
-    "batch_size": (64, "images a step, at most all that are labelled"),
-    "seed": (0, "weights, draws, order, shifts"),
-}
+    "upstream": Setting("", Text(), "directory of IDX files to pretrain on; default: MNIST's "
+                        "digits 0 to 4"),
+    "downstream": Setting("", Text(), "directory of IDX files for the labels; default: MNIST (its "
+                          "digits 5 to 9)"),
+    "epochs": Setting(4, Between(1), "of pretraining"),
+    "draws": Setting(10, Between(2), "of the labelled images"),  # of one: no standard error
+    "steps": Setting(200, Between(1), "of each fine-tuning, and of each training from scratch"),
+    "batch_size": Setting(64, Between(1), "images a step, at most all that are labelled"),
+    "seed": Setting(0, Between(0, 1 << 32), "weights, draws, order, shifts"),
+}  # fmt: skip
 LABELS = (10, 100, 1000)
 SWEEP = [("sgd", 0.01), ("sgd", 0.03), ("sgd", 0.1), ("sgd", 0.3)]
 SWEEP += [("adamw", 1e-3), ("adamw", 4e-3), ("adamw", 1e-2)]
@@ -54,9 +59,7 @@ HELD_OUT = 2000  # training images of the new classes that judge the sweep
 @stop_signals()
 def main() -> int:
     options = make_parser().parse_args()
-    check_range(options, "epochs steps batch_size", 1, np.inf)
-    check_range(options, "draws", 2, np.inf)  # or there is no standard error
-    check_range(options, "seed", 0, 1 << 32)
+    check_settings(options, SETTINGS)
     device = backend.check_device(options.device)
     out, lock = claim(options.out, OUT, options.overwrite)
     with lock:
@@ -86,10 +89,10 @@ def compare(options: argparse.Namespace, device: str, out: Path) -> None:
     image_size, channels = train_images.shape[1:3], train_images.shape[3]
     if upstream[0].shape[1:] != train_images.shape[1:]:
         raise ValueError(f"images of {upstream[0].shape[1:]} and {train_images.shape[1:]}")
-    new = dict(**SIZES, image_size=image_size, in_channels=channels, seed=options.seed)
+    new = dict(**PRETRAINED, image_size=image_size, in_channels=channels, seed=options.seed)
     pretrained = Mixer(**new, num_classes=data.num_classes(upstream[1])).to(device)
-    steps = options.epochs * -(-len(upstream[0]) // 128)
-    train(pretrained, *upstream[:2], ("adamw", 4e-3), steps, 128, options.seed)
+    steps = options.epochs * -(-len(upstream[0]) // BATCH_SIZE)
+    train(pretrained, *upstream[:2], ("adamw", LR), steps, BATCH_SIZE, options.seed)
     print(f"pretrained on {len(upstream[0]):,} images: {accuracy(pretrained, *upstream[2:]):.2%}")
     save_checkpoint(out / "pretrained.npz", pretrained)
     body = {n: v for n, v in pretrained.state_dict().items() if not n.startswith("head.")}
@@ -152,7 +155,7 @@ def train(
     name, lr = setting
     optimizer: Optimizer = (
         SGD(model.parameters(), lr, momentum=0.9) if name == "sgd"
-        else AdamW(model.parameters(), lr, weight_decay=0.05)
+        else AdamW(model.parameters(), lr, weight_decay=MNIST["weight_decay"].default)
     )  # fmt: skip
     batches = data.Batches(images, labels, min(batch_size, len(images)), seed, max_shift=2)
 
@@ -212,7 +215,7 @@ def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int) -> np.ndar
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_device()
     parser.add_out(OUT)
     parser.add_settings(SETTINGS)
     return parser

@@ -253,7 +253,7 @@ def test_a_directory_that_is_removed_meanwhile_is_made_anew(script, tmp_path, mo
     "arguments, message", [
         (["--patch-size", "4", "--only", "merging"], "7 x 7 tokens can't be merged"),
         (["--groups", "3", "--only", "grouped"], "8 channels can't be cut into 3"),
-        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--epochs", "0"], "--epochs must be from 1 to"),
         (["--only", "mixer", "mixer"], "each model once"),
         (["--out", "."], ". is a directory"),
         (["--data-dir", "nowhere"], "nowhere is not a directory"),

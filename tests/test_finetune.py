@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import importlib
 import os
 import re
 import shlex
@@ -32,6 +31,8 @@ import train_mnist  # noqa: E402
 import transfer  # noqa: E402
 from finetuning import setup as finetune_setup  # noqa: E402
 from support import options as command_line  # noqa: E402
+from support import run as run_module  # noqa: E402
+from support import start as start_module  # noqa: E402
 
 SCRIPT = Path(finetune.__file__)
 COLUMNS = ["step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "waiting", "seconds",
@@ -112,7 +113,9 @@ class Runner:
 
 @pytest.fixture
 def run(tmp_path, folder, weights, monkeypatch):
-    monkeypatch.setattr(finetune, "save_pictures", lambda *_: [])  # takes longer than all the rest
+    monkeypatch.setattr(
+        run_module, "save_pictures", lambda *_: []
+    )  # takes longer than all the rest
     return Runner(tmp_path, folder, weights)
 
 
@@ -218,7 +221,7 @@ OPTIONS = ["--mixup=0.5", "--std=0.7",
 def plain(tmp_path_factory, folder, weights):
     runner = Runner(tmp_path_factory.mktemp("plain"), folder, weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "save_pictures", lambda *_: [])
+        patch.setattr(run_module, "save_pictures", lambda *_: [])
         return runner()
 
 
@@ -660,21 +663,20 @@ def test_each_comparison_has_its_directory(run, small, monkeypatch, capsys):
 
 def test_a_precision_that_a_gpu_lacks_is_said(weights, monkeypatch, capsys):
     """Once, in one line; and it is an error if it was asked for."""
-    training = importlib.import_module("support.run")
 
     def refuse(precision, device):
         raise ValueError("precision bfloat16 needs a GPU of compute capability 8.0")
 
-    monkeypatch.setattr(training.backend, "check_precision", refuse)
+    monkeypatch.setattr(start_module.backend, "check_precision", refuse)
     model, options = Mixer.load(weights), argparse.Namespace(precision="bfloat16", resume=False)
     monkeypatch.setattr(model, "set_precision", lambda precision: None)
-    training.set_precision(model, options, set())
+    start_module.set_precision(argparse.Namespace(options=options, given=set()), model)
     assert options.precision == "float32"
     said = capsys.readouterr().out
     assert said == "training in float32: precision bfloat16 needs a GPU of compute capability 8.0\n"
     options.precision = "bfloat16"
     with pytest.raises(ValueError, match="compute capability"):
-        training.set_precision(model, options, {"precision"})
+        start_module.set_precision(argparse.Namespace(options=options, given={"precision"}), model)
 
 
 # ---- the best validation -------------------------------------------------------------------------

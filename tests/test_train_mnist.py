@@ -431,8 +431,9 @@ def test_help_names_every_option(run):
     assert not err and len(names) >= 10
     for name in (*names, "device", "out", "resume"):
         assert f"--{name.replace('_', '-')}" in out
-    for name, (default, _) in names.items():
-        assert default == "" or f"(default: {default})" in " ".join(out.split()), name
+    for name, (default, _, text, *_) in names.items():
+        shown = text + (f"(default: {default}" if default != "" else "")
+        assert "".join(shown.split()) in "".join(out.split()), name
 
 
 def test_importing_the_script_does_nothing(tmp_path, monkeypatch):
@@ -700,7 +701,7 @@ def test_resuming_with_other_options(run, small, reference, stopped, tmp_path):
     other = make_data(tmp_path / "other", seed=1)
     changes = {"schedule": "linear"}
     for name in ("lr", "patch_size", "schedule"):
-        value = changes.get(name, 2 if isinstance(names[name][0], int) else 0.5)
+        value = changes.get(name, 2 if isinstance(names[name].default, int) else 0.5)
         option = f"--{name.replace('_', '-')}"
         line = run.refused("--resume", "--out=run", option, value, match=option)
         assert str(stored[name]) in line and checkpoint_of(stopped) == before
@@ -709,7 +710,7 @@ def test_resuming_with_other_options(run, small, reference, stopped, tmp_path):
     # What is the same may be said again, and data may have moved.
     moved = tmp_path / "moved"
     shutil.copytree(small, moved)
-    run("--resume", "--out=run", *SMALL, "--seed", names["seed"][0], "--data-dir", moved)
+    run("--resume", "--out=run", *SMALL, "--seed", names["seed"].default, "--data-dir", moved)
     assert_same_run(stopped, reference[0])
 
 

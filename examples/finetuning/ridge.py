@@ -18,7 +18,8 @@ from minimixer.training.metrics import Metrics
 from minimixer.training.names import printable, some
 from minimixer.weights.probe import choose_shots, pooled_features, ridge
 from minimixer.weights.remake import remake
-from support.run import Run, write_rows
+from support.run import Run
+from support.run_directory import write_rows
 
 
 def probe_ridge(
@@ -26,8 +27,6 @@ def probe_ridge(
 ) -> int:
     class_names, rows, solved = train[2], [], []
     print(f"features of {len(train[0]):,} pictures, and of {len(val[0]):,} to validate on")
-    if options.shots:
-        check_shots(train, options.shots)  # before all the work
     features, labels, skipped = features_of(train, model, options)
     val_features, val_labels, more = features_of(val, model, options)
     if skipped + more:

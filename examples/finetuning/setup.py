@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,10 @@ from minimixer.pictures.folders import (
 from minimixer.training.names import escaped, printable, some
 from minimixer.weights.remake import remake
 from support.options import numbers
-from support.run import Run, write_rows
-
-SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+from support.run import Run
+from support.run_directory import write_rows
+from support.settings import SIZES
+from support.start import fingerprint
 
 
 def find_data(options: argparse.Namespace) -> tuple[Found, Found, Skipped]:
@@ -92,21 +92,21 @@ def tell_damaged(run: Run, skipped: Skipped, damaged: Skipped) -> None:
         ])  # fmt: skip
 
 
-def fingerprint(*parts: Found) -> int:
+def data_number(*parts: Found) -> int:
     """A number that tells data sets apart: by names of files within their classes, and their sizes,
     not by place nor by all that is in them."""
-    found = 0
+    texts = []
     for paths, _, class_names in parts:
         names = ["/".join(path.split(os.sep)[-2:]) for path in paths]
         names += [str(os.path.getsize(path)) if os.path.isfile(path) else "" for path in paths]
-        found = zlib.crc32("\0".join([*names, *class_names]).encode(errors="surrogatepass"), found)
-    return found
+        texts.append("\0".join([*names, *class_names]).encode(errors="surrogatepass"))
+    return fingerprint(*texts)
 
 
 def make_model(options: argparse.Namespace, class_names: list[str], run: Run) -> Mixer:
     """The model to train; for --probe ridge, one without a head."""
-    if options.resume:  # the file is rank 0's
-        return run.world.share(Mixer.load(run.checkpoint) if run.world.rank == 0 else None)
+    if options.resume:
+        return run.stored_model(run.checkpoint)
     classes = 0 if options.probe == "ridge" else len(class_names)
     own = {"mean": options.mean, "std": options.std, "approximate": options.approximate}
     own = {name: numbers(text) if name != "approximate" else text

@@ -1,22 +1,17 @@
-"""Options of the example scripts: their kinds, and what becomes of an error.
-
-A script that trains lists its settings in one place, {name: (default, text)}. They are what makes a
-run the run it is, and are kept in its checkpoint; options such as --device are apart.
-"""
+"""Options of the example scripts: their kinds, and what becomes of an error."""
 
 import argparse
 import errno
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minimixer.training.names import printable
 from support import begin
-
-Settings = Mapping[str, tuple[Any, str]]
+from support.settings import Settings, dashes
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,13 +40,20 @@ class Parser(argparse.ArgumentParser):
             "without --out, with the unfinished run that was saved last",
         )  # fmt: skip
 
-    def add_settings(self, settings: Settings, notes: Mapping[str, str] | None = None) -> None:
-        """An option for each setting, of the type of its default; `notes` go to the help."""
-        for name, (default, text) in settings.items():
-            shown = "" if default == "" else f" (default: {default})"
-            if notes and name in notes:
-                shown += f" ({notes[name]})"
-            self.add_argument(dashes(name), type=type(default), default=default, help=text + shown)
+    def add_device(self) -> None:
+        self.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+
+    def add_graph(self) -> None:
+        self.add_argument(
+            "--graph", default="auto", choices=["auto", "on", "off"],
+            help="CUDA graphs: record a training step and replay it (default: auto, on a GPU)",
+        )  # fmt: skip
+
+    def add_settings(self, settings: Settings) -> None:
+        """An option for each setting, of the type of its default."""
+        for name, setting in settings.items():
+            kind = type(setting.default)
+            self.add_argument(dashes(name), type=kind, default=setting.default, help=setting.help)
 
 
 def parse(parser: Callable[[], Parser]) -> tuple[argparse.Namespace, set[str]]:
@@ -59,23 +61,6 @@ def parse(parser: Callable[[], Parser]) -> tuple[argparse.Namespace, set[str]]:
     options, bare = parser().parse_args(), parser()
     bare.set_defaults(**dict.fromkeys(vars(options), None))
     return options, {name for name, value in vars(bare.parse_args()).items() if value is not None}
-
-
-def dashes(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def check_range(options: argparse.Namespace, names: str, least: float, most: float) -> None:
-    """ValueError, with the option, unless each of `names` is from `least` to `most`."""
-    for name in names.split():
-        if not least <= getattr(options, name) <= most:
-            limits = f"at least {least:g}" if most == np.inf else f"from {least:g} to {most:g}"
-            raise ValueError(f"{dashes(name)} must be {limits}")
-
-
-def check_choice(options: argparse.Namespace, name: str, *choices: str) -> None:
-    if getattr(options, name) not in choices:
-        raise ValueError(f"{dashes(name)} must be {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 # ---- kinds of values ----------------------------------------------------------------------------

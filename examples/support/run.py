@@ -1,16 +1,17 @@
-"""What train_mnist.py and finetune.py have in common: a run that is kept on disk. Their loops are
+"""A run that is kept on disk: what train_mnist.py and finetune.py have in common. Their loops are
 their own; they tell a Run what came of each step, and it shows progress, writes down what was
 learned so far, and stops between two steps when it is asked to.
 
-    with Run(options, given, SETTINGS, COLUMNS, OUT, world) as run:  # takes a directory, or recalls
-        run.start(model, optimizer, steps, every, data)              # settings; goes on from there
-        with run.bar(total, done):
-            for end in run.ends():
+    with Run(options, given, SETTINGS, world, OUT) as run:   # takes a directory, or recalls
+        run.start(model, optimizer, steps, every, data)      # settings; goes on from there
+        with run.bar(total, run.images):
+            for row, end in run.rows():
                 while run.step < end:
                     run.add(size, *train_step(images, labels))
                     if run.interrupted:
                         return run.stop()
-                run.end_row(validate)                      # of metrics.csv, and a checkpoint
+                run.end_row(validate)                        # of metrics.csv, and a checkpoint
+        run.report(...)
 
 run_directory.py says which directory, and whether what its checkpoint says can be true; stopping.py
 what Ctrl-C, SIGTERM and a closed terminal do. If the directory was removed, it is made anew.
@@ -21,12 +22,8 @@ of a step, rank 0 alone writes files, and they stop after the same step.
 
 import argparse
 import contextlib
-import csv
-import io
-import itertools
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,13 +33,23 @@ import numpy as np
 from minimixer.optim import Optimizer
 from tqdm import tqdm
 
-from minimixer import Mixer, backend, fetch, parallel, record
+from minimixer import Mixer, fetch, parallel
 from minimixer.parallel import World
 from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
-from minimixer.training.files import replace_file
+from minimixer.training.metrics import Metrics
 from minimixer.training.names import command, printable
-from support.options import Settings, dashes
-from support.run_directory import RESULTS, best_row, claim, exhausted, find, hold, read_progress
+from minimixer.training.report import save_pictures
+from support.run_directory import (
+    RESULTS,
+    best_row,
+    claim,
+    exhausted,
+    find,
+    hold,
+    read_progress,
+    write_rows,
+)
+from support.settings import Settings, check_given, dashes
 from support.stopping import StopSignal, say
 
 LAG = 8  # steps that a GPU may be behind: it works on while Python prepares the next ones
@@ -55,16 +62,21 @@ class Run:
 
     ValueError or OSError, and nothing is changed, if results could not be kept there, or would
     replace others; with options.resume if there is no run to go on with, or one with other
-    `settings` than those that were `given`. Else `options` gets its settings. Of the `columns` of
-    metrics.csv the first counts epochs or steps, and some are of "test" or "val".
+    `settings` than those that were `given`. Else `options` gets its settings. A row of metrics.csv
+    is of an epoch, or of some steps (`unit`), and judged by images that are `held_out`; `waits`:
+    it tells the share of the time that was spent waiting for images, too.
     """
 
     def __init__(
-        self, options: argparse.Namespace, given: set[str], settings: Settings,
-        columns: Sequence[str], default_out: str, world: World,
+        self, options: argparse.Namespace, given: set[str], settings: Settings, world: World,
+        default_out: str, unit: str = "epoch", held_out: str = "test", waits: bool = False,
     ):  # fmt: skip
         self.options, self.given, self.settings, self.world = options, given, settings, world
-        self.columns, self.held_out = columns, "test" if "test_loss" in columns else "val"
+        self.unit, self.held_out = unit, held_out
+        self.columns = columns = (
+            unit, "train_loss", "train_accuracy", f"{held_out}_loss", f"{held_out}_accuracy",
+            *(["waiting"] if waits else []), "seconds", "images_per_second",
+        )  # fmt: skip
         apart = settings.keys() | {"out", "workers"}  # may differ, or are compared by start()
         world.check_same(options={k: v for k, v in vars(options).items() if k not in apart})
         self.lock, stored = None, None
@@ -76,7 +88,7 @@ class Run:
                     self.out, self.lock = find(options.out, default_out)
                     until_checked.callback(self.lock.release)
                     stored = read_progress(self.checkpoint, settings, columns)["settings"]
-                    self._check_given(stored)
+                    check_given(options, given, settings, stored, self.checkpoint)
                 else:
                     self.out, self.lock = claim(options.out, default_out, options.overwrite)
                 until_checked.pop_all()
@@ -94,17 +106,6 @@ class Run:
         self.saved: bool | None = None  # is the checkpoint one of this run? None before start()
         self.step = 0  # the next one
         self._coming: deque[tuple[int, int, Any]] = deque()  # steps whose results were not read
-
-    def _check_given(self, stored: dict[str, Any]) -> None:
-        """ValueError if other settings were asked for than those of the run to resume."""
-        for name in sorted(self.given & self.settings.keys()):
-            if name.startswith("data") or getattr(self.options, name) == stored[name]:
-                continue
-            anew = f"--weights {self.checkpoint}" + (" --head keep" if "head" in stored else "")
-            raise ValueError(
-                f"{dashes(name)} is {stored[name]!r} in the run to resume; leave it out, or begin "
-                f"a new run from its weights, with a schedule of its own: {anew}"
-            )
 
     def __enter__(self) -> "Run":
         return self
@@ -159,11 +160,10 @@ class Run:
     def _check_progress(self, progress: dict[str, Any], data: int, steps: int) -> None:
         if progress["data"] != data or progress["steps"] != steps:
             raise ValueError(f"the data hold other images than those of the run in {self.out}")
-        first, rows = self.columns[0], progress["history"]
-        ends = [self._end(number) for number in range(len(rows))]
-        counts = ends if first == "step" else list(range(1, len(rows) + 1))
-        last = ends[-1] if ends else 0
-        if [row[first] for row in rows] != counts or not (
+        rows = progress["history"]
+        counts = [self._count(number) for number in range(len(rows))]
+        last = self._end(len(rows) - 1) if rows else 0
+        if [row[self.unit] for row in rows] != counts or not (
             last <= progress["step"] <= self._end(len(rows))
         ):
             raise ValueError(f"{self.checkpoint}: its history does not belong to its step")
@@ -172,12 +172,20 @@ class Run:
         """The step with which a row ends."""
         return min((row + 1) * self.every, self.progress["steps"])
 
-    def ends(self) -> Iterator[int]:
-        """For each row to come, the step with which it ends; no more once --patience is over."""
+    def _count(self, row: int) -> int:
+        """The epoch or the step with which a row ends, as metrics.csv has it."""
+        return self._end(row) if self.unit == "step" else row + 1
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """(its number, the step with which it ends) of each row to come; no more of them once
+        --patience is over."""
         rows = -(-self.progress["steps"] // self.every)
         patience = getattr(self.options, "patience", 0)
         while len(self.history) < rows and not exhausted(self.history, patience):
-            yield self._end(len(self.history))
+            row = len(self.history)
+            shown = f"{self.unit} {self._count(row)}/{self._count(rows - 1)}"
+            self._bar.set_description_str(shown)
+            yield row, self._end(row)
 
     def _begin_row(self) -> None:
         self.progress.update(images=0, loss_sum=0.0, correct=0, seconds=0.0, waited=0.0)
@@ -240,24 +248,30 @@ class Run:
             progress["seconds"] = time.perf_counter() - self._started
             self._bar.update(size)
             if not self._bar.disable:
-                means = [progress[name] / progress["images"] for name in ("loss_sum", "correct")]
-                self._bar.set_postfix_str("loss {:.3g}, {:.1%}".format(*means), refresh=False)
+                text = "loss {:.3g}, {:.1%}".format(*self._means())
+                self._bar.set_postfix_str(text, refresh=False)
 
-    def end_row(self, evaluate: Callable[[], dict[str, Any]]) -> None:
+    def _means(self) -> tuple[float, float]:
+        """Loss and accuracy in training since the last row; NaN if there was no image."""
+        images = self.progress["images"] or np.nan
+        return self.progress["loss_sum"] / images, self.progress["correct"] / images
+
+    def end_row(self, validate: Callable[[], Metrics]) -> None:
         """A row of metrics.csv, a checkpoint, and a line to read: what training gave since the last
-        row, what `evaluate()` says, and the time that training took."""
+        row, what `validate()` finds, and the time that training took."""
         self._read(0)
         progress, history = self.progress, self.history
-        images, seconds = progress["images"], progress["seconds"]
-        step = self.columns[0] == "step"
-        history.append({
-            self.columns[0]: self.step if step else len(history) + 1,
-            "train_loss": progress["loss_sum"] / images if images else np.nan,
-            "train_accuracy": progress["correct"] / images if images else np.nan,
-            **evaluate(),
-            "seconds": seconds,
+        images, seconds, number = progress["images"], progress["seconds"], len(history)
+        trained, found = self._means(), validate()
+        waiting = progress["waited"] / max(1e-9, seconds)
+        values = {
+            self.unit: self.step if self.unit == "step" else number + 1,
+            "train_loss": trained[0], "train_accuracy": trained[1],
+            f"{self.held_out}_loss": found.loss, f"{self.held_out}_accuracy": found.accuracy,
+            "waiting": waiting, "seconds": seconds,
             "images_per_second": images / seconds if images else 0.0,
-        })  # fmt: skip
+        }  # fmt: skip
+        history.append({name: values[name] for name in self.columns})
         self._begin_row()
         progress["step"] = self.step
         self.world.check_same(weights=self.model.buffer.values)  # or they have drifted apart
@@ -268,12 +282,11 @@ class Run:
             history.pop()
             raise self._diverged(str(error), self.step - 1) from None
         self.write_metrics()
-        row, unit, held_out = history[-1], self.columns[0], self.held_out
-        total = progress["steps"] if step else -(-progress["steps"] // self.every)
+        row, total = history[-1], self._count(-(-progress["steps"] // self.every) - 1)
         say(
-            f"{unit} {row[unit]}/{total}: {held_out} accuracy {row[f'{held_out}_accuracy']:.2%}, "
-            f"loss {row[f'{held_out}_loss']:.4g}; training {row['train_accuracy']:.2%}, "
-            f"{row['train_loss']:.4g}{'; best' if is_best else ''}"
+            f"{self.unit} {row[self.unit]}/{total}: {self.held_out} accuracy {found.accuracy:.2%}, "
+            f"loss {found.loss:.4g}; training {trained[1]:.2%}, {trained[0]:.4g}"
+            f"{'; best' if is_best else ''}"
         )
         self._started = time.perf_counter()
 
@@ -289,9 +302,13 @@ class Run:
     def reported_model(self) -> Mixer:
         if self.reported == len(self.history) - 1:
             return self.model
-        best = self.world.share(Mixer.load(self.best) if self.world.rank == 0 else None)
+        best = self.stored_model(self.best)
         best.to(self.model.device).set_precision(self.model.precision)
         return best
+
+    def stored_model(self, path: str | Path) -> Mixer:
+        """A model from a file, which is rank 0's."""
+        return self.world.share(Mixer.load(path) if self.world.rank == 0 else None)
 
     def _save(self, is_best: bool = False) -> None:
         """The best weights go first: a kill between the two makes only that row again."""
@@ -323,9 +340,41 @@ class Run:
             write_rows(self.out / "metrics.csv", self.history)
 
     @property
+    def seconds(self) -> float:
+        """What the rows took to train."""
+        return sum(row["seconds"] for row in self.history)
+
+    @property
+    def images(self) -> int:
+        """On how many was trained so far."""
+        rows = sum(row["images_per_second"] * row["seconds"] for row in self.history)
+        return round(rows) + self.progress["images"]
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / max(1e-9, self.seconds)
+
+    @property
     def trained(self) -> bool:
         """Has anything been learned so far?"""
         return bool(self.history or self.progress["images"] or self._coming)
+
+    def report(
+        self, text: str, images: Any, labels: np.ndarray, probabilities: np.ndarray,
+        class_names: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Write metrics.csv and, of what the model makes of `images`, pictures; say `text`, and
+        where all of it is."""
+        self.write_metrics()
+        shown = images, labels, probabilities, class_names
+        pictures = save_pictures(self.out, self.history, *shown)
+        files = [*([self.best] if self.keeps_best else []), self.checkpoint]
+        files += [self.out / "metrics.csv", *pictures]
+        say(f"{text}\nwrote {', '.join(map(printable, files))}")
+        if not pictures:
+            say("for pictures of the curves and the mistakes: pip install matplotlib, then "
+                f"--resume --out {command([str(self.out)])}")  # fmt: skip
 
     def stop(self) -> int:
         """Save all, say how to go on, and return the status to exit with."""
@@ -346,55 +395,3 @@ class Run:
         clip = "" if self.options.clip else ", or --clip 1"
         return ValueError(f"{what} at step {step + 1}; {self._kept('of a good state')}; try a "
                           f"lower --lr{clip}, with another --out")  # fmt: skip
-
-
-def set_precision(model: Mixer, options: argparse.Namespace, given: set[str]) -> None:
-    """--precision; unless it was asked for, float32 on a GPU that lacks it, which is said."""
-    try:
-        backend.check_precision(options.precision, model.device)
-    except ValueError as error:
-        if "precision" in given or options.resume:
-            raise
-        say(f"training in float32: {error}")
-        options.precision = "float32"
-    model.set_precision(options.precision)
-
-
-def on_each_rank(
-    train_step: Callable, model: Mixer, optimizer: Optimizer, world: World, graph: str
-) -> Callable:
-    """step(counts, *arrays), for train_step(*arrays, count=, first=), recorded as a CUDA graph.
-
-    counts  how many examples each rank has; the arrays are those of this rank
-    count   all of them;  first  the number among them of this rank's first
-    """
-    recorded = record(train_step, model, optimizer, graph=graph)
-    plain = record(train_step, model, optimizer, graph="off")
-    if world.size > 1:  # one rank that doesn't record would wait for the others' sums
-        warnings.filterwarnings("error", message=".*could not be recorded")
-
-    def step(counts: Sequence[int], *arrays: Any) -> Any:
-        where = {"count": int(sum(counts)), "first": int(sum(counts[: world.rank]))}
-        if min(counts):
-            return recorded(*arrays, **where)
-        # Some rank has no examples, and nothing to record: then no rank may, as a recording holds
-        # the sum of all ranks' gradients.
-        return (plain if counts[world.rank] else train_step)(*arrays, **where)
-
-    return step
-
-
-def parts(size: int, count: int) -> list[slice]:
-    """`size` examples in `count` parts, as even as it goes; none is empty."""
-    borders = [size * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(borders) if a < b]
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A CSV file, whole or as it was."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    with replace_file(path) as file:
-        file.write(text.getvalue().encode())

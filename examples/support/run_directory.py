@@ -6,6 +6,8 @@ there, which ends with its process, even by a kill. A checkpoint is a file from 
 says of the run's progress is checked before anything is done with it.
 """
 
+import csv
+import io
 import itertools
 import math
 import os
@@ -16,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from minimixer.training.checkpoint import read_checkpoint
-from minimixer.training.files import Lock
+from minimixer.training.files import Lock, replace_file
 from minimixer.training.names import printable
-from support.options import Settings
+from support.settings import Settings
 
 # All that train_mnist.py, finetune.py and transfer.py write.
 RESULTS = ("checkpoint.npz", "best.npz", "metrics.csv", "curves.png", "mistakes.png", "skipped.csv",
@@ -115,8 +117,8 @@ def read_progress(checkpoint: Path, settings: Settings, columns: Sequence[str]) 
     if wrong:
         raise ValueError(f"{checkpoint} was not written by this script: {wrong}")
     given = progress["settings"]  # older runs knew fewer
-    progress["settings"] = {name: given.get(name, default) for name, (default, _) in
-                            settings.items()}  # fmt: skip
+    progress["settings"] = {name: given.get(name, setting.default)
+                            for name, setting in settings.items()}  # fmt: skip
     return progress
 
 
@@ -128,7 +130,8 @@ def _wrong(progress: Any, settings: Settings, columns: Sequence[str]) -> str:
         if not _is_plain(progress.get(key), kind):
             return f"its {key} is {_shown(progress.get(key))}"
     for name, value in progress["settings"].items():
-        if name not in settings or not _is_plain(value, type(settings[name][0])):
+        known = name in settings and _is_plain(value, type(settings[name].default))
+        if not known or value not in settings[name].allowed:
             return f"its setting {printable(name, 40)} is {_shown(value)}"
     if not (progress["step"] <= progress["steps"] and progress["correct"] <= progress["images"]):
         return "its numbers do not belong together"
@@ -186,3 +189,16 @@ def finished(progress: dict[str, Any]) -> bool:
     if exhausted(progress["history"], progress["settings"].get("patience", 0)):
         return True
     return progress["step"] >= progress["steps"] and not progress["images"]
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV file, whole or as it was."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    with replace_file(path) as file:
+        file.write(text.getvalue().encode())
