@@ -42,8 +42,8 @@ from minimixer.pictures.folders import (
 from minimixer.training.files import parse_json, read_file, replace_file
 from minimixer.training.metrics import Metrics
 from minimixer.training.names import distinct, escaped, for_picture, printable, some
-from predict import Failures, load_model, make_parser, read_batches
 from support.options import positive, run_script
+from support.pictures import NO_ANSWER, Failures, load_model, make_parser, read_batches
 
 BINS = 15
 MOST_CELLS = 1 << 27  # of the confusion matrix: more classes than 11,585 would fill the memory
@@ -76,7 +76,7 @@ def main() -> int:
     # ---- metrics
     answered = np.isfinite(logits).all(axis=1)
     if not answered.any():
-        raise ValueError("the model answers with NaN: its weights, --mean or --std are extreme")
+        raise ValueError(NO_ANSWER)
     logits[~answered] = np.nan  # wrong for Metrics; and they belong nowhere else
     found = Metrics(model.num_classes)
     for i in range(0, len(labels), 1024):
@@ -103,7 +103,7 @@ def main() -> int:
     writer.writerow(["class", "name", "pictures", "right", "accuracy"])
     counts, right = found.class_counts.astype(int), found.class_right.astype(int)
     for k, name in enumerate(names):
-        accuracy = right[k] / counts[k] if counts[k] else ""  # none is not the same as none right
+        accuracy = found.per_class[k] if counts[k] else ""  # none is not the same as none right
         writer.writerow([k, escaped(name), counts[k], right[k], accuracy])
     files = {
         "metrics.json": (json.dumps(metrics, indent=2) + "\n").encode(),
@@ -115,14 +115,14 @@ def main() -> int:
     for name, content in files.items():
         with replace_file(out / name) as file:
             file.write(content)
-    report(metrics, distinct(names), counts, right)
+    report(metrics, distinct(names), counts, found.per_class)
     print(f"wrote {', '.join(printable(out / name) for name in files)}")
     if picture is None:
         print("for a picture of the confusion matrix: pip install matplotlib", file=sys.stderr)
     return 0
 
 
-def report(metrics: dict, names: list[str], counts: np.ndarray, right: np.ndarray) -> None:
+def report(metrics: dict, names: list[str], counts: np.ndarray, accuracies: np.ndarray) -> None:
     print(f"{metrics['pictures']:,} pictures, {len(metrics['skipped'])} skipped")
     if metrics["without_answer"]:
         print(f"NaN for {metrics['without_answer']:,} pictures, which count as wrong")
@@ -140,10 +140,10 @@ def report(metrics: dict, names: list[str], counts: np.ndarray, right: np.ndarra
     if "real" in metrics:
         shown = "none" if metrics["real"] is None else f"{metrics['real']:.2%}"
         print(f"ReaL accuracy               {shown} of {metrics['real_pictures']:,}")
-    worst = met[np.argsort(right[met] / counts[met], kind="stable")][:10]
+    worst = met[np.argsort(accuracies[met], kind="stable")][:10]
     print("per class:" if len(met) <= 10 else "the ten worst classes (per_class.csv has all):")
     for k in worst:
-        print(f"  {right[k] / counts[k]:7.2%} of {counts[k]:6,}  {names[k]}")
+        print(f"  {accuracies[k]:7.2%} of {counts[k]:6,}  {names[k]}")
 
 
 # ---- data -> (logits (N, K), labels (N,), class names, ReaL's lists or None, skipped) ----------

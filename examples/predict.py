@@ -13,34 +13,18 @@ for wrong options or weights.
 
 from support import begin  # noqa: F401  isort: skip
 
-import argparse
-import contextlib
 import io
-import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
 
 import numpy as np
-from minimixer.data import start_threads
 
-from minimixer import Mixer, backend
-from minimixer.pictures.augment import INTERPOLATIONS, resize, resize_crop
-from minimixer.pictures.digits import read_digit
-from minimixer.pictures.folders import (  # fmt: skip
-    BadPicture,
-    decode,
-    import_pillow,
-    is_picture,
-    tell_skipped,
-)
+from minimixer import Mixer
+from minimixer.pictures.folders import import_pillow, tell_skipped
 from minimixer.training.checkpoint import BUILT_IN
 from minimixer.training.files import read_file
 from minimixer.training.names import distinct, printable
-from minimixer.weights.remake import remake
-from support.options import Parser, numbers, positive, run_script, share
-
-Failures = list[tuple[str, str]]  # (path, why)
+from support.options import positive, run_script
+from support.pictures import NO_ANSWER, find_pictures, load_model, make_parser, read_batches
 
 
 def main() -> int:
@@ -76,21 +60,6 @@ def main() -> int:
     return 1 if len(failures) == total else 0
 
 
-# ---- models, names, probabilities ---------------------------------------------------------------
-
-
-def load_model(options: argparse.Namespace) -> Mixer:
-    device = backend.check_device(options.device)
-    model = Mixer.from_pretrained(
-        options.weights, approximate=options.approximate, mean=options.mean, std=options.std
-    )
-    if options.prepare is not None:
-        model = remake(model, preparation=None if options.prepare == "none" else options.prepare)
-    if model.preparation and options.crop is not None:
-        raise ValueError("--crop is for pictures taken as they are: add --prepare none")
-    return model.to(device)
-
-
 def class_names(model: Mixer, file: str | None) -> list[str]:
     if file is None:
         return model.class_names or [f"class {k}" for k in range(model.num_classes)]
@@ -112,139 +81,8 @@ def predict(model: Mixer, images: np.ndarray) -> np.ndarray:
     """Probabilities (B, K) of one batch; ValueError if they are no numbers."""
     probabilities = model.predict_proba(images, batch_size=len(images))
     if not np.isfinite(probabilities).all():
-        raise ValueError("the model answers with NaN: its weights, --mean or --std are extreme")
+        raise ValueError(NO_ANSWER)
     return probabilities
-
-
-# ---- pictures -----------------------------------------------------------------------------------
-
-
-def find_pictures(arguments: Sequence[str]) -> tuple[list[str], Failures]:
-    """(files, failures): what was named, and of directories the pictures at any depth, sorted."""
-    paths: list[str] = []
-    failures: Failures = []
-
-    def note(error: OSError) -> None:
-        failures.append((str(error.filename), f"it can't be read ({error.strerror})"))
-
-    for argument in arguments:
-        if not os.path.isdir(argument):
-            paths.append(argument)  # whatever it is called; reading it will tell
-            continue
-        found, before = [], len(failures)
-        for folder, folders, files in os.walk(argument, onerror=note):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [os.path.join(folder, name) for name in files if is_picture(name)]
-        if not found and len(failures) == before:
-            failures.append((argument, "it has no pictures"))
-        paths += sorted(found)
-    return paths, failures
-
-
-def read_picture(
-    path: str, model: Mixer, crop: float | None = None, interpolation: str = "bilinear"
-) -> np.ndarray:
-    """uint8 (H, W, in_channels), the centre of the picture. BadPicture if it can't be decoded.
-
-    A model of MNIST's digits gets the digit instead, prepared; BadPicture if there is none.
-
-    `crop`: the share of the picture's height, or of its width if that is scarcer, that remains.
-    By default 224/256, as in fine-tuning; for grey models 1, as they learned from whole images.
-    """
-    if model.preparation == "digit":
-        return read_digit(path)[..., None]
-    height, width = model.height, model.width
-    image = decode(path, max(height, width) * 8 // 7 + 1)
-    if crop is None and model.in_channels == 1:
-        crop = 1.0
-    if crop is None and height == width:
-        image = resize_crop(image, height, interpolation)
-    else:
-        share = 224 / 256 if crop is None else crop
-        side = share * min(image.width / width, image.height / height)  # of one pixel of ours
-        w, h = side * width, side * height
-        left, top = max(0.0, (image.width - w) / 2), max(0.0, (image.height - h) / 2)
-        box = (left, top, min(left + w, image.width), min(top + h, image.height))
-        image = resize(image, (width, height), box, interpolation)
-    array = np.asarray(image.convert("L") if model.in_channels == 1 else image)
-    return array.reshape(height, width, -1)
-
-
-def read_batches(
-    paths: Sequence[str],
-    model: Mixer,
-    batch_size: int,
-    crop: float | None = None,
-    threads: int = 2,
-    interpolation: str = "bilinear",
-) -> Iterator[tuple[list[int], np.ndarray, Failures]]:
-    """Batches of pictures: (numbers of those that could be read, their pixels, failures).
-
-    Threads are enough here, as Pillow decodes without holding Python's lock; they read one batch
-    ahead of the model.
-    """
-    if model.in_channels not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels; this model wants {model.in_channels}")
-    warnings.simplefilter("ignore")  # decode does so for itself, but threads share the filters
-
-    def attempt(path: str) -> np.ndarray | BadPicture:
-        try:
-            return read_picture(path, model, crop, interpolation)
-        except BadPicture as error:
-            return error
-
-    pool = start_threads(threads)
-    each = pool.map if pool else map
-    with pool or contextlib.nullcontext():
-        coming = each(attempt, paths[:batch_size])
-        for start in range(0, len(paths), batch_size):
-            now, after = coming, start + batch_size
-            coming = each(attempt, paths[after : after + batch_size])
-            found = list(enumerate(now, start))
-            good = [(number, item) for number, item in found if isinstance(item, np.ndarray)]
-            yield (
-                [number for number, _ in good],
-                np.array([item for _, item in good]),
-                [(paths[n], str(item)) for n, item in found if isinstance(item, BadPicture)],
-            )
-
-
-# ---- options ------------------------------------------------------------------------------------
-
-
-def make_parser(description: str | None, weights: str | None = None) -> Parser:
-    """The options that predict.py and evaluate.py have in common; the weights by default."""
-    parser = Parser(description=description)
-    parser.add_argument(
-        "--weights", required=weights is None, default=weights,
-        help=".npz or .safetensors" + (" (default: minimixer's own digits)" if weights else ""),
-    )  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=64, help="pictures at a time (default: 64)"
-    )
-    parser.add_argument(
-        "--crop", type=share,
-        help="share of each picture that the model sees (default: 0.875; grey models: 1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--prepare", choices=("digit", "none"),
-        help="make pictures like MNIST's digits, or take them as they are (default: digit for "
-        "models trained on the embedded MNIST, else none)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, default="bilinear",
-        help="how pictures are made smaller (default: bilinear; the authors' weights: bicubic)",
-    )  # fmt: skip
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}", type=numbers, metavar="NUMBER[,NUMBER...]",
-            help="of the pixels, in units of their range, instead of what the weights say",
-        )  # fmt: skip
-    parser.add_argument(
-        "--approximate", choices=("tanh", "none"), help="GELU's form, instead of the weights' own"
-    )
-    return parser
 
 
 if __name__ == "__main__":
