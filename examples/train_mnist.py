@@ -22,18 +22,17 @@ from minimixer import AdamW, Mixer, data, kernels, parallel, schedule
 from minimixer import functional as F
 from minimixer.training.metrics import correct, evaluate
 from minimixer.training.names import printable
-from minimixer.weights.remake import remake
 from support.options import Parser, parse, run_script
 from support.run import Run
 from support.settings import SIZES, Between, OneOf, Setting, Text
-from support.start import check_fits, fingerprint, prepare, set_precision
+from support.start import fingerprint, load_model, prepare, set_precision
 from support.steps import SharedStep, parts
 from support.stopping import say
 
 # ---- settings: default, what is allowed, what it is ---------------------------------------------
 
-# Chosen on 5,000 held-out training images; the test set had no say. On a GPU, where a step takes
-# half a millisecond: chosen in the same way.
+# Chosen on 5,000 held-out training images; the test set had no say. So were those for a GPU, where
+# a step takes half a millisecond.
 SETTINGS = {
     "patch_size": Setting(7, Between(1), "P: side of a patch, a divisor of the image's height and "
                           "width", on_gpu=4),
@@ -92,9 +91,26 @@ def train(run: Run) -> int:
         train_images, train_labels, options.batch_size, options.seed, options.max_shift
     )
 
-    # ---- model, optimizer, schedule
-    model = make_model(run, train_images.shape[1:], classes).to(device)
-    set_precision(run, model)
+    # ---- model
+    preparation = None if options.data_dir else "digit"  # what predict.py does to pictures
+    started = run.checkpoint if options.resume else options.weights
+    if started:
+        model = load_model(run, started, train_images.shape[1:], classes, preparation)
+    else:
+        model = Mixer(
+            image_size=train_images.shape[1:3],
+            in_channels=train_images.shape[3],
+            num_classes=classes,
+            stochastic_depth=options.stochastic_depth,
+            class_names=[str(label) for label in range(classes)],
+            preparation=preparation,
+            seed=options.seed,
+            checkpoint_blocks=options.checkpoint_blocks,
+            **{name: getattr(options, name) for name in SIZES},
+        )
+    set_precision(run, model.to(device))
+
+    # ---- optimizer, schedule
     optimizer = AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     total_steps = options.epochs * len(batches)
     warmup_steps = int(options.warmup * total_steps)
@@ -154,32 +170,6 @@ def train(run: Run) -> int:
             test_images, test_labels, model.predict_proba(test_images),
         )  # fmt: skip
     return 0
-
-
-def make_model(run: Run, shape: tuple[int, ...], classes: int) -> Mixer:
-    """A new one; or that of --weights or of the run to resume, of whose sizes `options` learns."""
-    options = run.options
-    source = run.checkpoint if options.resume else options.weights
-    preparation = None if options.data_dir else "digit"  # what predict.py does to pictures
-    if not source:
-        return Mixer(
-            image_size=shape[:2],
-            in_channels=shape[2],
-            num_classes=classes,
-            stochastic_depth=options.stochastic_depth,
-            class_names=[str(label) for label in range(classes)],
-            preparation=preparation,
-            seed=options.seed,
-            checkpoint_blocks=options.checkpoint_blocks,
-            **{name: getattr(options, name) for name in SIZES},
-        )
-    model = run.stored_model(source)
-    check_fits(run, model, source, shape, classes)
-    if not options.resume:
-        model = remake(model, stochastic_depth=options.stochastic_depth, preparation=preparation)
-        model.random.seed = options.seed
-    model.checkpoint_blocks = options.checkpoint_blocks
-    return model
 
 
 def make_parser() -> Parser:

@@ -1,10 +1,12 @@
 """Before the first step: a device, its precision, a model from a file, and what the data are."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 from minimixer import Mixer, backend
+from minimixer.weights.remake import remake
 from support.run import Run
 from support.settings import SIZES, check_settings, dashes, take_defaults
 from support.stopping import say
@@ -21,12 +23,12 @@ def prepare(run: Run, *cases: str) -> str:
     return run.world.use(options.device)
 
 
-def check_fits(
-    run: Run, model: Mixer, source: object, shape: tuple[int, ...], classes: int
-) -> None:
-    """ValueError unless a model from `source` is for images (H, W, channels) of `shape`, and of the
-    sizes that were asked for. `options` learns which it has."""
-    options = run.options
+def load_model(
+    run: Run, source: str | Path, shape: tuple[int, ...], classes: int, preparation: str | None
+) -> Mixer:
+    """The model of --weights, or of the run to resume, for images (H, W, channels) of `shape`:
+    `options` learns its sizes. ValueError if it is for others, or has not the sizes asked for."""
+    options, model = run.options, run.stored_model(source)
     met = (model.height, model.width, model.in_channels, model.num_classes)
     if met != (*shape, classes):
         raise ValueError(f"{source} is for images (H, W, channels) of {met[:3]} and {met[3]} "
@@ -36,6 +38,11 @@ def check_fits(
         if asked and getattr(options, name) != model.config[name]:
             raise ValueError(f"{dashes(name)} is {model.config[name]} in {source}; leave it out")
         setattr(options, name, model.config[name])
+    if not options.resume:
+        model = remake(model, stochastic_depth=options.stochastic_depth, preparation=preparation)
+        model.random.seed = options.seed
+    model.checkpoint_blocks = options.checkpoint_blocks
+    return model
 
 
 def set_precision(run: Run, model: Mixer) -> None:
