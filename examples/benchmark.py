@@ -19,7 +19,6 @@ how peers are run; those whose packages are missing are left out (--peer-python 
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark_peers import PACKAGES, Growth, time_steps
-from benchmarks.distributed import compare_processes
-from benchmarks.step_profile import large_product, profile, time_products
+from benchmarks.distributed import compare_processes, run_rank
+from benchmarks.peers import PACKAGES
+from benchmarks.timing import ratios, spread
 
 # The small model: 28 x 28 images, P 4, C 128, D_S 64, D_C 512, N 4.
 SMALL = {"image_size": 28, "patch_size": 4, "in_channels": 1, "num_classes": 10, "num_blocks": 4,
@@ -45,7 +44,11 @@ GIB = 2**30
 
 def main() -> None:
     options = make_parser().parse_args()
+    if options.rank:
+        return run_rank(json.loads(options.rank))
     if options.worker:
+        from benchmarks.own_side import run_minimixer
+
         problem, result, settings = options.worker
         print(json.dumps(run_minimixer(problem, result, json.loads(settings))))
         return
@@ -105,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weak", action="store_true", help="with it: --batch-size is that of each")
     add("--profile", action="store_true", help="also print time and rates per operation")
     add("--worker", nargs=3, help=argparse.SUPPRESS)
+    add("--rank", help=argparse.SUPPRESS)
     return parser
 
 
@@ -248,14 +252,11 @@ def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
             if growth:
                 line += f", grows by {statistics.median(growth) / 2**20:.0f} MiB"
             if side != "minimixer":
-                ratios = [mine / theirs for mine, theirs in zip(own, times, strict=True)]
-                line += f"  ratio {statistics.median(ratios):.3f}"
-                line += f" ({min(ratios):.3f} to {max(ratios):.3f})"
+                line += f"  ratio {spread(ratios(own, times))}"
                 kind = "growth_bytes" if growth else "peak_bytes"
                 both = [[run[work].get(kind) for run in r] for r in (reports["minimixer"], runs)]
                 if work != "inference" and all(both[0]) and all(both[1]):
-                    shares = [mine / theirs for mine, theirs in zip(*both, strict=True)]
-                    line += f", memory {statistics.median(shares):.3f}"
+                    line += f", memory {statistics.median(ratios(*both)):.3f}"
             print(line)
         products = last[work].get("products_ms")
         if products:
@@ -267,129 +268,6 @@ def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
             )
         for row in last[work].get("profile", []):
             print("    " + row)
-
-
-# ---- our own side -------------------------------------------------------------------------------
-
-
-def run_minimixer(problem_file: str, result_file: str, settings: dict) -> dict:
-    from minimixer import AdamW, Mixer, backend, no_grad, record
-    from minimixer import functional as F
-
-    problem = dict(np.load(problem_file))
-    device = backend.check_device(settings["device"])
-    memory = Memory(device)
-    images = backend.to_device(problem.pop("images"), device)
-    labels = backend.to_device(problem.pop("labels"), device)
-    model = Mixer(**settings["config"], seed=None).to(device).set_precision(settings["precision"])
-    model.load_state_dict(problem)
-    model.checkpoint_blocks = settings["checkpoint_blocks"]
-    optimizer = AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
-
-    def train(images, labels):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    def gradients(images, labels):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.zero_grad()
-        return loss
-
-    def inference(images, labels):
-        with no_grad():
-            return model(images)
-
-    report: dict = {"machine": memory.machine}
-    if settings["check"]:
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        found = {f"grad.{k}": backend.to_numpy(p.grad) for k, p in model.named_parameters()}
-        np.savez(result_file, logits=logits.numpy(), loss=loss.item(), **found)
-        optimizer.zero_grad()
-        del logits, loss, found
-    for work in settings["work"]:
-        function = {"train": train, "gradients": gradients, "inference": inference}[work]
-        inputs = images.astype(model.activation_dtype) if work == "inference" else images
-        recorded = record(function, model, optimizer, graph=settings["graph"])
-        step, plainly = (finished(f, inputs, labels, device) for f in (recorded, function))
-        memory.forget()
-        times = measure(step, settings)
-        peaks = memory.peaks(step, recorded)
-        report[work] = {"ms": 1e3 * statistics.median(times), "steps": len(times), **peaks}
-        if work != settings["work"][0]:  # starts with what the first has left
-            report[work].pop("growth_bytes", None)
-        del step, recorded  # and their memory
-        if settings["products"]:
-            report[work]["products_ms"] = time_products(plainly, device)
-            report["large_product"] = large_product(model, device)
-        if settings["profile"]:
-            report[work]["profile"] = profile(plainly, device)
-    return report
-
-
-def finished(function, images, labels, device: str):
-    """A step without arguments, which ends when the device is done."""
-    from minimixer import backend
-
-    def step():
-        function(images, labels)
-        backend.synchronize(device)
-
-    return step
-
-
-def measure(step, settings: dict) -> list[float]:
-    for _ in range(settings["warm_up"]):
-        step()
-    return time_steps(step, settings)
-
-
-class Memory:
-    """The peak of bytes in use by CuPy's pool during a step; on the CPU, by how much the process
-    grew since `forget`. A recorded step needs all that its own pool holds."""
-
-    def __init__(self, device: str):
-        self.machine = f"{os.cpu_count()} cores, NumPy {np.__version__}"
-        self.pool = None
-        if device != "cpu":
-            import cupy
-
-            index = int(device[5:])
-            cupy.cuda.Device(index).use()
-            name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
-            self.machine = f"{name}, CuPy {cupy.__version__}, NumPy {np.__version__}"
-            self.pool = cupy.get_default_memory_pool()
-
-    def forget(self) -> None:
-        if self.pool is not None:
-            self.pool.free_all_blocks()
-        self.growth = Growth()
-
-    def peaks(self, step, recorded) -> dict[str, int]:
-        pool = self.pool
-        if pool is None:
-            return {"growth_bytes": self.growth.bytes()}
-        if recorded.recordings:
-            own, others = recorded.reserved_bytes, pool.total_bytes()
-            return {"peak_bytes": own + pool.used_bytes(), "reserved_bytes": own + others}
-        import cupy
-
-        class Hook(cupy.cuda.MemoryHook):
-            name, most = "peak", 0
-
-            def malloc_postprocess(self, **_):
-                self.most = max(self.most, pool.used_bytes())
-
-        pool.free_all_blocks()
-        with Hook() as hook:
-            step()
-            step()
-        return {"peak_bytes": hook.most, "reserved_bytes": pool.total_bytes()}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from benchmarks.timing import ratios, spread
+
 OPERATIONS = 10_000
 PEERS = {"linear": "torch", "scalars": "autograd", "both ways": "autograd"}
 
@@ -133,9 +135,8 @@ def main() -> None:
         line = f"{work:10} minimixer {statistics.median(own):10.2f} us"
         if work in turns[0][peer]:
             theirs = [1e6 * turn[peer][work] for turn in turns]
-            ratios = [a / b for a, b in zip(own, theirs, strict=True)]
             line += f"   {peer} {statistics.median(theirs):10.2f} us   ratio "
-            line += f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            line += spread(ratios(own, theirs))
         print(line)
 
 

@@ -28,40 +28,22 @@ bytes in use, PyTorch's of the timed steps, JAX's of the whole process, to which
 import contextlib
 import importlib
 import json
-import re
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-BETAS, ADAM_EPSILON, NORM_EPSILON = (0.9, 0.999), 1e-8, 1e-6
+from benchmarks.peers import PACKAGES, Peer, pack, rename, unpack
+from benchmarks.timing import time_steps
+from support.machine import Growth
+
 DEFAULTS = {"precision": "float32", "device": "cpu", "mode": "compile", "lr": 1e-3,
             "work": ["train", "inference"], "weight_decay": 0.05, "warm_up": 10, "seconds": 2.0,
             "steps": None, "check": False}  # fmt: skip
-PACKAGES = {"torch": ["torch"], "jax": ["jax", "flax", "optax"], "autograd": ["autograd"],
-            "mygrad": ["mygrad"]}  # fmt: skip
 MODELS = {"torch": ("benchmarks.with_torch", "peer"), "jax": ("benchmarks.with_jax", "peer"),
           "autograd": ("benchmarks.with_primitives", "autograd"),
           "mygrad": ("benchmarks.with_primitives", "mygrad")}  # fmt: skip
-RENAMED = {
-    "torch": [(r"\.w([12])$", r".fc\1.weight"), (r"\.b([12])$", r".fc\1.bias")],
-    "jax": [(r"\.w([12])$", r".fc\1.kernel"), (r"\.b([12])$", r".fc\1.bias"),
-            (r"(norm[12]?)\.weight", r"\1.scale"), ("weight$", "kernel"), (r"blocks\.", "blocks_")],
-    "autograd": [],
-    "mygrad": [],
-}  # fmt: skip
-
-
-class Peer(NamedTuple):
-    version: str
-    work: dict[str, Callable]  # () -> step, which returns loss or logits when its work is done
-    check: Callable  # () -> logits, loss and the gradients under the peer's names
-    forget: Callable  # frees what earlier work left and restarts the peaks of memory
-    memory: Callable  # () -> {"peak_bytes": ...} of a GPU
 
 
 def main() -> None:
@@ -121,71 +103,6 @@ def measure(peer: Peer, work: str, settings: dict) -> tuple[dict, np.ndarray, An
     if settings["device"] == "cpu":
         report["growth_bytes"] = growth.bytes()
     return report, np.array(times), first
-
-
-def time_steps(step: Callable, settings: dict) -> list[float]:
-    """Seconds of each of `settings["steps"]` steps, or of as many as `settings["seconds"]` hold."""
-    times: list[float] = []
-    steps, left = settings["steps"], settings["seconds"]
-    while len(times) < steps if steps else len(times) < 5 or left > 0:
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-        left -= times[-1]
-    return times
-
-
-class Growth:
-    """By how much this process's memory has grown since, at its peak."""
-
-    def __init__(self) -> None:
-        with contextlib.suppress(OSError):  # Linux: forget how large it once was
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        self.before = self._resident("VmRSS")
-
-    def bytes(self) -> int:
-        return max(0, self._resident("VmHWM") - self.before)
-
-    @staticmethod
-    def _resident(which: str) -> int:
-        with contextlib.suppress(OSError):
-            found = re.search(
-                rf"{which}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")
-            )
-            if found:
-                return 1024 * int(found[1])
-        import resource  # which Windows lacks
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def rename(name: str, peer: str) -> str:
-    for mine, theirs in RENAMED[peer]:
-        name = re.sub(mine, theirs, name)
-    return name
-
-
-def axes(name: str, rank: int, peer: str) -> tuple[int, ...]:
-    """PyTorch's matrices are (out, in), Flax's (in, out), and so are minimixer's but one."""
-    if peer not in ("torch", "jax"):
-        return tuple(range(rank))
-    if rank == 4:  # the stem, a convolution: from (row, column, in, out)
-        return (3, 2, 0, 1) if peer == "torch" else (0, 1, 2, 3)
-    flip = rank == 2 and (peer == "torch") != name.endswith("token_mixing.w2")
-    return (1, 0) if flip else tuple(range(rank))
-
-
-def pack(name: str, value: np.ndarray, patch: int, peer: str) -> np.ndarray:
-    """The weight in the peer's layout."""
-    if name == "stem.weight" and peer in ("torch", "jax"):
-        value = value.reshape(patch, patch, -1, value.shape[-1])
-    return np.ascontiguousarray(value.transpose(axes(name, value.ndim, peer)))
-
-
-def unpack(name: str, value: np.ndarray, shape: tuple[int, ...], peer: str) -> np.ndarray:
-    """And back to minimixer's."""
-    return value.transpose(np.argsort(axes(name, value.ndim, peer))).reshape(shape)
 
 
 if __name__ == "__main__":

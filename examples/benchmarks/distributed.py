@@ -21,13 +21,15 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.timing import spread
+from support.machine import gpu_name
 
 KINDS = ("one", "together", "after", "apart")
 
@@ -59,8 +61,7 @@ def compare_processes(options: argparse.Namespace, config: dict) -> None:
         ("efficiency", [value / count for value in speed]),
         ("share of a step that is exposed communication", exposed),
     ):
-        shown = f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-        print(f"  {text}: {shown}")
+        print(f"  {text}: {spread(values)}")
     gradients = first["parameters"] * 4
     print(f"  {gradients / 1e6:,.1f} MB of gradients; a sum alone takes "
           f"{1e3 * first['sum_seconds']:.2f} ms")  # fmt: skip
@@ -72,7 +73,8 @@ def start(processes: int, settings: dict) -> dict:
     mpirun = shutil.which("mpirun", path=str(beside)) or shutil.which("mpirun")
     if mpirun is None:
         raise ValueError("--distributed: there is no mpirun; pip install -e '.[distributed]'")
-    command = [sys.executable, __file__, json.dumps(settings)]
+    script = Path(__file__).parents[1] / "benchmark.py"
+    command = [sys.executable, str(script), "--rank", json.dumps(settings)]
     if processes > 1:
         command = [mpirun, "-n", str(processes), *command]
     threads = {"OPENBLAS_NUM_THREADS": "1"} if settings["device"] == "cpu" else {}
@@ -85,7 +87,8 @@ def start(processes: int, settings: dict) -> dict:
 # ---- one process of them ------------------------------------------------------------------------
 
 
-def work(settings: dict) -> None:
+def run_rank(settings: dict) -> None:
+    """Prints what it found, in JSON."""
     from minimixer import AdamW, Mixer, backend, parallel, record
     from minimixer import functional as F
 
@@ -136,18 +139,6 @@ def work(settings: dict) -> None:
         print(json.dumps({
             "seconds": seconds, "rate": count / seconds, "batch_size": count,
             "sum_seconds": sum_seconds, "parameters": model.num_parameters(),
-            "machine": machine(device),
+            "machine": f"{os.cpu_count()} cores, NumPy {np.__version__}" if device == "cpu"
+            else gpu_name(device),
         }))  # fmt: skip
-
-
-def machine(device: str) -> str:
-    if device == "cpu":
-        return f"{os.cpu_count()} cores, NumPy {np.__version__}"
-    import cupy
-
-    name = cupy.cuda.runtime.getDeviceProperties(int(device[5:]))["name"].decode()
-    return f"{name}, CuPy {cupy.__version__}"
-
-
-if __name__ == "__main__":
-    work(json.loads(sys.argv[1]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark_peers import ADAM_EPSILON, BETAS, NORM_EPSILON, Peer
+from benchmarks.peers import ADAM_EPSILON, BETAS, NORM_EPSILON, Peer
 
 
 def peer(weights: dict, images: np.ndarray, labels: np.ndarray, settings: dict) -> Peer:

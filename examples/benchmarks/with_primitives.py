@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from benchmark_peers import NORM_EPSILON, Peer
+from benchmarks.peers import NORM_EPSILON, Peer
 
 
 class Mixer:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmark_peers import ADAM_EPSILON, BETAS, NORM_EPSILON, Peer
+from benchmarks.peers import ADAM_EPSILON, BETAS, NORM_EPSILON, Peer
 
 
 class MLP(nn.Module):

@@ -64,6 +64,7 @@ from minimixer.training.checkpoint import save_checkpoint
 from minimixer.training.files import Lock, parse_json, read_file, replace_file
 from minimixer.training.metrics import Metrics
 from minimixer.training.names import printable
+from support.machine import gpu_name
 
 Result = dict[str, Any]
 FORMAT = 2  # of the cells; older ones are not looked at
@@ -156,10 +157,7 @@ def machine(device: str) -> str:
     """What times and the last bits depend on, in words."""
     if device == "cpu":
         return f"CPU, NumPy {np.__version__}"
-    import cupy
-
-    name = cupy.cuda.runtime.getDeviceProperties(int(device[5:]))["name"].decode()
-    return f"{name}, CuPy {cupy.__version__}"
+    return gpu_name(device)
 
 
 def cell_path(folder: Path, spec: Spec) -> Path:

@@ -24,6 +24,7 @@ import numpy as np
 from baselines import ResNet, ViT
 from minimixer import SGD, AdamW, Mixer, Module, backend, kernels, no_grad, record
 from minimixer import functional as F
+from support.machine import pool_peak
 
 Spec = dict[str, Any]
 Shape = tuple[int, int, int]  # of an image: H, W, channels
@@ -230,15 +231,5 @@ def _traced(work: Callable[[], None]) -> int:
 def _pooled(work: Callable[[], None]) -> int:
     import cupy
 
-    pool = cupy.get_default_memory_pool()
-    before = pool.used_bytes()
-
-    class Hook(cupy.cuda.MemoryHook):
-        name, most = "peak", 0
-
-        def malloc_postprocess(self, **_):
-            self.most = max(self.most, pool.used_bytes())
-
-    with Hook() as hook:
-        work()
-    return hook.most - before
+    before = cupy.get_default_memory_pool().used_bytes()
+    return pool_peak(work) - before
