@@ -2,6 +2,7 @@
 
 import builtins
 import doctest
+import itertools
 import struct
 import sys
 import zlib
@@ -101,6 +102,34 @@ def test_the_most_confident_mistakes_and_their_titles(tmp_path, monkeypatch):
         for line, part in zip(axes.lines, ("train", "test"), strict=True):
             assert line.get_label().startswith(part) and list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [row[f"{part}_{name}"] for row in history]
+
+
+def test_titles_say_which_class_is_true_and_fit(tmp_path, monkeypatch):
+    """Names of every kind: long, wide, with what a formula begins with, with what can't be seen."""
+    figure = pytest.importorskip("matplotlib.figure")
+    agg = pytest.importorskip("matplotlib.backends.backend_agg")
+    drawn = []
+    save = figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *words, **more: (
+        drawn.append(self), save(self, *words, **more)
+    ))  # fmt: skip
+    names = ["golden_retriever_of_the_king", "a$b$c", "W" * 40, "cat\x1b[31m", "5", r"\$"]
+    labels = np.arange(12) % 6
+    probabilities = np.full((12, 6), 0.004)
+    probabilities[np.arange(12), (labels + 1) % 6] = 0.98
+    images = np.zeros((12, 8, 8, 1), np.uint8)
+    save_pictures(tmp_path, make(epochs=1)[0], images, labels, probabilities, names)
+    mistakes = drawn[1]
+    titles = [axes.get_title() for axes in mistakes.axes if axes.get_title()]
+    assert len(titles) == 12 and r"true: a\$b\$c" in titles[1]
+    assert titles[0].startswith("true: golden_retr") and titles[0].endswith(r"said: a\$b\$c (98%)")
+    assert "\x1b" not in "".join(titles)
+    renderer = agg.FigureCanvasAgg(mistakes).get_renderer()
+    boxes = [axes.title.get_window_extent(renderer) for axes in mistakes.axes if axes.get_title()]
+    for row in (boxes[:6], boxes[6:]):
+        assert row[0].x0 >= 0 and row[-1].x1 <= mistakes.bbox.width
+        for left, right in itertools.pairwise(row):
+            assert left.x1 < right.x0
 
 
 def test_steps_names_and_pictures_taken_one_by_one(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """What the report says of a model, against a real one: counted, measured, and read as text."""
 
 import contextlib
-import itertools
 import math
 import re
 import sys
@@ -21,7 +20,7 @@ from minimixer import functional as F
 from minimixer.backend import Array, is_array, namespace
 from minimixer.kernels import fused
 from minimixer.model.variants import VARIANTS
-from minimixer.training.report import Summary, save_pictures
+from minimixer.training.report import Summary
 
 dtypes = st.sampled_from(["float32", "float64"])
 
@@ -344,61 +343,3 @@ def test_the_largest_variant_is_summed_up_without_making_it():
         tracemalloc.stop()
     assert table.parameters == 432_350_952 and "432,350,952" in text
     assert took < 1 and peak < 5_000_000
-
-
-# ---- pictures ------------------------------------------------------------------------------------
-
-
-def history_of(epochs: int) -> list[dict[str, float]]:
-    keys = [f"{part}_{name}" for part in ("train", "test") for name in ("loss", "accuracy")]
-    return [dict.fromkeys(keys, 1 / (epoch + 1)) for epoch in range(epochs)]
-
-
-@pytest.mark.parametrize("epochs, channels, wrong", [(1, 1, 30), (3, 3, 2), (25, 1, 0)])
-def test_pictures_are_written(tmp_path, epochs, channels, wrong):
-    pytest.importorskip("matplotlib")
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (40, 8, 8, channels), dtype=np.uint8)
-    labels = rng.integers(0, 10, 40)
-    probabilities = np.full((40, 10), 0.01)
-    probabilities[np.arange(40), (labels + (np.arange(40) < wrong)) % 10] = 0.91
-    paths = save_pictures(tmp_path, history_of(epochs), images, labels, probabilities)
-    assert paths == [tmp_path / "curves.png", tmp_path / "mistakes.png"]
-    assert sorted(tmp_path.iterdir()) == paths
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
-def test_titles_say_which_class_is_true_and_fit(tmp_path, monkeypatch):
-    """Names of every kind: long, wide, with what a formula begins with, with what can't be seen."""
-    figure = pytest.importorskip("matplotlib.figure")
-    agg = pytest.importorskip("matplotlib.backends.backend_agg")
-    drawn = []
-    save = figure.Figure.savefig
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *words, **more: (
-        drawn.append(self), save(self, *words, **more)
-    ))  # fmt: skip
-    names = ["golden_retriever_of_the_king", "a$b$c", "W" * 40, "cat\x1b[31m", "5", r"\$"]
-    labels = np.arange(12) % 6
-    probabilities = np.full((12, 6), 0.004)
-    probabilities[np.arange(12), (labels + 1) % 6] = 0.98
-    images = np.zeros((12, 8, 8, 1), np.uint8)
-    save_pictures(tmp_path, history_of(1), images, labels, probabilities, names)
-    mistakes = drawn[1]
-    titles = [axes.get_title() for axes in mistakes.axes if axes.get_title()]
-    assert len(titles) == 12 and r"true: a\$b\$c" in titles[1]
-    assert titles[0].startswith("true: golden_retr") and titles[0].endswith(r"said: a\$b\$c (98%)")
-    assert "\x1b" not in "".join(titles)
-    renderer = agg.FigureCanvasAgg(mistakes).get_renderer()
-    boxes = [axes.title.get_window_extent(renderer) for axes in mistakes.axes if axes.get_title()]
-    for row in (boxes[:6], boxes[6:]):
-        assert row[0].x0 >= 0 and row[-1].x1 <= mistakes.bbox.width
-        for left, right in itertools.pairwise(row):
-            assert left.x1 < right.x0
-
-
-def test_no_pictures_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # import fails
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    images, labels = np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, int)
-    assert save_pictures(tmp_path, history_of(1), images, labels, np.ones((1, 1))) == []
-    assert not list(tmp_path.iterdir())
