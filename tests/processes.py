@@ -1,5 +1,6 @@
-"""Processes that tests start."""
+"""Processes that tests start, and the tables that they write."""
 
+import csv
 import os
 import time
 
@@ -33,3 +34,9 @@ def needs_fork(test):
 def quick(cases, *chosen):
     """Cases to be parametrised with, of which all but the chosen are slow."""
     return [pytest.param(case, marks=[] if case in chosen else pytest.mark.slow) for case in cases]
+
+
+def read_csv(path):
+    """Its rows, as dicts of text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,7 +1,6 @@
 """examples/ablations.py: each variant is what it says, and the script writes its table."""
 
 import argparse
-import csv
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import read_csv
 from test_baselines import count_products
 from test_oracles import redraw
 
@@ -89,10 +89,6 @@ def test_merged_tokens_are_neighbours():
         assert moved.tolist() == [token < 4, token >= 4]
 
 
-def read(path):
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-
-
 def run(tmp_path, *arguments):
     small = "--limit-train 256 --epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 "
     small += "--channels-mlp-dim 8 --groups 2 --seeds 2"
@@ -109,7 +105,7 @@ def run(tmp_path, *arguments):
 def test_the_script_writes_its_table(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = read(tmp_path / "out/table.csv")
+    rows = read_csv(tmp_path / "out/table.csv")
     assert [row["model"] for row in rows] == list(ablations.VARIANTS)
     for row in rows:
         top1 = [float(value) for value in row["top1"].split()]
@@ -164,7 +160,7 @@ def script(monkeypatch, tmp_path):
 
 def test_one_seed_has_no_deviation(script, tmp_path, capsys):
     assert script("--only", "mixer", "--seeds=1") == 0
-    (row,) = read(tmp_path / "runs" / "ablations.csv")
+    (row,) = read_csv(tmp_path / "runs" / "ablations.csv")
     assert row["top1_deviation"] == "" and float(row["top1_mean"]) == float(row["top1"])
     said = capsys.readouterr().out
     assert "nan" not in said and said.splitlines()[1].split()[4] == "-"
@@ -190,7 +186,7 @@ def test_no_table_is_replaced_unasked(script, tmp_path, capsys):
         script("--only", "grouped", "--groups=3", "--out", tmp_path / "new.csv")
     assert not (tmp_path / "new.csv").exists()  # the name that was taken is free again
     assert script("--only", "mixer", "--out", out, "--overwrite") == 0
-    assert [row["model"] for row in read(out)] == ["mixer"]
+    assert [row["model"] for row in read_csv(out)] == ["mixer"]
 
 
 def test_each_seed_has_its_order_and_its_schedule(script, tmp_path, monkeypatch):
@@ -209,7 +205,7 @@ def test_each_seed_has_its_order_and_its_schedule(script, tmp_path, monkeypatch)
     monkeypatch.setattr(ablations, "train", note)
     monkeypatch.setattr(ablations, "schedule", schedule)
     assert script("--only", "mixer", "--seeds=2", "--batch-size=1", "--epochs=2") == 0
-    (row,) = read(tmp_path / "runs" / "ablations.csv")
+    (row,) = read_csv(tmp_path / "runs" / "ablations.csv")
     assert float(row["seconds"]) == 3 and orders == [0, 1]
     assert asked == 2 * [(step, 40, 4) for step in range(40)]
 
@@ -233,7 +229,7 @@ def test_what_was_finished_is_kept(script, tmp_path, monkeypatch, capsys, name, 
     errors, table = capsys.readouterr().err, Path("runs") / "ablations.csv"
     assert signal.getsignal(number) == handler
     if finished:
-        assert [row["model"] for row in read(table)] == ["mixer", "untied"]
+        assert [row["model"] for row in read_csv(table)] == ["mixer", "untied"]
         assert f"stopped; {table} has mixer untied; for the others: --only merging\n" in errors
     else:
         assert not table.exists()
@@ -246,7 +242,7 @@ def test_a_directory_that_is_removed_meanwhile_is_made_anew(script, tmp_path, mo
         ablations, "train", lambda *a: (shutil.rmtree("runs", ignore_errors=True), train(*a))[1]
     )
     assert script("--only", "mixer", "untied") == 0
-    assert len(read(tmp_path / "runs" / "ablations.csv")) == 2
+    assert len(read_csv(tmp_path / "runs" / "ablations.csv")) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The comparison: its data, its cells, its table and figures, on settings that take seconds."""
 
 import argparse
-import csv
 import errno
 import importlib
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from minimixer.data import Batches
+from processes import read_csv
 
 from minimixer import AdamW, Mixer, Tensor, kernels
 from minimixer import functional as F
@@ -81,10 +81,6 @@ def run(monkeypatch, tmp_path, digits, capsys):
     return run
 
 
-def read(path):
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-
-
 @pytest.fixture
 def figures_drawn(monkeypatch):
     """The Figures that are saved, in place of files."""
@@ -99,7 +95,7 @@ def figures_drawn(monkeypatch):
 def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cells):
     status, said, _ = run()
     assert status == 0
-    rows = read(tmp_path / "out" / "comparison.csv")
+    rows = read_csv(tmp_path / "out" / "comparison.csv")
     assert [r["model"] for r in rows] == ["vit", "resnet", "mixer"]
     assert [r["family"] for r in rows] == ["attention", "convolution", "MLP"]
     for row in rows:
@@ -122,7 +118,7 @@ def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cel
     assert int(mixer["parameters"]) == model.num_parameters()
     assert int(mixer["macs"]) == model.summary().macs
     assert "\033" not in said and "held-out training images" in said
-    sweep = read(tmp_path / "out" / "sweep.csv")
+    sweep = read_csv(tmp_path / "out" / "sweep.csv")
     assert len(sweep) == 6 and [r["lr"] for r in sweep] == ["0.003", "0.01"] * 3
     for family, row in zip(("vit", "resnet", "mixer"), rows, strict=True):
         tried = [r for r in sweep if r["model"] == family]
@@ -132,7 +128,7 @@ def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cel
 
     assert run(out="again")[0] == 0
     exact = ("top1_each", "train_top1_mean", "parameters", "macs", "lr", "peak_bytes")
-    for one, other in zip(rows, read(tmp_path / "again" / "comparison.csv"), strict=True):
+    for one, other in zip(rows, read_csv(tmp_path / "again" / "comparison.csv"), strict=True):
         assert [one[key] for key in exact[:-1]] == [other[key] for key in exact[:-1]]
         assert np.isclose(int(one["peak_bytes"]), int(other["peak_bytes"]), rtol=0.01)
 
@@ -153,7 +149,7 @@ def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cel
     files[8].write_bytes(files[7].read_bytes())
     assert run()[0] == 0
     assert sorted(trained) == sorted((specs[i]["family"], specs[i]["seed"]) for i in (0, 4, 8))
-    again = read(tmp_path / "out" / "comparison.csv")
+    again = read_csv(tmp_path / "out" / "comparison.csv")
     assert [r["top1_each"] for r in again] == [r["top1_each"] for r in rows]
     assert not list((tmp_path / "out" / "cells").glob("*.lock"))
 
@@ -184,7 +180,7 @@ def test_signals_between_and_inside_of_cells(run, monkeypatch, cells, tmp_path, 
 def test_equal_operations_and_equal_seconds(run, tmp_path, monkeypatch):
     arguments = ("--models=mixer,vit", "--lrs=0.003")
     assert run("--equal=flops", "--budget=0.001", *arguments)[0] == 0
-    for row in read(tmp_path / "out" / "comparison.csv"):
+    for row in read_csv(tmp_path / "out" / "comparison.csv"):
         step = float(row["train_flops"]) / int(row["steps"])
         assert 1e9 - step < float(row["train_flops"]) <= 1e9
     seconds = iter([0.005, 0.01])
@@ -192,7 +188,7 @@ def test_equal_operations_and_equal_seconds(run, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "step_seconds", lambda *_: next(seconds))
     for _ in range(2):  # a speed that was measured once counts from then on
         assert run("--equal=seconds", "--budget=0.3", *arguments)[0] == 0
-        rows = read(tmp_path / "out" / "comparison.csv")
+        rows = read_csv(tmp_path / "out" / "comparison.csv")
         assert [(r["model"], r["steps"]) for r in rows] == [("mixer", "60"), ("vit", "30")]
 
 
@@ -261,7 +257,7 @@ def test_what_cells_are_trained_and_scored_on(run, monkeypatch, cells):
 
 def test_a_rate_that_diverges_is_not_chosen(run, tmp_path):
     assert run("--models=mixer", "--lrs=0.003,1e30")[0] == 0
-    sweep = read(tmp_path / "out" / "sweep.csv")
+    sweep = read_csv(tmp_path / "out" / "sweep.csv")
     assert [(r["lr"], r["diverged"]) for r in sweep] == [("0.003", "False"), ("1e+30", "True")]
     status, _, errors = run("--models=mixer", "--lrs=1e30")
     assert status == 2 and "every learning rate diverged" in errors
@@ -296,8 +292,8 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
     )  # fmt: skip
     assert status == 0 and "fine-tuned on 20 images" in said
     assert (tmp_path / "out" / "sweep.csv").read_bytes() == b"of another command"
-    assert len(read(tmp_path / "out" / "transfer-sweep.csv")) == 3 * (2 + 1)
-    for row in read(tmp_path / "out" / "transfer.csv"):
+    assert len(read_csv(tmp_path / "out" / "transfer-sweep.csv")) == 3 * (2 + 1)
+    for row in read_csv(tmp_path / "out" / "transfer.csv"):
         assert row["train_images"] == "20" and float(row["upstream_top1_mean"]) >= 0.5
         assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16 * 2
         assert (float(row["train_seconds"]), float(row["finetune_seconds"])) == (24, 12)
@@ -341,7 +337,7 @@ def test_costs_are_of_the_batch_that_was_trained(run, tmp_path, digits, monkeypa
     assert run("--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=10",
                "--fine-lrs=0.03", "--models=vit")[0] == 0  # fmt: skip
     assert set(sizes) == {(False, 16), (True, 10)}
-    (row,) = read(tmp_path / "out" / "transfer.csv")
+    (row,) = read_csv(tmp_path / "out" / "transfer.csv")
     assert row["batch_size"] == "10" and int(row["images_seen"]) == 24 * (16 + 10)
 
 
@@ -389,7 +385,7 @@ def test_plain_code_is_what_is_timed(run, tmp_path, monkeypatch):
 def test_a_frontier_of_two_sizes(run, tmp_path):
     """Rows are left out only where a smaller part of one model's budget is the same run."""
     assert run("--models=mixer", "--sizes=nano,tiny", "--lrs=0.01", "--figure=frontier")[0] == 0
-    assert [r["size"] for r in read(tmp_path / "out" / "frontier.csv")] == ["nano", "tiny"]
+    assert [r["size"] for r in read_csv(tmp_path / "out" / "frontier.csv")] == ["nano", "tiny"]
 
 
 @pytest.mark.slow
@@ -397,7 +393,7 @@ def test_a_frontier_s_costs(run, tmp_path, monkeypatch, cells):
     """A part of the steps takes that part of the whole's time, and keeps no weights."""
     monkeypatch.setattr(cells, "step_seconds", lambda *_: 0.5)
     assert run("--models=mixer", "--lrs=0.01", "--figure=frontier", "--budget=100")[0] == 0
-    rows = read(tmp_path / "out" / "frontier.csv")
+    rows = read_csv(tmp_path / "out" / "frontier.csv")
     assert [(r["steps"], float(r["train_seconds"])) for r in rows] == [
         ("24", 12), ("30", 15), ("100", 50)
     ]  # fmt: skip
@@ -631,7 +627,7 @@ def test_a_folder_that_is_removed_meanwhile_is_made_anew(run, monkeypatch, cells
 
     monkeypatch.setattr(cells, "train", remove)
     assert run("--models=mixer", "--figure=table,weights")[0] == 0
-    assert len(read(tmp_path / "out" / "comparison.csv")) == 1
+    assert len(read_csv(tmp_path / "out" / "comparison.csv")) == 1
     assert len(list((tmp_path / "out" / "cells").glob("final-*.npz"))) == 3
 
 
@@ -687,7 +683,7 @@ def test_numbers_in_the_picture_are_those_of_all_test_images(run, tmp_path, figu
     monkeypatch.setattr(cells, "CURVE_IMAGES", 10)
     monkeypatch.setattr(importlib.import_module("comparison.figures"), "CURVE_IMAGES", 10)
     assert run("--models=mixer,resnet", "--lrs=0.01", "--figure=invariance")[0] == 0
-    rows = read(tmp_path / "out" / "invariance.csv")
+    rows = read_csv(tmp_path / "out" / "invariance.csv")
     (figure,) = figures_drawn
     title = figure.get_suptitle()
     assert title.startswith("digits, nano") and "the first 10 test images" in title
@@ -716,7 +712,7 @@ def test_names_that_paint_or_begin_a_formula(run, tmp_path, digits, figures_draw
     status, said, errors = run("--data", path, "--models=mixer", "--lrs=0.01",
                                "--figure=scaling,frontier,invariance", "--shares=100")  # fmt: skip
     assert status == 0 and "\x1b" not in said + errors and "\\x1b[31m" in said
-    assert "a$b$\\x1b[31m" in read(tmp_path / "out" / "scaling.csv")[0]["data"]
+    assert "a$b$\\x1b[31m" in read_csv(tmp_path / "out" / "scaling.csv")[0]["data"]
     for figure in figures_drawn:
         assert (
             figure.get_suptitle().startswith(r"a\$b\$\x1b[31m") and "/" not in figure.get_suptitle()
@@ -733,7 +729,7 @@ def test_figures_from_cells(run, tmp_path):
                        "--figure=scaling,invariance,frontier,weights")  # fmt: skip
     assert status == 0
     out = tmp_path / "out"
-    scaling = read(out / "scaling.csv")
+    scaling = read_csv(out / "scaling.csv")
     assert [(r["model"], r["train_images"]) for r in scaling] == [
         ("mixer", "35"), ("mixer", "88"), ("resnet", "35"), ("resnet", "88")
     ]  # fmt: skip
@@ -744,7 +740,7 @@ def test_figures_from_cells(run, tmp_path):
                 if (c["spec"]["family"], c["spec"]["train_images"], c["spec"]["shuffle"])
                 == (row["model"], int(row["train_images"]), "none")]  # fmt: skip
         assert len(gaps) == 3 and np.isclose(float(row["gap_mean"]), np.mean(gaps))
-    curves = read(out / "invariance.csv")
+    curves = read_csv(out / "invariance.csv")
     kinds = {(r["model"], r["shuffled"]) for r in curves}
     assert len(curves) == 6 * (8 + 1) and len(kinds) == 6
     for model, kind in kinds:  # the last is what the table calls the test accuracy
@@ -754,8 +750,8 @@ def test_figures_from_cells(run, tmp_path):
         assert len(found) == 3 and np.isclose(float(end["top1_mean"]), np.mean(found))
         assert end["test_images"] == "40" and end["step"] == points[-1]["step"] == "24"
         assert np.isclose(float(end["top1_mean"]), float(points[-1]["top1_mean"]))
-    assert len(read(out / "frontier.csv")) == 2  # all parts of so small a budget are the least
-    units = read(out / "weights.csv")
+    assert len(read_csv(out / "frontier.csv")) == 2  # all parts of so small a budget are the least
+    units = read_csv(out / "weights.csv")
     assert sorted(int(r["unit"]) for r in units) == list(range(16))
     assert all(float(r["cosine"]) <= 1 for r in units)
     for name in ("scaling", "invariance", "frontier", "units", "stem"):
@@ -767,9 +763,9 @@ def test_figure_of_tokens(run, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "TOKENS", {"cpu": (4, 2)})
     monkeypatch.setattr(figures, "ROUNDS", 1)
     status, said, _ = run("--figure=tokens")
-    rows = read(tmp_path / "out" / "tokens.csv")
+    rows = read_csv(tmp_path / "out" / "tokens.csv")
     assert status == 0 and max(int(r["tokens"]) for r in rows) >= 12 * 4
-    fits = read(tmp_path / "out" / "tokens-fit.csv")
+    fits = read_csv(tmp_path / "out" / "tokens-fit.csv")
     macs = {r["model"]: r for r in fits if r["of"] == "macs"}
     block, per_token = 12 * 16, 4 * 4  # of each block; of the stem
     assert np.isclose(float(macs["vit"]["b"]), 2 * block + per_token, rtol=1e-6)
@@ -784,7 +780,7 @@ def test_the_fastest_round_counts(run, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "measure_tokens", lambda spec, device: {
         "step_ms": [5.0, 3.0, 4.0][spec["round"]], "peak_mib": 2.0})  # fmt: skip
     assert run("--figure=tokens")[0] == 0
-    assert {r["step_ms"] for r in read(tmp_path / "out" / "tokens.csv")} == {"3.0"}
+    assert {r["step_ms"] for r in read_csv(tmp_path / "out" / "tokens.csv")} == {"3.0"}
 
 
 def test_filters_are_drawn_by_frequency(run, tmp_path, monkeypatch):
@@ -810,7 +806,7 @@ def test_weights_of_any_checkpoint(run, tmp_path):
     for name in ("own", "theirs"):
         status, said, _ = run("--figure=weights", "--weights", tmp_path / f"{name}.npz")
         assert status == 0 and "5 hidden units" in said
-        assert read(tmp_path / "out" / "weights.csv")[-1]["partner"] == ""  # an odd number
+        assert read_csv(tmp_path / "out" / "weights.csv")[-1]["partner"] == ""  # an odd number
     status, _, errors = run("--figure=weights", "--weights", tmp_path / "own.npz", "--block=1")
     assert status == 2 and "counted from 0" in errors
 

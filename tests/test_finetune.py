@@ -1,7 +1,6 @@
 """finetune.py and transfer.py as a user runs them: a few small pictures, a few steps."""
 
 import argparse
-import csv
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import quick
+from processes import quick, read_csv
 from test_train_mnist import DRIVER, killed_at_last, make_data, wait_for
 
 from minimixer import Mixer, Tensor
@@ -130,11 +129,6 @@ def assert_same(out, other, but=()):
     assert [n for n in ours if ours[n].tobytes() != theirs[n].tobytes() and n not in but] == []
 
 
-def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 # ---- fine-tuning --------------------------------------------------------------------------------
 
 
@@ -145,17 +139,22 @@ def cross_entropy(model, images, labels):
 def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
     out = run("--steps=60", "--lr=0.06", "--eval-every=0")
     said = capsys.readouterr()
-    assert [list(row) for row in rows(out / "metrics.csv")] == [COLUMNS] * 10
-    assert [row["step"] for row in rows(out / "metrics.csv")] == [str(6 * n) for n in range(1, 11)]
-    assert float(rows(out / "metrics.csv")[-1]["val_accuracy"]) > 0.8
+    assert [list(row) for row in read_csv(out / "metrics.csv")] == [COLUMNS] * 10
+    assert [row["step"] for row in read_csv(out / "metrics.csv")] == [
+        str(6 * n) for n in range(1, 11)
+    ]
+    assert float(read_csv(out / "metrics.csv")[-1]["val_accuracy"]) > 0.8
     assert "24 pictures of 3 classes, 9 to validate on" in said.out
     assert "2 files skipped" in said.out
     both = r"2 files \(.*train/ivy/broken\.jpg, .*val/ivy/broken\.jpg\): it is none of JPEG"
     assert re.search(f"skipped {both}", said.err)
-    assert [Path(row["file"]).parts[-3] for row in rows(out / "skipped.csv")] == ["train", "val"]
+    assert [Path(row["file"]).parts[-3] for row in read_csv(out / "skipped.csv")] == [
+        "train",
+        "val",
+    ]
     model = Mixer.load(out / "checkpoint.npz")
     assert model.class_names == ["hay", "ivy", "jar"] and model.mean[0] == 0.4
-    last = rows(out / "metrics.csv")[-1]
+    last = read_csv(out / "metrics.csv")[-1]
     for (paths, labels, _), kept in zip(find_splits(folder), (24, 9), strict=True):
         (images, labels), = Loader(paths, labels, SIZE, 64, train=False).epoch(0)  # fmt: skip
         assert len(labels) == kept
@@ -164,8 +163,8 @@ def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
     assert f"accuracy {float(last['val_accuracy']):.2%} on 9 pictures" in said.out
     expected = cross_entropy(model, images, labels)
     np.testing.assert_allclose(float(last["val_loss"]), expected, rtol=1e-6)
-    waited = sum(float(r["waiting"]) * float(r["seconds"]) for r in rows(out / "metrics.csv"))
-    assert 0 < waited < sum(float(row["seconds"]) for row in rows(out / "metrics.csv"))
+    waited = sum(float(r["waiting"]) * float(r["seconds"]) for r in read_csv(out / "metrics.csv"))
+    assert 0 < waited < sum(float(row["seconds"]) for row in read_csv(out / "metrics.csv"))
 
 
 def test_the_loss_is_that_of_the_true_class(plain, folder):
@@ -175,7 +174,7 @@ def test_the_loss_is_that_of_the_true_class(plain, folder):
     model = Mixer.load(plain / "checkpoint.npz")
     assert (model.predict(images) != labels).any()
     expected = cross_entropy(model, images, labels)
-    met = float(rows(plain / "metrics.csv")[-1]["val_loss"])
+    met = float(read_csv(plain / "metrics.csv")[-1]["val_loss"])
     np.testing.assert_allclose(met, expected, rtol=1e-6)
 
 
@@ -361,7 +360,7 @@ def test_decoding_keeps_the_trainer_fed(run, tmp_path):
     out = run("--data", tmp_path / "pictures", "--weights", tmp_path / "s32.npz", "--holdout=0.01",
               "--batch-size=50", "--steps=39", "--eval-every=39", "--workers=2",
               "--min-area=0.05")  # fmt: skip
-    (row,) = rows(out / "metrics.csv")
+    (row,) = read_csv(out / "metrics.csv")
     print(f"{float(row['waiting']):.1%} of {float(row['seconds']):.0f} s waiting for pictures")
     assert float(row["waiting"]) < 0.2
 
@@ -389,7 +388,7 @@ def test_the_ridge_probe_is_the_closed_form(run, folder, weights, capsys):
         chosen = choose_shots(labels, 2, seed)
         weight, bias = ridge(features[chosen], labels[chosen], 3, 3.0)
         wanted.append(((val_features @ weight + bias).argmax(axis=1) == val_labels).mean())
-    met = [float(row["val_accuracy"]) for row in rows(out / "probe.csv")]
+    met = [float(row["val_accuracy"]) for row in read_csv(out / "probe.csv")]
     assert met == wanted
     spread = np.std(wanted, ddof=1)
     said = capsys.readouterr()
@@ -426,7 +425,7 @@ def test_stopped_and_resumed(run, step, extra):
     assert python == "python" and Path(script).samefile(SCRIPT)
     run.process(*again)
     assert_same(run.directory / "run", whole)
-    ours, theirs = (rows(out / "metrics.csv") for out in (run.directory / "run", whole))
+    ours, theirs = (read_csv(out / "metrics.csv") for out in (run.directory / "run", whole))
     clock = {"waiting", "seconds", "images_per_second"}
     assert [{k: v for k, v in row.items() if k not in clock} for row in ours] == [
         {k: v for k, v in row.items() if k not in clock} for row in theirs
@@ -445,7 +444,7 @@ def test_killed_and_resumed_when_steps_come_to_nothing(run, folder, tmp_path):
     """Steps of one picture, many of which can't be read: each still sees what it would have seen,
     and rows of nothing have no loss."""
     words = ["--data", half_broken(folder, tmp_path), "--batch-size=1", "--steps=41"]
-    found = rows(run(*words, "--eval-every=1", out="each") / "metrics.csv")
+    found = read_csv(run(*words, "--eval-every=1", out="each") / "metrics.csv")
     assert [row["step"] for row in found] == [str(n) for n in range(1, 42)]
     assert 5 < sum(row["train_loss"] == "nan" for row in found) < 30
     whole = run(*words, "--eval-every=20", out="whole")
@@ -573,7 +572,7 @@ def test_the_bar_ends_at_the_end(run, folder, tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "100%|" in err.replace("\r", "\n").splitlines()[-2]
     assert re.search(r"skipped 12 files \(.*and 9 more\): it is none of", err)
-    found = rows(tmp_path / "run" / "skipped.csv")
+    found = read_csv(tmp_path / "run" / "skipped.csv")
     assert len(found) == 14 and all(Path(row["file"]).exists() for row in found)
 
 
@@ -592,13 +591,13 @@ def test_a_picture_that_is_gone_when_it_is_read(run, folder, tmp_path, monkeypat
     said = capsys.readouterr().err
     assert re.search(r"skipped 4 files \(.*3.png, .*\): it can't be read", said)
     assert "no picture of jar was validated on" in said
-    assert len(rows(out / "skipped.csv")) == 6
+    assert len(read_csv(out / "skipped.csv")) == 6
 
 
 def test_interpolation_is_the_validations(run, plain):
     out = run("--interpolation=bicubic")
     assert_same(out, plain)
-    ours, theirs = (float(rows(o / "metrics.csv")[-1]["val_loss"]) for o in (out, plain))
+    ours, theirs = (float(read_csv(o / "metrics.csv")[-1]["val_loss"]) for o in (out, plain))
     assert ours != theirs
 
 
@@ -687,7 +686,7 @@ WORSE = ["--steps=24", "--eval-every=2", "--lr=2", "--schedule=constant", "--war
 
 def best_of(out):
     """The number of the best row, by another way than best_row's."""
-    found = rows(out / "metrics.csv")
+    found = read_csv(out / "metrics.csv")
     return sorted(range(len(found)), key=lambda n: (
         -float(found[n]["val_accuracy"]), float(found[n]["val_loss"]), n))[0]  # fmt: skip
 
@@ -696,7 +695,7 @@ def test_the_best_weights_are_kept(run, capsys):
     plain = run(*WORSE, out="plain")
     out = run(*WORSE, "--keep=best")
     assert_same(out, plain)
-    number, found = best_of(out), rows(out / "metrics.csv")
+    number, found = best_of(out), read_csv(out / "metrics.csv")
     assert number < len(found) - 1
     until = run(*WORSE, f"--steps={2 * number + 2}", out="until")  # of a constant learning rate
     ours, theirs = Mixer.load(out / "best.npz").state_dict(), weights_in(until)
@@ -727,10 +726,10 @@ def test_the_best_survives_whatever_happens(run, at):
 
 
 def test_patience_ends_a_run(run, capsys):
-    whole = rows(run(*WORSE, out="whole") / "metrics.csv")
+    whole = read_csv(run(*WORSE, out="whole") / "metrics.csv")
     capsys.readouterr()
     out = run(*WORSE, "--patience=2")
-    found = rows(out / "metrics.csv")
+    found = read_csv(out / "metrics.csv")
     assert 3 <= len(found) < 12 and best_of(out) == len(found) - 3
     losses = [[row["val_loss"] for row in some] for some in (found, whole[: len(found)])]
     assert losses[0] == losses[1]
@@ -739,7 +738,7 @@ def test_patience_ends_a_run(run, capsys):
     before = (out / "checkpoint.npz").read_bytes()
     run("--resume")  # it is over
     assert (out / "checkpoint.npz").read_bytes() == before
-    assert rows(out / "metrics.csv") == found
+    assert read_csv(out / "metrics.csv") == found
     with pytest.raises(
         ValueError, match=r"holds checkpoint\.npz, metrics\.csv, skipped\.csv: --overwrite"
     ):
@@ -803,7 +802,7 @@ def test_the_gpu_learns_the_same(run, plain, device):
 
 def test_the_probe_on_each_device(run, device):
     out = run("--probe=ridge", "--shots=3", f"--device={device}", "--precision=float32")
-    assert len(rows(out / "probe.csv")) == 3
+    assert len(read_csv(out / "probe.csv")) == 3
 
 
 # ---- transfer.py --------------------------------------------------------------------------------
@@ -823,15 +822,15 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_whole_comparison(run, small, capsys):
     out = run(*small, main=transfer.main)
-    found = rows(out / "transfer.csv")
-    assert len(found) == 2 * 2 * 3 and len(rows(out / "sweep.csv")) == 2 * 2 * 2
+    found = read_csv(out / "transfer.csv")
+    assert len(found) == 2 * 2 * 3 and len(read_csv(out / "sweep.csv")) == 2 * 2 * 2
     said = capsys.readouterr().out
     for labels in ("4", "9"):
         of = [float(r["accuracy"]) for r in found
               if (r["method"], r["labels"]) == ("fine-tuned", labels)]  # fmt: skip
         error = np.std(of, ddof=1) / np.sqrt(3)
         assert re.search(rf"{labels} labels +fine-tuned +{np.mean(of):.2%} \+- {error:.2%}", said)
-    assert found == rows(run(*small, out="again", main=transfer.main) / "transfer.csv")
+    assert found == read_csv(run(*small, out="again", main=transfer.main) / "transfer.csv")
 
 
 def test_the_comparison_is_fair(run, small, monkeypatch):

@@ -1,6 +1,5 @@
 """The example scripts started with mpirun make the same models, metrics and files as without."""
 
-import csv
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import quick
+from processes import quick, read_csv
 from test_parallel import ENVIRONMENT, MPIRUN, needs_mpi
 from test_train_mnist import (
     SCRIPT,
@@ -301,9 +300,8 @@ def test_the_comparison_is_shared_out(small, tmp_path):
         script = SCRIPT.with_name("compare.py")
         run(processes, script, *words, f"--out=run{processes}", cwd=tmp_path)
         out = tmp_path / f"run{processes}"
-        with open(out / "comparison.csv", newline="", encoding="utf-8") as file:
-            rows = [{k: row[k] for k in ("model", "top1_each", "lr", "macs")}
-                    for row in csv.DictReader(file)]  # fmt: skip
+        rows = [{k: row[k] for k in ("model", "top1_each", "lr", "macs")}
+                for row in read_csv(out / "comparison.csv")]  # fmt: skip
         found.append((rows, sorted(path.name for path in (out / "cells").iterdir())))
     assert found[0] == found[1] and len(found[0][1]) == 2 * 3 + 2 * 3 * 2  # weights beside finals
 

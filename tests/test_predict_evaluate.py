@@ -1,6 +1,5 @@
 """predict.py and evaluate.py as a user runs them, on models with known answers."""
 
-import csv
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import read_csv
 
 from minimixer import Mixer
 from minimixer.training.checkpoint import save_checkpoint
@@ -222,8 +222,7 @@ def test_metrics_worked_out_by_hand(tmp_path, run, folder):
     # confidence 0.7 for four of which two are right; 0.62 for two of which one is
     by_hand = (4 * abs(2 / 4 - 0.7) + 2 * abs(1 / 2 - 0.62)) / 6
     assert metrics["expected_calibration_error"] == pytest.approx(by_hand, abs=1e-5)
-    with open(out / "per_class.csv", newline="", encoding="utf-8") as file:
-        rows = [(row["name"], row["pictures"], row["right"]) for row in csv.DictReader(file)]
+    rows = [(row["name"], row["pictures"], row["right"]) for row in read_csv(out / "per_class.csv")]
     assert rows == [("eel", "2", "1"), ("cat", "3", "2"), ("dog", "1", "0")]
     with Image.open(out / "confusion.png") as image:
         assert image.size[0] > 500
@@ -293,8 +292,9 @@ def test_some_of_the_models_classes(tmp_path, run, folder):
     done = run("evaluate", *arguments)
     assert "all are of one class, cat: this says nothing of the others" in done.stdout
     out = tmp_path / "runs" / "evaluate"
-    with open(out / "per_class.csv", newline="", encoding="utf-8") as file:
-        rows = [(row["name"], row["pictures"], row["accuracy"]) for row in csv.DictReader(file)]
+    rows = [
+        (row["name"], row["pictures"], row["accuracy"]) for row in read_csv(out / "per_class.csv")
+    ]
     assert rows == [("eel", "0", ""), ("cat", "3", str(2 / 3)), ("dog", "0", "")]
     assert json.loads((out / "metrics.json").read_bytes())["mean_per_class"] == 2 / 3
     picture(folder / "val" / "eel" / "1.png", 5)
@@ -384,8 +384,7 @@ def test_names_of_every_kind(tmp_path, run):
     assert visible(done.stdout) and visible(done.stderr)
     out = tmp_path / "runs" / "evaluate"
     assert (out / "confusion.png").stat().st_size > 5000
-    with open(out / "per_class.csv", newline="", encoding="utf-8") as file:
-        names = [row["name"] for row in csv.DictReader(file)]
+    names = [row["name"] for row in read_csv(out / "per_class.csv")]
     assert all(name.isprintable() for name in names)
     codec = [n.encode("latin-1", "backslashreplace").decode("unicode_escape") for n in names]
     assert codec == HARD

@@ -1,7 +1,6 @@
 """The training script as a user runs it: results, stopping at any moment, what it refuses."""
 
 import contextlib
-import csv
 import importlib.util
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from minimixer.data import Batches, load_directory, load_mnist
-from processes import quick
+from processes import quick, read_csv
 
 from minimixer import AdamW, Mixer, backend, schedule
 from minimixer import functional as F
@@ -200,8 +199,7 @@ def results(out):
 
 
 def history(out):
-    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_csv(out / "metrics.csv")
 
 
 def without_times(rows):
