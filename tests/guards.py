@@ -4,7 +4,6 @@
     python tests/guards.py times OLD NEW [--device cuda] [--pairs 15] [--only small s16]
     python tests/guards.py checkpoints write OLD DIR          a checkpoint of every kind
     python tests/guards.py checkpoints read NEW DIR           is each read as it was written?
-    python tests/guards.py messages OLD.txt NEW.txt           two lists that messages.py wrote
 
 Fresh processes measure: each runs a function of this file with one tree's minimixer, by its public
 names alone, so that trees of long ago will do. bits and checkpoints end with status 1 if anything
@@ -15,7 +14,6 @@ and the recording hold. `plain` is `small` in plain code, `ops` 10,000 operation
 """
 
 import argparse
-import difflib
 import functools
 import hashlib
 import importlib
@@ -55,7 +53,7 @@ print(json.dumps([seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_ma
 def main():
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("command", choices=("bits", "times", "checkpoints", "messages", "child"))
+    parser.add_argument("command", choices=("bits", "times", "checkpoints", "child"))
     parser.add_argument("arguments", nargs="+")
     parser.add_argument("--device", choices=tuple(TIMES), default="cpu")
     parser.add_argument("--pairs", type=int, default=15)
@@ -69,13 +67,10 @@ def main():
     elif options.command == "times":
         for case in options.only or TIMES[options.device]:
             compare_times(first, *others, options.device, case, options.pairs)
-    elif options.command == "checkpoints":
+    else:
         results = child(others[0], "checkpoints", first, *others[1:])
         print(*(f"{kind:10} {result}" for kind, result in results.items()), sep="\n")
         sys.exit(any("DIFFERENT" in result for result in results.values()))
-    else:
-        old, new = (Path(file).read_text(encoding="utf-8").split("\n") for file in (first, *others))
-        print(*difflib.unified_diff(old, new, "old", "new", lineterm="", n=0), sep="\n")
 
 
 def child(tree, *call, **environment):

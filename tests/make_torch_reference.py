@@ -70,31 +70,18 @@ OPTIMIZERS = {
 
 
 def parameter_shapes():
-    shapes = {
-        "stem.weight": (P * P * IN, C),
-        "stem.bias": (C,),
-    }  # rows in (row, column, channel) order
+    shapes = {"stem.weight": (P * P * IN, C), "stem.bias": (C,)}  # in (row, column, channel) order
     for i in range(N):
-        shapes |= {
-            f"blocks.{i}.norm1.weight": (C,),
-            f"blocks.{i}.norm1.bias": (C,),
-            f"blocks.{i}.token_mixing.w1": (S, D_S),
-            f"blocks.{i}.token_mixing.b1": (D_S,),
-            f"blocks.{i}.token_mixing.w2": (S, D_S),  # output = hidden @ w2.T
-            f"blocks.{i}.token_mixing.b2": (S,),
-            f"blocks.{i}.norm2.weight": (C,),
-            f"blocks.{i}.norm2.bias": (C,),
-            f"blocks.{i}.channel_mixing.w1": (C, D_C),
-            f"blocks.{i}.channel_mixing.b1": (D_C,),
-            f"blocks.{i}.channel_mixing.w2": (D_C, C),
-            f"blocks.{i}.channel_mixing.b2": (C,),
-        }
-    return shapes | {
-        "norm.weight": (C,),
-        "norm.bias": (C,),
-        "head.weight": (C, K),
-        "head.bias": (K,),
-    }
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in {
+            "norm1.weight": (C,), "norm1.bias": (C,),
+            "token_mixing.w1": (S, D_S), "token_mixing.b1": (D_S,),
+            "token_mixing.w2": (S, D_S), "token_mixing.b2": (S,),  # output = hidden @ w2.T
+            "norm2.weight": (C,), "norm2.bias": (C,),
+            "channel_mixing.w1": (C, D_C), "channel_mixing.b1": (D_C,),
+            "channel_mixing.w2": (D_C, C), "channel_mixing.b2": (C,),
+        }.items()}  # fmt: skip
+    head = {"norm.weight": (C,), "norm.bias": (C,), "head.weight": (C, K), "head.bias": (K,)}
+    return shapes | head
 
 
 def draw_parameters(rng):
@@ -106,8 +93,7 @@ def draw_parameters(rng):
         elif len(shape) == 1:
             value = 0.3 * value
         else:
-            fan_in = shape[1] if name.endswith("token_mixing.w2") else shape[0]
-            value = value / np.sqrt(fan_in)
+            value = value / np.sqrt(shape[name.endswith("token_mixing.w2")])
         parameters[name] = value
     return parameters
 
@@ -123,16 +109,13 @@ def mixer(p, images, form):
     x = x.flatten(2).transpose(1, 2)  # (B, S, C), raster order
     for i in range(N):
         q = {name.removeprefix(f"blocks.{i}."): value for name, value in p.items()}
-        y = F.layer_norm(x, (C,), q["norm1.weight"], q["norm1.bias"], EPSILON).transpose(
-            1, 2
-        )  # (B, C, S)
+        y = F.layer_norm(x, (C,), q["norm1.weight"], q["norm1.bias"], EPSILON).transpose(1, 2)
         y = F.gelu(y @ q["token_mixing.w1"] + q["token_mixing.b1"], approximate=form)  # (B, C, D_S)
         y = y @ q["token_mixing.w2"].T + q["token_mixing.b2"]  # (B, C, S)
         x = x + y.transpose(1, 2)  # (B, S, C)
         y = F.layer_norm(x, (C,), q["norm2.weight"], q["norm2.bias"], EPSILON)  # (B, S, C)
-        y = F.gelu(
-            y @ q["channel_mixing.w1"] + q["channel_mixing.b1"], approximate=form
-        )  # (B, S, D_C)
+        y = y @ q["channel_mixing.w1"] + q["channel_mixing.b1"]  # (B, S, D_C)
+        y = F.gelu(y, approximate=form)
         x = x + y @ q["channel_mixing.w2"] + q["channel_mixing.b2"]  # (B, S, C)
     x = F.layer_norm(x, (C,), p["norm.weight"], p["norm.bias"], EPSILON).mean(1)  # (B, C)
     return x @ p["head.weight"] + p["head.bias"]  # (B, K)
@@ -157,11 +140,10 @@ def check_model_case(case, parameters, images, labels, form, rng):
         if key.endswith("token_mixing.b2"):
             largest_zero = max(largest_zero, value.abs().max().item())
         else:
-            assert value.abs().min() > 1e-9, (form, key, value.abs().min())
-            assert value.abs().max() > 1e-4, (form, key, value.abs().max())
+            assert value.abs().min() > 1e-9 and value.abs().max() > 1e-4, (form, key)
     assert largest_zero < 1e-12
     print(
-        f"{form}: loss {case['loss'].item():.6f}, largest |gradient| of token_mixing.b2 {largest_zero:.1e}"
+        f"{form}: loss {case['loss'].item():.6f}, |gradient| of token_mixing.b2 {largest_zero:.1e}"
     )
 
     # One random direction through all parameters and the images at once, central differences.
@@ -174,9 +156,8 @@ def check_model_case(case, parameters, images, labels, form, rng):
 
     step = 1e-6
     measured = (loss_at(step) - loss_at(-step)) / (2 * step)
-    grads = {name: case[f"grad/{name}"].numpy() for name in parameters} | {
-        "images": case["grad_images"].numpy()
-    }
+    grads = {name: case[f"grad/{name}"].numpy() for name in parameters}
+    grads |= {"images": case["grad_images"].numpy()}
     expected = sum(np.sum(grads[name] * direction[name]) for name in point)
     print(f"{form}: directional derivative {expected:.10f}, by finite differences {measured:.10f}")
     assert abs(measured - expected) < 1e-8 * abs(expected)
@@ -204,12 +185,10 @@ def optimizer_case(name, parameters, images, labels):
 
     norms = np.array(norms)
     print(
-        f"{name}: norms {np.round(norms, 3)}, clipped on {np.sum(norms > max_norm)} of {STEPS} steps at {max_norm}"
+        f"{name}: norms {np.round(norms, 3)}, of which {np.sum(norms > max_norm)} clipped at {max_norm}"
     )
     assert 2 <= np.sum(norms > max_norm) <= STEPS - 2
-    assert np.all(np.abs(norms / max_norm - 1) > 1e-3), (
-        "a step so close to the bound tests nothing reliably"
-    )
+    assert np.all(np.abs(norms / max_norm - 1) > 1e-3), "so close to the bound, it tests nothing"
     values = {f"param/{key}": value for key, value in p.items()}
     return stored | {"losses": losses, "norms": norms, "logits": mixer(p, x, "tanh")} | values
 
@@ -221,25 +200,19 @@ def cross_entropy_cases(rng, smoothing=0.1):
     result = {"logits": logits, "labels": labels, "targets": targets, "label_smoothing": smoothing}
     for kind, target in (("labels", labels), ("targets", targets)):
         for case, amount in ((kind, 0.0), (f"{kind}_smooth", smoothing)):
-            for reduction in ("mean", "sum"):
-                z = torch.tensor(logits, requires_grad=True)
-                loss = F.cross_entropy(
-                    z, torch.tensor(target), reduction=reduction, label_smoothing=amount
-                )
+            for how in ("mean", "sum"):
+                z, t = torch.tensor(logits, requires_grad=True), torch.tensor(target)
+                loss = F.cross_entropy(z, t, reduction=how, label_smoothing=amount)
                 loss.backward()
-                result |= {
-                    f"{case}/{reduction}/loss": loss,
-                    f"{case}/{reduction}/grad_logits": z.grad,
-                }
+                result |= {f"{case}/{how}/loss": loss, f"{case}/{how}/grad_logits": z.grad}
     return result
 
 
 def layer_norm_case(rng):
     x = 0.5 + 2 * rng.standard_normal((3, 4, 10))
     x[0, 0] = 0.5 + 1e-3 * rng.standard_normal(10)  # a variance as small as epsilon
-    p = leaves(
-        {"x": x, "weight": 1 + 0.3 * rng.standard_normal(10), "bias": 0.3 * rng.standard_normal(10)}
-    )
+    weight, bias = 1 + 0.3 * rng.standard_normal(10), 0.3 * rng.standard_normal(10)
+    p = leaves({"x": x, "weight": weight, "bias": bias})
     output = F.layer_norm(p["x"], (10,), p["weight"], p["bias"], EPSILON)
     grad_output = rng.standard_normal(x.shape)
     output.backward(torch.tensor(grad_output))
@@ -265,33 +238,20 @@ def main():
     labels = rng.integers(0, K, B)
 
     sizes = {
-        "image_height": H,
-        "image_width": W,
-        "patch_size": P,
-        "in_channels": IN,
-        "num_classes": K,
-        "num_blocks": N,
-        "num_tokens": S,
-        "hidden_dim": C,
-        "tokens_mlp_dim": D_S,
-        "channels_mlp_dim": D_C,
-        "batch_size": B,
-        "epsilon": EPSILON,
-    }
+        "image_height": H, "image_width": W, "patch_size": P, "in_channels": IN, "num_classes": K,
+        "num_blocks": N, "num_tokens": S, "hidden_dim": C, "tokens_mlp_dim": D_S,
+        "channels_mlp_dim": D_C, "batch_size": B, "epsilon": EPSILON,
+    }  # fmt: skip
     arrays = {"images": images, "labels": labels}
 
     def store(prefix, values):
         for key, value in values.items():
             value = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-            assert (
-                value.dtype in (np.float64, np.int64, np.bool_) and f"{prefix}/{key}" not in arrays
-            )
-            assert np.all(np.isfinite(value))
-            assert "grad" not in key or key.endswith("token_mixing.b2") or np.all(value != 0), (
-                prefix,
-                key,
-            )
-            arrays[f"{prefix}/{key}"] = value
+            key = f"{prefix}/{key}"
+            assert value.dtype in (np.float64, np.int64, np.bool_) and key not in arrays
+            assert np.all(np.isfinite(value)), key
+            assert "grad" not in key or key.endswith("token_mixing.b2") or np.all(value != 0), key
+            arrays[key] = value
 
     store("config", sizes)
     store("param", parameters)
@@ -308,9 +268,7 @@ def main():
 
     path = Path(__file__).with_name("torch_reference.npz")
     np.savez_compressed(path, **arrays)
-    print(
-        f"torch {torch.__version__}, numpy {np.__version__}: {len(arrays)} arrays, {path.stat().st_size:,} bytes"
-    )
+    print(f"torch {torch.__version__}, numpy {np.__version__}: {len(arrays)} arrays")
 
 
 if __name__ == "__main__":

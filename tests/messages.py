@@ -4,7 +4,7 @@
 
 in a tree, an old one too. FILE gets each distinct message of an error inside `pytest.raises` and
 of a warning inside `pytest.warns`, sorted, one a line, with what varies from run to run masked.
-`python tests/guards.py messages OLD.txt NEW.txt` shows what changed.
+`diff OLD.txt NEW.txt` shows what changed.
 """
 
 import re

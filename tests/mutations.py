@@ -330,6 +330,8 @@ def make_picture(format: str) -> bytes:
     pixels = np.kron(rng.integers(0, 256, (5, 6, 3)), np.ones((4, 4, 1))).astype("uint8")
     file = io.BytesIO()
     options: dict[str, Any] = {"exif": _exif()} if format in ("JPEG", "PNG", "WEBP") else {}
+    if format == "progressive":
+        format, options = "JPEG", {"progressive": True}
     PIL.Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()
 
@@ -421,7 +423,7 @@ KINDS = {
     ),
     "cifar": Kind(make_cifar, read_cifar),
     **{f"{format} picture": Kind(lambda format=format: make_picture(format), read_picture)
-       for format in FORMATS},
+       for format in (*FORMATS, "progressive")},
     "class names": Kind(lambda: "Aal\nKatze\n\nHünd\nx\n".encode(), read_names),
     "ReaL": Kind(lambda: b"[[1], [1, 2], [0], [], [9], [0, 3]]", read_real, json_again),
     "cell": Kind(

@@ -2,9 +2,13 @@
 
 import csv
 import os
+import sys
 import time
 
 import pytest
+
+# Of Pythons that import what this one does.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def forked(work) -> int | None:

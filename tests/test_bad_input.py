@@ -4,6 +4,7 @@ Each message is one readable sentence with the numbers that decide it (the shape
 limit), so that nobody has to go looking for them with a debugger.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -40,9 +41,7 @@ from minimixer.nn.loss import CrossEntropy
 
 
 def ones(*shape, device="cpu", dtype="float32", requires_grad=True):
-    return Tensor(
-        to_device(np.ones(shape, dtype), device), requires_grad=requires_grad
-    )  # fmt: skip
+    return Tensor(to_device(np.ones(shape, dtype), device), requires_grad=requires_grad)
 
 
 def refuses(function, *parts, error=(ValueError, TypeError)):
@@ -60,14 +59,12 @@ def refuses(function, *parts, error=(ValueError, TypeError)):
 
 # ---- operations ---------------------------------------------------------------------------------
 
-BINARY = [ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, maximum]
 
-
-@pytest.mark.parametrize("function", BINARY, ids=lambda f: f.__self__.__name__)
-def test_shapes_that_do_not_broadcast(function, device):
+def test_shapes_that_do_not_broadcast(device):
     x, y = ones(2, 3, device=device), ones(4, device=device)
-    name = function.__self__.__name__
-    refuses(lambda: function(x, y), name, "(2, 3)", "(4,)", error=ValueError)
+    for function in (ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, maximum):
+        parts = function.__self__.__name__, "(2, 3)", "(4,)"
+        refuses(lambda f=function: f(x, y), *parts, error=ValueError)
     condition = to_device(np.ones((2, 3), bool), device)
     refuses(lambda: where(condition, y, y), "Where", "(4,)", error=ValueError)
 
@@ -82,75 +79,47 @@ def test_every_pair_of_shapes_broadcasts_as_in_numpy_or_is_refused(a, b):
         assert (ones(*a) + ones(*b)).shape == wanted
 
 
-@pytest.mark.parametrize(
-    "a, b, parts",
-    [
-        ((2, 3), (4, 5), ["(2, 3)", "(4, 5)", "3", "4"]),
-        ((3,), (4,), ["(3,)", "(4,)"]),
-        ((3,), (4, 2), ["(3,)", "(4, 2)"]),
-        ((2, 3), (2,), ["(2, 3)", "(2,)"]),
-        ((2, 4, 3), (3, 3, 5), ["(2, 4, 3)", "(3, 3, 5)"]),
-        ((), (3,), ["at least one dimension"]),
-        ((3, 3), (), ["at least one dimension"]),
-    ],
-)
+@pytest.mark.parametrize("a, b, parts", [
+    ((2, 3), (4, 5), ["(2, 3)", "(4, 5)", "3", "4"]), ((3,), (4,), ["(3,)", "(4,)"]),
+    ((3,), (4, 2), ["(3,)", "(4, 2)"]), ((2, 3), (2,), ["(2, 3)", "(2,)"]),
+    ((2, 4, 3), (3, 3, 5), ["(2, 4, 3)", "(3, 3, 5)"]), ((), (3,), ["at least one dimension"]),
+    ((3, 3), (), ["at least one dimension"]),
+])  # fmt: skip
 def test_matrix_products(a, b, parts, device):
     x, y = ones(*a, device=device), ones(*b, device=device)
     refuses(lambda: x @ y, "MatMul", *parts, error=ValueError)
+    refuses(lambda: x @ 3.0, "MatMul", "3.0")
+    refuses(lambda: ops.matmul(x, None), "MatMul", "None")
 
 
-def test_matrix_product_with_a_number(device):
-    refuses(lambda: ones(2, 2, device=device) @ 3.0, "MatMul", "3.0")
-
-
-def test_reshape(device):
+def test_shapes_and_axes(device):
     x = ones(2, 3, device=device)
     for shape in ((4,), (-1, 4), (-1, -1), (2, 3, 2), (0,)):
         refuses(lambda shape=shape: x.reshape(shape), "Reshape", "(2, 3)", error=ValueError)
-
-
-def test_transpose(device):
-    x = ones(2, 3, device=device)
     for axes in ((0, 0), (0,), (0, 2), (0, 1, 2), (1, -1)):
         refuses(lambda axes=axes: x.transpose(*axes), "Transpose", "(2, 3)", axes, error=ValueError)
-
-
-@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "var", "std"])
-def test_axes_of_reductions(name, device):
-    x = ones(2, 3, device=device)
-    for axis in (2, -3, (0, 5), (0, 0)):
-        refuses(lambda axis=axis: getattr(x, name)(axis=axis), name.title(), "(2, 3)")
+    for name, axis in itertools.product(
+        ("sum", "mean", "max", "min", "var", "std"), (2, -3, (0, 5), (0, 0))
+    ):
+        refuses(lambda n=name, a=axis: getattr(x, n)(axis=a), name.title(), "(2, 3)")
     refuses(lambda: x.sum(axis=2), "axis 2", "2 dimensions", error=ValueError)
-
-
-@pytest.mark.parametrize("axis", [1.5, "0", [0, "1"]], ids=repr)
-def test_axes_that_are_no_whole_numbers(axis, device):
-    with pytest.raises(TypeError):
-        ones(2, 3, device=device).sum(axis=axis)
-
-
-def test_the_largest_of_nothing(device):
-    refuses(lambda: ones(0, 3, device=device).max(), "Max", "(0, 3)", error=ValueError)
-    refuses(lambda: ones(0, 3, device=device).max(axis=0), "Max", "(0, 3)", error=ValueError)
+    for axis in (1.5, "0", [0, "1"]):
+        with pytest.raises(TypeError):
+            x.sum(axis=axis)
+    for axis in (None, 0):
+        empty = ones(0, 3, device=device)
+        refuses(lambda a=axis, e=empty: e.max(axis=a), "Max", "(0, 3)", error=ValueError)
 
 
 def test_concatenate_and_stack(device):
-    a, b = ones(2, 3, device=device), ones(2, 4, device=device)
+    a, b, row = (ones(*s, device=device) for s in ((2, 3), (2, 4), (3,)))
     refuses(lambda: concatenate([a, b]), "Concatenate", "(2, 3)", "(2, 4)", error=ValueError)
     refuses(lambda: stack([a, b]), "Stack", "(2, 3)", "(2, 4)", error=ValueError)
-    row = ones(3, device=device)
     for axis in (0, 1, -1):
         refuses(lambda axis=axis: concatenate([a, row], axis), "(2, 3)", "(3,)", error=ValueError)
-
-
-@pytest.mark.parametrize("axis", [2, -3])
-def test_concatenate_along_an_axis_that_is_not_there(axis, device):
-    a = ones(2, 3, device=device)
-    refuses(lambda: concatenate([a, a], axis=axis), "Concatenate", "(2, 3)", axis)
-    refuses(lambda: stack([a, a], axis=2 * axis), "Stack", "(2, 3)")
-
-
-def test_joining_nothing_or_single_numbers():
+    for axis in (2, -3):
+        refuses(lambda n=axis: concatenate([a, a], axis=n), "Concatenate", "(2, 3)", axis)
+        refuses(lambda n=axis: stack([a, a], axis=2 * n), "Stack", "(2, 3)")
     refuses(lambda: concatenate([]), "oncatenate")
     refuses(lambda: stack([]), "tack")
     refuses(lambda: concatenate([ones(), ones()]), "Concatenate", "()")
@@ -169,80 +138,60 @@ def test_index_out_of_range(device):
     refuses(lambda: x["a"], error=(IndexError, TypeError, ValueError))
 
 
-@pytest.mark.parametrize("condition", [True, [True, False], None], ids=repr)
-def test_conditions_are_arrays(condition):
-    refuses(lambda: where(condition, ones(2), ones(2)), "condition")
-
-
-@pytest.mark.parametrize(
-    "other", [[1.0, 2.0], "two", {}, object()], ids=["list", "str", "dict", "object"]
-)
-def test_operands_that_are_no_arrays(other):
-    refuses(lambda: ones(2) + other, "Add", "expected a Tensor, an array or a number")
-
-
-def test_operands_that_are_none():
+def test_operands_that_are_no_arrays():
+    for condition in (True, [True, False], None):
+        refuses(lambda c=condition: where(c, ones(2), ones(2)), "condition")
+    for other in ([1.0, 2.0], "two", {}, object()):
+        refuses(lambda o=other: ones(2) + o, "Add", "expected a Tensor, an array or a number")
     with pytest.raises(TypeError, match="None"):
         ones(2) * None
-    refuses(lambda: ops.matmul(ones(2), None), "MatMul", "None")
+    assert len(refuses(lambda: ones(2) * 10**400, "Multiply", "(2,)")) < 200  # not written out
+    refuses(lambda: Tensor([[1.0, 2.0], [3.0]]), "inhomogeneous", error=ValueError)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "bool", "complex128"])
 def test_dtypes_without_gradient(dtype, device):
-    x = Tensor(to_device(np.ones((2, 3), dtype), device))
+    array = to_device(np.ones((2, 3), dtype), device)
+    x = Tensor(array)
     refuses(lambda: x.exp(), "Exp", dtype, "(2, 3)", "float32", error=TypeError)
     refuses(lambda: x + ones(2, 3, device=device), "Add", dtype, "(2, 3)", error=TypeError)
     refuses(lambda: F.gelu(x), "GELU", dtype, error=TypeError)
-    array = to_device(np.ones((2, 3), dtype), device)
     refuses(lambda: Tensor(array, requires_grad=True), dtype, "(2, 3)", error=TypeError)
     refuses(lambda: Parameter(array), dtype, "(2, 3)", error=TypeError)
 
 
 @each_half
 def test_two_byte_floats(dtype, device):
-    """Activations may be; Parameters say what they want."""
-    x = ones(2, 3, device=device).to(dtype)
+    """Activations may be; Parameters say what they want. Two dtypes don't meet."""
+    x, y = ones(2, 3, device=device).to(dtype), ones(3, device=device)
     refuses(lambda: Parameter(x.data), dtype, "(2, 3)", "float32", error=TypeError)
     assert (x + 1).dtype == F.gelu(x).dtype == x.dtype
-
-
-def test_two_dtypes(device):
-    x, y = ones(2, device=device), ones(3, device=device, dtype="float64")
-    refuses(lambda: x + y, "float32 (2,)", "float64 (3,)", ".to(", error=TypeError)
-    refuses(lambda: x + y.to("float16"), "float32 (2,)", "float16 (3,)", ".to(", error=TypeError)
+    for a, b in ((x, y), (y, x), (y, ones(3, device=device, dtype="float64"))):
+        parts = f"{a.dtype} {a.shape}", f"{b.dtype} {b.shape}", ".to("
+        refuses(lambda a=a, b=b: a + b, *parts, error=TypeError)
 
 
 def test_backward(device):
     x = ones(2, 3, device=device)
     refuses(lambda: (x * 2).backward(), "(2, 3)", ".sum()", error=ValueError)
     refuses(lambda: ones(requires_grad=False).backward(), "requires_grad", error=ValueError)
-    wrong = to_device(np.ones((3, 2), "float32"), device)
-    refuses(lambda: (x * 2).backward(wrong), "(3, 2)", "(2, 3)", error=ValueError)
-    wrong = to_device(np.ones((2, 3), "float64"), device)
-    refuses(lambda: (x * 2).backward(wrong), "float64", "float32", error=ValueError)
+    for shape, dtype, parts in (((3, 2), "float32", ("(3, 2)", "(2, 3)")),
+                                ((2, 3), "float64", ("float64", "float32"))):  # fmt: skip
+        wrong = to_device(np.ones(shape, dtype), device)
+        refuses(lambda w=wrong: (x * 2).backward(w), *parts, error=ValueError)
     y = (x * 2).sum()
     y.backward()
     refuses(lambda: y.backward(), "Sum", "retain_graph=True", error=ValueError)
 
 
-def test_ragged_lists():
-    refuses(lambda: Tensor([[1.0, 2.0], [3.0]]), "inhomogeneous", error=ValueError)
-
-
 # ---- functions of layers ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "x, weight, bias, parts",
-    [
-        ((5, 3), (4, 2), None, ["(5, 3)", "(4, 2)"]),
-        ((), (4, 2), None, ["()", "(4, 2)"]),
-        ((5, 4), (4,), None, ["(5, 4)", "(4,)"]),
-        ((5, 4), (4, 2), (4,), ["(2,)", "(4,)"]),
-        ((5, 4), (4, 2), (5, 2), ["(2,)", "(5, 2)"]),
-        ((5, 4), (4, 2), (1,), ["(2,)", "(1,)"]),
-    ],
-)
+@pytest.mark.parametrize("x, weight, bias, parts", [
+    ((5, 3), (4, 2), None, ["(5, 3)", "(4, 2)"]), ((), (4, 2), None, ["()", "(4, 2)"]),
+    ((5, 4), (4,), None, ["(5, 4)", "(4,)"]), ((5, 4), (4, 2), (4,), ["(2,)", "(4,)"]),
+    ((5, 4), (4, 2), (5, 2), ["(2,)", "(5, 2)"]), ((5, 4), (4, 2), (1,), ["(2,)", "(1,)"]),
+])  # fmt: skip
 def test_linear(x, weight, bias, parts, device):
     bias = None if bias is None else ones(*bias, device=device)
     x, weight = ones(*x, device=device), ones(*weight, device=device)
@@ -261,69 +210,55 @@ def test_mlp(axis, wrong, shape, device):
     refuses(lambda: fused.mlp(*inputs, axis=axis), "MLP", shape, error=ValueError)
 
 
-def test_mlp_weights_the_other_way_round(device):
+def test_other_inputs_of_mlp(device):
     """Both token-mixing weights are (S, D_S); the second of a channel MLP is (D_C, C)."""
     x, w1, b1 = ones(4, 4, device=device), ones(4, 6, device=device), ones(6, device=device)
     refuses(lambda: fused.mlp(x, w1, b1, ones(6, 4, device=device), axis=0), "(4, 6)", "(6, 4)")
     refuses(lambda: fused.mlp(x, w1, b1, w1, axis=-1), "(6, 4)", "(4, 6)")
-
-
-def test_mlp_of_a_vector_says_that_two_dimensions_are_needed():
-    w1, b1, w2 = ones(3, 6), ones(6), ones(6, 3)
-    message = refuses(lambda: fused.mlp(ones(3), w1, b1, w2), "MLP", "(3,)", error=ValueError)
+    row = ones(3), ones(3, 6), ones(6), ones(6, 3)
+    message = refuses(lambda: fused.mlp(*row), "MLP", "(3,)", error=ValueError)
     assert re.search(r"two dimensions|2 dimensions|\(\.\.\., in\)|ndim", message), message
+    square = ones(4, 4), ones(4, 4), ones(4), ones(4, 4)
+    for axis in (1, 2, -2, None, 0.5):
+        refuses(lambda axis=axis: fused.mlp(*square, axis=axis), "axis", axis)
+    for form in ("Tanh", "sigmoid", "", None, True, ["tanh"], {}):
+        refuses(lambda f=form: F.gelu(ones(3), f), "approximate", "'none'", "'tanh'", repr(form))
+        refuses(lambda f=form: fused.mlp(*square, approximate=f), repr(form))
 
 
-@pytest.mark.parametrize("axis", [1, 2, -2, None, 0.5])
-def test_mlp_axis(axis):
-    refuses(lambda: fused.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), axis=axis), "axis", axis)
-
-
-@pytest.mark.parametrize("form", ["Tanh", "sigmoid", "", None, True, ["tanh"], {}], ids=repr)
-def test_forms_of_gelu(form):
-    refuses(lambda: F.gelu(ones(3), form), "approximate", "'none'", "'tanh'", repr(form))
-    refuses(
-        lambda: fused.mlp(ones(4, 4), ones(4, 4), ones(4), ones(4, 4), approximate=form), repr(form)
-    )
-
-
-@pytest.mark.parametrize(
-    "x, gamma, beta",
-    [((2, 3), (2,), (3,)), ((2, 3), (3,), (2,)), ((2, 3), (2, 3), (2, 3)), ((2, 0), (0,), (0,)),
-     ((), (), ()), ((2, 3), (1,), (1,)), ((2, 3), (), ())],
-)  # fmt: skip
+@pytest.mark.parametrize("x, gamma, beta", [
+    ((2, 3), (2,), (3,)), ((2, 3), (3,), (2,)), ((2, 3), (2, 3), (2, 3)), ((2, 0), (0,), (0,)),
+    ((), (), ()), ((2, 3), (1,), (1,)), ((2, 3), (), ()),
+])  # fmt: skip
 def test_layer_norm(x, gamma, beta, device):
     x, gamma, beta = (ones(*s, device=device) for s in (x, gamma, beta))
     refuses(lambda: F.layer_norm(x, gamma, beta), "LayerNorm", x.shape, gamma.shape, beta.shape)
 
 
-@pytest.mark.parametrize(
-    "y, bias, axis",
-    [((3, 2), None, -1), ((3,), None, -1), ((1, 3), None, -1), ((2, 3), (2,), -1),
-     ((2, 3), (3,), 0), ((2, 3), (2, 1), 0), ((2, 3), (2, 3), -1), (None, (2,), -1),
-     (None, (3,), 0), (None, (4, 1, 3), -1), ((2, 3), (), 0), (None, (1,), -1), (None, (3,), 1)],
-)  # fmt: skip
+@pytest.mark.parametrize("y, bias, axis", [
+    ((3, 2), None, -1), ((3,), None, -1), ((1, 3), None, -1), ((2, 3), (2,), -1),
+    ((2, 3), (3,), 0), ((2, 3), (2, 1), 0), ((2, 3), (2, 3), -1), (None, (2,), -1),
+    (None, (3,), 0), (None, (4, 1, 3), -1), ((2, 3), (), 0), (None, (1,), -1), (None, (3,), 1),
+])  # fmt: skip
 def test_add_layer_norm(y, bias, axis, device):
     """x and y agree; the bias is as long as the axis along which it is added."""
     x, gamma, beta = ones(2, 3, device=device), ones(3, device=device), ones(3, device=device)
-    second = None if y is None else ones(*y, device=device)
-    third = None if bias is None else ones(*bias, device=device)
+    others = [None if shape is None else ones(*shape, device=device) for shape in (y, bias)]
     wrong = bias if bias is not None else y
-    refuses(
-        lambda: fused.add_layer_norm(x, second, third, gamma, beta, bias_axis=axis), "(2, 3)", wrong
-    )
+    refuses(lambda: fused.add_layer_norm(x, *others, gamma, beta, bias_axis=axis), "(2, 3)", wrong)
 
 
 @pytest.mark.parametrize("missing", [None, 3.0], ids=repr)
 def test_something_missing(missing):
     """None or a number where an array belongs is a TypeError or ValueError with a name in it."""
-    x = ones(4, 4)
-    refuses(lambda: F.linear(x, missing), "Linear")
-    refuses(lambda: fused.mlp(x, missing, ones(4), x), "MLP")
-    refuses(lambda: fused.mlp(x, x, missing, x), "MLP")
-    refuses(lambda: fused.mlp(x, x, ones(4), missing), "MLP")
-    refuses(lambda: F.layer_norm(x, missing, ones(4)), "LayerNorm")
-    refuses(lambda: F.layer_norm(x, ones(4), missing), "LayerNorm")
+    x, row = ones(4, 4), ones(4)
+    for name, function, inputs in (
+        ("Linear", F.linear, (x, missing)), ("MLP", fused.mlp, (x, missing, row, x)),
+        ("MLP", fused.mlp, (x, x, missing, x)), ("MLP", fused.mlp, (x, x, row, missing)),
+        ("LayerNorm", F.layer_norm, (x, missing, row)),
+        ("LayerNorm", F.layer_norm, (x, row, missing)),
+    ):  # fmt: skip
+        refuses(lambda f=function, i=inputs: f(*i), name)
 
 
 # ---- cross-entropy ------------------------------------------------------------------------------
@@ -338,26 +273,18 @@ INF_ROW = np.array([[0.5, 0.5], [np.inf, 0.5], [0.5, 0.5]], "float32")
 NEGATIVE_ROW = np.array([[0.5, 0.5], [1.25, -0.25], [0.5, 0.5]], "float32")
 
 
-@pytest.mark.parametrize(
-    "target, error, parts",
-    [
-        ([0, 1], ValueError, ["(3, 2)", "(2,)"]),
-        ([0, 1, 0, 1], ValueError, ["(3, 2)", "(4,)"]),
-        (1, ValueError, ["(3, 2)", "()"]),
-        ([], ValueError, ["(3, 2)", "(0,)"]),
-        ([[0], [1], [1]], ValueError, ["(3, 2)", "(3, 1)"]),
-        ([0.0, 1.0, 0.0], TypeError, ["float64", "integers"]),
-        ([True, False, True], TypeError, ["bool", "integers"]),
-        (["0", "1", "0"], TypeError, ["integers"]),
-        (half(3), ValueError, ["(3, 2)", "(3, 3)"]),
-        (half(rows=2), ValueError, ["(3, 2)", "(2, 2)"]),
-        (half().T, ValueError, ["(3, 2)", "(2, 3)"]),
-        (half()[None], ValueError, ["(3, 2)", "(1, 3, 2)"]),
-        (half().astype(int), TypeError, ["int64", "float"]),
-        (half().astype("float16"), TypeError, ["float16"]),
-    ],
-    ids=lambda v: None if isinstance(v, np.ndarray) else str(v)[:30],
-)
+@pytest.mark.parametrize("target, error, parts", [
+    ([0, 1], ValueError, ["(3, 2)", "(2,)"]), ([0, 1, 0, 1], ValueError, ["(3, 2)", "(4,)"]),
+    (1, ValueError, ["(3, 2)", "()"]), ([], ValueError, ["(3, 2)", "(0,)"]),
+    ([[0], [1], [1]], ValueError, ["(3, 2)", "(3, 1)"]),
+    ([0.0, 1.0, 0.0], TypeError, ["float64", "integers"]),
+    ([True, False, True], TypeError, ["bool", "integers"]),
+    (["0", "1", "0"], TypeError, ["integers"]), (half(3), ValueError, ["(3, 2)", "(3, 3)"]),
+    (half(rows=2), ValueError, ["(3, 2)", "(2, 2)"]), (half().T, ValueError, ["(3, 2)", "(2, 3)"]),
+    (half()[None], ValueError, ["(3, 2)", "(1, 3, 2)"]),
+    (half().astype(int), TypeError, ["int64", "float"]),
+    (half().astype("float16"), TypeError, ["float16"]),
+], ids=lambda v: None if isinstance(v, np.ndarray) else str(v)[:30])  # fmt: skip
 def test_targets(target, error, parts, device):
     logits = ones(3, 2, device=device)
     for wrapped in (target, Tensor(to_device(np.asarray(target), device))
@@ -365,19 +292,11 @@ def test_targets(target, error, parts, device):
         refuses(lambda t=wrapped: F.cross_entropy(logits, t), "cross_entropy", *parts, error=error)
 
 
-@pytest.mark.parametrize(
-    "target, parts",
-    [
-        ([0, 1, 2], ["2", "0..1"]),
-        ([0, -1, 1], ["-1", "0..1"]),
-        (half() * 1.5, ["1.5", "sum to 1"]),
-        (half() * 0, ["sum to 1", "0"]),
-        (NEGATIVE_ROW, ["-0.25", ">= 0"]),
-        (NAN_ROW, ["nan", "sum to 1"]),
-        (INF_ROW, ["inf", "sum to 1"]),
-    ],
-    ids=lambda v: None if isinstance(v, np.ndarray) else str(v)[:30],
-)
+@pytest.mark.parametrize("target, parts", [
+    ([0, 1, 2], ["2", "0..1"]), ([0, -1, 1], ["-1", "0..1"]), (half() * 1.5, ["1.5", "sum to 1"]),
+    (half() * 0, ["sum to 1", "0"]), (NEGATIVE_ROW, ["-0.25", ">= 0"]),
+    (NAN_ROW, ["nan", "sum to 1"]), (INF_ROW, ["inf", "sum to 1"]),
+], ids=lambda v: None if isinstance(v, np.ndarray) else str(v)[:30])  # fmt: skip
 def test_values_of_targets(target, parts, device):
     """Refused wherever the model is; not looked at where a look would make the GPU wait."""
     logits, array = ones(3, 2, device=device), np.asarray(target)
@@ -396,42 +315,27 @@ def test_values_of_targets(target, parts, device):
     assert np.isnan(backend.to_numpy(logits.grad)).any() or array.ndim == 2
 
 
-def test_the_lowest_and_the_highest_class_index_count():
+def test_other_arguments_of_cross_entropy():
     message = refuses(lambda: F.cross_entropy(ones(3, 5), [7, 1, -4]), error=ValueError)
-    assert "-4" in message and "7" in message and "5" in message
+    assert "-4" in message and "7" in message and "5" in message  # the lowest and the highest
+
+    def loss(logits=None, target=(0, 1, 0), **options):
+        return lambda: F.cross_entropy(ones(3, 2) if logits is None else logits, target, **options)
+
+    for value in (-0.1, 1.0, 1.5, float("nan"), float("inf"), 7):
+        parts = "label_smoothing", "[0, 1)", value
+        refuses(loss(label_smoothing=value), *parts, error=ValueError)
+    for value in ("Mean", "avg", "", None, 0):
+        parts = "reduction", "mean", "sum", "none", repr(value)
+        refuses(loss(reduction=value), *parts, error=ValueError)
+    for shape in ((), (3,), (0, 2), (3, 0), (1, 3, 2)):
+        refuses(loss(ones(*shape)), "(B, K)", shape, error=ValueError)
+    for logits in ([[1.0, 2.0]], None, 3.0, "logits"):
+        refuses(lambda z=logits: F.cross_entropy(z, [0]), "ogits")
+    refuses(loss(np.ones((1, 2), int), [0]), "int64", error=TypeError)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan"), float("inf"), 7])
-def test_label_smoothing(value):
-    refuses(
-        lambda: F.cross_entropy(ones(3, 2), [0, 1, 0], label_smoothing=value),
-        "label_smoothing", "[0, 1)", value, error=ValueError,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("value", ["Mean", "avg", "", None, 0], ids=repr)
-def test_reduction(value):
-    refuses(
-        lambda: F.cross_entropy(ones(3, 2), [0, 1, 0], reduction=value),
-        "reduction", "mean", "sum", "none", repr(value), error=ValueError,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (3, 0), (1, 3, 2)], ids=str)
-def test_logits_of_another_shape(shape):
-    refuses(lambda: F.cross_entropy(ones(*shape), [0, 1, 0]), "(B, K)", shape, error=ValueError)
-
-
-@pytest.mark.parametrize("logits", [[[1.0, 2.0]], None, 3.0, "logits"], ids=repr)
-def test_logits_that_are_no_array(logits):
-    refuses(lambda: F.cross_entropy(logits, [0]), "ogits")
-
-
-def test_logits_of_another_dtype():
-    refuses(lambda: F.cross_entropy(np.ones((1, 2), int), [0]), "int64", error=TypeError)
-
-
-@pytest.mark.parametrize("function", [F.softmax, F.log_softmax], ids=["softmax", "log_softmax"])
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax])
 def test_axes_of_softmax(function, device):
     x = ones(2, 3, device=device)
     for axis in (2, -3):
@@ -450,10 +354,9 @@ SMALL = {
     "image_size": 8, "patch_size": 4, "num_blocks": 1, "hidden_dim": 6, "tokens_mlp_dim": 5,
     "channels_mlp_dim": 7, "in_channels": 2, "num_classes": 3,
 }  # fmt: skip
-SIZES = [name for name in SMALL if name != "image_size"]
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "image_size"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, 2.5, True, False, "4", None, [4], np.nan], ids=repr)
 def test_sizes(name, value):
     if name == "num_classes" and value is not False and value == 0:
@@ -463,65 +366,39 @@ def test_sizes(name, value):
         refuses(lambda: Mixer.summary_of("mixer_s32", **{name: value}), name, error=ValueError)
 
 
-@pytest.mark.parametrize(
-    "size", [0, -8, 8.0, True, "8", None, (8,), (8, 8, 8), (8, 0), (8, True), (8, 8.0)], ids=repr
-)
-def test_image_sizes(size):
-    refuses(lambda: Mixer(**{**SMALL, "image_size": size}), "image_", error=ValueError)
+def test_sizes_of_images_and_patches():
+    def small(**changes):
+        return lambda: Mixer(**SMALL | changes)
 
-
-@pytest.mark.parametrize("size, patch", [(10, 4), ((8, 10), 4), ((10, 8), 4), (8, 3), (8, 16)])
-def test_images_that_cannot_be_cut_into_patches(size, patch):
-    numbers = re.findall(r"\d+", f"{size} {patch}")
-    arguments = {**SMALL, "image_size": size, "patch_size": patch}
-    refuses(lambda: Mixer(**arguments), *numbers, "patches", error=ValueError)
-
-
-@pytest.mark.parametrize("patch", [3, 8, 0, -4])
-def test_patches_that_do_not_fit(patch):
+    for size in (0, -8, 8.0, True, "8", None, (8,), (8, 8, 8), (8, 0), (8, True), (8, 8.0)):
+        refuses(small(image_size=size), "image_", error=ValueError)
+    for size, patch in ((10, 4), ((8, 10), 4), ((10, 8), 4), (8, 3), (8, 16)):
+        numbers = re.findall(r"\d+", f"{size} {patch}")
+        refuses(small(image_size=size, patch_size=patch), *numbers, "patches", error=ValueError)
     x = Tensor(np.zeros((2, 8, 12, 3), "float32"))
-    refuses(lambda: cut_patches(x, patch), "8 x 12", f"{patch} x {patch}", error=ValueError)
-
-
-@pytest.mark.parametrize("name", ["mixer_b15", "", "Mixer_B16", None, 16], ids=repr)
-def test_unknown_variants(name):
-    for make in (Mixer.from_name, Mixer.summary_of):
-        refuses(
-            lambda make=make: make(name), repr(name), "mixer_b16", "mixer_h14", error=ValueError
-        )
-
-
-def test_a_variant_on_images_that_do_not_fit():
+    for patch in (3, 8, 0, -4):
+        parts = "8 x 12", f"{patch} x {patch}"
+        refuses(lambda patch=patch: cut_patches(x, patch), *parts, error=ValueError)
     refuses(lambda: Mixer.from_name("mixer_b16", image_size=225), "225", "16", error=ValueError)
+    for name in ("mixer_b15", "", "Mixer_B16", None, 16):
+        for make in (Mixer.from_name, Mixer.summary_of):
+            parts = repr(name), "mixer_b16", "mixer_h14"
+            refuses(lambda make=make, name=name: make(name), *parts, error=ValueError)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), 2])
-def test_stochastic_depth(value):
-    refuses(lambda: Mixer(**SMALL, stochastic_depth=value), "stochastic_depth", "[0, 1)", value)
-
-
-def test_other_arguments_of_the_model():
-    refuses(lambda: Mixer(**SMALL, approximate="Tanh"), "approximate", "'Tanh'", "'tanh'", "'none'")
-    refuses(lambda: Mixer(**SMALL, mean=[0.5] * 3), "mean", "2")
-    refuses(lambda: Mixer(**SMALL, std=0.0), "std", "0.0")
-    refuses(lambda: Mixer(**SMALL, std=np.nan), "std", "nan")
-    refuses(lambda: Mixer(**SMALL, mean="half"), "mean")
-    for wrong in (
-        {"mean": 1e300},
-        {"std": 1e-320},
-        {"std": 1e-40},
-        {"std": 1e300},
-        {"std": 1e38},
-        {"std": 1e-38},
-        {"mean": 1e38},
-        {"mean": 1e6},
-        {"mean": -1e39},
-    ):
-        refuses(lambda w=wrong: Mixer(**SMALL, **w), *wrong, *wrong.values(), "float32")
+@pytest.mark.parametrize("options, parts", [
+    *[({"stochastic_depth": p}, ["[0, 1)", p]) for p in (-0.1, 1.0, float("nan"), 2)],
+    ({"approximate": "Tanh"}, ["'Tanh'", "'tanh'", "'none'"]), ({"mean": [0.5] * 3}, ["2"]),
+    ({"std": 0.0}, ["0.0"]), ({"std": np.nan}, ["nan"]), ({"mean": "half"}, []),
+    *[({name: value}, [value, "float32"]) for name, values in
+      {"mean": (1e300, 1e38, 1e6, -1e39), "std": (1e-320, 1e-40, 1e300, 1e38, 1e-38)}.items()
+      for value in values],
+    *[({"class_names": names}, ["list", repr(names)]) for names in (5, 0, "abc")],
+], ids=str)  # fmt: skip
+def test_other_arguments_of_the_model(options, parts):
+    refuses(lambda: Mixer(**SMALL, **options), *options, *parts)
     refuses(lambda: GELU("Tanh"), "approximate", "'Tanh'", error=ValueError)
     refuses(lambda: Mixer(**SMALL, class_names=["a", "b"]), "2 class names", "3 classes")
-    for wrong in (5, 0, "abc"):
-        refuses(lambda w=wrong: Mixer(**SMALL, class_names=w), "class_names", "list", repr(wrong))
     refuses(lambda: Mixer(**SMALL, dtype="float16"), "float16", "float32", error=TypeError)
     refuses(lambda: Mixer(**SMALL, dtype="int32"), "int32", error=TypeError)
     with pytest.raises(TypeError, match="depth"):
@@ -533,59 +410,33 @@ def model(device):
     return Mixer(**SMALL).to(device)
 
 
-def test_images_of_another_shape(model):
+def test_images_that_do_not_fit(model):
+    calls = model, model.predict, model.predict_proba
     for shape in ((8, 8, 2), (1, 8, 8, 3), (1, 2, 8, 8), (1, 9, 8, 2), (1, 8, 4, 2), (8,), (),
                   (1, 1, 8, 8, 2)):  # fmt: skip
-        for images in (
-            np.zeros(shape, "uint8"),
-            np.zeros(shape, "float32"),
-            Tensor(np.zeros(shape)),
-        ):
+        zeros = np.zeros(shape, "uint8")
+        for images in (zeros, zeros.astype("float32"), Tensor(np.zeros(shape))):
             message = refuses(lambda i=images: model(i), "(B, 8, 8, 2)", shape, error=ValueError)
             assert message.startswith("Mixer")
-
-
-def test_an_empty_batch(model):
-    for call in (model, model.predict, model.predict_proba):
+    for call in calls:
         refuses(lambda call=call: call(np.zeros((0, 8, 8, 2), "uint8")), "empty", error=ValueError)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_images_that_are_not_finite(model, value, dtype):
-    images = np.zeros((2, 8, 8, 2), dtype)
-    images[1, 3, 4, 1] = value
-    for call in (model, model.predict, model.predict_proba):
-        refuses(lambda call=call: call(images), "NaN or infinity", error=ValueError)
-
-
-@pytest.mark.parametrize("dtype", ["int64", "int8", "uint16", "bool", "complex64"])
-def test_images_of_another_dtype(model, dtype):
-    images = np.zeros((2, 8, 8, 2), dtype)
-    for call in (model, model.predict):
-        refuses(lambda call=call: call(images), dtype, "uint8", error=TypeError)
-
-
-@pytest.mark.parametrize("images", [None, 3, "picture.png", [[0.0]], {}], ids=repr)
-def test_images_that_are_no_array(model, images):
-    refuses(lambda: model(images), "(B, 8, 8, 2)", type(images).__name__, error=ValueError)
-    with pytest.raises((ValueError, TypeError)):
-        model.predict(images)
-
-
-@pytest.mark.parametrize("size", [0, -1, 2.5, True, None], ids=repr)
-def test_batch_sizes_of_predictions(model, size):
+    for dtype, value in itertools.product(("float32", "float64"), (np.nan, np.inf, -np.inf)):
+        images = np.zeros((2, 8, 8, 2), dtype)
+        images[1, 3, 4, 1] = value
+        for call in calls:
+            refuses(lambda c=call, i=images: c(i), "NaN or infinity", error=ValueError)
+    for dtype in ("int64", "int8", "uint16", "bool", "complex64"):
+        images = np.zeros((2, 8, 8, 2), dtype)
+        for call in calls[:2]:
+            refuses(lambda c=call, i=images: c(i), dtype, "uint8", error=TypeError)
+    for images in (None, 3, "picture.png", [[0.0]], {}):
+        parts = "(B, 8, 8, 2)", type(images).__name__
+        refuses(lambda i=images: model(i), *parts, error=ValueError)
+        with pytest.raises((ValueError, TypeError)):
+            model.predict(images)
     images = np.zeros((2, 8, 8, 2), "uint8")
-    refuses(lambda: model.predict(images, batch_size=size), "batch_size", repr(size))
-
-
-def test_parameters_keep_their_shape(device):
-    p = Parameter(np.ones((2, 3), "float32"))
-
-    def assign():
-        p.data = np.ones((3, 2), "float32")
-
-    refuses(assign, "(2, 3)", "(3, 2)", error=ValueError)
+    for size in (0, -1, 2.5, True, None):
+        refuses(lambda n=size: model.predict(images, batch_size=n), "batch_size", repr(size))
 
 
 def test_states_that_do_not_fit():
@@ -593,45 +444,34 @@ def test_states_that_do_not_fit():
     state = model.state_dict()
     state["head.weight"] = state["head.weight"].T
     state["extra"] = state.pop("head.bias")
+    parts = "3 entries", "missing: head.bias", "unexpected: extra", "(3, 6)", "(6, 3)"
     with pytest.raises(ValueError) as caught:
         model.load_state_dict(state)
-    for part in ("3 entries", "missing: head.bias", "unexpected: extra", "(3, 6)", "(6, 3)"):
-        assert part in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), caught.value
+    for wrong in (None, [1], "weights.npz", 3):
+        parts = "dict", repr(wrong)
+        refuses(lambda w=wrong: Linear(2, 2).load_state_dict(w), *parts, error=TypeError)
+    weight, wrong = model.head.weight, np.ones((3, 6), "float32")
+    refuses(lambda: setattr(weight, "data", wrong), "(6, 3)", "(3, 6)", error=ValueError)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda n: Linear(n, 2), lambda n: Linear(2, n), LayerNorm], ids=["in", "out", "norm"]
-)
-@pytest.mark.parametrize("size", [0, -3, 1.5, True, None, "3"], ids=repr)
-def test_sizes_of_layers(make, size):
-    refuses(lambda: make(size), repr(size), "at least 1", error=ValueError)
-
-
-@pytest.mark.parametrize("seed", [-1, 1.5, 2**64, "7", float("nan")], ids=repr)
-def test_seeds(seed):
-    refuses(
-        lambda: Linear(2, 2, seed=seed),
-        "seed",
-        str(2**64 - 1),
-        repr(seed),
-        error=(TypeError, ValueError),
-    )
-    refuses(
-        lambda: Linear(2, 2).initialize(seed), "seed", repr(seed), error=(TypeError, ValueError)
-    )
+def test_arguments_of_layers():
+    for size in (0, -3, 1.5, True, None, "3"):
+        for make in (lambda n: Linear(n, 2), lambda n: Linear(2, n), LayerNorm):
+            parts = repr(size), "at least 1"
+            refuses(lambda make=make, n=size: make(n), *parts, error=ValueError)
+    for seed in (-1, 1.5, 2**64, "7", float("nan")):
+        parts = "seed", repr(seed)
+        refuses(lambda s=seed: Linear(2, 2, seed=s), *parts, str(2**64 - 1))
+        refuses(lambda s=seed: Linear(2, 2).initialize(s), *parts)
     assert Linear(2, 2, seed=2**64 - 1).weight.data.any()
-
-
-@pytest.mark.parametrize("state", [None, [1], "weights.npz", 3], ids=repr)
-def test_states_that_are_no_dict(state):
-    refuses(lambda: Linear(2, 2).load_state_dict(state), "dict", repr(state), error=TypeError)
-
-
-@pytest.mark.parametrize("epsilon", [0, -1, float("nan"), float("inf"), "1e-6", 1e-300], ids=repr)
-def test_epsilon(epsilon):
-    refuses(lambda: LayerNorm(3, epsilon), "epsilon", repr(epsilon), error=ValueError)
     x, row = ones(2, 3), ones(3)
-    refuses(lambda: F.layer_norm(x, row, row, epsilon), "epsilon", repr(epsilon), error=ValueError)
+    for epsilon in (0, -1, float("nan"), float("inf"), "1e-6", 1e-300):
+        parts = "epsilon", repr(epsilon)
+        refuses(lambda e=epsilon: LayerNorm(3, e), *parts, error=ValueError)
+        refuses(lambda e=epsilon: F.layer_norm(x, row, row, e), *parts, error=ValueError)
+    for p in (-0.1, 1, 1.0, 7, float("nan"), True, "0.5"):
+        refuses(lambda p=p: Dropout(p), "Dropout", "[0, 1)", p, error=ValueError)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300], ids=repr)
@@ -651,23 +491,15 @@ def test_states_that_are_not_finite(value):
         model.to("float64").load_state_dict(state)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1, 1.0, 7, float("nan"), True, "0.5"])
-def test_dropout(p):
-    refuses(lambda: Dropout(p), "Dropout", "[0, 1)", p, error=ValueError)
-
-
 # ---- devices and dtypes -------------------------------------------------------------------------
 
 
-def has_gpu():
+def needs_no_gpu(test):
     try:
         backend.check_device("cuda")
     except ValueError:
-        return False
-    return True
-
-
-needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
+        return test
+    return pytest.mark.skip(reason="there is a GPU here")(test)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", "", "cuda0", "tpu"])
@@ -679,36 +511,32 @@ def test_unknown_devices(name):
 @needs_no_gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
 def test_a_gpu_where_there_is_none(name):
-    """One sentence: what is missing and what to do about it."""
+    """One sentence: what is missing and what to do about it. A model stays where it is."""
+    model = Mixer(**SMALL)
+    before = model.state_dict()
     for function in (
         lambda: Tensor([1.0]).to(name),
         lambda: Tensor([1.0], device=name),
-        lambda: Mixer(**SMALL).to(name),
+        lambda: model.to(name),
+        lambda: model.to(name, "float64"),
         lambda: backend.to_device(np.ones(3), name),
     ):
         message = refuses(function, error=ValueError)
         assert "pip install" in message or "nvidia-smi" in message
         assert message.count(". ") == 0 and len(message) < 300
-
-
-@needs_no_gpu
-def test_a_model_stays_where_it_is_when_it_cannot_move():
-    model = Mixer(**SMALL)
-    before = model.state_dict()
-    refuses(lambda: model.to("cuda", "float64"))
     assert model.stem.weight.device == "cpu" and model.stem.weight.dtype == "float32"
     np.testing.assert_array_equal(model.state_dict()["stem.weight"], before["stem.weight"])
 
 
-@pytest.mark.parametrize("target", ["gpu", "float33", "cuda:x", 1.5, None, [], object], ids=repr)
-def test_to_nonsense(target):
-    for thing in (ones(2), Mixer(**SMALL)):
-        refuses(lambda thing=thing: thing.to(target), "to" if target != "cuda:x" else "cuda:x")
-        refuses(lambda thing=thing: thing.to("cpu", target))
-
-
-def test_to_two_devices_or_two_dtypes():
+def test_to_nonsense():
+    for target in ("gpu", "float33", "cuda:x", 1.5, None, [], object):
+        for thing in (ones(2), Mixer(**SMALL)):
+            part = "to" if target != "cuda:x" else "cuda:x"
+            refuses(lambda to=thing.to, t=target: to(t), part)
+            refuses(lambda to=thing.to, t=target: to("cpu", t))
     refuses(lambda: ones(2).to("float32", "float64"), "float32", "float64")
+    model = Mixer(**SMALL)
+    refuses(lambda: model.head.to("float64"), "larger model", error=ValueError)
 
 
 def test_a_gradient_is_not_lost_without_a_word():
@@ -727,31 +555,20 @@ def test_what_gets_no_gradient_may_not_want_one(device):
     assert F.cross_entropy(x, wanting.detach()).requires_grad
     refuses(lambda: F.cross_entropy(x, wanting), "target", "detach", error=TypeError)
     one = ones(device=device)
-    refuses(lambda: x.clip(one), "clip", "limit", "detach", error=TypeError)
-    refuses(lambda: x.clip(0, high=one), "clip", "limit", "detach", error=TypeError)
+    for limits in ({"low": one}, {"low": 0, "high": one}):
+        refuses(lambda n=limits: x.clip(**n), "clip", "limit", "detach", error=TypeError)
     assert x.clip(one.detach() * 2).tolist() == [[2, 2], [2, 2]]
     for list_ in ([one], [[one, one]], ([1.0], (2.0, [one]))):
         refuses(lambda list_=list_: Tensor(list_), "stack", "gradients", error=TypeError)
-
-
-@pytest.mark.parametrize("limit", ["a", [0.0], np.zeros(2), (), object], ids=repr)
-def test_limits_of_clip_are_numbers(limit, device):
-    refuses(lambda: ones(2, device=device).clip(limit, 1), "clip", "numbers", "maximum")
-    refuses(lambda: ops.clip(1.5, high=limit), "clip", "numbers", "maximum")
-
-
-def test_a_huge_operand_is_not_written_out():
-    assert len(refuses(lambda: ones(2) * 10**400, "Multiply", "(2,)")) < 200
-
-
-def test_moving_a_part_of_a_model():
-    model = Mixer(**SMALL)
-    refuses(lambda: model.head.to("float64"), "larger model", error=ValueError)
+    for limit in ("a", [0.0], np.zeros(2), (), object):
+        refuses(lambda n=limit: x.clip(n, 1), "clip", "numbers", "maximum")
+        refuses(lambda n=limit: ops.clip(1.5, high=n), "clip", "numbers", "maximum")
 
 
 # ---- optimizers ---------------------------------------------------------------------------------
 
 bad_optimizers = pytest.mark.parametrize("make", [SGD, Adam, AdamW], ids=lambda c: c.__name__)
+NAN, INF = float("nan"), float("inf")
 
 
 def weight():
@@ -759,107 +576,93 @@ def weight():
 
 
 @bad_optimizers
-@pytest.mark.parametrize("lr", [-1e-3, float("nan"), float("inf"), 1e39, "0.1", None], ids=repr)
-def test_learning_rates(make, lr):
+def test_rates_and_decay(make):
     optimizer = make([weight()], lr=0.1)
-    for name in ("lr", "lr_factor"):
-        refuses(lambda n=name: setattr(optimizer, n, lr), name, lr, error=ValueError)
-    assert (optimizer.lr, optimizer.lr_factor) == (0.1, 1.0)
-    refuses(lambda: make([weight()], lr=lr), "lr", lr, error=ValueError)
-    refuses(lambda: make([{"params": [weight()], "lr": lr}], lr=0.1), "lr", lr, error=ValueError)
-
-
-@bad_optimizers
-@pytest.mark.parametrize("decay", [-1e-3, float("nan"), float("inf"), 1e39])
-def test_weight_decay(make, decay):
-    optimizer = make([weight()], lr=0.1)
-    refuses(lambda: setattr(optimizer, "weight_decay", decay), "weight_decay", decay)
-    refuses(lambda: make([weight()], lr=0.1, weight_decay=decay), "weight_decay", decay)
+    for lr in (-1e-3, NAN, INF, 1e39, "0.1", None):
+        for name in ("lr", "lr_factor"):
+            refuses(lambda n=name, v=lr: setattr(optimizer, n, v), name, lr, error=ValueError)
+        assert (optimizer.lr, optimizer.lr_factor) == (0.1, 1.0)
+        refuses(lambda v=lr: make([weight()], lr=v), "lr", lr, error=ValueError)
+        group = {"params": [weight()], "lr": lr}
+        refuses(lambda g=group: make([g], lr=0.1), "lr", lr, error=ValueError)
+    for decay in (-1e-3, NAN, INF, 1e39):
+        parts = "weight_decay", decay
+        refuses(lambda v=decay: setattr(optimizer, "weight_decay", v), *parts)
+        refuses(lambda v=decay: make([weight()], lr=0.1, weight_decay=v), *parts)
 
 
 @bad_optimizers
 def test_what_is_optimized(make):
-    p = weight()
-    refuses(lambda: make([], lr=0.1), "no parameters", error=ValueError)
-    refuses(lambda: make([p, p], lr=0.1), "twice", error=ValueError)
-    refuses(lambda: make([p, weight()], lr=0.1), "different models", error=ValueError)
-    frozen = Parameter(np.ones(3), requires_grad=False)
-    refuses(lambda: make([frozen], lr=0.1), "no parameters", error=ValueError)
+    p, frozen = weight(), Parameter(np.ones(3), requires_grad=False)
+    for wrong, part in (([], "no parameters"), ([p, p], "twice"), ([frozen], "no parameters"),
+                        ([p, weight()], "different models")):  # fmt: skip
+        refuses(lambda w=wrong: make(w, lr=0.1), part, error=ValueError)
+    refuses(lambda: make([{"lr": 0.1}], lr=0.1), "params")
+    for wrong in ([ones(2)], [np.ones(2)], [None], [{"params": [p]}, weight()]):
+        refuses(lambda w=wrong: make(w, lr=0.1), "arameter")
 
 
-@bad_optimizers
-@pytest.mark.parametrize("kind", ["Tensor", "array", "None", "group without params", "mixed"])
-def test_what_is_no_parameter(make, kind):
-    wrong = {
-        "Tensor": [ones(2)], "array": [np.ones(2)], "None": [None],
-        "group without params": [{"lr": 0.1}], "mixed": [{"params": [weight()]}, weight()],
-    }[kind]  # fmt: skip
-    refuses(lambda: make(wrong, lr=0.1), "arameter" if "group" not in kind else "params")
-
-
-@pytest.mark.parametrize("value", ["a tenth", None, [0.1]], ids=repr)
-def test_settings_that_are_no_numbers(value):
+def test_settings_that_are_no_numbers():
     """Here Python's own words will do: the traceback shows the line that was called."""
-    refuses(lambda: LayerNorm(3, value), "epsilon", error=ValueError)
-    for function in (
-        lambda: SGD([weight()], lr=value),
-        lambda: AdamW([weight()], weight_decay=value),
-        lambda: SGD([weight()], lr=0.1, momentum=value),
-        lambda: AdamW([weight()], betas=(value, 0.9)),
-        lambda: Dropout(value),
-        lambda: F.cross_entropy(ones(3, 2), [0, 1, 0], label_smoothing=value),
-        lambda: Mixer(**SMALL, stochastic_depth=value),
-    ):
-        with pytest.raises((TypeError, ValueError)):
-            function()
+    for value in ("a tenth", None, [0.1]):
+        refuses(lambda v=value: LayerNorm(3, v), "epsilon", error=ValueError)
+        for make, options in (
+            (SGD, {"lr": value}), (SGD, {"lr": 0.1, "momentum": value}),
+            (AdamW, {"weight_decay": value}), (AdamW, {"betas": (value, 0.9)}),
+        ):  # fmt: skip
+            with pytest.raises((TypeError, ValueError)):
+                make([weight()], **options)
+        for function in (
+            lambda v=value: Dropout(v),
+            lambda v=value: F.cross_entropy(ones(3, 2), [0, 1, 0], label_smoothing=v),
+            lambda v=value: Mixer(**SMALL, stochastic_depth=v),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                function()
 
 
-@pytest.mark.parametrize(
-    "momentum, nesterov",
-    [(-0.1, False), (1.0, False), (0.0, True), (1.5, True), (float("nan"), False)],
-)
-def test_momentum(momentum, nesterov):
-    refuses(
-        lambda: SGD([weight()], lr=0.1, momentum=momentum, nesterov=nesterov), "momentum", momentum
-    )
-
-
-NO_RATES = [1.0, 1.5, 2, -0.1, float("nan"), "0.9"]
+NO_RATES = [1.0, 1.5, 2, -0.1, NAN, "0.9"]
 
 
 @pytest.mark.parametrize("make", [Adam, AdamW])
-@pytest.mark.parametrize(
-    "options, wrong",
-    [({"betas": (beta, 0.9)}, ("betas[0]", beta)) for beta in NO_RATES]
-    + [({"betas": (0.9, beta)}, ("betas[1]", beta)) for beta in NO_RATES]
-    + [({"betas": betas}, ("betas", "two numbers")) for betas in (0.9, (0.9,), (0.9, 0.9, 0.9))]
-    + [({"eps": eps}, ("eps", eps)) for eps in (0.0, 1e-46, float("nan"), float("inf"), "small")],
-    ids=str,
-)
+@pytest.mark.parametrize("options, wrong", [
+    *[({"betas": (beta, 0.9)}, ("betas[0]", beta)) for beta in NO_RATES],
+    *[({"betas": (0.9, beta)}, ("betas[1]", beta)) for beta in NO_RATES],
+    *[({"betas": betas}, ("betas", "two numbers")) for betas in (0.9, (0.9,), (0.9, 0.9, 0.9))],
+    *[({"eps": eps}, ("eps", eps)) for eps in (0.0, 1e-46, NAN, INF, "small")],
+], ids=str)  # fmt: skip
 def test_betas_and_eps(make, options, wrong):
     refuses(lambda: make([weight()], **options), *wrong, error=ValueError)
 
 
+def test_settings_of_sgd():
+    for momentum, nesterov in ((-0.1, False), (1.0, False), (0.0, True), (1.5, True), (NAN, False)):
+        options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
+        refuses(lambda o=options: SGD([weight()], **o), "momentum", momentum)
+    sgd = SGD([weight()], lr=0.1)
+    for norm in (0, -1.0, NAN):
+        refuses(lambda n=norm: sgd.clip_grad_norm(n), "max_norm", norm, error=ValueError)
+
+
 def test_settings_are_checked_when_they_are_changed():
     sgd, nesterov, adam = SGD([weight()], 0.1), SGD([weight()], 0.1, 0.9, True), AdamW([weight()])
-    refuses(lambda: setattr(sgd, "momentum", 0.9), "momentum 0.9", "new SGD", error=ValueError)
-    refuses(lambda: setattr(nesterov, "momentum", 0), "momentum, with", "(0, 1)", error=ValueError)
-    refuses(lambda: setattr(adam, "betas", (1.0, 1.0)), "betas[0]", "1.0", error=ValueError)
-    refuses(lambda: setattr(adam, "eps", 0.0), "eps", "0.0", error=ValueError)
+    for optimizer, name, value, *parts in (
+        (sgd, "momentum", 0.9, "momentum 0.9", "new SGD"),
+        (nesterov, "momentum", 0, "momentum, with", "(0, 1)"),
+        (adam, "betas", (1.0, 1.0), "betas[0]", "1.0"), (adam, "eps", 0.0, "eps", "0.0"),
+    ):  # fmt: skip
+        refuses(lambda o=optimizer, n=name, v=value: setattr(o, n, v), *parts, error=ValueError)
     assert (sgd.momentum, nesterov.momentum, adam.betas, adam.eps) == (0, 0.9, (0.9, 0.999), 1e-8)
     nesterov.momentum, adam.betas = 0.5, [0.8, 0.9]
     assert (nesterov.momentum, adam.betas) == (0.5, (0.8, 0.9))
 
 
-@pytest.mark.parametrize(
-    "name, value, part",
-    [
-        ("step", 1.5, "whole number"), ("step", "1", "whole number"), ("step", -1, "-1"),
-        ("exp_avg", None, "fit"), ("exp_avg", np.zeros((2, 3)), "fit"),
-        ("exp_avg", [np.full((2, 3), "a")], "no numbers"), ("exp_avg", [1j * np.ones((2, 3))], ""),
-        ("exp_avg_sq", [np.full((2, 3), -1e-9)], "below 0"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name, value, part", [
+    ("step", 1.5, "whole number"), ("step", "1", "whole number"), ("step", -1, "-1"),
+    ("exp_avg", None, "fit"), ("exp_avg", np.zeros((2, 3)), "fit"),
+    ("exp_avg", [np.full((2, 3), "a")], "no numbers"), ("exp_avg", [1j * np.ones((2, 3))], ""),
+    ("exp_avg_sq", [np.full((2, 3), -1e-9)], "below 0"),
+])  # fmt: skip
 def test_states_of_optimizers(name, value, part):
     optimizer = AdamW([weight()])
     state = {**optimizer.state_dict(), name: value}
@@ -867,22 +670,14 @@ def test_states_of_optimizers(name, value, part):
     refuses(lambda: optimizer.load_state_dict(None), "optimizer state", "exp_avg_sq", "None")
 
 
-@pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
-def test_clipping(norm):
-    refuses(
-        lambda: SGD([weight()], lr=0.1).clip_grad_norm(norm), "max_norm", norm, error=ValueError
-    )
-
-
 def test_schedules():
     refuses(lambda: schedule(0, 10, decay="cosin"), "'cosin'", "'cosine'", "'linear'")
     refuses(lambda: schedule(0, 10, warmup_steps=11), "11", "10", error=ValueError)
-    refuses(lambda: schedule(0, 10, warmup_steps=-1), "warmup_steps", "-1", error=ValueError)
-    for wrong in (float("nan"), float("inf"), -1, "3", None):
+    refuses(lambda: schedule(0, 0), "0", error=ValueError)
+    for wrong in (NAN, INF, -1, "3", None):
         refuses(lambda w=wrong: schedule(w, 10), "step", repr(wrong), error=ValueError)
         refuses(lambda w=wrong: schedule(0, w), "total_steps", repr(wrong), error=ValueError)
         refuses(lambda w=wrong: schedule(0, 9, w), "warmup_steps", repr(wrong), error=ValueError)
-    refuses(lambda: schedule(0, 0), "0", error=ValueError)
 
 
 def test_every_public_name_is_there():

@@ -1,6 +1,6 @@
 """The model that comes with the package, and pictures of digits prepared as MNIST's were."""
 
-import io
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,7 +13,6 @@ from minimixer import Mixer, data
 from minimixer.pictures.folders import BadPicture
 from minimixer.training.checkpoint import BUILT_IN, read_checkpoint, save_checkpoint
 from minimixer.training.idx import write_idx
-from minimixer.weights.remake import remake
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 ImageDraw = pytest.importorskip("PIL.ImageDraw")
@@ -51,10 +50,7 @@ def test_the_shipped_model_is_as_good_as_it_is_said_to_be(model, mnist):
     assert accuracy == pytest.approx(0.9912, abs=2e-4)  # an image or two, on another BLAS
     assert "99.1%" in Mixer.load.__doc__ and f"{accuracy:.1%}" == "99.1%"
     assert model.class_names == NAMES and model.preparation == "digit" and not model.training
-
-
-def test_the_shipped_file_holds_weights_alone():
-    meta, arrays = read_checkpoint(BUILT_IN["digits"])
+    meta, arrays = read_checkpoint(BUILT_IN["digits"])  # weights alone
     assert all(name.startswith("weights/") for name in arrays) and meta["progress"] is None
     assert BUILT_IN["digits"].stat().st_size < 1 << 20
 
@@ -92,27 +88,21 @@ def test_a_checkpoint_records_the_preparation(tmp_path):
     (NAMES, 28, "digit"), (NAMES, 56, None), (None, 28, None), ([*NAMES[:9], "shoe"], 28, None),
 ])  # fmt: skip
 def test_files_from_before_it_was_recorded(tmp_path, names, size, guessed):
-    save_checkpoint(tmp_path / "new.npz", Mixer(size, **SMALL, class_names=names))
-    with np.load(tmp_path / "new.npz") as file:
+    new, old = tmp_path / "new.npz", tmp_path / "old.npz"
+    save_checkpoint(new, Mixer(size, **SMALL, class_names=names))
+    with np.load(new) as file:
         arrays = dict(file)
     meta = json.loads(arrays.pop("meta").tobytes())
-    assert meta.pop("preparation", "absent") is None
-    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    np.savez(tmp_path / "old.npz", meta=text, **arrays)
-    assert Mixer.load(tmp_path / "new.npz").preparation is None
-    assert Mixer.load(tmp_path / "old.npz").preparation == guessed
-    meta["preparation"] = 7
-    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    np.savez(tmp_path / "bad.npz", meta=text, **arrays)
+    assert meta.pop("preparation", "absent") is None and Mixer.load(new).preparation is None
+
+    def load(**more):
+        text = np.frombuffer(json.dumps(meta | more).encode(), np.uint8)
+        np.savez(old, meta=text, **arrays)
+        return Mixer.load(old)
+
+    assert load().preparation == guessed
     with pytest.raises(ValueError, match="preparation is not what minimixer writes"):
-        Mixer.load(tmp_path / "bad.npz")
-
-
-def test_a_model_for_other_images_is_not_prepared_for(model):
-    assert remake(model, stochastic_depth=0.1).preparation == "digit"
-    assert model.resize(56).preparation is None
-    for changes in ({"num_classes": 3}, {"in_channels": 3}):
-        assert Mixer.from_pretrained("digits", **changes).preparation is None
+        load(preparation=7)
 
 
 @pytest.mark.slow
@@ -188,63 +178,61 @@ def draw(width, height, pen=12, paper=(245,) * 3, ink=(20,) * 3):
     return image
 
 
-def array_of(change):
-    def changed():
-        array = np.asarray(draw(240, 200)).astype(float)
-        y, x = np.mgrid[0:200, 0:240] / 200
-        return Image.fromarray(change(array, x[..., None], y[..., None]).clip(0, 255).astype("u1"))
-
-    return changed
-
-
-def noise(array, amount=8):
-    return array + np.random.default_rng(0).normal(0, amount, array.shape)
-
-
-def lines(array, x, y):
-    array[np.arange(200) % 30 == 4], array[:, np.arange(240) % 30 == 9] = (90, 130, 220), 40
-    return array
-
-
-def thick_lines(array, x, y):
-    array[np.isin(np.arange(200) % 50, (20, 21, 22, 23))] = 60
-    return array
-
-
-def box_around(array, x, y):
-    array[8:192, 8:232] = np.pad(array[10:190, 10:230], ((2, 2), (2, 2), (0, 0)))
-    return array
-
-
-def specks(array, x, y):
-    for top, left in np.random.default_rng(0).integers(0, 195, (15, 2)):
-        array[top : top + 3, left : left + 3] = 20
-    return array
-
-
-def framed(array, x, y):
-    array[:15], array[-15:], array[:, :15], array[:, -15:] = 20, 20, 20, 20
-    return array
-
-
 def ghost(colour):
     image = Image.new("RGBA", (240, 200), colour)
     image.putalpha(draw(240, 200, paper=(0,) * 3, ink=(255,) * 3).convert("L"))
     return image
 
 
+def noise(array, amount=8):
+    return array + np.random.default_rng(0).normal(0, amount, array.shape)
+
+
+def array_of(change):
+    """The drawing after change(its array, x, y), which may work on it in place."""
+
+    def changed():
+        array = np.asarray(draw(240, 200)).astype(float)
+        y, x = np.mgrid[0:200, 0:240] / 200
+        new = change(array, x[..., None], y[..., None])
+        return Image.fromarray((array if new is None else new).clip(0, 255).astype("u1"))
+
+    return changed
+
+
+def lines(array, x, y):
+    array[np.arange(200) % 30 == 4], array[:, np.arange(240) % 30 == 9] = (90, 130, 220), 40
+
+
+def thick_lines(array, x, y):
+    array[np.isin(np.arange(200) % 50, (20, 21, 22, 23))] = 60
+
+
+def box_around(array, x, y):
+    array[8:192, 8:232] = np.pad(array[10:190, 10:230], ((2, 2), (2, 2), (0, 0)))
+
+
+def specks(array, x, y):
+    for top, left in np.random.default_rng(0).integers(0, 195, (15, 2)):
+        array[top : top + 3, left : left + 3] = 20
+
+
+def framed(array, x, y):
+    array[:15], array[-15:], array[:, :15], array[:, -15:] = 20, 20, 20, 20
+
+
+def grey(times):
+    """16 bits, of which so many are used."""
+    return lambda: Image.fromarray(np.asarray(draw(240, 200).convert("L")) * np.uint16(times))
+
+
 KINDS = {
     "black on white": lambda: draw(240, 200),
     "white on black": lambda: draw(240, 200, paper=(0,) * 3, ink=(255,) * 3),
     "red on blue": lambda: draw(240, 200, paper=(40, 128, 200), ink=(230, 60, 60)),  # as bright
-    "grey": lambda: draw(240, 200).convert("L"),
+    "grey": lambda: draw(240, 200).convert("L"), "16 bits": grey(257), "12 of 16 bits": grey(16),
     "one bit": lambda: draw(240, 200).convert("1"),  # with dither
-    "palette": lambda: draw(240, 200).quantize(8),
-    "16 bits": lambda: Image.fromarray(np.asarray(draw(240, 200).convert("L")) * np.uint16(257)),
-    "12 of 16 bits": lambda: Image.fromarray(
-        np.asarray(draw(240, 200).convert("L")) * np.uint16(16)
-    ),
-    "black on nothing": lambda: ghost((0, 0, 0)),
+    "palette": lambda: draw(240, 200).quantize(8), "black on nothing": lambda: ghost((0, 0, 0)),
     "white on nothing": lambda: ghost((255, 255, 255)),
     "faint": lambda: draw(240, 200, paper=(200,) * 3, ink=(175,) * 3),
     "large": lambda: draw(4000, 3000, pen=160),
@@ -255,15 +243,13 @@ KINDS = {
     "lit from aside": array_of(lambda a, x, y: noise(a * (0.35 + 0.5 * x))),
     "in a corner's light": array_of(lambda a, x, y: a * (0.4 + 0.7 * np.exp(-3 * (x * x + y * y)))),
     "half in shadow": array_of(lambda a, x, y: noise(a * (1 - 0.35 * (x + 0.4 * y > 1)), 2)),
-    "ruled": array_of(lines),
-    "ruled with a broad pen": array_of(thick_lines),
-    "with a box around": array_of(box_around),
-    "with specks": array_of(specks),
+    "ruled": array_of(lines), "ruled with a broad pen": array_of(thick_lines),
+    "with a box around": array_of(box_around), "with specks": array_of(specks),
     "in a frame": array_of(framed),
     "on a desk": lambda: draw(240, 200).rotate(5, fillcolor=(90, 60, 40)).resize((240, 200)),
     "cut to the ink": lambda: draw(240, 200).crop((125, 44, 194, 158)),
     "bold, cut to the ink": lambda: draw(600, 500, pen=70).crop((290, 95, 500, 400)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -285,22 +271,27 @@ def test_a_turned_jpeg(model, tmp_path, quality):
 
 
 def test_what_shows_no_digit(tmp_path):
-    def refused(image, text):
+    blank = draw(240, 200, ink=(245,) * 3)
+    for image, text in (
+        (blank, "no ink"), (np.hstack([draw(240, 200), draw(240, 200)]), "more than one digit"),
+        (noise(np.full((300, 400, 3), 200.0)).astype("uint8"), "no ink|only specks"),
+        (np.zeros((0, 5), "uint8"), "no pixels"),
+    ):  # fmt: skip
         with pytest.raises(BadPicture, match=text):
             prepare_digit(np.asarray(image))
-
-    refused(draw(240, 200, ink=(245,) * 3), "no ink")
-    refused(noise(np.full((300, 400, 3), 200.0)).astype("uint8"), "no ink|only specks")
-    file = io.BytesIO()
-    draw(240, 200, ink=(245,) * 3).save(file, "PNG")
-    (tmp_path / "blank.png").write_bytes(file.getvalue())
+    blank.save(tmp_path / "blank.png")
     with pytest.raises(BadPicture, match="no ink"):
         read_digit(tmp_path / "blank.png")
-    refused(np.hstack([draw(240, 200), draw(240, 200)]), "more than one digit")
-    refused(np.zeros((0, 5), "uint8"), "no pixels")
     for wrong in (np.zeros((5, 5)), np.zeros(5, "uint8"), np.zeros((5, 5, 4), "uint8")):
         with pytest.raises(TypeError, match="uint8"):
             prepare_digit(wrong)
+    random = np.random.default_rng(0)  # any array is prepared or refused
+    for shape in [(1, 1), (1, 9), (2, 900), (1000, 3), (20, 20, 3), (90, 200)]:
+        for share in (0.01, 0.5, 0.97):
+            for array in (random.random(shape) < share, np.arange(np.prod(shape)) % 256):
+                with contextlib.suppress(BadPicture):
+                    digit = prepare_digit((array.reshape(shape) * 255).astype("uint8"))
+                    assert digit.shape == (28, 28) and digit.dtype == np.uint8
 
 
 def test_the_drawing_of_the_steps_reads_digits_as_predict_does(tmp_path, capsys, monkeypatch):
@@ -308,32 +299,17 @@ def test_the_drawing_of_the_steps_reads_digits_as_predict_does(tmp_path, capsys,
     pytest.importorskip("matplotlib")
     import draw_digit
 
-    ink = 255 - np.asarray(draw(240, 200).convert("L"))
-    white = Image.new("RGBA", (240, 200), "white")
-    white.putalpha(Image.fromarray(ink))
-    white.save(tmp_path / "white.png")
+    ghost((255, 255, 255)).save(tmp_path / "white.png")
     steps = []
     digit = read_digit(tmp_path / "white.png", steps)
     assert steps[0][0] == "the picture" and len(steps) == 6 and (steps[-1][1] == digit).all()
-    words = [tmp_path / "white.png", "--out", tmp_path / "steps.png"]
-    monkeypatch.setattr(sys, "argv", ["draw_digit.py", *map(str, words)])
+    words = ["draw_digit.py", str(tmp_path / "white.png"), "--out", str(tmp_path / "steps.png")]
+    monkeypatch.setattr(sys, "argv", words)
     assert draw_digit.main() == 0 and (tmp_path / "steps.png").exists()
     (tmp_path / "none.png").write_bytes(b"")
-    sys.argv[1] = str(tmp_path / "none.png")
+    words[1] = str(tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"none\.png: the file is empty"):
         draw_digit.main()
-
-
-def test_any_array_is_prepared_or_refused():
-    random = np.random.default_rng(0)
-    for shape in [(1, 1), (1, 9), (2, 900), (1000, 3), (20, 20, 3), (90, 200)]:
-        for share in (0.01, 0.5, 0.97):
-            for array in (random.random(shape) < share, np.arange(np.prod(shape)) % 256):
-                try:
-                    digit = prepare_digit((array.reshape(shape) * 255).astype("uint8"))
-                except BadPicture:
-                    continue
-                assert digit.shape == (28, 28) and digit.dtype == np.uint8
 
 
 def test_a_bold_digit_that_touches_a_thin_frame(model):

@@ -1,7 +1,6 @@
 """Names from outside: whatever they hold, what is shown is one line of visible characters."""
 
 import csv
-import doctest
 import io
 import os
 import shutil
@@ -13,15 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimixer.training import names
 from minimixer.training.names import command, distinct, escaped, for_picture, printable
 
 anything = st.text(st.characters(exclude_categories=()), max_size=60)  # half characters, too
-
-
-def test_worked_example():
-    result = doctest.testmod(names)
-    assert result.attempted >= 5 and not result.failed
 
 
 @pytest.mark.parametrize("name, shown", [
@@ -87,19 +80,8 @@ def test_pictures_of_any_name():
     figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(4, 3))
     axes = figure.subplots()
     hard = [
-        "$x$",
-        "$\\frac{",
-        "\\",
-        "$",
-        "5$ or 7$",
-        "a\x1b",
-        "\udce9",
-        "猫",
-        "🦊",
-        "\n",
-        " ",
-        "_^{",
-    ]
+        "$x$", "$\\frac{", "\\", "$", "5$ or 7$", "a\x1b", "\udce9", "猫", "🦊", "\n", " ", "_^{",
+    ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         axes.set_xticks(range(len(hard)), [for_picture(name) for name in hard], rotation=90)

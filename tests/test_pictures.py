@@ -1,8 +1,6 @@
 """Pictures: two PNGs of a known size, whatever was learned."""
 
 import builtins
-import doctest
-import itertools
 import struct
 import sys
 import zlib
@@ -10,7 +8,6 @@ import zlib
 import numpy as np
 import pytest
 
-from minimixer.training import report
 from minimixer.training.report import save_pictures
 
 SIZES = {"curves.png": (1170, 468), "mistakes.png": (1560, 975)}  # inches times 130
@@ -47,11 +44,6 @@ def read_png(path):
     return *struct.unpack_from(">II", chunks[b"IHDR"]), zlib.decompress(chunks[b"IDAT"])
 
 
-def test_worked_example():
-    result = doctest.testmod(report)
-    assert result.attempted >= 2 and not result.failed
-
-
 CASES = {
     "RGB": {"shape": (32, 32, 3), "mistakes": 24},
     "one row of pixels": {"shape": (1, 8, 1), "mistakes": 1},
@@ -64,9 +56,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_pictures_of_the_right_size(tmp_path, case):
-    pytest.importorskip("matplotlib")
+    """Made without pyplot, which would want a window and keep figures alive."""
+    settings = dict(pytest.importorskip("matplotlib").rcParams)
     arguments = make(**CASES[case])
     before = [np.copy(array) for array in arguments[1:]]
+    for name in SIZES:
+        (tmp_path / name).write_bytes(b"old")
     paths = save_pictures(tmp_path, *arguments)
     assert [path.name for path in paths] == list(SIZES)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SIZES)
@@ -77,16 +72,25 @@ def test_two_pictures_of_the_right_size(tmp_path, case):
             assert len(set(pixels)) > 20  # not a blank sheet
     for array, was in zip(arguments[1:], before, strict=True):
         np.testing.assert_array_equal(array, was)
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert dict(sys.modules["matplotlib"].rcParams) == settings
+    assert pyplot is None or not pyplot.get_fignums()
 
 
-def test_the_most_confident_mistakes_and_their_titles(tmp_path, monkeypatch):
-    """What is drawn: 24 at most, the most confident first, true class and prediction in words."""
-    figure = pytest.importorskip("matplotlib.figure")
-    saved = []
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that are saved, which are not drawn."""
+    figure, saved = pytest.importorskip("matplotlib.figure"), []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: saved.append(self))
+    return saved
+
+
+def test_the_most_confident_mistakes_and_their_titles(tmp_path, figures):
+    """What is drawn: 24 at most, the most confident first, true class and prediction in words."""
     history, images, labels, probabilities = make(n=80, mistakes=30)
     save_pictures(tmp_path, history, images, labels, probabilities)
-    curves, mistakes = saved
+    curves, mistakes = figures
+    assert len(mistakes.axes) == 24
     predicted = probabilities.argmax(axis=1)
     wrong = [i for i in range(80) if predicted[i] != labels[i]]
     wrong.sort(key=lambda i: -probabilities[i, predicted[i]])
@@ -104,39 +108,8 @@ def test_the_most_confident_mistakes_and_their_titles(tmp_path, monkeypatch):
             assert list(line.get_ydata()) == [row[f"{part}_{name}"] for row in history]
 
 
-def test_titles_say_which_class_is_true_and_fit(tmp_path, monkeypatch):
-    """Names of every kind: long, wide, with what a formula begins with, with what can't be seen."""
-    figure = pytest.importorskip("matplotlib.figure")
-    agg = pytest.importorskip("matplotlib.backends.backend_agg")
-    drawn = []
-    save = figure.Figure.savefig
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *words, **more: (
-        drawn.append(self), save(self, *words, **more)
-    ))  # fmt: skip
-    names = ["golden_retriever_of_the_king", "a$b$c", "W" * 40, "cat\x1b[31m", "5", r"\$"]
-    labels = np.arange(12) % 6
-    probabilities = np.full((12, 6), 0.004)
-    probabilities[np.arange(12), (labels + 1) % 6] = 0.98
-    images = np.zeros((12, 8, 8, 1), np.uint8)
-    save_pictures(tmp_path, make(epochs=1)[0], images, labels, probabilities, names)
-    mistakes = drawn[1]
-    titles = [axes.get_title() for axes in mistakes.axes if axes.get_title()]
-    assert len(titles) == 12 and r"true: a\$b\$c" in titles[1]
-    assert titles[0].startswith("true: golden_retr") and titles[0].endswith(r"said: a\$b\$c (98%)")
-    assert "\x1b" not in "".join(titles)
-    renderer = agg.FigureCanvasAgg(mistakes).get_renderer()
-    boxes = [axes.title.get_window_extent(renderer) for axes in mistakes.axes if axes.get_title()]
-    for row in (boxes[:6], boxes[6:]):
-        assert row[0].x0 >= 0 and row[-1].x1 <= mistakes.bbox.width
-        for left, right in itertools.pairwise(row):
-            assert left.x1 < right.x0
-
-
-def test_steps_names_and_pictures_taken_one_by_one(tmp_path, monkeypatch):
+def test_steps_names_and_pictures_taken_one_by_one(tmp_path, figures):
     """As finetune.py asks for them: by step, on val/, with names of classes."""
-    figure = pytest.importorskip("matplotlib.figure")
-    saved = []
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: saved.append(self))
     history, images, labels, probabilities = make(n=20, mistakes=5, classes=3)
     history = [
         {"step": 50 * row["epoch"], **{k.replace("test", "val"): v for k, v in row.items()}}
@@ -149,23 +122,13 @@ def test_steps_names_and_pictures_taken_one_by_one(tmp_path, monkeypatch):
             return images[number]
 
     save_pictures(tmp_path, history, OneByOne(), labels, probabilities, ["hay", "ivy", "jar"])
-    curves, mistakes = saved
+    curves, mistakes = figures
     assert [axes.get_xlabel() for axes in curves.axes] == ["step", "step"]
     assert list(curves.axes[0].lines[1].get_xdata()) == [50, 100, 150]
     assert list(curves.axes[0].lines[1].get_ydata()) == [row["val_loss"] for row in history]
     names, predicted = np.array(["hay", "ivy", "jar"]), probabilities.argmax(axis=1)
     titles = {axes.get_title().partition(" (")[0] for axes in mistakes.axes if axes.images}
     assert titles == {f"true: {names[labels[i]]}\nsaid: {names[predicted[i]]}" for i in range(5)}
-
-
-def test_they_replace_those_of_before(tmp_path):
-    pytest.importorskip("matplotlib")
-    for name in SIZES:
-        (tmp_path / name).write_bytes(b"old")
-        (tmp_path / f".{name}.0123456789ab.tmp").write_bytes(b"left by a killed run")
-    save_pictures(tmp_path, *make(epochs=1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SIZES)
-    assert all(read_png(tmp_path / name)[:2] == size for name, size in SIZES.items())
 
 
 def test_none_without_matplotlib(tmp_path, monkeypatch):
@@ -178,13 +141,3 @@ def test_none_without_matplotlib(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert save_pictures(tmp_path, *make()) == [] and not list(tmp_path.iterdir())
-
-
-def test_no_display_and_no_global_state(tmp_path):
-    """Figures are made without pyplot, which would want a window and keep them alive."""
-    matplotlib = pytest.importorskip("matplotlib")
-    before = dict(matplotlib.rcParams)
-    save_pictures(tmp_path, *make(epochs=1))
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert dict(matplotlib.rcParams) == before
-    assert pyplot is None or not pyplot.get_fignums()

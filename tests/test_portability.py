@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import quick
+from processes import ENVIRONMENT, quick
 from test_train_mnist import SCRIPT, SMALL, make_data
 
 ROOT = Path(__file__).parents[1]
@@ -26,9 +26,14 @@ def small(tmp_path_factory):
 
 
 def run(*command, cwd, timeout=60, **options):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    options = {"capture_output": True, "encoding": "utf-8", "env": environment} | options
+    options = {"capture_output": True, "encoding": "utf-8", "env": ENVIRONMENT} | options
     return subprocess.run(list(map(str, command)), cwd=cwd, timeout=timeout, **options)
+
+
+def shell(line, small, cwd):
+    """What a shell says to this line, in which TRAIN is a short training run."""
+    words = [sys.executable, SCRIPT, *SMALL, "--epochs=1", "--data-dir", small, "--out=run"]
+    return run("sh", "-c", line.replace("TRAIN", " ".join(map(str, words))), cwd=cwd)
 
 
 # ---- encodings ----------------------------------------------------------------------------------
@@ -57,18 +62,15 @@ def without_encoding(source):
 
 
 def test_text_has_an_encoding():
-    found = [f"{path.relative_to(ROOT)}:{line}" for path in SOURCES
-             for line in without_encoding(path.read_text(encoding="utf-8"))]  # fmt: skip
-    assert found == []
-
-
-def test_what_has_none_would_be_found():
     bad = ["open(p)", "open(p, 'w')", "p.open()", "p.read_text()", "p.write_text('x')",
            "run(c, text=True)", "os.popen(c)", "NamedTemporaryFile('w', mode='w')"]  # fmt: skip
     good = ["open(p, 'rb')", "os.open(p, 0)", "open(p, encoding='utf-8')", "run(c)",
             "TemporaryFile(dir=p)", "p.read_bytes()"]  # fmt: skip
     assert [line for line in bad if not list(without_encoding(line))] == []
     assert [line for line in good if list(without_encoding(line))] == []
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in SOURCES
+             for line in without_encoding(path.read_text(encoding="utf-8"))]  # fmt: skip
+    assert found == []
 
 
 def test_cuda_sources_are_ascii():
@@ -138,24 +140,17 @@ def test_training_on_a_bare_system(small, tmp_path):
 # ---- streams, notebooks, Ctrl-C -----------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell's signs")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a POSIX shell's signs, and /dev/full")
 @pytest.mark.parametrize("streams", quick(
-    [">&-", "2>&-", "<&- >&- 2>&-", "| true", "2>&1 | true", "2>/dev/full"],
-    "<&- >&- 2>&-", "2>&1 | true"))  # fmt: skip
+    [">&-", "2>&-", "<&- >&- 2>&-", "| true", "2>&1 | true", "2>/dev/full", ">/dev/full"],
+    "<&- >&- 2>&-", "2>&1 | true", ">/dev/full"))  # fmt: skip
 def test_a_run_survives_its_streams(small, tmp_path, streams):
-    words = " ".join(map(str, [*SMALL, "--epochs=1", "--data-dir", small, "--out=run"]))
-    done = run("sh", "-c", f"{sys.executable} {SCRIPT} {words} {streams}", cwd=tmp_path)
+    """What could not be written to a file is said, once."""
+    done = shell(f"TRAIN {streams}", small, tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stderr.count("No space left") == (streams == ">/dev/full"), done.stderr
     assert (tmp_path / "run" / "checkpoint.npz").exists()
     assert (tmp_path / "run" / "metrics.csv").exists()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_what_could_not_be_written_to_a_file_is_said(small, tmp_path):
-    words = " ".join(map(str, [*SMALL, "--epochs=1", "--data-dir", small, "--out=run"]))
-    done = run("sh", "-c", f"{sys.executable} {SCRIPT} {words} >/dev/full", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr.count("No space left") == 1, done.stderr
-    assert (tmp_path / "run" / "checkpoint.npz").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX terminal")
@@ -164,11 +159,10 @@ def test_a_run_survives_its_terminal(small, tmp_path):
     import pty
 
     ours, theirs = pty.openpty()
-    words = [*SMALL, "--epochs=30", "--data-dir", small, "--out=run"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    words = [sys.executable, SCRIPT, *SMALL, "--epochs=30", "--data-dir", small, "--out=run"]
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, words)], cwd=tmp_path, env=environment,
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        list(map(str, words)), cwd=tmp_path, env=ENVIRONMENT, stdin=theirs, stdout=theirs,
+        stderr=theirs, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     seen = b""
@@ -187,28 +181,33 @@ def test_in_a_notebook(small, tmp_path):
         f"%run {SCRIPT} {words}", f"%run {SCRIPT} --nonsense", "import signal, sys",
         "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)",
     ]  # fmt: skip
-    done = run(
-        sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", "-c", "\n".join(cells),
-        cwd=tmp_path,
-    )  # fmt: skip
+    ask = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", "-c"]
+    done = run(*ask, "\n".join(cells), cwd=tmp_path)
     said = done.stdout + done.stderr
     assert "test accuracy" in said and "train_mnist: unrecognized arguments: --nonsense" in said
     assert "True" in said and "SystemExit" not in said and "Traceback" not in said
 
 
+STREAMS = """
+import os, runpy, sys
+
+class Stream:
+    def write(self, text):
+        return os.write(1, text.encode())
+
+    def flush(self):
+        pass
+
+sys.stdout, sys.stderr, sys.argv = Stream(), Stream(), sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_streams_that_are_no_files(small, tmp_path):
     """As a notebook's, which have no `reconfigure`."""
+    (tmp_path / "streams.py").write_text(STREAMS, encoding="utf-8")
     words = [SCRIPT, *SMALL, "--epochs=1", "--data-dir", small, "--out=run"]
-    (tmp_path / "streams.py").write_text(
-        "import os, runpy, sys\n"
-        "class Stream:\n"
-        "    def write(self, text):\n        return os.write(1, text.encode())\n"
-        "    def flush(self):\n        pass\n"
-        "sys.stdout, sys.stderr, sys.argv = Stream(), Stream(), sys.argv[1:]\n"
-        "sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
-        encoding="utf-8",
-    )
     done = run(sys.executable, "streams.py", *words, cwd=tmp_path)
     assert done.returncode == 0 and "test accuracy" in done.stdout and not done.stderr
 
@@ -222,7 +221,7 @@ def test_ctrl_c_while_importing_is_quiet(tmp_path, script):
         encoding="utf-8",
     )
     path = SCRIPT.with_name(f"{script}.py")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     began = time.monotonic()
     done = run(sys.executable, path, cwd=tmp_path, env=environment)
     assert done.returncode == 130 and done.stderr.strip() == f"{script}: stopped"

@@ -79,13 +79,10 @@ def test_no_imports_in_a_circle():
 
 
 TRAINING = """
-import sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import numpy as np, minimixer
 from minimixer import *
 assert "COPY" in minimixer.__file__
-model = minimixer.Mixer(image_size=4, patch_size=2, in_channels=1, num_classes=3, num_blocks=1,
-                        hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=16)
+model = minimixer.Mixer(4, 2, 1, 8, 4, 16, in_channels=1, num_classes=3)
 optimizer = minimixer.AdamW(model.parameters(), lr=0.01)
 images, labels = np.random.default_rng(0).random((6, 4, 4, 1), "float32"), [0, 1, 2, 0, 1, 2]
 losses = []
@@ -98,40 +95,32 @@ for _ in range(2):
     losses.append(loss.item())
 assert losses[1] < losses[0]
 """
-
-
-@pytest.mark.parametrize("gone", [*MACHINERY, "all"])
-def test_the_book_needs_nothing_of_what_comes_after_it(tmp_path, gone):
-    """A copy of the package without a room, or without all of them, is imported and trains."""
-    gone = MACHINERY if gone == "all" else [gone]
-    copy = tmp_path / "minimixer"
-    ignore = shutil.ignore_patterns("mnist", "__pycache__")
-    shutil.copytree(PACKAGE, copy, ignore=ignore)
-    for room in gone:
-        shutil.rmtree(copy / room)
-    code = TRAINING.replace("COPY", tmp_path.name)
-    command = [sys.executable, "-W", "error", "-c", code]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("gone", [*MACHINERY, "all"])
-def test_the_books_examples_run_without_what_comes_after_it(tmp_path, gone):
-    gone = MACHINERY if gone == "all" else [gone]
-    shutil.copytree(PACKAGE, tmp_path / "minimixer", ignore=shutil.ignore_patterns("__pycache__"))
-    for room in gone:
-        shutil.rmtree(tmp_path / "minimixer" / room)
-    (tmp_path / "run.py").write_text(DOCTESTS, encoding="utf-8")
-    command = [sys.executable, "run.py", *PAGES, *APPENDICES]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
 DOCTESTS = """
-import doctest, importlib, sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import doctest, importlib
 names = ["minimixer." + page.replace("/", ".") for page in sys.argv[1:]]
 results = [doctest.testmod(importlib.import_module(name)) for name in names]
 assert sum(r.attempted for r in results) > 100 and not any(r.failed for r in results)
 """
+COPY_ALONE = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+"""
+
+
+@pytest.mark.parametrize("code", [TRAINING, pytest.param(DOCTESTS, marks=pytest.mark.slow)],
+                         ids=["training", "doctests"])  # fmt: skip
+@pytest.mark.parametrize("gone", [*MACHINERY, "all"])
+def test_the_book_needs_nothing_of_what_comes_after_it(tmp_path, gone, code):
+    """A copy of the package without a room, or without all of them, is imported and trains; and the
+    book's examples run."""
+    leave = ["__pycache__"] + ["mnist"] * (code == TRAINING)
+    shutil.copytree(PACKAGE, tmp_path / "minimixer", ignore=shutil.ignore_patterns(*leave))
+    for room in MACHINERY if gone == "all" else [gone]:
+        shutil.rmtree(tmp_path / "minimixer" / room)
+    (tmp_path / "run.py").write_text(
+        COPY_ALONE + code.replace("COPY", tmp_path.name), encoding="utf-8"
+    )
+    strict = ["-W", "error"] if code == TRAINING else []
+    command = [sys.executable, *strict, "run.py", *PAGES, *APPENDICES]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert run.returncode == 0, run.stdout + run.stderr
