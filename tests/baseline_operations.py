@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 from hypothesis import strategies as st
-from operations import Case, Fixed, Operation, Rounded, before_backward, in_module, select
+from operations import Case, Fixed, Operation, before_backward, in_module
+from rounding import Rounded, select
 from strategies import distinct, nonzero, normal, seeds
 
 from baselines import operations as baseline_ops

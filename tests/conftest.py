@@ -45,3 +45,8 @@ def reference():
 @pytest.fixture(params=["cpu", _cuda])
 def device(request) -> str:
     return request.param
+
+
+@pytest.fixture(params=[_cuda])
+def gpu(request) -> str:
+    return request.param

@@ -4,11 +4,9 @@
 (`reference`, in NumPy, so none of the package's code), and has fixed inputs with planted errors:
 wrong gradients that the gradient check must reject, or it is worth nothing.
 
-Two things come out of one formula. Run on `Rounded` numbers it gives NumPy's float64 result and,
-beside it, by how much rounding may move it: each + - * / adds half a unit in the last place, each
-exp up to four, and what was there before is carried along to first order (running error analysis:
-Wilkinson 1963; Higham 2002, section 3.3). So the allowed difference is derived, not chosen. Run
-on Tensors, the formula of a fused function is its first rung: primitives, left to autograd.
+Two things come out of one formula. Run on `Rounded` numbers it gives NumPy's float64 result and a
+bound on rounding (rounding.py). Run on Tensors, the formula of a fused function is its first rung:
+primitives, left to autograd.
 """
 
 import importlib
@@ -20,21 +18,40 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
-from strategies import (
-    axes,
-    between,
-    broadcast_shapes,
-    distinct,
-    lattice,
-    nonzero,
-    normal,
-    one_axis,
-    permutations,
-    positive,
-    seeds,
-    shapes,
+from drawn import (
+    Case,
+    bias_case,
+    biases,
+    clips,
+    conditions,
+    entropies,
+    entropy_case,
+    first_case,
+    firsts,
+    gelus,
+    indices,
+    joins,
+    linears,
+    mlp_case,
+    mlps,
+    moves,
+    norm_case,
+    norms,
+    pairs,
+    powers,
+    products,
+    reductions,
+    reshapes,
+    scales,
+    softmaxes,
+    stacks,
+    transposes,
+    unary,
+    variances,
 )
+from hypothesis import strategies as st
+from rounding import Rounded, constant, erf, select
+from strategies import between, distinct, lattice, nonzero, normal, positive
 
 import minimixer
 from minimixer import Function, Tensor, functional, ops, rearrange
@@ -43,160 +60,7 @@ from minimixer.kernels import fused
 from minimixer.nn import loss, loss_scale, more_loss
 from minimixer.parallel import overlap
 
-# ---- numbers with a bound on their rounding error -----------------------------------------------
-
-FUNCTION_ERROR = 8  # exp, log, tanh, erf, power: at most 4 ulp, each at most 2 units of rounding
-_erf = np.vectorize(math.erf, otypes=[float])
-
-
-class Rounded:
-    """`value`, computed in float64, and a bound on |what a float computation gives - value|.
-
-    `error` is in units of rounding (2^-24 for float32), to first order. Inputs are exact; Python
-    numbers and constant arrays may have been rounded to float32.
-    """
-
-    __array_ufunc__ = None
-
-    def __init__(self, value: Any, error: Any = 0.0):
-        self.value = np.asarray(value, dtype=np.float64)
-        self.error = np.broadcast_to(error, self.value.shape)
-
-    def _rounded(self, value: Any, carried: Any, units: float = 1) -> "Rounded":
-        return Rounded(value, carried + units * np.abs(value))
-
-    def __add__(self, other):
-        other = _constant(other)
-        return self._rounded(self.value + other.value, self.error + other.error)
-
-    def __sub__(self, other):
-        other = _constant(other)
-        return self._rounded(self.value - other.value, self.error + other.error)
-
-    def __mul__(self, other):
-        other = _constant(other)
-        carried = abs(self.value) * other.error + self.error * abs(other.value)
-        return self._rounded(self.value * other.value, carried)
-
-    def __truediv__(self, other):
-        other = _constant(other)
-        y = self.value / other.value
-        return self._rounded(y, (self.error + abs(y) * other.error) / abs(other.value))
-
-    def __pow__(self, other):
-        other = _constant(other)
-        a, b = self.value, other.value
-        y = a**b
-        log = np.log(np.where(a == 0, 1, abs(a)))
-        carried = abs(y * log) * other.error + abs(y * b) / np.where(a == 0, 1, abs(a)) * self.error
-        return self._rounded(y, carried, FUNCTION_ERROR)
-
-    def __matmul__(self, other):
-        a, b = self.value, other.value
-        terms = a.shape[-1] * np.matmul(abs(a), abs(b))  # k roundings for a sum of k products
-        return Rounded(np.matmul(a, b), abs(a) @ other.error + self.error @ abs(b) + terms)
-
-    def __radd__(self, other):
-        return _constant(other) + self
-
-    def __rsub__(self, other):
-        return _constant(other) - self
-
-    def __rmul__(self, other):
-        return _constant(other) * self
-
-    def __rtruediv__(self, other):
-        return _constant(other) / self
-
-    def __rpow__(self, other):
-        return _constant(other) ** self
-
-    def __neg__(self):
-        return Rounded(-self.value, self.error)
-
-    def __getitem__(self, key):
-        return Rounded(self.value[key], self.error[key])
-
-    @property
-    def shape(self):
-        return self.value.shape
-
-    @property
-    def ndim(self):
-        return self.value.ndim
-
-    def sum(self, axis=None, keepdims=False):
-        y = self.value.sum(axis=axis, keepdims=keepdims)
-        terms = self.value.size // max(1, y.size)
-        both = (self.error + terms * abs(self.value)).sum(axis=axis, keepdims=keepdims)
-        return Rounded(y, both)
-
-    def mean(self, axis=None, keepdims=False):
-        total = self.sum(axis, keepdims)
-        count = self.value.size // max(1, total.value.size) if self.value.size else 1
-        return self._mean_of(total, count)
-
-    def _mean_of(self, total, count):
-        return self._rounded(total.value / count, total.error / count)
-
-    def max(self, axis=None, keepdims=False):
-        return Rounded(
-            self.value.max(axis=axis, keepdims=keepdims),
-            self.error.max(axis=axis, keepdims=keepdims),
-        )
-
-    def reshape(self, *shape):
-        return Rounded(self.value.reshape(*shape), self.error.reshape(*shape))
-
-    def transpose(self, *order):
-        return Rounded(self.value.transpose(*order), self.error.transpose(*order))
-
-    def exp(self):
-        y = np.exp(self.value)
-        return self._rounded(y, y * self.error, FUNCTION_ERROR)
-
-    def log(self):
-        carried = self.error / abs(self.value)
-        return self._rounded(np.log(self.value), carried, FUNCTION_ERROR)
-
-    def sqrt(self):
-        y = np.sqrt(self.value)
-        return self._rounded(y, self.error / (2 * y))
-
-    def tanh(self):
-        y = np.tanh(self.value)
-        return self._rounded(y, (1 - y * y) * self.error, FUNCTION_ERROR)
-
-    def erf(self):
-        slope = 2 / math.sqrt(math.pi) * np.exp(-(self.value**2))
-        y = _erf(self.value) if self.value.size else self.value
-        return self._rounded(y, slope * self.error, FUNCTION_ERROR)
-
-
-def _constant(value: Any) -> Rounded:
-    return value if isinstance(value, Rounded) else Rounded(value, np.abs(value))
-
-
-def select(function: Callable[..., Any], *numbers: Any) -> Rounded:
-    """A function that only moves or picks numbers, on the values and on the bounds."""
-    numbers = tuple(_constant(n) for n in numbers)
-    return Rounded(function(*[n.value for n in numbers]), function(*[n.error for n in numbers]))
-
-
 # ---- what an entry consists of ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """One use of an operation: float64 NumPy arrays, Python numbers or None, and options."""
-
-    inputs: tuple[Any, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def arrays(self) -> list[int]:
-        """The positions of the inputs that can have a gradient."""
-        return [i for i, value in enumerate(self.inputs) if isinstance(value, np.ndarray)]
 
 
 # A planted error gets what forward was given, what backward was given and what backward found
@@ -384,6 +248,16 @@ def _overwrite(first: int, second: int) -> Change:
     return change
 
 
+def swapped(inputs, options, dys, dxs):
+    return dxs[::-1]
+
+
+def times(position: int, factor: Any) -> Change:
+    return lambda inputs, options, dys, dxs: [
+        dx * factor if i == position else dx for i, dx in enumerate(dxs)
+    ]
+
+
 def elementwise(function: Callable[..., Any]) -> Change:
     """dx = function(x, dy): a wrong derivative of an operation on one input."""
     return lambda inputs, options, dys, dxs: [function(inputs[0], dys[0]), *dxs[1:]]
@@ -392,283 +266,6 @@ def elementwise(function: Callable[..., Any]) -> Change:
 def both(function: Callable[..., Any]) -> Change:
     """(da, db) = function(a, b, dy), both of the shape of dy."""
     return lambda inputs, options, dys, dxs: list(function(*inputs, dys[0]))
-
-
-# ---- drawing inputs -----------------------------------------------------------------------------
-
-
-def unary(domain: Callable[..., np.ndarray]) -> st.SearchStrategy[Case]:
-    return st.builds(
-        lambda shape, seed: Case((domain(np.random.default_rng(seed), shape),)), shapes(), seeds
-    )
-
-
-@st.composite
-def pairs(draw, first=normal, second=normal, scalars=(None, 0, 1)):
-    """Two arrays that broadcast, or an array and a Python number on either side."""
-    random = np.random.default_rng(draw(seeds))
-    (a, b), scalar = draw(broadcast_shapes(2)), draw(st.sampled_from(scalars))
-    first_value = float(first(random, ())) if scalar == 0 else first(random, a)
-    return Case((first_value, float(second(random, ())) if scalar == 1 else second(random, b)))
-
-
-@st.composite
-def powers(draw):
-    """Arrays to array powers; arrays to whole and fractional numbers; numbers to array powers."""
-    random = np.random.default_rng(draw(seeds))
-    kind = draw(st.sampled_from(["arrays", "whole", "fraction", "number"]))
-    a, b = draw(broadcast_shapes(2))
-    if kind == "arrays":
-        return Case((positive(random, a), normal(random, b)))
-    if kind == "whole":
-        return Case((nonzero(random, a), draw(st.sampled_from([-2, -1, 0, 1, 2, 3, 4, 2.0]))))
-    if kind == "fraction":
-        return Case((positive(random, a), draw(st.sampled_from([-1.5, 0.5, 1.25]))))
-    return Case((float(positive(random, ())), normal(random, b)))
-
-
-@st.composite
-def clips(draw):
-    low, high = draw(st.sampled_from([(-0.5, 0.75), (None, 0.5), (-0.25, None), (-1.0, -1.0)]))
-    x = between(np.random.default_rng(draw(seeds)), draw(shapes()))
-    return Case((x, low, high))
-
-
-@st.composite
-def conditions(draw):
-    """The condition broadcasts too, and may be larger than both."""
-    random = np.random.default_rng(draw(seeds))
-    a, b, c = draw(broadcast_shapes(3))
-    scalar = draw(st.sampled_from([None, 0, 1]))
-    first = 1.5 if scalar == 0 else normal(random, a)
-    second = -0.7 if scalar == 1 else normal(random, b)
-    return Case((first, second), {"condition": np.asarray(random.random(c) < 0.5)})
-
-
-@st.composite
-def products(draw):
-    """(..., m, k) (..., k, n) with axes in front that broadcast, and vectors on either side."""
-    random = np.random.default_rng(draw(seeds))
-    m, k, n = (draw(st.integers(0, 4)) for _ in range(3))
-    kind = draw(st.sampled_from(["stacks", "stacks", "vector left", "vector right", "vectors"]))
-    front_a, front_b = draw(broadcast_shapes(2, max_dims=2, max_side=3))
-    a = (k,) if kind in ("vector left", "vectors") else (*front_a, m, k)
-    b = (k,) if kind in ("vector right", "vectors") else (*front_b, k, n)
-    return Case((normal(random, a), normal(random, b)))
-
-
-@st.composite
-def reductions(draw, domain=normal, empty=True):
-    shape = draw(shapes(min_side=0 if empty else 1))
-    axis = draw(axes(len(shape)))
-    x = domain(np.random.default_rng(draw(seeds)), shape)
-    return Case((x,), {"axis": axis, "keepdims": draw(st.booleans())})
-
-
-@st.composite
-def variances(draw):
-    """Along axes of three and more in all, so that there are at least two degrees of freedom."""
-    shape = draw(shapes(min_dims=1, min_side=3, max_side=5))
-    x = distinct(np.random.default_rng(draw(seeds)), shape)
-    axis = draw(st.none() | one_axis(len(shape)))
-    options = {"axis": axis, "keepdims": draw(st.booleans())}
-    return Case((x,), options | {"correction": draw(st.sampled_from([0, 1, 0.5]))})
-
-
-@st.composite
-def softmaxes(draw):
-    shape = draw(shapes(min_dims=1, min_side=1))
-    x = normal(np.random.default_rng(draw(seeds)), shape)
-    return Case((x,), {"axis": draw(st.integers(-len(shape), len(shape) - 1))})
-
-
-@st.composite
-def reshapes(draw):
-    shape = draw(shapes(min_side=1))
-    x = normal(np.random.default_rng(draw(seeds)), shape)
-    size = x.size
-    choices: list[Any] = [(size,), -1, (-1, 1), (1, *shape), shape[::-1], size]
-    if size % 2 == 0:
-        choices += [(2, -1), (size // 2, 1, 2)]
-    return Case((x,), {"shape": draw(st.sampled_from(choices))})
-
-
-@st.composite
-def transposes(draw):
-    shape = draw(shapes())
-    x = normal(np.random.default_rng(draw(seeds)), shape)
-    return Case((x,), {"axes": draw(permutations(len(shape)))})
-
-
-@st.composite
-def indices(draw):
-    """Numbers, slices, None, Ellipsis, integer arrays that repeat, boolean arrays."""
-    shape = draw(shapes(min_dims=1, min_side=1))
-    random = np.random.default_rng(draw(seeds))
-    whole = st.integers(-shape[0], shape[0] - 1)
-    repeated = st.lists(whole, min_size=1, max_size=5)
-    options = [
-        whole,
-        st.slices(shape[0]),
-        st.slices(shape[0]).map(lambda s: (s, None, ...)),
-        st.just((..., None, slice(None, None, -1))),
-        repeated,
-        repeated.map(lambda i: np.array(i)),
-        repeated.map(lambda i: (np.array([i, i]), ...)),
-        st.just(random.random(shape) < 0.5),
-        st.just(random.random(shape[0]) < 0.5),
-    ]
-    if len(shape) > 1:
-        one, other = random.integers(0, shape[0], 4), random.integers(0, shape[1], (3, 1))
-        options += [st.just((one, other)), st.just((slice(1, None), other)), st.just((0, one[:0]))]
-    return Case((normal(random, shape),), {"index": draw(st.one_of(options))})
-
-
-@st.composite
-def joins(draw):
-    """Arrays that differ in length along the axis, which counts from either end."""
-    shape = draw(shapes(min_dims=1))
-    axis = draw(one_axis(len(shape)))
-    random = np.random.default_rng(draw(seeds))
-    lengths = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
-    position = axis % len(shape)
-    arrays = [normal(random, (*shape[:position], n, *shape[position + 1 :])) for n in lengths]
-    return Case(tuple(arrays), {"axis": axis})
-
-
-@st.composite
-def stacks(draw):
-    shape = draw(shapes())
-    random = np.random.default_rng(draw(seeds))
-    arrays = [normal(random, shape) for _ in range(draw(st.integers(1, 3)))]
-    return Case(tuple(arrays), {"axis": draw(one_axis(len(shape) + 1))})
-
-
-@st.composite
-def moves(draw):
-    x = normal(np.random.default_rng(draw(seeds)), draw(shapes()))
-    return Case((x,), {"device": draw(st.sampled_from(["cpu", None]))})
-
-
-@st.composite
-def linears(draw):
-    random = np.random.default_rng(draw(seeds))
-    front = draw(shapes(max_dims=2))
-    inside, outside = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    bias = normal(random, (outside,)) if draw(st.booleans()) else None
-    return Case((normal(random, (*front, inside)), normal(random, (inside, outside)), bias))
-
-
-def first_case(random, front, inside, outside, bias, transposed):
-    sizes = (inside, outside) if transposed else (outside, inside)
-    return Case(
-        (normal(random, (inside, *front)), normal(random, sizes),
-         normal(random, (outside,)) if bias else None),
-        {"transposed": transposed},
-    )  # fmt: skip
-
-
-@st.composite
-def firsts(draw):
-    return first_case(
-        np.random.default_rng(draw(seeds)), draw(shapes(max_dims=2)), draw(st.integers(1, 4)),
-        draw(st.integers(1, 4)), draw(st.booleans()), draw(st.booleans()),
-    )  # fmt: skip
-
-
-approximate = st.sampled_from(["none", "tanh"])
-
-
-@st.composite
-def gelus(draw):
-    x = 1.5 * normal(np.random.default_rng(draw(seeds)), draw(shapes()))
-    return Case((np.asarray(x),), {"approximate": draw(approximate)})
-
-
-def mlp_case(random, front, inside, hidden, axis, form):
-    x = (inside, *front) if axis == 0 else (*front, inside)
-    w2 = (inside, hidden) if axis == 0 else (hidden, inside)
-    w1, b1 = normal(random, (inside, hidden)), normal(random, (hidden,))
-    return Case(
-        (normal(random, x), w1, b1, normal(random, w2)), {"axis": axis, "approximate": form}
-    )
-
-
-@st.composite
-def mlps(draw):
-    random = np.random.default_rng(draw(seeds))
-    front = draw(shapes(min_dims=1, max_dims=2))
-    inside, hidden = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    return mlp_case(
-        random, front, inside, hidden, draw(st.sampled_from([0, -1])), draw(approximate)
-    )
-
-
-def norm_case(random, shape, y, bias_axis, outputs=(0, 1)):
-    """x, y, bias (None without a bias_axis), gamma, beta; `outputs`: which of the two are used."""
-    bias = None if bias_axis is None else normal(random, (shape[bias_axis],))
-    options = {"epsilon": 1e-6 if shape[-1] > 2 else 0.1, "outputs": outputs}
-    return Case(
-        (
-            normal(random, shape) + 1,
-            normal(random, shape) if y else None,
-            bias,
-            nonzero(random, shape[-1:]),
-            normal(random, shape[-1:]),
-        ),
-        options | {"bias_axis": -1 if bias_axis is None else bias_axis},
-    )
-
-
-@st.composite
-def norms(draw):
-    """With a bias of each row (S,), a bias of each column (C,), or none; one output or both."""
-    shape = (*draw(shapes(max_dims=2)), draw(st.integers(1, 5)))
-    return norm_case(
-        np.random.default_rng(draw(seeds)),
-        shape,
-        draw(st.booleans()),
-        draw(st.sampled_from([None, 0, -1])),
-        draw(st.sampled_from([(0, 1), (1, 0), (0,), (1,)])),
-    )
-
-
-def bias_case(random, shape, axis):
-    return Case((normal(random, shape), normal(random, (shape[axis],))), {"axis": axis})
-
-
-@st.composite
-def biases(draw):
-    shape = draw(shapes(min_dims=1))
-    return bias_case(np.random.default_rng(draw(seeds)), shape, draw(st.sampled_from([0, -1])))
-
-
-@st.composite
-def scales(draw):
-    """By one only: what else it does to a gradient is not the derivative of what it does to x."""
-    x = normal(np.random.default_rng(draw(seeds)), draw(shapes(min_dims=1)))
-    return Case((x,), {"scale": np.ones(1)})
-
-
-def entropy_case(random, batch, classes, kind, smoothing, reduction):
-    if kind == "indices":
-        target = random.integers(0, classes, batch)
-    else:
-        target = random.dirichlet(np.ones(classes), batch)
-    options = {"target": target, "label_smoothing": smoothing, "reduction": reduction}
-    return Case((2 * normal(random, (batch, classes)),), options)
-
-
-@st.composite
-def entropies(draw):
-    return entropy_case(
-        np.random.default_rng(draw(seeds)),
-        draw(st.integers(1, 4)),
-        draw(st.integers(1, 5)),
-        draw(st.sampled_from(["indices", "distributions"])),
-        draw(st.sampled_from([0.0, 0.1, 0.9])),
-        draw(st.sampled_from(["mean", "sum", "none"])),
-    )
 
 
 # ---- formulas of fused functions: NumPy's, and rung 1 -------------------------------------------
@@ -914,18 +511,16 @@ def _norm_fixed(shape, y, bias_axis):
 def _mlp_fixed(axis, form):
     case = mlp_case(_random(), (2, 3), 4, 5, axis, form)
     terms = {"without slope": mlp_without_slope, "other form": other_gelu()}
-    terms["db1 the mean, not the sum"] = lambda inputs, options, dys, dxs: [
-        *dxs[:2], dxs[2] / 6, dxs[3]
-    ]  # fmt: skip
+    terms["db1 the mean, not the sum"] = times(2, 1 / 6)
     if axis == 0:
         return Fixed(case, terms, share=(1, 3))
     return Fixed(case, terms, undo=("sum_rows",))
 
 
 def _bias_fixed(axis):
-    terms = {"bias the mean, not the sum": lambda inputs, options, dys, dxs: [
-        dxs[0], dxs[1] * dxs[1].size / dxs[0].size]}  # fmt: skip
-    return Fixed(bias_case(_random(), (4, 2, 6), axis), terms, undo=("bias_gradient",))
+    case = bias_case(_random(), (4, 2, 6), axis)
+    terms = {"bias the mean, not the sum": times(1, case.inputs[1].size / case.inputs[0].size)}
+    return Fixed(case, terms, undo=("bias_gradient",))
 
 
 def _entropy_fixed(kind, smoothing, reduction):
@@ -933,9 +528,7 @@ def _entropy_fixed(kind, smoothing, reduction):
     if smoothing:
         terms["target not smoothed"] = entropy_target_not_smoothed
     if reduction == "mean":
-        terms["not divided by the batch"] = lambda inputs, options, dys, dxs: [
-            dxs[0] * len(inputs[0])
-        ]
+        terms["not divided by the batch"] = times(0, 6)
     return Fixed(entropy_case(_random(), 6, 5, kind, smoothing, reduction), terms)
 
 
@@ -960,12 +553,36 @@ def _selected(a, b, condition):
 
 
 def _larger(a, b):
-    a, b = _constant(a), _constant(b)
+    a, b = constant(a), constant(b)
     return select(lambda u, v: np.where(a.value > b.value, u, v), a, b)
 
 
-def _smallest(x, axis, keepdims):
-    return select(lambda v: v.min(axis=axis, keepdims=keepdims), x)
+def _extreme(function, name, **terms):
+    """The largest or the smallest along axes; planted: the gradient goes to the other end."""
+    other = {"max": np.min, "min": np.max}[name]
+    terms[f"to that of {other.__name__}"] = elementwise(
+        lambda x, dy: _spread(x, dy, 1) * (x == other(x, axis=1, keepdims=True))
+    )
+    return Operation(
+        function, getattr(rearrange, name),
+        lambda x, **options: select(lambda v: getattr(v, name)(**options), x),
+        reductions(distinct, 1),
+        {"one axis": Fixed(_one(distinct, (4, 3, 2), axis=1, keepdims=False), terms)},
+    )  # fmt: skip
+
+
+def _joined(function, call, numpys, draw, axis):
+    case = Case(_same().inputs, {"axis": axis})
+    return Operation(
+        function, lambda *arrays, axis: call(arrays, axis),
+        lambda *arrays, axis: select(lambda *a: numpys(a, axis=axis), *arrays), draw,
+        {"two": Fixed(case, {"pieces swapped": swapped}, (0, 1))}, free=True,
+    )  # fmt: skip
+
+
+def _softmax(function, call, reference, **terms):
+    fixed = {f"axis {a}": Fixed(_one(shape=(3, 4, 2), axis=a), terms) for a in (-1, 1)}
+    return Operation(function, call, reference, softmaxes, fixed, fused=True)
 
 
 def var_formula(x, axis, keepdims, correction):
@@ -978,8 +595,8 @@ def var_formula(x, axis, keepdims, correction):
 def _variances(function, reference, **terms):
     """Of seven numbers and more, which all differ: no deviation is near 0."""
     case = _one(distinct, (4, 7, 2), axis=1, keepdims=False, correction=1)
-    return Operation(function, function.apply, reference, variances(), {"one axis": Fixed(case, {
-        "divided by n": lambda inputs, options, dys, dxs: [dxs[0] * 6 / 7],
+    return Operation(function, function.apply, reference, variances, {"one axis": Fixed(case, {
+        "divided by n": times(0, 6 / 7),
         "mean kept": lambda inputs, options, dys, dxs: [
             dxs[0] * inputs[0] / (inputs[0] - inputs[0].mean(axis=1, keepdims=True) + 1e-9)],
         **terms})})  # fmt: skip
@@ -1037,7 +654,7 @@ _ALL = [
         {
             "same shapes": Fixed(
                 Case(_same().inputs, {"condition": _random().random((4, 6)) < 0.5}),
-                {"swapped": lambda inputs, options, dys, dxs: dxs[::-1]}, (0, 1)),
+                {"swapped": swapped}, (0, 1)),
             "broadcast": Fixed(
                 Case(_repeated().inputs, {"condition": _random().random((3, 4)) < 0.5}),
                 undo=("sum_to_shape",)),
@@ -1058,46 +675,32 @@ _ALL = [
     Operation(
         rearrange.Sum, rearrange.sum, lambda x, axis, keepdims: x.sum(axis, keepdims), reductions(),
         {"one axis": Fixed(_one(shape=(4, 3, 2), axis=1, keepdims=False), {
-            "divided by the count": lambda inputs, options, dys, dxs: [dxs[0] / 3],
-            "to the first of each row": lambda inputs, options, dys, dxs: [
-                dxs[0] * np.array([[1], [0], [0]])],
+            "divided by the count": times(0, 1 / 3),
+            "to the first of each row": times(0, np.array([[1], [0], [0]])),
         })},
     ),
     Operation(
         rearrange.Mean, rearrange.mean, lambda x, axis, keepdims: x.mean(axis, keepdims),
-        reductions(empty=False),
+        reductions(min_side=1),
         {"two axes": Fixed(_one(shape=(4, 3, 2), axis=(0, -1), keepdims=True), {
-            "not divided by the count": lambda inputs, options, dys, dxs: [dxs[0] * 8],
-            "divided by the size": lambda inputs, options, dys, dxs: [dxs[0] / 3],
+            "not divided by the count": times(0, 8),
+            "divided by the size": times(0, 1 / 3),
         })},
     ),
-    Operation(
-        rearrange.Max, rearrange.max, lambda x, axis, keepdims: x.max(axis, keepdims),
-        reductions(distinct, empty=False),
-        {"one axis": Fixed(_one(distinct, (4, 3, 2), axis=1, keepdims=False), {
-            "to all elements": elementwise(lambda x, dy: _spread(x, dy, 1)),
-            "to the smallest": elementwise(
-                lambda x, dy: _spread(x, dy, 1) * (x == x.min(axis=1, keepdims=True))),
-            "shared by the row": elementwise(lambda x, dy: _spread(x, dy, 1) / 3),
-        })},
-    ),
-    Operation(
-        rearrange.Min, rearrange.min, _smallest, reductions(distinct, empty=False),
-        {"one axis": Fixed(_one(distinct, (4, 3, 2), axis=1, keepdims=False), {
-            "to the largest": elementwise(
-                lambda x, dy: _spread(x, dy, 1) * (x == x.max(axis=1, keepdims=True))),
-        })},
-    ),
+    _extreme(rearrange.Max, "max", **{
+        "to all elements": elementwise(lambda x, dy: _spread(x, dy, 1)),
+        "shared by the row": elementwise(lambda x, dy: _spread(x, dy, 1) / 3)}),
+    _extreme(rearrange.Min, "min"),
     _variances(rearrange.Var, var_formula),
     _variances(rearrange.Std, lambda *case, **options: var_formula(*case, **options).sqrt()),
     Operation(
-        rearrange.Reshape, rearrange.reshape, lambda x, shape: x.reshape(shape), reshapes(),
+        rearrange.Reshape, rearrange.reshape, lambda x, shape: x.reshape(shape), reshapes,
         {"matrix": Fixed(Case(_one().inputs, {"shape": (3, 8)}), {
             "in another order": elementwise(lambda x, dy: dy.reshape(x.shape, order="F")),
         })},
     ),
     Operation(
-        rearrange.Transpose, rearrange.transpose, lambda x, axes: x.transpose(axes), transposes(),
+        rearrange.Transpose, rearrange.transpose, lambda x, axes: x.transpose(axes), transposes,
         {"cycle": Fixed(_one(shape=(3, 3, 3), axes=(1, 2, 0)), {
             "permuted once more": elementwise(lambda x, dy: dy.transpose(1, 2, 0)),
             "not permuted": elementwise(lambda x, dy: dy),
@@ -1113,22 +716,10 @@ _ALL = [
                 "one row further": lambda inputs, options, dys, dxs: [np.roll(dxs[0], 1, axis=0)]}),
         },
     ),
+    _joined(rearrange.Concatenate, rearrange.concatenate, np.concatenate, joins(), -1),
+    _joined(rearrange.Stack, rearrange.stack, np.stack, stacks(), 1),
     Operation(
-        rearrange.Concatenate, lambda *arrays, axis: rearrange.concatenate(arrays, axis),
-        lambda *arrays, axis: select(lambda *a: np.concatenate(a, axis=axis), *arrays), joins(),
-        {"two": Fixed(Case(_same().inputs, {"axis": -1}), {
-            "pieces swapped": lambda inputs, options, dys, dxs: dxs[::-1]}, (0, 1))},
-        free=True,
-    ),
-    Operation(
-        rearrange.Stack, lambda *arrays, axis: rearrange.stack(arrays, axis),
-        lambda *arrays, axis: select(lambda *a: np.stack(a, axis=axis), *arrays), stacks(),
-        {"two": Fixed(Case(_same().inputs, {"axis": 1}), {
-            "pieces swapped": lambda inputs, options, dys, dxs: dxs[::-1]}, (0, 1))},
-        free=True,
-    ),
-    Operation(
-        rearrange.To, _to, lambda x, device: x, moves(),
+        rearrange.To, _to, lambda x, device: x, moves,
         {"to the cpu": Fixed(_one(device="cpu"), {
             "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype))})},
     ),
@@ -1138,8 +729,7 @@ _ALL = [
             Case((normal(_random(), (6, 5)), normal(_random(), (5, 5)), normal(_random(), (5,)))), {
                 "W not transposed": lambda inputs, options, dys, dxs: [
                     dys[0] @ inputs[1], *dxs[1:]],
-                "bias the mean, not the sum": lambda inputs, options, dys, dxs: [
-                    *dxs[:2], dxs[2] / 6],
+                "bias the mean, not the sum": times(2, 1 / 6),
             }, undo=("sum_rows",)),
          "one shape": Fixed(Case((*_same(shape=(5, 5)).inputs, None)), share=(0, 1))},
         fused=True,
@@ -1152,8 +742,7 @@ _ALL = [
                     np.tensordot(inputs[1].T if options["transposed"] else inputs[1], dys[0], 1),
                     *dxs[1:]],
                 "dW transposed": lambda inputs, options, dys, dxs: [dxs[0], dxs[1].T, dxs[2]],
-                "bias the mean, not the sum": lambda inputs, options, dys, dxs: [
-                    *dxs[:2], dxs[2] / 6],
+                "bias the mean, not the sum": times(2, 1 / 6),
             }) for transposed in (False, True)},
         fused=True,
     ),
@@ -1171,11 +760,11 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        functional.GELU, functional.gelu, gelu_formula, gelus(),
+        functional.GELU, functional.gelu, gelu_formula, gelus,
         {form: Fixed(_one(approximate=form), {
             "other form": other_gelu(),
             "without x phi": elementwise(
-                lambda x, dy: dy * (1 + _erf(x * math.sqrt(0.5))) / 2),
+                lambda x, dy: dy * (1 + erf(x * math.sqrt(0.5))) / 2),
             "without Phi": elementwise(
                 lambda x, dy: dy * x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)),
         }) for form in ("none", "tanh")},
@@ -1205,7 +794,7 @@ _ALL = [
         fused=True, free=True,
     ),
     Operation(
-        loss_scale.ScaleGradient, _scale_gradient, lambda x, scale: x, scales(),
+        loss_scale.ScaleGradient, _scale_gradient, lambda x, scale: x, scales,
         {"one": Fixed(_one(scale=np.ones(1)), {
             "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype)),
             "of the wrong row": elementwise(lambda x, dy: dy[::-1])})},
@@ -1217,28 +806,18 @@ _ALL = [
          for smoothing, reduction in ((0.0, "mean"), (0.1, "none"), (0.2, "sum"))},
         fused=True,
     ),
-    Operation(
-        more_loss.Softmax, more_loss.softmax, softmax_formula, softmaxes(),
-        {f"axis {axis}": Fixed(_one(shape=(3, 4, 2), axis=axis), {
-            "without the sum": from_softmax(lambda p, dy, total: dy * p),
-            "the diagonal alone": from_softmax(lambda p, dy, total: dy * p * (1 - p)),
-            "cross-entropy's": from_softmax(lambda p, dy, total: p - dy),
-            "the sum without p": from_softmax(lambda p, dy, total: p * (dy - total(dy))),
-            "the sum over another axis": from_softmax(
-                lambda p, dy, total: p * (dy - (dy * p).sum(axis=0, keepdims=True))),
-        }) for axis in (-1, 1)},
-        fused=True,
-    ),
-    Operation(
-        more_loss.LogSoftmax, more_loss.log_softmax, log_softmax_formula, softmaxes(),
-        {f"axis {axis}": Fixed(_one(shape=(3, 4, 2), axis=axis), {
-            "without the sum": from_softmax(lambda p, dy, total: dy - p * dy),
-            "softmax's": from_softmax(lambda p, dy, total: p * (dy - total(dy * p))),
-            "the sum over another axis": from_softmax(
-                lambda p, dy, total: dy - p * dy.sum(axis=0, keepdims=True)),
-        }) for axis in (-1, 1)},
-        fused=True,
-    ),
+    _softmax(more_loss.Softmax, more_loss.softmax, softmax_formula, **{
+        "without the sum": from_softmax(lambda p, dy, total: dy * p),
+        "the diagonal alone": from_softmax(lambda p, dy, total: dy * p * (1 - p)),
+        "cross-entropy's": from_softmax(lambda p, dy, total: p - dy),
+        "the sum without p": from_softmax(lambda p, dy, total: p * (dy - total(dy))),
+        "the sum over another axis": from_softmax(
+            lambda p, dy, total: p * (dy - (dy * p).sum(axis=0, keepdims=True)))}),
+    _softmax(more_loss.LogSoftmax, more_loss.log_softmax, log_softmax_formula, **{
+        "without the sum": from_softmax(lambda p, dy, total: dy - p * dy),
+        "softmax's": from_softmax(lambda p, dy, total: p * (dy - total(dy * p))),
+        "the sum over another axis": from_softmax(
+            lambda p, dy, total: dy - p * dy.sum(axis=0, keepdims=True))}),
 ]  # fmt: skip
 
 OPERATIONS = {operation.function.__name__: operation for operation in _ALL}
@@ -1282,23 +861,6 @@ def expected(operation: Operation, case: Case, dtype: str = "float64") -> list[R
     ]
     result = operation.reference(*inputs, **case.options)
     return list(result) if isinstance(result, tuple) else [result]
-
-
-def _finfo_of_bfloat16() -> Any:
-    import ml_dtypes
-
-    return ml_dtypes.finfo("bfloat16")
-
-
-def within_rounding(found: np.ndarray, right: Rounded, slack: float = 2.0) -> bool:
-    """Whether `found` differs from NumPy's value by rounding alone.
-
-    `slack` 2: the bound is to first order, and a fused function adds in another order.
-    """
-    info = np.finfo(found.dtype) if found.dtype.name != "bfloat16" else _finfo_of_bfloat16()
-    tiny = float(info.smallest_normal)
-    allowed = slack * right.error * (float(info.eps) / 2) + (right.error > 0) * tiny
-    return bool((abs(found.astype(np.float64) - right.value) <= allowed).all())
 
 
 def seeds_for(outputs: list[Tensor], seed: int = 1) -> list[Any]:

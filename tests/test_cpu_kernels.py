@@ -12,31 +12,22 @@ import weakref
 
 import numpy as np
 import pytest
+from help import each_dtype, functions, passing, raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import forked, needs_fork
 from strategies import reference_functions
-from test_kernels import UNIT, check_layer_norm, check_mlp, laid_out, numbers
+from test_kernels import UNIT, any_layout, check_layer_norm, check_mlp, laid_out, numbers
 from test_oracles import SMALL
 
-from minimixer import SGD, AdamW, Function, Mixer, Parameter, Tensor, no_grad
+from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, no_grad
 from minimixer import functional as F
 from minimixer.engine import products
 from minimixer.kernels import fused
-from minimixer.kernels.cpu import (
-    blocks,
-    reuse,
-    threads,
-)
-from minimixer.kernels.cpu import (
-    layer_norm as cpu_layer_norm,
-)
-from minimixer.kernels.cpu import (
-    mlp as cpu,
-)
-from minimixer.kernels.cpu import (
-    training as cpu_training,
-)
+from minimixer.kernels.cpu import blocks, reuse, threads
+from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
+from minimixer.kernels.cpu import mlp as cpu
+from minimixer.kernels.cpu import training as cpu_training
 from minimixer.kernels.cpu.blocks import parts, staggered
 from minimixer.kernels.cpu.threads import aside, blas_on_one_thread, join, run, use_threads
 
@@ -56,9 +47,8 @@ def small_parts(monkeypatch):
 
 @pytest.fixture(params=[1, 2, 3])
 def thread_count(request):
-    use_threads(request.param)
-    yield request.param
-    use_threads(None)
+    with using_threads(request.param):
+        yield request.param
 
 
 def blas_threads() -> int:
@@ -76,23 +66,45 @@ def blas_is_left_as_it_was():
     assert before is None or blas_threads() == before
 
 
-def training_step(seed: int = 0, dtype: str = "float32", steps: int = 2) -> bytes:
-    """The bits of all weights after some steps, with a seed for weights and data."""
-    rng = np.random.default_rng(seed)
+def redrawn(rng, dtype="float32") -> Mixer:
     model = Mixer(**SMALL, dtype=dtype)
     for p in model.parameters():
         p.data = 0.3 * rng.standard_normal(p.shape)
+    return model
+
+
+def mlp_values(rng, rows=(30,), axis=-1) -> list[np.ndarray]:
+    """x, w1, b1 and w2 of an MLP on six features with a hidden layer of five."""
+    shapes = ((*rows, 6), (6, 5), (5,), (5, 6) if axis == -1 else (6, 5))
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+@contextlib.contextmanager
+def using_threads(count: int):
+    use_threads(count)
+    try:
+        yield
+    finally:
+        use_threads(None)
+
+
+def training_step(seed: int = 0, dtype: str = "float32", steps: int = 2) -> bytes:
+    """The bits of all weights after some steps, with a seed for weights and data."""
+    rng = np.random.default_rng(seed)
+    model = redrawn(rng, dtype)
     optimizer = AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    height, width = model.height, model.width
-    images = rng.standard_normal((6, height, width, model.in_channels)).astype(dtype)
+    images = rng.standard_normal((6, model.height, model.width, model.in_channels)).astype(dtype)
     labels = rng.integers(0, model.num_classes, 6)
     for _ in range(steps):
         loss = F.cross_entropy(model(images), labels)
+        node = weakref.ref(loss.node)
         loss.backward()
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
         optimizer.zero_grad()
     assert np.isfinite(loss.item())
+    del loss
+    assert node() is None  # nothing is kept after training
     return model.buffer.values.tobytes()
 
 
@@ -101,19 +113,22 @@ def training_step(seed: int = 0, dtype: str = "float32", steps: int = 2) -> byte
 
 @given(st.integers(1, 10_000), st.integers(1, 3000))
 def test_parts_cover_everything_once(length, size):
+    """In pieces of about that size; staggered, the first and the last are half as long."""
     for cut in (parts, staggered):
         pieces = cut(length, size)
         assert [i for p in pieces for i in range(p.start, p.stop)] == list(range(length))
         sizes = [p.stop - p.start for p in pieces]
         assert all(sizes) and max(sizes) <= max(2 * size, 1)
-    sizes = [p.stop - p.start for p in parts(length, size)]
-    assert max(sizes) - min(sizes) <= 1
+        if cut is parts:
+            assert max(sizes) - min(sizes) <= 1 and min(sizes) >= min(length, 0.66 * size - 1)
+        elif len(sizes) > 2:
+            assert all(abs(2 * end - max(sizes)) <= 2 for end in (sizes[0], sizes[-1]))
 
 
 # ---- results ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 @pytest.mark.parametrize(
     "axis, shape, hidden", [(-1, (3, 17, 6), 10), (-1, (40, 1), 3), (0, (6, 3, 17), 10),
@@ -123,7 +138,7 @@ def test_mlp_in_many_parts(small_parts, thread_count, dtype, approximate, axis, 
     check_mlp("cpu", dtype, axis, shape, hidden, approximate)
 
 
-@pytest.mark.parametrize("layout", ["transposed", "strided", "reversed", "shifted"])
+@any_layout
 @pytest.mark.parametrize("axis", [0, -1])
 def test_mlp_of_any_layout_in_many_parts(small_parts, axis, layout):
     check_mlp("cpu", "float32", axis, (11, 3, 8), 7, "tanh", layout)
@@ -139,85 +154,68 @@ def test_layer_norm_in_many_blocks(small_parts, shape, form):
 @pytest.mark.parametrize("axis", [0, -1])
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=4)))
 def test_mlp_gives_the_gradients_that_are_asked_for(small_parts, axis, needs):
-    rng = np.random.default_rng(1)
-    shape, hidden = (6, 4, 6), 5
-    w2 = (6, hidden) if axis == 0 else (hidden, 6)
-    values = [rng.standard_normal(s) for s in (shape, (6, hidden), (hidden,), w2)]
+    """The second time there is something to add to, and nothing can go straight to its place."""
+    values = mlp_values(np.random.default_rng(1), (6, 4), axis)
     found = []
     for chosen in (needs, (True,) * 4):
         inputs = [Parameter(v, requires_grad=n) for v, n in zip(values, chosen, strict=True)]
-        y = fused.mlp(*inputs, axis=axis)
-        if y.requires_grad:
-            y.backward(np.ones(shape))
-        found.append([p.grad for p in inputs])
-    for some, full, need in zip(*found, needs, strict=True):
-        assert (some is None) == (not need)
+        for times in (1, 2):
+            y = fused.mlp(*inputs, axis=axis)
+            if y.requires_grad:
+                y.backward(np.ones((6, 4, 6)))
+            found.append([None if p.grad is None else p.grad / times for p in inputs])
+    for some, twice, full, again, need in zip(*found, needs, strict=True):
+        assert (some is None) == (twice is None) == (not need)
         if need:
             np.testing.assert_array_equal(some, full)
-
-
-@pytest.mark.parametrize("axis", [0, -1])
-def test_gradients_accumulate(small_parts, axis):
-    """The second time there is something to add to, and nothing can go straight to its place."""
-    rng = np.random.default_rng(2)
-    values = [rng.standard_normal(s) for s in ((6, 9, 6), (6, 5), (5,))]
-    values.append(rng.standard_normal((6, 5) if axis == 0 else (5, 6)))
-    inputs = [Parameter(v) for v in values]
-    for _ in range(2):
-        fused.mlp(*inputs, axis=axis).backward(np.ones((6, 9, 6)))
-    once = [Parameter(v) for v in values]
-    fused.mlp(*once, axis=axis).backward(np.ones((6, 9, 6)))
-    for twice, single in zip(inputs, once, strict=True):
-        np.testing.assert_allclose(twice.grad, 2 * single.grad, rtol=1e-12)
+            np.testing.assert_array_equal(twice, again)
+            np.testing.assert_allclose(twice, some, rtol=1e-12)
 
 
 def test_arrays_may_be_read_only(small_parts):
     rng = np.random.default_rng(4)
-    values = [rng.standard_normal(s) for s in ((6, 9, 6), (6, 5), (5,), (5, 6), (6,), (6,))]
+    values = [*mlp_values(rng, (6, 9)), *rng.standard_normal((2, 6))]
     for value in values:
         value.flags.writeable = False
     x, w1, b1, w2, gamma, beta = (Tensor(v, requires_grad=True) for v in values)
     s, h = fused.add_layer_norm(x, x, beta, gamma, beta)
-    y = (
-        fused.mlp(h, w1, b1, w2)
-        + F.gelu(s, "tanh")
-        + fused.mlp(x, w1, b1, Tensor(values[1]), axis=0)
-    )
+    first = fused.mlp(x, w1, b1, Tensor(values[1]), axis=0)
+    y = fused.mlp(h, w1, b1, w2) + F.gelu(s, "tanh") + first
     y.backward(np.broadcast_to(np.float64(1), y.shape))
     for v in (x, w1, b1, w2, gamma, beta):
         assert v.grad.shape == v.shape and np.isfinite(v.grad).all()
 
 
 def test_a_planted_mistake_is_noticed(small_parts, monkeypatch):
-    def forgets_the_last_part(product, left, right, pieces, out, hidden):
-        original(product, left[:-1], right, pieces[:-1], out, hidden)
+    add, plain = cpu._sum_products, cpu._gelu_block
 
-    original = cpu._sum_products
-    monkeypatch.setattr(cpu, "_sum_products", forgets_the_last_part)
-    with pytest.raises(AssertionError, match=r"w[12]: off by"):
-        check_mlp("cpu", "float64", 0, (6, 3, 17), 10, "tanh")
-    monkeypatch.setattr(cpu, "_sum_products", original)
-    plain = cpu._gelu_block
+    def forgets_the_last_part(product, left, right, pieces, out, hidden):
+        add(product, left[:-1], right, pieces[:-1], out, hidden)
 
     def slope_of_another_gelu(u, g, slope, approximate, scratch):
         plain(u, g, slope, approximate, scratch)
         if slope is not None:
             slope *= 1 + 1e-6
 
-    monkeypatch.setattr(cpu, "_gelu_block", slope_of_another_gelu)
-    with pytest.raises(AssertionError, match="off by"):
-        check_mlp("cpu", "float64", -1, (3, 17, 6), 10, "tanh")
+    for name, wrong, axis, shape, message in (
+        ("_sum_products", forgets_the_last_part, 0, (6, 3, 17), r"w[12]: off by"),
+        ("_gelu_block", slope_of_another_gelu, -1, (3, 17, 6), "off by"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, name, wrong)
+            with pytest.raises(AssertionError, match=message):
+                check_mlp("cpu", "float64", axis, shape, 10, "tanh")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 @pytest.mark.parametrize("value", [1e15, -1e15, 1e19, -1e25, 1e38, -3e38, np.inf, -np.inf, np.nan])
 def test_gelu_and_mlp_of_extreme_numbers(small_parts, dtype, value):
     """As the plain code has them: 0 or x, slopes 0 or 1; a NaN stays in its row."""
     x = np.linspace(-3, 3, 40, dtype=dtype).reshape(8, 5)
     x[3, 2] = value
     found = []
-    for context in (contextlib.nullcontext(), reference_functions()):
-        with context, np.errstate(all="ignore"):
+    for kind in ("kernels", "reference"):
+        with functions(kind), np.errstate(all="ignore"):
             leaf = Tensor(x, requires_grad=True)
             y = F.gelu(leaf, "tanh")
             y.backward(np.ones_like(x))
@@ -228,7 +226,7 @@ def test_gelu_and_mlp_of_extreme_numbers(small_parts, dtype, value):
         np.testing.assert_allclose(fast, plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 @pytest.mark.parametrize("size", [1, 63, 48, 100_003])
 def test_sum_squares(small_parts, dtype, size):
     values = numbers(np.random.default_rng(8), size, dtype)
@@ -252,9 +250,12 @@ def test_products_in_parts(rows, columns, inner, seed):
         np.testing.assert_array_equal(cpu.multiply(a, b), cpu.multiply(a, b))
 
 
-def test_a_product_may_be_written_over_its_own_factor(small_parts):
-    a = np.random.default_rng(0).standard_normal((30, 30))
-    expected = a @ a
+def test_products_of_stacks_and_over_a_factor(small_parts):
+    a = np.random.default_rng(0).standard_normal((3, 30, 30))
+    for left, right in ((a, a), (a, a[0]), (a[0], a)):
+        close = np.testing.assert_allclose
+        close(products.matmul(left, right), np.matmul(left, right), rtol=1e-10, atol=1e-10)
+    a, expected = a[0].copy(), a[0] @ a[0]
     assert products.matmul(a, a, out=a) is a
     np.testing.assert_allclose(a, expected, rtol=1e-10, atol=1e-10)
 
@@ -264,19 +265,12 @@ def test_a_product_may_be_written_over_its_own_factor(small_parts):
 
 @needs_blas
 def test_threads_change_no_bit(small_parts):
-    bits = {}
-    for count in (1, 2, 3, 8):
-        use_threads(count)
-        bits[count] = training_step()
-    use_threads(None)
-    assert len(set(bits.values())) == 1
-    assert training_step(seed=1) != bits[1]
-
-
-@needs_blas
-def test_nor_do_those_of_blas(small_parts):
+    """Ours, nor those of BLAS."""
     get, set_count = threads._blas()
     before, bits = get(), set()
+    for count in (1, 2, 3, 8):
+        with using_threads(count):
+            bits.add(training_step())
     try:
         for count in (1, 2):
             set_count(count)
@@ -284,30 +278,38 @@ def test_nor_do_those_of_blas(small_parts):
     finally:
         set_count(before)
     assert len(bits) == 1
+    assert training_step(seed=1) not in bits
 
 
 @needs_blas
 def test_threads_are_used(small_parts):
     """Or the tests of their bits would show nothing."""
-    seen = set()
-    barrier = threading.Barrier(2, timeout=10)
+    seen, barrier = set(), threading.Barrier(2, timeout=10)
 
     def task(number):
         seen.add(threading.get_ident())
         barrier.wait()
 
-    use_threads(2)
-    try:
+    with using_threads(2):
         run(task, 2)
-    finally:
-        use_threads(None)
     assert len(seen) == 2
+    for count in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="positive"):
+            use_threads(count)
 
 
-def test_each_task_runs_once(thread_count):
+def put_aside(task, count):
+    for i in range(count):
+        aside(lambda i=i: task(i))
+    join()
+    join()  # nothing left
+
+
+@pytest.mark.parametrize("do", [run, put_aside])
+def test_each_task_runs_once(thread_count, do):
     for count in (0, 1, 2, 50):
         done = []
-        run(done.append, count)
+        do(done.append, count)
         assert sorted(done) == list(range(count))
 
 
@@ -332,27 +334,13 @@ def test_errstate_holds_in_every_task():
         time.sleep(0.001)
         np.exp(np.array([1000.0]))
 
-    use_threads(2)
-    try:
+    with using_threads(2):
         with np.errstate(over="ignore"):
             run(task, 8)
-        with np.errstate(over="raise"), pytest.raises(FloatingPointError):
-            run(task, 8)
-        with np.errstate(over="raise"), pytest.raises(FloatingPointError):
-            aside(lambda: task(0))
-            join()
-    finally:
+        for do, count in ((run, 8), (put_aside, 1)):
+            with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+                do(task, count)
         join()
-        use_threads(None)
-
-
-def test_what_is_put_aside_is_done_by_join(thread_count):
-    done = []
-    for i in range(20):
-        aside(lambda i=i: done.append(i))
-    join()
-    assert sorted(done) == list(range(20))
-    join()  # nothing left
 
 
 def test_an_error_aside_is_raised_by_join_and_leaves_nothing(thread_count):
@@ -370,35 +358,29 @@ def test_an_error_aside_is_raised_by_join_and_leaves_nothing(thread_count):
 
 
 def test_an_error_in_backward_leaves_nothing_behind(small_parts):
-    class Fails(Function):
-        def forward(self, x):
-            return x * 1
-
-        def backward(self, dy):
-            raise KeyError("no")
-
-    rng = np.random.default_rng(0)
-    w1, b1, w2 = (Parameter(rng.standard_normal(s)) for s in ((6, 5), (5,), (5, 6)))
-    x = Tensor(rng.standard_normal((30, 6)), requires_grad=True)
+    fails = passing(lambda dy: raises(KeyError("no")))
+    x, *weights = mlp_values(np.random.default_rng(0))
+    x, weights = Tensor(x, requires_grad=True), [Parameter(w) for w in weights]
     with pytest.raises(KeyError, match="no"):
-        fused.mlp(Fails.apply(x), w1, b1, w2).backward(np.ones((30, 6)))
+        fused.mlp(fails(x), *weights).backward(np.ones((30, 6)))
     assert threads._aside.waiting == [] and blas_on_one_thread.entered == 0
-    for p in (w1, b1, w2):
+    for p in weights:
         p.grad = None
-    fused.mlp(x, w1, b1, w2).backward(np.ones((30, 6)))
+    fused.mlp(x, *weights).backward(np.ones((30, 6)))
     with reference_functions():
-        expected = [Parameter(p.data) for p in (w1, b1, w2)]
+        expected = [Parameter(p.data) for p in weights]
         fused.mlp(Tensor(x.data), *expected).backward(np.ones((30, 6)))
-    for found, p in zip((w1, b1, w2), expected, strict=True):
+    for found, p in zip(weights, expected, strict=True):
         np.testing.assert_allclose(found.grad, p.grad, rtol=1e-10)
 
 
 def test_two_threads_train_two_models(small_parts):
-    expected = [training_step(seed, steps=5) for seed in (0, 1)]
-    found, workers = {}, []
-    for seed in (0, 1):
-        work = lambda seed=seed: found.update({seed: training_step(seed, steps=5)})  # noqa: E731
-        workers.append(threading.Thread(target=work))
+    expected, found = [training_step(seed, steps=5) for seed in (0, 1)], {}
+
+    def work(seed):
+        found[seed] = training_step(seed, steps=5)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -442,21 +424,16 @@ def test_forked_processes_train_while_other_threads_do(small_parts, forks):
 
 @needs_fork
 def test_what_was_put_aside_before_a_fork_is_done_in_both(small_parts):
-    class Forks(Function):
-        def forward(self, x):
-            return x * 1
+    def fork(dy):
+        if os.fork() == 0:
+            children.append(True)
+        return dy
 
-        def backward(self, dy):
-            if os.fork() == 0:
-                children.append(True)
-            return dy
-
-    rng, children = np.random.default_rng(0), []
-    values = [rng.standard_normal(shape) for shape in ((6, 5), (5,), (5, 6))]
-    x = Tensor(rng.standard_normal((3000, 6)), requires_grad=True)
+    (x, *values), children = mlp_values(np.random.default_rng(0), (3000,)), []
+    x = Tensor(x, requires_grad=True)
     use_threads(2)
     found = []
-    for function in (lambda x: x * 1, Forks.apply):
+    for function in (lambda x: x * 1, passing(fork)):
         weights = [Parameter(value) for value in values]
         fused.mlp(function(x), *weights).backward(np.ones((3000, 6)))
         found.append([p.grad.copy() for p in weights])
@@ -492,13 +469,11 @@ def test_a_system_that_grants_few_threads(small_parts, monkeypatch, granted):
 
 def test_choosing_the_plain_code_between_forward_and_backward(small_parts):
     """What was put aside is waited for all the same."""
-    rng = np.random.default_rng(0)
-    values = [rng.standard_normal(s) for s in ((30, 6), (6, 5), (5,), (5, 6))]
-    found = []
-    for change in (False, True):
+    values, found = mlp_values(np.random.default_rng(0)), []
+    for kind in ("kernels", "reference"):
         inputs = [Parameter(v) for v in values]
         y = fused.mlp(*inputs)
-        with reference_functions() if change else contextlib.nullcontext():
+        with functions(kind):
             y.backward(np.ones((30, 6)))
             found.append([p.grad.copy() for p in inputs])
     for a, b in zip(*found, strict=True):
@@ -506,20 +481,11 @@ def test_choosing_the_plain_code_between_forward_and_backward(small_parts):
 
 
 def test_a_gradient_is_complete_when_a_later_backward_reads_it(small_parts):
-    class Reads(Function):
-        def forward(self, x):
-            return x * 1
-
-        def backward(self, dy):
-            seen.append(w1.grad.copy())
-            return dy
-
-    seen = []
-    rng = np.random.default_rng(0)
-    w1, b1, w2 = (Parameter(rng.standard_normal(s)) for s in ((6, 5), (5,), (5, 6)))
-    x = Tensor(rng.standard_normal((3000, 6)), requires_grad=True)
-    fused.mlp(Reads.apply(x), w1, b1, w2).backward(np.ones((3000, 6)))
-    np.testing.assert_array_equal(seen[0], w1.grad)
+    reads = passing(lambda dy: seen.append(weights[0].grad.copy()) or dy)
+    x, *weights = mlp_values(np.random.default_rng(0), (3000,))
+    seen, weights = [], [Parameter(w) for w in weights]
+    fused.mlp(reads(Tensor(x, True)), *weights).backward(np.ones((3000, 6)))
+    np.testing.assert_array_equal(seen[0], weights[0].grad)
 
 
 def test_training_while_python_ends():
@@ -562,12 +528,6 @@ def test_an_error_stops_the_others():
     assert len(begun) < 10
 
 
-def test_threads_must_be_positive():
-    for count in (0, -1, 2.5):
-        with pytest.raises(ValueError, match="positive"):
-            use_threads(count)
-
-
 # ---- memory used again --------------------------------------------------------------------------
 
 
@@ -586,18 +546,11 @@ def test_memory_comes_back_when_its_last_view_dies(monkeypatch):
         gc.collect()
     b = reuse.empty((2, 8), "float64")
     assert b.ctypes.data == place and b.shape == (2, 8) and b.flags.writeable
-
-
-def test_small_arrays_are_numpys():
-    assert reuse.empty((3, 4), "float32").base is None
-
-
-def test_idle_memory_of_other_sizes_is_given_back(monkeypatch):
-    monkeypatch.setattr(reuse, "LARGE", 64)
     reuse._idle.clear()
-    for size in (100, 200, 300):
+    for size in (100, 200, 300):  # idle memory of other sizes is given back
         reuse.empty((size,), "float64")
     assert [len(found) for found in reuse._idle.values()] == [1]
+    assert reuse.empty((3, 4), "float32").base is None  # small arrays are NumPy's
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -605,9 +558,7 @@ def test_what_a_user_holds_is_never_overwritten(monkeypatch, small_parts, seed):
     """Every array that a user can get hold of, some as views, through several steps."""
     monkeypatch.setattr(reuse, "LARGE", 1)
     rng = np.random.default_rng(seed)
-    model = Mixer(**SMALL)
-    for p in model.parameters():
-        p.data = 0.3 * rng.standard_normal(p.shape)
+    model = redrawn(rng)
     optimizer = SGD(model.parameters(), lr=1e-3)
     held = []
 
@@ -643,16 +594,6 @@ def test_what_a_user_holds_is_never_overwritten(monkeypatch, small_parts, seed):
             held.pop(rng.integers(len(held)))
         for array, copy in held:
             np.testing.assert_array_equal(array, copy)
-
-
-def test_nothing_is_kept_after_training(monkeypatch, small_parts):
-    model = Mixer(**SMALL)
-    images = np.zeros((2, model.height, model.width, model.in_channels), "float32")
-    loss = F.cross_entropy(model(images), [0, 1])
-    node = weakref.ref(loss.node)
-    loss.backward()
-    del loss
-    assert node() is None and threads._aside.waiting == []
 
 
 def test_sizes_are_those_that_the_measurements_name():

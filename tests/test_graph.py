@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import _cuda
-from hypothesis import given
+from hypothesis import example, given
 from strategies import reference_functions
 from test_oracles import SMALL, Case, cases, examples
-from test_precision import UNIT
+from test_precision import CASE, UNIT
 
 from minimixer import (
     SGD,
@@ -34,19 +33,6 @@ from minimixer import functional as F
 from minimixer.backend import synchronize, to_device, to_numpy
 from minimixer.graph.recorded import MOST_CHANGES, MOST_RECORDINGS
 from minimixer.graph.staging import Inbox
-
-CASE = Case(
-    {
-        "image_size": (16, 24), "patch_size": 4, "in_channels": 3, "num_classes": 7,
-        "num_blocks": 2, "hidden_dim": 32, "tokens_mlp_dim": 24, "channels_mlp_dim": 48,
-    },
-    batch=6, seed=1,
-)  # fmt: skip
-
-
-@pytest.fixture(params=[_cuda])
-def gpu(request) -> str:
-    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +68,8 @@ class Training:
     def step(self, images, labels):
         total = 0.0
         for i in range(self.accumulate):
-            part = slice(
-                i * len(images) // self.accumulate, (i + 1) * len(images) // self.accumulate
-            )
+            borders = [(i + k) * len(images) // self.accumulate for k in (0, 1)]
+            part = slice(*borders)
             self.model.random.start_at(part.start)
             scores = self.model(images[part])
             loss = F.cross_entropy(scores, labels[part], reduction="sum") / len(images)
@@ -109,6 +94,13 @@ class Training:
         return [to_numpy(a).tobytes() for a in [*arrays, *said]]
 
 
+def eager_and_recorded(run):
+    """run("off") and run("auto"), which must say the same."""
+    eager, recorded = run("off"), run("auto")
+    assert eager == recorded
+    return eager
+
+
 def compare(device: str, data: Any, **kind: Any) -> Training:
     plain, recorded = (Training(device, graph, **kind).train(data) for graph in ("off", "auto"))
     assert plain.state() == recorded.state()
@@ -116,6 +108,12 @@ def compare(device: str, data: Any, **kind: Any) -> Training:
     assert plain.run.recordings == 0
     assert (recorded.run.recordings > 0) == (device != "cpu")
     return recorded
+
+
+def agree(run, function, inputs) -> None:
+    """The recorded function says of each input what the function says."""
+    for images in inputs:
+        assert (run(images).numpy() == function(images).numpy()).all()
 
 
 # ---- the same bits ------------------------------------------------------------------------------
@@ -138,15 +136,15 @@ def test_recorded_training_has_the_bits_of_eager(device, precision, kind):
 
 
 def test_of_any_size(device):
+    """Also those that vector loads can't take."""
+
     @examples(device, cpu=5, cuda=12)
+    @example(Case(SMALL, 3, 2))
     @given(cases())
     def run(case):
         compare(device, batches(case, 9), case=case, stochastic_depth=0.3)
 
     run()
-
-
-def test_with_the_plain_functions(device):
     with reference_functions():
         plain = Training(device, "off").train(batches(CASE))
     assert np.isfinite(plain.said[-1].results()[0])
@@ -154,30 +152,29 @@ def test_with_the_plain_functions(device):
 
 def test_float16_skips_the_same_steps(device):
     """The scale starts too high: the first steps overflow, and change nothing."""
-    found = []
-    for graph in ("off", "auto"):
+
+    def run(graph):
         training = Training(device, graph, precision="float16")
-        training.model.buffer.loss_scale[0] = 2.0**30
-        found.append(training.train(batches(CASE, 40)[::2]))
-    assert found[0].state() == found[1].state()
-    scale, steps = (float(to_numpy(a)[i]) for a, i in (
-        (found[1].model.buffer.loss_scale, 0), (found[1].optimizer.control, 1)))  # fmt: skip
+        scale = training.model.buffer.loss_scale
+        scale[0] = 2.0**30
+        training.train(batches(CASE, 40)[::2])
+        return float(scale[0]), float(training.optimizer.control[1]), training.state()
+
+    scale, steps, _ = eager_and_recorded(run)
     assert scale < 2.0**30 and 0 < steps < 20
 
 
 def test_nan_shows_in_the_same_step(device):
-    data = batches(CASE)
-    images = [x.astype("float32") for x, _ in data]
-    found = []
-    for graph in ("off", "auto"):
-        training = Training(device, graph).train(
-            [(x, y) for x, (_, y) in zip(images[:5], data, strict=False)]
-        )
+    data = [(images.astype("float32"), labels) for images, labels in batches(CASE)]
+
+    def run(graph):
+        training = Training(device, graph).train(data[:5])
         training.model.stem.bias.data = np.full(32, np.nan)
-        training.train([(images[5], data[5][1])])
-        found.append([float(f.results()[0]) for f in training.said])
-    assert np.array_equal(*found, equal_nan=True)
-    assert np.isfinite(found[0][:5]).all() and np.isnan(found[0][5])
+        training.train(data[5:6])
+        return [str(f.results()[0]) for f in training.said]
+
+    found = np.array(eager_and_recorded(run), float)
+    assert np.isfinite(found[:5]).all() and np.isnan(found[5])
 
 
 CHANGES = {
@@ -218,29 +215,30 @@ def swap(module: Module, a: str, b: str) -> None:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_noticed(device, change):
     """Steps recorded before it must not be replayed as if nothing had happened; back and forth."""
-    data, found = batches(CASE, 4), []
+    data = batches(CASE, 4)
     if change == "kernels":  # CuPy's own products can't be recorded
         warnings.simplefilter("ignore")
-    try:
-        for graph in ("off", "auto"):
+
+    def run(graph):
+        kernels.use("auto")
+        training = Training(device, graph, stochastic_depth=0.3)
+        training.device = device
+        before = training.train(data * 3).state()
+        CHANGES[change](training)
+        if change == "mode":
+            training.train(data * 3)
+            training.model.train()
+        training.train(data * 3)
+        if change == "kernels":
             kernels.use("auto")
-            training = Training(device, graph, stochastic_depth=0.3)
-            training.device = device
-            training.train(data * 3)
-            before = training.state()
-            CHANGES[change](training)
-            if change == "mode":
-                training.train(data * 3)
-                training.model.train()
-            training.train(data * 3)
-            if change == "kernels":
-                kernels.use("auto")
-                training.train(data * 2)
-            found.append(training.state())
-            assert found[-1] != before
+            training.train(data * 2)
+        assert training.state() != before
+        return training.state()
+
+    try:
+        eager_and_recorded(run)
     finally:
         kernels.use("auto")
-    assert found[0] == found[1]
 
 
 class Tied(Module):
@@ -258,12 +256,12 @@ class Tied(Module):
 
 def test_shared_weights(device):
     """Gradients that are computed beside the main line, and added to from it."""
-    found = []
-    for graph in ("off", "auto"):
+
+    def train(graph):
         model = Tied().to(device)
         optimizer = AdamW(model.parameters(), lr=0.01)
 
-        def step(x, model=model, optimizer=optimizer):
+        def step(x):
             loss = model(x)
             loss.backward()
             optimizer.step()
@@ -271,34 +269,33 @@ def test_shared_weights(device):
             return loss
 
         run = record(step, model, optimizer, graph=graph)
-        losses = [
-            float(fetch(run(np.full((4, 8), i, dtype="float32"))).results()[0]) for i in range(9)
-        ]
-        found.append((losses, to_numpy(model.layer.weight.data).tobytes()))
-    assert found[0] == found[1]
+        inputs = [np.full((4, 8), i, dtype="float32") for i in range(9)]
+        losses = [float(fetch(run(x)).results()[0]) for x in inputs]
+        return losses, to_numpy(model.layer.weight.data).tobytes()
+
+    eager_and_recorded(train)
 
 
 def test_gradients_add_up_over_calls(device):
-    found = []
-    for graph in ("off", "auto"):
+    def sums(graph):
         model = CASE.model(device, "float32")
 
-        def add(images, labels, model=model):
+        def add(images, labels):
             F.cross_entropy(model(images), labels).backward()
 
-        run = record(add, model, graph=graph)
-        sums = []
+        run, found = record(add, model, graph=graph), []
         for _ in range(5):
             for images, labels in batches(CASE, 3):
                 run(images, labels)
-            sums.append(to_numpy(model.buffer.gradients).tobytes())
+            found.append(to_numpy(model.buffer.gradients).tobytes())
             assert all(p.grad is not None for p in model.parameters())
             model.zero_grad()
-        assert sums == sums[:1] * 5
-        found.append(sums)
-    assert found[0] == found[1]
-    # Overwritten first, added to after that: two recordings.
-    assert run.recordings == (0 if device == "cpu" else 2)
+        assert found == found[:1] * 5
+        # Overwritten first, added to after that: two recordings.
+        assert run.recordings == (0 if device == "cpu" or graph == "off" else 2)
+        return found
+
+    eager_and_recorded(sums)
 
 
 def test_parts_of_a_batch_make_its_gradient(device):
@@ -321,20 +318,24 @@ def test_parts_of_a_batch_make_its_gradient(device):
 # ---- inference, settings, results ---------------------------------------------------------------
 
 
-def test_inference_and_settings(device):
+def test_inference_settings_and_results_of_any_form(device):
     model = CASE.model(device, "float32").eval()
+    model.names = {"a", "set"}  # which has no hash
 
     @no_grad()
     def scores(images, factor=1.0):
-        return model(images) * factor
+        y = model(images) * factor
+        return {"a": Scores(y, [y.data, y * 2]), "b": None}
 
     run = record(scores, model)
     for images, _ in batches(CASE, 3) * 3:
         for factor in (1.0, 2.0):
-            expected = to_numpy(scores(to_device(images, device), factor=factor).data)
-            found = run(images, factor=factor)
-            assert type(found) is Tensor and not found.requires_grad
-            assert (found.numpy() == expected).all()
+            expected = scores(to_device(images, device), factor=factor)["a"].scores.numpy()
+            result = run(images, factor=factor)
+            a, (b, c) = result["a"]
+            assert type(a) is Tensor and not a.requires_grad and result["a"].scores is a
+            assert result["b"] is None and (a.numpy() == expected).all()
+            assert (to_numpy(b) == expected).all() and (c.numpy() == 2 * expected).all()
     assert run.recordings == (0 if device == "cpu" else 2)
     run(Tensor(images.astype("float32"), device=device))  # Tensors, too
 
@@ -342,24 +343,6 @@ def test_inference_and_settings(device):
 class Scores(NamedTuple):
     scores: Tensor
     more: list
-
-
-def test_results_of_any_form(device):
-    model = CASE.model(device, "float32")
-    model.names = {"a", "set"}  # which has no hash
-
-    def step(images):
-        y = model(images)
-        return {"a": Scores(y, [y.data, y * 2]), "b": None}
-
-    run = record(step, model)
-    for images, _ in batches(CASE, 3) * 2:
-        result = run(images)
-        a, (b, c) = result["a"]
-        assert result["a"].scores is a
-        assert result["b"] is None and (to_numpy(b) == a.numpy()).all()
-        assert (c.numpy() == 2 * a.numpy()).all()
-        assert (a.numpy() == model(images).numpy()).all()
 
 
 class Scaled(Module):
@@ -377,22 +360,17 @@ class Scaled(Module):
 
 def test_what_a_module_holds(device):
     model, x = Scaled(device), to_device(np.ones((4, 3), "float32"), device)
-    run = record(lambda x: model(x), model)
-
-    def agree():
-        for _ in range(3):
-            assert (run(x).numpy() == model(x).numpy()).all()
-        return run(x).numpy().tolist()
-
-    said = [agree()]
-    model.shift = Tensor(np.zeros(2, "float32"), device=device)
-    said.append(agree())
-    model.factors[1][0] = 3.0
-    said.append(agree())
-    model.options["divide by"] = 4.0
-    said.append(agree())
-    model.factors = (7.0, [2.0])
-    said.append(agree())
+    run, said = record(lambda x: model(x), model), []
+    for change in (
+        lambda: None,
+        lambda: setattr(model, "shift", Tensor(np.zeros(2, "float32"), device=device)),
+        lambda: model.factors[1].__setitem__(0, 3.0),
+        lambda: model.options.update({"divide by": 4.0}),
+        lambda: setattr(model, "factors", (7.0, [2.0])),
+    ):
+        change()
+        agree(run, model, [x] * 3)
+        said.append(run(x).numpy().tolist())
     assert all(a != b for a, b in itertools.pairwise(said))
     assert device == "cpu" or run.recordings == 5
 
@@ -401,9 +379,7 @@ def test_one_recording_inside_another(device):
     model = CASE.model(device, "float32").eval()
     inner = record(lambda x: model(x) * 2, model)
     outer = record(lambda x: inner(x) + 1, model)
-    for images, _ in batches(CASE, 3) * 3:
-        expected = model(images).numpy() * 2 + 1
-        assert (outer(images).numpy() == expected).all()
+    agree(outer, lambda x: model(x) * 2 + 1, [images for images, _ in batches(CASE, 3) * 3])
 
 
 def test_inputs_may_change_at_once(device):
@@ -591,8 +567,7 @@ def test_more_kinds_than_it_keeps(gpu, monkeypatch):
     for _ in range(3):
         run(images[:20])
     assert not calls and run.recordings == MOST_RECORDINGS
-    for size in range(1, 60):
-        assert (run(images[:size]).numpy() == model(images[:size]).numpy()).all()
+    agree(run, model, [images[:size] for size in range(1, 60)])
     assert len(run._inboxes) <= 2 * MOST_RECORDINGS + 1
 
 
@@ -663,8 +638,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(gpu, function):
         assert np.allclose(run(images).numpy(), function(model, to_device(images, gpu)).numpy())
     assert run.recordings == 0
     good = record(lambda x: model(x), model)
-    for _ in range(3):
-        assert (good(images).numpy() == model(images).numpy()).all()
+    agree(good, model, [images] * 3)
     assert good.recordings == 1
 
 
@@ -683,11 +657,10 @@ def test_an_error_of_the_function_is_its_own(device):
     run(*data[3])  # of another shape
     state = training.state()
     calls.extend([1, 1])
+    warnings.simplefilter("ignore")
     for _ in range(2):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with pytest.raises(KeyError, match="mine"):
-                run(*data[0])
+        with pytest.raises(KeyError, match="mine"):
+            run(*data[0])
     assert training.state() == state
     assert all(p.grad is None for p in training.model.parameters())
 
@@ -700,12 +673,6 @@ def test_shapes_that_always_change(gpu):
         for size in range(1, 30):
             assert run(images[:size]).shape == (size, 7)
     assert len(said) == 1 and run.recordings == 0
-    for size in range(1, MOST_RECORDINGS):
-        assert (run(images[:size]).numpy() == model(images[:size]).numpy()).all()
+    agree(run, model, [images[:size] for size in range(1, MOST_RECORDINGS)])
     assert run.recordings == MOST_RECORDINGS - 1
     assert MOST_CHANGES < 29
-
-
-def test_small_models_of_every_kind_train(device):
-    """SMALL has sizes that vector loads can't take."""
-    compare(device, batches(Case(SMALL, 3, 2), 6), case=Case(SMALL, 3, 2))

@@ -14,7 +14,6 @@ import minimixer
 from minimixer import (
     SGD,
     AdamW,
-    Function,
     Linear,
     Mixer,
     Module,
@@ -38,32 +37,28 @@ SIZES |= {"image_size": 4, "patch_size": 2, "in_channels": 1, "num_classes": 3}
 
 
 def test_every_kind_of_sequence_is_an_index():
+    """Which may be written over before backward."""
     for rows in ([0, 0, 1], (0, 0, 1), np.array([0, 0, 1])):
         x = Tensor(np.ones((3, 2)), requires_grad=True)
-        x[rows, :].sum().backward()
+        y = x[rows, :]
+        if isinstance(rows, np.ndarray):
+            rows[:] = 2
+        y.sum().backward()
         np.testing.assert_array_equal(x.grad, [[2, 2], [1, 1], [0, 0]])
     assert x[[]].shape == (0, 2) and x[range(2)].shape == (2, 2)
 
 
-def test_an_index_array_may_be_reused_before_backward():
-    x, rows = Tensor(np.ones(3), requires_grad=True), np.array([0, 1])
-    y = x[rows]
-    rows[:] = 2
-    y.sum().backward()
-    np.testing.assert_array_equal(x.grad, [1, 1, 0])
-
-
-def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path):
-    for change in (
-        lambda m: setattr(m, "head", Linear(8, 5)),
-        lambda m: m.blocks.pop(),
-        lambda m: setattr(m, "class_names", [1, 2, 3]),
-    ):
-        model = Mixer(**SIZES)
-        change(model)
-        with pytest.raises(ValueError, match=r"replaced|class_names"):
-            save_checkpoint(tmp_path / "checkpoint.npz", model)
-        assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("change", [
+    lambda m: setattr(m, "head", Linear(8, 5)), lambda m: m.blocks.pop(),
+    lambda m: setattr(m, "class_names", [1, 2, 3]),
+])  # fmt: skip
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, change):
+    model = Mixer(**SIZES)
+    change(model)
+    with pytest.raises(ValueError, match=r"replaced|class_names"):
+        save_checkpoint(tmp_path / "checkpoint.npz", model)
+    assert not list(tmp_path.iterdir())
+    assert model.to("float64").stem.weight.dtype == np.float64  # it moves all the same
 
 
 def test_a_step_that_is_skipped_leaves_no_clipping_behind():
@@ -71,11 +66,13 @@ def test_a_step_that_is_skipped_leaves_no_clipping_behind():
     optimizer = SGD(layer.parameters(), lr=1.0)
     layer.weight.grad = np.full((2, 1), np.inf)
     optimizer.clip_grad_norm(1.0)
-    optimizer.zero_grad()
-    before = layer.weight.data.copy()
-    layer.weight.grad = np.ones((2, 1))
-    optimizer.step()
-    np.testing.assert_allclose(layer.weight.data, before - 1, rtol=1e-6)
+    for lr in (1.0, 0.5):
+        optimizer.zero_grad()
+        optimizer.lr = lr
+        before = layer.weight.data.copy()
+        layer.weight.grad = np.ones((2, 1))
+        optimizer.step()
+        np.testing.assert_allclose(layer.weight.data, before - lr, rtol=1e-6)
 
 
 def test_predicting_from_several_threads_leaves_the_model_training():
@@ -99,12 +96,6 @@ def test_modules_are_found_wherever_they_are_kept():
     assert len(Net().parameters()) == 4
 
 
-def test_a_model_that_lost_a_part_still_moves():
-    model = Mixer(**SIZES)
-    model.blocks.pop()
-    assert model.to("float64").head.weight.dtype == np.float64
-
-
 def test_a_parameter_is_not_lost_by_assignment():
     layer = Linear(2, 2)
     with pytest.raises(TypeError, match=r"weight\.data"):
@@ -117,18 +108,6 @@ def test_a_parameter_is_not_lost_by_assignment():
     layer = Linear(2, 2)
     with pytest.raises(ValueError, match="gradient"):
         layer.weight.grad = np.ones(2)
-
-
-def test_the_learning_rate_can_be_set():
-    layer = Linear(1, 1)
-    optimizer = SGD(layer.parameters(), lr=1.0)
-    optimizer.lr = 0.5
-    before = layer.weight.data.copy()
-    layer.weight.grad = np.ones((1, 1))
-    optimizer.step()
-    np.testing.assert_allclose(layer.weight.data, before - 0.5)
-    with pytest.raises(ValueError):
-        optimizer.lr = -1
 
 
 def test_copies():
@@ -171,17 +150,16 @@ def test_a_snapshot_does_not_follow_the_training(device):
 def test_numpys_rules_for_copy_and_dtype(device):
     t = Tensor([1.0, 2.0], device=device)
     on_cpu = device == "cpu"
-    assert np.shares_memory(np.asarray(t), t.numpy()) is on_cpu
-    assert np.shares_memory(np.array(t, copy=None), t.numpy()) is on_cpu
-    assert np.shares_memory(np.asarray(t, dtype="float32"), t.numpy()) is on_cpu
+    for view in (np.asarray(t), np.array(t, copy=None), np.asarray(t, dtype="float32")):
+        assert np.shares_memory(view, t.numpy()) is on_cpu
     assert np.asarray(t, dtype="float64").dtype == "float64"
     assert not np.shares_memory(np.array(t), t.numpy())
-    for options in ({"dtype": "float64"}, *([] if on_cpu else [{}])):
+    for options in ({"dtype": "float64"}, {}, {"dtype": "float32"}):
+        if on_cpu and options.get("dtype") != "float64":
+            assert np.shares_memory(np.array(t, copy=False, **options), t.data)
+            continue
         with pytest.raises(ValueError, match="copy"):
             np.array(t, copy=False, **options)
-    if on_cpu:
-        assert np.shares_memory(np.array(t, copy=False), t.data)
-        assert np.shares_memory(np.asarray(t, dtype="float32", copy=False), t.data)
 
 
 def test_numpys_functions_keep_the_gradient_or_say_that_they_cannot(device):
@@ -257,15 +235,6 @@ def test_a_tensor_of_one_number_is_a_number(device):
         assert words in str(caught.value)
     with pytest.raises(TypeError, match=r"whole number, got float32 .*argmax"):
         "abc"[x[0, 0]]
-
-
-@pytest.mark.parametrize(
-    "number", [np.array(2), np.array(2.0), np.float64(2), True, np.array(True)]
-)
-def test_0d_arrays_are_numbers(number, device):
-    x = Tensor([1.0, 3.0], requires_grad=True, device=device)
-    for y in (x + number, number + x, x / number, x**number, number**x, ops.maximum(x, number)):
-        assert y.dtype == "float32" and y.requires_grad and y.device == x.device
 
 
 def test_the_accuracy(device):
@@ -348,30 +317,28 @@ def test_other_keywords_say_what_to_write():
         for axis in (1.0, "0", (0, 1.5)):
             with pytest.raises(TypeError, match=r"an axis .*must be a whole number, got ['01(]"):
                 getattr(x, name)(axis=axis)
-    for function in (F.softmax, F.log_softmax):
+    for function in (F.softmax, F.log_softmax, lambda x, dim: concatenate([x, x], dim=dim),
+                     lambda x, dim: stack([x, x], dim=dim)):  # fmt: skip
         with pytest.raises(TypeError, match="no dim= here: write axis="):
             function(x, dim=1)
-        for axis in (1.0, None, True):
-            with pytest.raises(TypeError, match=f"axis must be a whole number, got {axis}"):
-                function(x, axis)
     for name in ("argmax", "argmin"):
         with pytest.raises(TypeError, match=rf"{name}: goes along one axis, .* got \(0, 1\)"):
             getattr(x, name)(axis=(0, 1))
     for join in (concatenate, stack):
-        with pytest.raises(TypeError, match="no dim= here: write axis="):
-            join([x, x], dim=1)
         with pytest.raises(TypeError, match=r"whole number, got 1\.0"):
             join([x, x], 1.0)
-    with pytest.raises(TypeError, match=r"a length in a shape must be a whole number, got 2.0"):
-        x.reshape(2.0, 1)
-    with pytest.raises(TypeError, match=r"to: expected a device .* or a dtype, got Tensor"):
-        x.to(x)
-    with pytest.raises(ValueError, match=r"each of the 3 axes once; swapaxes"):
-        x.reshape(1, 2, 1).transpose(0, 1)
-    with pytest.raises(TypeError, match=r"an axis must be a whole number, got 1.0"):
-        x.transpose(1.0, 0)
-    with pytest.raises(TypeError, match=r"can't be assigned.*where\(mask, new, x\)"):
-        x[0] = 1
+    for wrong, error, message in (
+        (lambda: x.reshape(2.0, 1), TypeError, "a length in a shape must be a whole number, got 2"),
+        (lambda: x.to(x), TypeError, "to: expected a device .* or a dtype, got Tensor"),
+        (lambda: x.reshape(1, 2, 1).transpose(0, 1), ValueError, "of the 3 axes once; swapaxes"),
+        (lambda: x.transpose(1.0, 0), TypeError, "an axis must be a whole number, got 1.0"),
+        (lambda: x.__setitem__(0, 1), TypeError, r"can't be assigned.*where\(mask, new, x\)"),
+        (lambda: Linear(2, 2).to("cpu", device="cpu"), TypeError, "one device and one dtype"),
+        (lambda: Mixer.summary_of("mixer_s32", hiden_dim=5), TypeError, "hiden_dim"),
+    ):
+        with pytest.raises(error, match=message):
+            wrong()
+    assert Linear(2, 2).to(device="cpu", dtype="float64").weight.dtype == np.float64
 
 
 def test_what_a_tensor_looks_like(device):
@@ -385,47 +352,10 @@ def test_what_a_tensor_looks_like(device):
     assert repr(x) == f"Tensor([1.], dtype=float32{where_to}, requires_grad=True)"
 
 
-def test_unknown_names_are_not_ignored():
-    with pytest.raises(TypeError, match="hiden_dim"):
-        Mixer.summary_of("mixer_s32", hiden_dim=5)
-
-
-def test_gelu_of_huge_numbers():
-    for form in ("tanh", "none"):
-        x = Tensor(np.array([-1e30, 1e30, 1e38], np.float32), requires_grad=True)
-        with np.errstate(all="raise", under="ignore"):
-            y = F.gelu(x, form)
-        y.sum().backward()
-        np.testing.assert_array_equal(y.data, [0, *x.data[1:]])
-        np.testing.assert_array_equal(x.grad, [0, 1, 1])
-
-
 def test_the_variance_of_equal_numbers_is_0(device):
     for value in (12345.678, 100.3, 12.7, -7e6):
         x = Tensor(np.full((3, 96), value, "float32"), device=device)
         assert x.var().item() == x.std(axis=1).max().item() == 0
-
-
-def test_a_module_moves_by_name():
-    layer = Linear(2, 2).to(device="cpu", dtype="float64")
-    assert layer.weight.dtype == np.float64
-    with pytest.raises(TypeError, match="one device and one dtype"):
-        layer.to("cpu", device="cpu")
-
-
-def test_what_a_wrong_function_returns_is_said():
-    class Wrong(Function):
-        def forward(self, x):
-            return x * 1
-
-        def backward(self, dy):
-            return self.wrong(dy)
-
-    x = Tensor([1.0], requires_grad=True)
-    for wrong, message in ((lambda dy: 1.0, "must be an array"), (np.float64, "float64")):
-        Wrong.wrong = staticmethod(wrong)
-        with pytest.raises((TypeError, ValueError), match=message):
-            Wrong.apply(x).backward()
 
 
 def test_modules_are_attributes_and_imported_when_asked_for():

@@ -1,12 +1,15 @@
 """Modules, layers, initial weights, and what may be done to a model's parameters."""
 
 import copy
+import itertools
 import math
 import pickle
 import re
 
 import numpy as np
 import pytest
+from help import changed, close, draw, put, same, same_state
+from strategies import same_memory
 
 from minimixer import (
     SGD,
@@ -21,29 +24,12 @@ from minimixer import (
     backend,
     data,
     nn,
-    no_grad,
 )
 from minimixer import functional as F
-from minimixer.backend import to_device, to_numpy
+from minimixer.backend import Purpose, random_bits, to_device, to_numpy, uniform
 from minimixer.kernels import fused
 from minimixer.nn.layers import StochasticDepth, lecun_normal
 from minimixer.nn.more_layers import GELU, Sequential
-
-
-def draw(shape, seed=0, low=-1.0, high=1.0):
-    return np.random.default_rng([seed, *shape]).uniform(low, high, shape).astype("float32")
-
-
-def put(device, values, dtype="float32"):
-    return to_device(np.asarray(values, dtype=dtype), device)
-
-
-def same(array, expected):
-    np.testing.assert_array_equal(to_numpy(array), np.asarray(expected))
-
-
-def close(array, expected, rtol=1e-5, atol=1e-6):
-    np.testing.assert_allclose(to_numpy(array), np.asarray(expected), rtol=rtol, atol=atol)
 
 
 class Branch(Module):
@@ -120,35 +106,38 @@ def test_train_and_eval_reach_everything(device):
     assert Module.training is True
 
 
+class Tied(Module):
+    def __init__(self):
+        self.a, self.b = Linear(3, 3), Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.again = self.a
+
+    def forward(self, x):
+        return self.again(self.b(self.a(x)))
+
+
 def test_shared_parameters_count_once(device):
-    class Tied(Module):
-        def __init__(self):
-            self.a, self.b = Linear(3, 3), Linear(3, 3)
-            self.b.weight = self.a.weight
-            self.again = self.a
-
-        def forward(self, x):
-            return self.again(self.b(self.a(x)))
-
     model = Tied().to(device)
     assert [n for n, _ in model.named_parameters()] == ["a.weight", "a.bias", "b.bias"]
     assert [n for n, _ in model.named_modules()] == ["", "a", "b"]
     assert model.num_parameters() == 15
     state = model.state_dict()
     assert set(state) == {"a.weight", "a.bias", "b.weight", "b.bias", "again.weight", "again.bias"}
-    x = put(device, draw((2, 3)))
-    model(Tensor(x)).sum().backward()
+    model(Tensor(put(device, draw((2, 3))))).sum().backward()
     assert model.a.weight.grad is not None
-    optimizer = SGD(model.parameters(), lr=0.1)
-    optimizer.step()
+    SGD(model.parameters(), lr=0.1).step()
     same(model.b.weight.data, to_numpy(model.again.weight.data))
     state = {n: v + 1 for n, v in state.items()}
     model.load_state_dict(state)
     same(model.b.weight.data, state["a.weight"])
-    state["b.weight"] = state["b.weight"] + 1
     with pytest.raises(ValueError, match=r"b\.weight.*shared"):
-        model.load_state_dict(state)
+        model.load_state_dict(state | {"b.weight": state["b.weight"] + 1})
     same(model.b.weight.data, state["a.weight"])
+    twin = copy.deepcopy(model)
+    assert twin.a.weight is twin.b.weight is not model.a.weight
+    assert len(twin.parameters()) == 3
+    model.a.bias.requires_grad = False
+    assert not copy.deepcopy(model).a.bias.requires_grad
 
 
 def test_state_dict_is_a_copy(device):
@@ -159,28 +148,33 @@ def test_state_dict_is_a_copy(device):
     for value in state.values():
         assert value.flags.writeable
         value[...] = 9
-    for name, p in model.named_parameters():
-        same(p.data, before[name])
+    same_state(model, before)
     state = model.state_dict()
     for p in model.parameters():
         p.data = np.full(p.shape, 5.0)
-    for name, value in state.items():
-        same(value, before[name])
+    assert all((value == before[name]).all() for name, value in state.items())
 
 
 def test_load_state_dict(device):
+    """Any arrays will do, and the values go into the Parameters that an optimizer holds."""
     model, other = Network().to(device), Network(seed=1)
+    views = [p.data for p in model.parameters()]
+    optimizer = SGD(model.parameters(), lr=1.0)
     for number, p in enumerate(other.parameters()):
         p.data = draw(p.shape, number)
-    model.load_state_dict(other.state_dict())
-    for name, value in other.state_dict().items():
-        same(model.state_dict()[name], value)
-    model.load_state_dict({n: Tensor(v * 2) for n, v in other.state_dict().items()})
+    state = other.state_dict()
+    model.load_state_dict(state)
+    same_state(model, state)
+    model.load_state_dict({n: Tensor(v * 2) for n, v in state.items()})
     model.load_state_dict({n: v.astype("float64").tolist() for n, v in model.state_dict().items()})
     model.load_state_dict({n: to_device(v, device) for n, v in model.state_dict().items()})
-    for name, value in other.state_dict().items():
-        same(model.state_dict()[name], value * 2)
+    same_state(model, {n: v * 2 for n, v in state.items()})
     assert all(p.dtype == "float32" for p in model.parameters())
+    assert all(p.data is v for p, v in zip(model.parameters(), views, strict=True))
+    (model.head.weight * 1.0).sum().backward()
+    optimizer.step()
+    assert changed(model, {n: v * 2 for n, v in state.items()}) == {"head.weight"}
+    same(model.head.weight.data, 2 * state["head.weight"] - 1)
 
 
 def test_load_state_dict_names_all_that_does_not_fit_and_changes_nothing(device):
@@ -210,62 +204,31 @@ def test_load_state_dict_names_all_that_does_not_fit_and_changes_nothing(device)
         model.load_state_dict({})
 
 
-def test_deepcopy_is_independent(device):
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_independent(device, copied, gather):
+    """And go on with the same random draws: seed and step are part of a model."""
     model = Network(seed=3).to(device)
     optimizer = AdamW(model.parameters(), lr=0.1)
     train_step(model, optimizer, device)
-    twin = copy.deepcopy(model)
-    x = Tensor(put(device, draw((5, 4))))
-    model.eval(), twin.eval()
-    same(twin(x).data, to_numpy(model(x).data))
-    before = twin.state_dict()
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        assert p is not q and p.buffer is not q.buffer and q.device == p.device
-        assert not backend.namespace(p.data).shares_memory(p.data, q.data)
-    model.train()
-    train_step(model, optimizer, device)
-    for name, value in before.items():
-        same(twin.state_dict()[name], value)
-    assert any((model.state_dict()[n] != v).any() for n, v in before.items())
-    frozen = model.state_dict()
-    train_step(twin, SGD(twin.parameters(), lr=0.1), device)
-    for name, value in frozen.items():
-        same(model.state_dict()[name], value)
-    assert any((twin.state_dict()[n] != v).any() for n, v in before.items())
-
-
-def test_deepcopy_keeps_shared_parameters_shared(device):
-    class Tied(Module):
-        def __init__(self):
-            self.a, self.b = Linear(3, 3), Linear(3, 3)
-            self.b.weight = self.a.weight
-
-    model = Tied().to(device)
-    twin = copy.deepcopy(model)
-    assert twin.a.weight is twin.b.weight is not model.a.weight
-    assert len(twin.parameters()) == 3
-    model.a.bias.requires_grad = False
-    assert not copy.deepcopy(model).a.bias.requires_grad
-
-
-@pytest.mark.parametrize("gather", [False, True])
-def test_deepcopy_makes_the_same_random_draws(device, gather):
-    """Seed and step are part of a model: its copy goes on with the same masks."""
-    model = Network(seed=3).to(device)
-    train_step(model, SGD(model.parameters(), lr=0.1), device)
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     if gather:
         twin.parameters()
     x = Tensor(put(device, draw((5, 4))))
-    same(twin(x).data, to_numpy(model(x).data))
-
-
-def test_pickle(device):
-    model = Network(seed=3).to(device).eval()
-    x = Tensor(put(device, draw((5, 4))))
-    twin = pickle.loads(pickle.dumps(model))
-    same(twin(x).data, to_numpy(model(x).data))
+    for training in (True, False):
+        same(twin.train(training)(x).data, model.train(training)(x).data)
+    twin.train()
+    before = twin.state_dict()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert p is not q and p.buffer is not q.buffer and q.device == p.device
+        assert not same_memory(p.data, q.data)
+    train_step(model.train(), optimizer, device)
+    same_state(twin, before)
+    assert changed(model, before)
+    frozen = model.state_dict()
     train_step(twin, SGD(twin.parameters(), lr=0.1), device)
+    same_state(model, frozen)
+    assert changed(twin, before)
 
 
 def test_initialize_draws_every_layer_anew(device):
@@ -274,71 +237,25 @@ def test_initialize_draws_every_layer_anew(device):
     for p in model.parameters():
         p.data = np.full(p.shape, 7.0)
     model.initialize(seed=3)
-    for name, value in model.state_dict().items():
-        if "extras" in name or name == "scale":  # Parameters of no layer that can draw them
-            assert (value == 7).all()
-        else:
-            same(value, first[name])
+    # Parameters of no layer that can draw them stay
+    same_state(model, first | {n: first[n] * 0 + 7 for n in ("scale", "extras.0")})
     model.initialize(seed=4)
     second = model.state_dict()
     weights = [n for n in NAMES if n.endswith("weight") and "norm" not in n]
     drawn = [state[n][:4, :3].ravel() for state in (first, second) for n in weights]
-    for i in range(len(drawn)):
-        for j in range(i):
-            assert (drawn[i] != drawn[j]).all()
+    assert all((a != b).all() for a, b in itertools.combinations(drawn, 2))
     assert model.parameters()[0].buffer.random.seed == 4
 
 
 # ---- layers -------------------------------------------------------------------------------------
 
 
-def test_linear(device):
-    layer = Linear(3, 2).to(device)
-    layer.weight.data, layer.bias.data = draw((3, 2)), draw((2,), 1)
-    x = draw((2, 5, 3), 2)
-    expected = np.zeros((2, 5, 2))
-    for i in np.ndindex(2, 5):
-        for j in range(2):
-            expected[i][j] = draw((2,), 1)[j] + sum(x[i][k] * draw((3, 2))[k, j] for k in range(3))
-    close(layer(put(device, x)).data, expected)
-    close(layer(Tensor(put(device, x[0, 0]))).data, expected[0, 0])
+def test_linear():
     bare = Linear(3, 2, bias=False)
     assert bare.bias is None and [n for n, _ in bare.named_parameters()] == ["weight"]
     assert not Linear(3, 2, zero=True).weight.data.any() and Linear(3, 2).weight.data.any()
-    assert not Linear(3, 2).bias.data.any()
+    assert not Linear(3, 2).bias.data.any() and Linear(np.int64(2), 3).weight.shape == (2, 3)
     same(Linear(3, 2, seed=5).weight.data, lecun_normal((3, 2), 3, 5, 0))
-    with pytest.raises(ValueError, match=r"Linear of .*\(2, 4\).*\(3, 2\)"):
-        layer(put(device, draw((2, 4))))
-    with pytest.raises(ValueError, match=r"Linear of .*in"):
-        layer(put(device, 1.0))
-
-
-@pytest.mark.parametrize("size", [0, -1, 2.0, "3", None, True])
-def test_sizes_are_checked(device, size):
-    for make, name in (
-        (lambda: Linear(size, 2), "in_features"),
-        (lambda: Linear(2, size), "out_features"),
-        (lambda: LayerNorm(size), "channels"),
-    ):
-        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
-            make()
-    assert Linear(np.int64(2), 3).weight.shape == (2, 3)
-
-
-def test_layer_norm(device):
-    layer = LayerNorm(6).to(device)
-    same(layer.weight.data, np.ones(6))
-    same(layer.bias.data, np.zeros(6))
-    layer.weight.data, layer.bias.data = draw((6,)), draw((6,), 1)
-    x = draw((2, 3, 6), 2) * 3 + 100
-    x64 = x.astype("float64")
-    mean, var = x64.mean(axis=-1, keepdims=True), x64.var(axis=-1, keepdims=True)
-    expected = (x64 - mean) / np.sqrt(var + 1e-6) * draw((6,)) + draw((6,), 1)
-    close(layer(put(device, x)).data, expected, atol=2e-5)
-    wide = LayerNorm(6, epsilon=1.0).to(device)
-    close(wide(put(device, x)).data, (x64 - mean) / np.sqrt(var + 1), atol=2e-5)
-    with pytest.raises(ValueError, match="gamma"):
-        layer(put(device, draw((2, 5))))
 
 
 def test_a_bias_that_needs_no_gradient_gets_none(device):
@@ -353,19 +270,22 @@ def test_a_bias_that_needs_no_gradient_gets_none(device):
         assert [gradient is None for gradient in found] == [False, True, True, True, True]
 
 
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_gelu(device, approximate):
-    x = np.linspace(-6, 6, 49)
-    if approximate == "none":
-        expected = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x]
-    else:
-        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-        expected = 0.5 * x * (1 + np.tanh(inner))
-    close(GELU(approximate)(put(device, x, "float64")).data, expected, 1e-12, 1e-14)
-    close(GELU(approximate)(put(device, x)).data, expected)
+def test_layers_call_their_functions(device):
+    """Whose values test_operations.py compares with formulas."""
+    x = put(device, draw((5, 6)))
+    for form in ("none", "tanh"):
+        same(GELU(form)(x).data, to_numpy(F.gelu(Tensor(x), form).data))
     assert GELU().approximate == "none"
-    with pytest.raises(ValueError, match="approximate"):
-        GELU("sigmoid")(put(device, x))
+    for layer, epsilon in ((LayerNorm(6), 1e-6), (LayerNorm(6, epsilon=1.0), 1.0)):
+        same(layer.weight.data, np.ones(6))
+        same(layer.bias.data, np.zeros(6))
+        w, b = layer.to(device).weight, layer.bias
+        w.data, b.data = draw((6,)), draw((6,), 1)
+        same(layer(x).data, to_numpy(F.layer_norm(Tensor(x), w, b, epsilon).data))
+    layer = Linear(6, 2).to(device)
+    layer.bias.data = draw((2,))
+    for given in (x, x[0], x[None]):
+        same(layer(given).data, to_numpy(F.linear(Tensor(given), layer.weight, layer.bias).data))
 
 
 class With(Module):
@@ -383,70 +303,51 @@ def counter(model):
 def test_dropout(device, p):
     model = With(Dropout(p), Dropout(p)).to(device)
     layer, other = model.layers
-    x = Tensor(put(device, draw((100, 10, 20), 1, 0.5, 1)), requires_grad=True)
-    y = layer(x)
-    kept = to_numpy(y.data) != 0
+    x = Tensor(put(device, draw((100, 10, 20), 1, low=0.5)), requires_grad=True)
+
+    def mask(layer):
+        return to_numpy(layer(x).data) != 0
+
+    y, kept = layer(x), mask(layer)
     deviation = math.sqrt(p * (1 - p) / kept.size)
     assert abs(kept.mean() - (1 - p)) < 5 * deviation
     for axis in (0, 1, 2):  # no example, no element is favoured
         others = tuple({0, 1, 2} - {axis})
         spread = abs(kept.mean(axis=others) - (1 - p)).max()
-        assert spread < 5 * math.sqrt(p * (1 - p) / kept.size * kept.shape[axis])
+        assert spread < 5 * deviation * math.sqrt(kept.shape[axis])
     close(y.data, to_numpy(x.data) * kept / (1 - p))
     y.sum().backward()
     close(x.grad, kept / (1 - p))
     assert y.dtype == "float32" and x.grad.dtype == "float32"
     same(layer(x).data, to_numpy(y.data))  # the same step, the same mask
-    agree = ((to_numpy(other(x).data) != 0) == kept).mean()
-    assert abs(agree - (p * p + (1 - p) ** 2)) < 0.02  # two layers are independent
+    independent = p * p + (1 - p) ** 2
+    assert abs((mask(other) == kept).mean() - independent) < 0.02  # two layers
     counter(model).set(1)
-    agree = ((to_numpy(layer(x).data) != 0) == kept).mean()
-    assert abs(agree - (p * p + (1 - p) ** 2)) < 0.02  # and so are two steps
+    assert abs((mask(layer) == kept).mean() - independent) < 0.02  # and two steps
     counter(model).set(0)
     counter(model).seed += 1
-    assert ((to_numpy(layer(x).data) != 0) != kept).any()
-    model.eval()
-    assert layer(x) is x
+    assert (mask(layer) != kept).any()
+    assert model.eval().layers[0](x) is x and Dropout(0.0)(x).data is x.data
 
 
-def test_dropout_keeps_float64(device):
-    model = With(Dropout(0.5), StochasticDepth(0.5)).to(device)
-    for layer in model.layers:
-        y = layer(Tensor(put(device, np.ones((4, 3, 5)), "float64")))
-        assert y.dtype == "float64" and set(to_numpy(y.data).ravel()) <= {0.0, 2.0}
-    same(Dropout(0.0)(Tensor(put(device, [1.0]))).data, [1])
-
-
-def test_stochastic_depth(device):
-    model = With(StochasticDepth(0.3), StochasticDepth(0.3)).to(device)
-    x = Tensor(put(device, draw((3, 500, 2), 1, 0.5, 1)))
-    y, other = (to_numpy(layer(x).data) for layer in model.layers)
-    kept = y != 0
-    assert (kept == kept[:1, :, :1]).all()  # a whole example, all its tokens and channels
-    assert abs(kept.mean() - 0.7) < 0.1
-    close(y, to_numpy(x.data) * kept / 0.7)
-    assert ((other != 0) != kept).any()
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.8])
+def test_stochastic_depth(device, rate):
+    """A whole example, all its tokens and channels, is dropped or scaled up; the mean stays."""
+    model = With(StochasticDepth(rate), StochasticDepth(rate), Dropout(rate)).to(device, "float64")
+    x, kept = Tensor(put(device, np.ones((2, 500, 3)), "float64")), []
+    for step in range(20):
+        counter(model).set(step)
+        y, other, _ = found = [to_numpy(layer(x).data) for layer in model.layers]
+        assert (y == y[:1, :, :1]).all() and (y != other).any()
+        for values in found:
+            assert values.dtype == "float64" and set(np.unique(values)) <= {0.0, 1 / (1 - rate)}
+        kept.append(y[0, :, 0])
+    kept = np.array(kept)
+    assert abs(kept.mean() - 1) < 4 * math.sqrt(rate / (1 - rate) / kept.size)
+    assert abs(np.corrcoef(kept[:-1].ravel(), kept[1:].ravel())[0, 1]) < 0.05
     assert model.eval().layers[0](x) is x
-
-
-@pytest.mark.parametrize("layer", [Dropout, StochasticDepth])
-@pytest.mark.parametrize("p", [-0.1, 1, 1.5, float("nan")])
-def test_probabilities_are_checked(device, layer, p):
-    with pytest.raises(ValueError, match=rf"{layer.__name__}: p must be .* in \[0, 1\)"):
-        layer(p)
-
-
-def test_dropout_masks_return_with_seed_and_step(device):
-    """What resuming needs: nothing but the counters decides."""
-    runs = []
-    for _ in range(2):
-        model = Network(seed=8).to(device)
-        optimizer = SGD(model.parameters(), lr=0.1)
-        for step in range(4):
-            train_step(model, optimizer, device, seed=step)
-        runs.append(model.state_dict())
-    for name, value in runs[0].items():
-        same(value, runs[1][name])
+    with pytest.raises(ValueError, match=r"StochasticDepth: p must be .* in \[0, 1\)"):
+        StochasticDepth(1 + rate)
 
 
 # ---- initial weights ----------------------------------------------------------------------------
@@ -467,79 +368,29 @@ def test_lecun_normal(device):
     expected = 0.5 + phi / (2 * math.erf(math.sqrt(2)))
     assert abs(expected - np.arange(n)[:: n // 500] / n).max() < 1.7 / math.sqrt(n)  # Kolmogorov
     assert abs(np.corrcoef(w[:, :-1].ravel(), w[:, 1:].ravel())[0, 1]) < 5 / math.sqrt(n)
-    for changed in ({"seed": 2, "layer": 2}, {"seed": 1, "layer": 3}, {"seed": 2, "layer": 1}):
-        other = lecun_normal((400, 700), 400, **changed)
+    for other in ({"seed": 2, "layer": 2}, {"seed": 1, "layer": 3}, {"seed": 2, "layer": 1}):
+        other = lecun_normal((400, 700), 400, **other)
         assert abs(np.corrcoef(w.ravel(), other.ravel())[0, 1]) < 5 / math.sqrt(n)
     assert np.unique(w).size > 0.95 * n
 
 
 def test_lecun_normal_does_not_depend_on_the_block_it_is_drawn_in(device):
-    """An element is a function of its number alone: a larger matrix begins with a smaller."""
+    """An element is a function of its number alone: a larger matrix begins with a smaller. The
+    first draw within two deviations counts, and old seeds go on meaning what they meant."""
     flat = lecun_normal(((1 << 18) + 50,), 1, 0, 0)
     same(flat[:100], lecun_normal((100,), 1, 0, 0))
     assert (flat[-50:] != flat[:50]).all()
     close(lecun_normal((5, 20), 4, 0, 0).ravel(), flat[:100] / 2)
+    elements, expected = np.arange(1000, dtype=np.uint64), np.full(1000, np.inf)
+    for attempt in range(4):
+        bits = random_bits(0, Purpose.WEIGHTS, attempt, 0, 0, elements)
+        radius = np.sqrt(-2 * np.log(1 - uniform(bits, "float64")))
+        drawn = radius * np.cos((bits & np.uint64(0xFFFFFF)) * 2.0**-23 * math.pi)
+        expected = np.where(abs(expected) > 2, drawn, expected)
+    close(flat[:1000] * 0.87962566, expected, 1e-4, 1e-4)
 
 
 # ---- what may be done to parameters -------------------------------------------------------------
-
-
-def test_assigning_replaces_values_not_parameters(device):
-    model = Network().to(device)
-    optimizer = SGD(model.parameters(), lr=1.0)
-    model.head.weight.data = np.full((4, 3), 2.0)
-    (model.head.weight * 1.0).sum().backward()
-    optimizer.step()
-    same(model.head.weight.data, np.ones((4, 3)))
-    with pytest.raises(ValueError, match=r"\(4, 3\).*\(3, 4\)"):
-        model.head.weight.data = np.zeros((3, 4))
-
-
-def test_frozen_parameters_stay(device):
-    model = Network().to(device)
-    for p in model.branches[0].parameters():
-        p.requires_grad = False
-    optimizer = AdamW(model.parameters(), lr=0.1)
-    before = model.state_dict()
-    train_step(model, optimizer, device)
-    after = model.state_dict()
-    for name in NAMES:
-        changed = (before[name] != after[name]).any()
-        assert changed == (not name.startswith("branches.0.") and not name.startswith("extras"))
-    for p in model.branches[0].parameters():
-        assert p.grad is None
-        p.requires_grad = True  # thawed, it learns with a new optimizer
-    train_step(model, AdamW(model.parameters(), lr=0.1), device)
-    assert (model.state_dict()["branches.0.norm.bias"] != after["branches.0.norm.bias"]).any()
-
-
-def test_a_part_cannot_be_moved_alone(device):
-    model = Network().to(device)
-    with pytest.raises(ValueError, match="part of a larger model"):
-        model.head.to("float64")
-    model.to("float64")
-    assert {str(p.dtype) for p in model.parameters()} == {"float64"}
-    model.to(np.float32, device)
-    assert {str(p.dtype) for p in model.parameters()} == {"float32"}
-    with pytest.raises(TypeError, match="dtype"):
-        model.to(3.5)
-
-
-def test_moving_keeps_gradients_and_outputs(device):
-    model = Network().eval()
-    x = draw((5, 4))
-    y = model(Tensor(x))
-    y.sum().backward()
-    grads = {n: None if p.grad is None else p.grad.copy() for n, p in model.named_parameters()}
-    model.to(device, "float64")
-    for name, p in model.named_parameters():
-        assert (p.grad is None) == (grads[name] is None)
-        if p.grad is not None:
-            assert p.grad.dtype == "float64"
-            same(p.grad, grads[name])
-    close(model(Tensor(put(device, x, "float64"))).data, y.data)
-    model.to("cpu", "float32")
-    same(model(Tensor(x)).data, y.data)
 
 
 def test_a_replaced_head_works_with_a_new_optimizer(device):
@@ -550,71 +401,63 @@ def test_a_replaced_head_works_with_a_new_optimizer(device):
     model.head = Linear(4, 7).to(device)
     new = AdamW(model.parameters(), lr=0.1)
     for name, value in model.state_dict().items():
-        if not name.startswith("head"):
-            same(value, before[name])
+        assert name.startswith("head") or (value == before[name]).all()
     for p in model.parameters():
         assert p.buffer is model.head.weight.buffer and p.device == model.head.weight.device
-    with pytest.raises(ValueError, match="new optimizer"):
-        old.step()
+    for call in (old.step, lambda: old.clip_grad_norm(1.0),
+                 lambda: old.load_state_dict(old.state_dict())):  # fmt: skip
+        with pytest.raises(ValueError, match=r"new optimizer from model.parameters\(\)"):
+            call()
     train_step(model, new, device)
     assert (model.state_dict()["head.weight"] != 0).any()
     random = counter(model)
     assert random.seed == 6 and int(random.counters[0]) == 2  # the model's draws go on
 
 
-def test_a_replaced_layer_takes_the_models_dtype_and_device(device):
+class Two(Module):
+    def __init__(self, initialize=True):
+        self.left, self.drop, self.right = Linear(4, 4), Dropout(0.5), Linear(4, 4)
+        if initialize:
+            self.initialize(seed=9)
+
+    def forward(self, x):
+        return self.right(self.drop(self.left(x)))
+
+
+@pytest.mark.parametrize("name", ["left", "right"])
+def test_a_replaced_layer_takes_the_models_dtype_and_device(device, name):
     """Whichever it is: also the first, whose buffer the others then join."""
-    for name in ("first", "second"):
-
-        class Two(Module):
-            def __init__(self):
-                self.first, self.drop, self.second = Linear(4, 4), Dropout(0.5), Linear(4, 4)
-                self.initialize(seed=9)
-
-        model = Two().to(device, "float64")
-        counter(model).set(5)
-        setattr(model, name, Linear(4, 4))
-        for p in model.parameters():
-            assert p.dtype == "float64" and p.device == backend.check_device(device), name
-        assert counter(model).seed == 9 and int(counter(model).counters[0]) == 5, name
+    model = Two().to(device, "float64")
+    counter(model).set(5)
+    setattr(model, name, Linear(4, 4))
+    for p in model.parameters():
+        assert p.dtype == "float64" and p.device == backend.check_device(device)
+    assert counter(model).seed == 9 and int(counter(model).counters[0]) == 5
 
 
-def test_two_optimizers_over_parts_of_one_model(device):
+@pytest.mark.parametrize("gather", [True, False])
+def test_two_optimizers_over_parts_of_one_model(device, gather):
     """Each moves its own part, whether the parts are gathered first or later."""
-    for gather in (True, False):
-
-        class Two(Module):
-            def __init__(self, gather=gather):
-                self.left, self.right = Branch(4), Linear(4, 3)
-                if gather:
-                    self.initialize(1)
-
-            def forward(self, x):
-                return self.right(self.left(x))
-
-        model = Two()
-        if gather:
-            model.to(device)
-        else:
-            model.left.to(device), model.right.to(device)
-        first = SGD(model.left.parameters(), lr=0.1, momentum=0.9)
-        second = AdamW(model.right.parameters(), lr=0.1)
-        for optimizer, moved in ((first, "left"), (second, "right")):
-            before = model.state_dict()
-            model(Tensor(put(device, draw((5, 4))))).mean().backward()
-            optimizer.step()
-            first.zero_grad()
-            second.zero_grad()
-            assert all(p.grad is None for _, p in model.named_parameters())
-            for name, value in model.state_dict().items():
-                if not name.startswith(moved):
-                    same(value, before[name])
-            assert any((model.state_dict()[n] != v).any() for n, v in before.items())
-        if not gather:
-            model.parameters()  # gathered now: both must notice
-            for optimizer in (first, second):
-                with pytest.raises(ValueError, match="new optimizer"):
-                    optimizer.step()
+    model = Two(initialize=gather)
+    if gather:
+        model.to(device)
+    else:
+        model.left.to(device), model.right.to(device)
+    first = SGD(model.left.parameters(), lr=0.1, momentum=0.9)
+    second = AdamW(model.right.parameters(), lr=0.1)
+    for optimizer, moved in ((first, "left"), (second, "right")):
+        before = model.state_dict()
+        model(Tensor(put(device, draw((5, 4))))).mean().backward()
+        optimizer.step()
+        first.zero_grad()
+        second.zero_grad()
+        assert all(p.grad is None for _, p in model.named_parameters())
+        assert changed(model, before) == {f"{moved}.weight", f"{moved}.bias"}
+    if not gather:
+        model.parameters()  # gathered now: both must notice
+        for optimizer in (first, second):
+            with pytest.raises(ValueError, match="new optimizer"):
+                optimizer.step()
 
 
 def test_a_layer_used_in_two_models(device):
@@ -655,21 +498,6 @@ def test_a_model_without_parameters(device):
         SGD(model.parameters(), lr=1.0)
 
 
-def test_zero_grad_of_a_module(device):
-    model = Network().to(device)
-    model(Tensor(put(device, draw((5, 4))))).sum().backward()
-    assert model.head.bias.grad is not None
-    model.zero_grad()
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_using_a_model_without_recording(device):
-    model = Network().to(device)
-    with no_grad():
-        y = model(Tensor(put(device, draw((5, 4)))))
-    assert not y.requires_grad and y.node is None
-
-
 def test_parameters_are_tensors(device):
     p = Parameter(put(device, draw((3, 2))))
     assert isinstance(p, Tensor) and p.shape == (3, 2) and p.requires_grad and len(p) == 3
@@ -681,12 +509,6 @@ def test_parameters_are_tensors(device):
     assert Parameter([1, 2.5]).dtype == "float32"
     assert not Parameter(np.ones(2), requires_grad=False).requires_grad
     assert Parameter(np.ones(2)).dtype == "float64"
-
-
-def test_nn_names(device):
-    for name in ("Linear", "LayerNorm", "GELU", "Dropout", "StochasticDepth", "Module"):
-        assert hasattr(nn, name)
-    assert issubclass(Mixer, Module) and F.linear is not None
 
 
 # ---- what PyTorch's users type ------------------------------------------------------------------
@@ -701,22 +523,18 @@ def test_sequential(device):
     x = put(device, draw((5, 3)))
     w = [to_numpy(p.data) for p in model.parameters()]
     expected = np.maximum(to_numpy(x) @ w[0] + w[1], 0) @ w[2] + w[3]
-    np.testing.assert_allclose(to_numpy(model(Tensor(x)).data), expected, rtol=1e-5, atol=1e-6)
+    close(model(Tensor(x)).data, expected)
     model(Tensor(x)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert Sequential()(x) is x
+    x = put(device, draw((2, 3, 4)))
+    same(nn.Flatten()(Tensor(x)).data, to_numpy(x).reshape(2, 12))
+    assert nn.Flatten()(Tensor(x[:0])).shape == (0, 12)
     for wrong in ([Linear(3, 4)], F.gelu, None):
         with pytest.raises(TypeError, match="Sequential"):
             Sequential(Linear(3, 3), wrong)
     with pytest.raises(IndexError):
         model[3]
-
-
-def test_flatten(device):
-    x = Tensor(put(device, draw((2, 3, 4))), requires_grad=True)
-    y = nn.Flatten()(x)
-    same(y.data, to_numpy(x.data).reshape(2, 12))
-    assert nn.Flatten()(Tensor(put(device, draw((0, 3, 4))))).shape == (0, 12)
 
 
 def test_mse_loss(device):

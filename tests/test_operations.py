@@ -11,6 +11,7 @@ import weakref
 
 import numpy as np
 import pytest
+from help import each_dtype, leaf, passing, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import (
@@ -25,11 +26,11 @@ from operations import (
     run_backward,
     seeds_for,
     tensors,
-    within_rounding,
 )
+from rounding import within_rounding
 from strategies import LAYOUTS, each_half, same_memory, with_layout
 
-from minimixer import Function, GradientError, Tensor, gradcheck, no_grad, ops, rearrange
+from minimixer import Function, GradientError, Tensor, gradcheck, no_grad, ops
 from minimixer import functional as F
 from minimixer.backend import device_of, is_array, namespace, to_device, to_numpy
 from minimixer.engine import backward as walk
@@ -45,7 +46,7 @@ FIXED = [
     for kind, fixed in operation.fixed.items()
 ]
 each_fixed = pytest.mark.parametrize("operation, fixed", FIXED)
-dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+WIDE_RESULTS = {"Mean"}  # of two-byte numbers, in float32
 ELEMENT_BY_ELEMENT = 40  # inputs larger than this in all are checked along random directions
 
 
@@ -97,7 +98,7 @@ def test_every_operation_has_planted_errors_on_24_elements(operation):
 # ---- values -------------------------------------------------------------------------------------
 
 
-@dtypes
+@each_dtype
 @each_operation
 def test_values_agree_with_numpy_within_rounding(operation, dtype, device):
     @for_each(device, operation.draw)
@@ -112,6 +113,10 @@ def test_values_agree_with_numpy_within_rounding(operation, dtype, device):
             assert y.device == case.options.get("device") or y.device == inputs_device(inputs)
             assert y.requires_grad
             assert within_rounding(y.numpy(), wanted)
+        given = [v for v in case.options.values() if is_array(v)]
+        for v in filter(is_array, vars(outputs[0].node).values()):
+            own = not any(v is other for other in given)
+            assert not own or v.dtype == dtype or v.dtype.kind in "biu", "kept for backward"
         for before, after in zip(copies, inputs, strict=True):
             if isinstance(after, Tensor):
                 np.testing.assert_array_equal(to_numpy(before), after.numpy())
@@ -179,9 +184,8 @@ def test_gradients_agree_with_finite_differences(operation, device):
     def check(drawn):
         case, needs = drawn
         size = sum(case.inputs[i].size for i in needs)
-        check_gradients(
-            operation, case, device, needs, 3 if size > ELEMENT_BY_ELEMENT else None
-        )  # fmt: skip
+        directions = 3 if size > ELEMENT_BY_ELEMENT else None
+        check_gradients(operation, case, device, needs, directions)
 
 
 @each_fixed
@@ -222,10 +226,8 @@ def test_hand_derived_gradients_agree_with_composed_primitives(operation, device
     def check(drawn):
         case, needs = drawn
         fused, parts = (tensors(case, device, needs=needs) for _ in range(2))
-        outputs, outputs_parts = (
-            outputs_of(operation, case, fused),
-            composed(operation, case, parts, device),
-        )
+        outputs = outputs_of(operation, case, fused)
+        outputs_parts = composed(operation, case, parts, device)
         used = [i for i, y in enumerate(outputs_parts) if y.requires_grad]
         assert used or not needs.intersection({0, 1, 2})
         for y, other in zip(outputs, outputs_parts, strict=True):
@@ -238,7 +240,7 @@ def test_hand_derived_gradients_agree_with_composed_primitives(operation, device
             assert_close(fused[i].grad, parts[i].grad)
 
 
-@dtypes
+@each_dtype
 @each_operation
 def test_gradients_keep_dtype_and_share_no_memory(operation, dtype, device):
     @for_each(device, operation.draw)
@@ -272,19 +274,19 @@ def test_gradients_keep_dtype_and_share_no_memory(operation, dtype, device):
         check_leaves()
 
 
+def as_stored(case: Case, dtype) -> Case:
+    """The same with the numbers that `dtype` can hold, in float64."""
+    inputs = [v.astype(dtype).astype("f8") if is_array(v) else v for v in case.inputs]
+    return Case(tuple(inputs), case.options)
+
+
 @each_operation
 def test_gradients_in_float32_agree_with_float64(operation, device):
     """To the square root of float32's precision: the forms of their formulas, not their bounds."""
 
     @for_each(device, operation.draw)
     def check(case):
-        rounded = Case(
-            tuple(
-                v.astype("float32").astype("float64") if isinstance(v, np.ndarray) else v
-                for v in case.inputs
-            ),
-            case.options,
-        )
+        rounded = as_stored(case, "float32")
         coarse, fine = (tensors(rounded, device, dtype) for dtype in ("float32", "float64"))
         run_backward(outputs_of(operation, rounded, coarse))
         run_backward(outputs_of(operation, rounded, fine))
@@ -295,29 +297,25 @@ def test_gradients_in_float32_agree_with_float64(operation, device):
 @each_half
 @each_operation
 def test_two_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
-    """Values within the bound that the formula gives for this precision; gradients within a few
-    of its roundings of those in float64, of the same numbers."""
+    """Values within the bound that the formula gives for this precision, as stored or, of sums of
+    many and of what is moved, in float32; gradients within a few of its roundings of those in
+    float64, of the same numbers."""
     dtype = as_dtype(dtype)
     rounding = 2.0 ** -(8 if dtype.name == "bfloat16" else 11)
+    wide = operation.function.__name__ in WIDE_RESULTS
 
     @for_each(device, operation.draw)
     def check(case):
-        stored = Case(
-            tuple(
-                v.astype(dtype).astype("float64") if isinstance(v, np.ndarray) else v
-                for v in case.inputs
-            ),
-            case.options,
-        )
+        stored = as_stored(case, dtype)
         short, fine = (tensors(stored, device, d) for d in (dtype, "float64"))
         outputs, right = outputs_of(operation, stored, short), expected(operation, stored)
         for y, wanted in zip(outputs, right, strict=True):
-            assert y.dtype in (dtype, "float32") and within_rounding(y.numpy(), wanted)
+            assert y.dtype == ("float32" if wide else dtype) and y.device == inputs_device(short)
+            assert within_rounding(y.numpy(), wanted)
         seeds = seeds_for(outputs)
         run_backward(outputs, seeds)
-        run_backward(
-            outputs_of(operation, stored, fine), [seed.astype("float64") for seed in seeds]
-        )
+        fine_outputs = outputs_of(operation, stored, fine)
+        run_backward(fine_outputs, [seed.astype("float64") for seed in seeds])
         for i in case.arrays:
             assert short[i].grad is None or short[i].grad.dtype == dtype
             found = None if short[i].grad is None else short[i].grad.astype("float64")
@@ -325,45 +323,29 @@ def test_two_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
 
 
 @each_fixed
-def test_what_forward_saved_dies_with_backward(operation, fixed, device):
-    """Without the collector: a cycle anywhere would keep the arrays alive."""
+def test_what_forward_saved_dies(operation, fixed, device):
+    """With backward, or with the last name for it. Without the collector: a cycle anywhere would
+    keep the arrays alive."""
     gc.disable()
     try:
-        inputs = tensors(fixed.case, device)
-        outputs = outputs_of(operation, fixed.case, inputs)
-        node = outputs[0].node
-        theirs = [v.data for v in [*inputs, *outputs] if isinstance(v, Tensor)]
-        saved = [
-            weakref.ref(v)
-            for v in vars(node).values()
-            if is_array(v) and not any(v is other for other in theirs)
-        ]
-        of_options = [v for v in fixed.case.options.values() if is_array(v)]
-        saved = [r for r in saved if not any(r() is v for v in of_options)]
-        watched = [weakref.ref(node)]
-        del theirs, node
-        run_backward(outputs)
-        assert not [r() for r in saved if r() is not None], "kept after backward"
-        watched += [weakref.ref(y.data) for y in outputs]
-        watched += [weakref.ref(inputs[i].data) for i in fixed.case.arrays]
-        del outputs, inputs
-        assert not [r() for r in watched if r() is not None], "kept although nothing names it"
-    finally:
-        gc.enable()
-
-
-@each_fixed
-def test_a_graph_that_never_ran_backward_dies_too(operation, fixed, device):
-    gc.disable()
-    try:
-        inputs = tensors(fixed.case, device)
-        outputs = outputs_of(operation, fixed.case, inputs)
-        watched = [weakref.ref(v) for v in vars(outputs[0].node).values() if is_array(v)]
-        watched += [weakref.ref(outputs[0].node), *[weakref.ref(y.data) for y in outputs]]
-        options = [v for v in fixed.case.options.values() if is_array(v)]
-        watched = [r for r in watched if not any(r() is v for v in options)]
-        del outputs, inputs
-        assert not [r() for r in watched if r() is not None]
+        for ran_backward in (True, False):
+            inputs = tensors(fixed.case, device)
+            outputs = outputs_of(operation, fixed.case, inputs)
+            arrays = [v.data for v in [*inputs, *outputs] if isinstance(v, Tensor)]
+            given = [v for v in fixed.case.options.values() if is_array(v)]
+            saved = [
+                weakref.ref(v)
+                for v in vars(outputs[0].node).values()
+                if is_array(v) and not any(v is other for other in [*arrays, *given])
+            ]
+            watched = [weakref.ref(v) for v in [outputs[0].node, *arrays]]
+            del arrays
+            if ran_backward:
+                run_backward(outputs)
+                assert not [r() for r in saved if r() is not None], "kept after backward"
+            del outputs, inputs
+            left = [r() for r in saved + watched if r() is not None]
+            assert not left, "kept although nothing names it"
     finally:
         gc.enable()
 
@@ -421,35 +403,20 @@ def test_the_planting_itself_changes_nothing(monkeypatch, reference):
 # ---- edges --------------------------------------------------------------------------------------
 
 
-def leaf(values, device, dtype="float64"):
-    return Tensor(np.asarray(values, dtype=dtype), requires_grad=True, device=device)
-
-
-def gradients_of(function, *inputs):
+@pytest.mark.parametrize("function, inputs, slopes", [
+    (abs, [[-1, 0, 2]], [[-1, 0, 1]]),
+    (lambda x: x.clip(-1, 1), [[-2, -1, 1, 2]], [[0, 1, 1, 0]]),
+    (ops.maximum, [[1, 2, 3], [3, 2, 1]], [[0, 0.5, 1], [1, 0.5, 0]]),
+    (lambda x: x.max(axis=1), [[[1, 3, 3], [5, 4, 5]]], [[[0, 0.5, 0.5], [0.5, 0, 0.5]]]),
+    (lambda x: x.max(), [[2, 2, 2, 2]], [[0.25] * 4]),
+    (lambda x: x**0, [[0, 0, 0]], [[0, 0, 0]]),
+    (lambda x: x**1, [[0, 0, 0]], [[1, 1, 1]]),
+    (ops.power, [[0, 0, 0], [0, 1, 2]], [[0, 1, 0], [0, 0, 0]]),
+])  # fmt: skip
+def test_conventions_at_kinks_ties_and_zero(device, function, inputs, slopes):
+    inputs = [leaf(device, x, "float64") for x in inputs]
     function(*inputs).sum().backward()
-    return [to_numpy(x.grad).tolist() for x in inputs]
-
-
-def test_conventions_at_kinks_and_ties(device):
-    assert gradients_of(abs, leaf([-1, 0, 2], device)) == [[-1, 0, 1]]
-    assert gradients_of(lambda x: x.clip(-1, 1), leaf([-2, -1, 1, 2], device)) == [[0, 1, 1, 0]]
-    assert gradients_of(ops.maximum, leaf([1, 2, 3], device), leaf([3, 2, 1], device)) == [
-        [0, 0.5, 1],
-        [1, 0.5, 0],
-    ]
-    assert gradients_of(lambda x: x.max(axis=1), leaf([[1, 3, 3], [5, 4, 5]], device)) == [
-        [[0, 0.5, 0.5], [0.5, 0, 0.5]]
-    ]
-    assert gradients_of(lambda x: x.max(), leaf([2, 2, 2, 2], device)) == [[0.25] * 4]
-
-
-def test_powers_at_zero(device):
-    zero = leaf([0.0, 0.0, 0.0], device)
-    assert gradients_of(lambda x: x**0, zero) == [[0, 0, 0]]
-    zero = leaf([0.0, 0.0, 0.0], device)
-    assert gradients_of(lambda x: x**1, zero) == [[1, 1, 1]]
-    a, b = leaf([0.0, 0.0, 0.0], device), leaf([0.0, 1.0, 2.0], device)
-    assert gradients_of(ops.power, a, b) == [[0, 1, 0], [0, 0, 0]]
+    assert [to_numpy(x.grad).tolist() for x in inputs] == slopes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -485,19 +452,19 @@ def test_infinities_and_nan_are_pytorchs_and_no_warning(dtype, device):
         (lambda x: x[:0].mean(), [2], nan, [0]),
         (lambda x: (x * x).sum().sqrt(), [0, 0], 0, [nan, nan]),
     ):
-        x = leaf(x, device, dtype)
+        x = leaf(device, x, dtype)
         found = function(x)
         found.backward(namespace(found.data).ones_like(found.data))
         np.testing.assert_allclose(found.numpy(), y, rtol=1e-3)
         np.testing.assert_allclose(to_numpy(x.grad), slope, rtol=1e-3)
     if device != "cpu" and dtype == "float32":  # where CuPy takes subnormal numbers for 0
         tiny = float(np.finfo(dtype).smallest_normal)
-    a, b = leaf([0, 0, 1], device, dtype), leaf([tiny, -tiny, inf], device, dtype)
+    a, b = leaf(device, [0, 0, 1], dtype), leaf(device, [tiny, -tiny, inf], dtype)
     y = a / b
     y.backward(namespace(y.data).ones_like(y.data))
     np.testing.assert_array_equal(y.numpy(), [0, 0, 0])
     np.testing.assert_array_equal(to_numpy(b.grad), [0, 0, 0])
-    a, b = leaf([0, 0, -1, 0], device, dtype), leaf([-1, 0, 2, nan], device, dtype)
+    a, b = leaf(device, [0, 0, -1, 0], dtype), leaf(device, [-1, 0, 2, nan], dtype)
     y = a**b
     y.backward(namespace(y.data).ones_like(y.data))
     np.testing.assert_array_equal(y.numpy(), [inf, 1, 1, nan])
@@ -505,40 +472,41 @@ def test_infinities_and_nan_are_pytorchs_and_no_warning(dtype, device):
     np.testing.assert_array_equal(to_numpy(b.grad), [-inf, 0, nan, nan])
 
 
-@dtypes
-@pytest.mark.parametrize("number", [2, 0.3, np.float64(0.3), np.float32(0.3), np.int64(2)],
-                         ids=lambda n: f"{type(n).__name__} {n}")  # fmt: skip
+NUMBERS = [2, 0.3, np.float64(0.3), np.float32(0.3), np.int64(2), True, np.array(2), np.array(2.0),
+           np.array(True)]  # fmt: skip
+
+
+@each_dtype
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: f"{type(n).__name__} {n}")
 def test_numbers_never_promote_on_either_side(dtype, number, device):
-    x = leaf([[0.5, 1.5]], device, dtype)
+    x = leaf(device, [[0.5, 1.5]], dtype)
     for function in (ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, ops.maximum):
         for inputs in ((x, number), (number, x)):
             x.grad = None
             y = function(*inputs)
             y.sum().backward()
-            assert y.dtype == dtype and x.grad.dtype == dtype, function
-    condition = to_device(np.array([True, False]), device)
+            assert y.dtype == dtype and x.grad.dtype == dtype and y.device == x.device, function
+    condition = put(device, [True, False], bool)
     for y in (ops.where(condition, x, number), ops.where(condition, number, x)):
         assert y.dtype == dtype
-    assert ops.clip(x, -number, number).dtype == dtype
+    if not isinstance(number, (bool, np.ndarray)):
+        assert ops.clip(x, -number, number).dtype == dtype
 
 
-@dtypes
+@each_dtype
 def test_options_never_promote(dtype, device):
     """Numbers of NumPy's own types, as they come out of a sum or a settings file."""
-    x = leaf([[0.5, 1.5], [2.0, 1.0]], device, dtype)
-    gamma, beta = leaf([1.0, 2.0], device, dtype), leaf([0.0, 1.0], device, dtype)
+    x, gamma = leaf(device, [[0.5, 1.5], [2.0, 1.0]], dtype), leaf(device, [1.0, 2.0], dtype)
     small = np.float64(0.1)
-    results = [
-        F.layer_norm(x, gamma, beta, epsilon=small),
-        fused.add_layer_norm(x, x, None, gamma, beta, epsilon=small)[0],
+    for y in (
+        F.layer_norm(x, gamma, gamma, epsilon=small),
+        fused.add_layer_norm(x, x, None, gamma, gamma, epsilon=small)[0],
         F.cross_entropy(x, [0, 1], label_smoothing=small),
         F.cross_entropy(x, [0, 1], label_smoothing=small, reduction="none"),
-    ]
-    for y in results:
-        assert y.dtype == dtype
+    ):
         x.grad = None
         y.sum().backward()
-        assert x.grad.dtype == dtype
+        assert y.dtype == x.grad.dtype == dtype
 
 
 ON_A_NUMBER = {
@@ -572,7 +540,7 @@ ON_A_NUMBER = {
 @pytest.mark.parametrize("function", ON_A_NUMBER.values(), ids=ON_A_NUMBER)
 def test_zero_dimensions(function, device):
     """A single number is a Tensor like any other: 0-d arrays go in, 0-d arrays come out."""
-    x = leaf(0.7, device)
+    x = leaf(device, 0.7, "float64")
     gradcheck(function, [x])
     y = function(x)
     assert is_array(y.data) and y.shape == ()
@@ -587,7 +555,7 @@ def test_zero_dimensions(function, device):
 )
 def test_reductions_that_leave_an_empty_array(shape, axis, device):
     for name in ("mean", "max", "min", "sum", "var", "std"):
-        x = leaf(np.zeros(shape), device)
+        x = leaf(device, np.zeros(shape), "float64")
         y = getattr(x, name)(axis=axis)
         assert y.size == 0 and y.shape == np.zeros(shape).sum(axis=axis).shape
         y.sum().backward()
@@ -596,11 +564,7 @@ def test_reductions_that_leave_an_empty_array(shape, axis, device):
 
 def test_empty_features(device):
     """A product over nothing is zero, and its gradients are empty or zero."""
-    x, weight, bias = (
-        leaf(np.ones((3, 0)), device),
-        leaf(np.ones((0, 4)), device),
-        leaf([1.0] * 4, device),
-    )
+    x, weight, bias = (leaf(device, np.ones(s), "float64") for s in ((3, 0), (0, 4), (4,)))
     y = F.linear(x, weight, bias)
     np.testing.assert_array_equal(y.numpy(), np.ones((3, 4)))
     y.sum().backward()
@@ -608,36 +572,15 @@ def test_empty_features(device):
     np.testing.assert_array_equal(to_numpy(bias.grad), [3.0] * 4)
 
 
-def test_to_another_dtype_and_back(device):
-    x = leaf([1.0, 1 / 3], device, "float32")
-    y = rearrange.to(x, "float64")
-    assert y.dtype == "float64"
-    (y * y).sum().backward()
-    assert x.grad.dtype == "float32"
-    np.testing.assert_array_equal(to_numpy(x.grad), (2 * x.numpy()))
-
-    class Pass(Function):  # on the way back, float32 meets float32 again
-        def forward(self, x):
-            return x * 1
-
-        def backward(self, dy):
-            seen.append(dy.dtype)
-            return dy
-
-    seen = []
-    rearrange.to(Pass.apply(x), "float64").sum().backward()
-    assert seen == ["float32"]
-
-
 @pytest.mark.parametrize("there, back", [("float64", "float32"), ("float32", "float64")])
 def test_to_converts_and_is_differentiable(there, back, device):
     """To float64 too, which NumPy takes for equal to None."""
-    x = leaf([1.0, 1 / 3], device, back)
-    y = x.to(there)
+    x, seen = leaf(device, [1.0, 1 / 3], back), []
+    y = passing(lambda dy: seen.append(dy.dtype) or dy)(x).to(there)
     assert y.dtype == there and y.device == x.device and y.requires_grad
     np.testing.assert_array_equal(y.numpy(), x.numpy().astype(there))
     (y * y).sum().backward()
-    assert x.grad.dtype == back
+    assert x.grad.dtype == back and seen == [back]  # again of the dtype that came in
     np.testing.assert_allclose(to_numpy(x.grad), 2 * x.numpy(), rtol=1e-7)
     assert x.to(back) is x and y.to(there, device) is y
     assert Tensor(to_device(np.arange(3), device)).to(there).dtype == there
@@ -645,7 +588,7 @@ def test_to_converts_and_is_differentiable(there, back, device):
 
 def test_scale_gradient_scales_nothing_else(device):
     for dtype in ("float32", "float64"):
-        x, dy = leaf([[1.0, -2.0], [3.0, 1e-9]], device, dtype), np.array([[1, 2], [-3, 4e-9]])
+        x, dy = leaf(device, [[1.0, -2.0], [3.0, 1e-9]], dtype), np.array([[1, 2], [-3, 4e-9]])
         dy = to_device(dy.astype(dtype), device)
         for scale in (1.0, 2.0**16, 0.25):
             x.grad = None
@@ -656,29 +599,13 @@ def test_scale_gradient_scales_nothing_else(device):
             np.testing.assert_array_equal(to_numpy(x.grad), scale * to_numpy(dy))
 
 
-def test_large_numbers_do_not_overflow(device):
-    """Softmax of large scores, LayerNorm of a large mean, GELU far from zero."""
-    z = leaf([[1e4, 0.0, -1e4]], device, "float32")
-    loss = F.cross_entropy(z, [1])
-    loss.backward()
-    assert loss.item() == pytest.approx(1e4) and np.isfinite(to_numpy(z.grad)).all()
-    row = np.array([[1.0, 2.0, 3.0, 4.0]])
-    ones, zeros = leaf(np.ones(4), device, "float32"), leaf(np.zeros(4), device, "float32")
-    near, far = (F.layer_norm(leaf(row + m, device, "float32"), ones, zeros) for m in (0, 4096))
-    np.testing.assert_allclose(near.numpy(), far.numpy(), rtol=1e-5)
-    for form in ("none", "tanh"):
-        x = leaf([-200.0, -30.0, 30.0, 200.0], device, "float32")
-        y = F.gelu(x, form)
-        y.sum().backward()
-        np.testing.assert_array_equal(y.numpy(), [0, 0, 30, 200])
-        np.testing.assert_array_equal(to_numpy(x.grad), [0, 0, 1, 1])
-
-
 def test_the_two_forms_of_gelu_differ_as_documented(device):
-    x = leaf(np.linspace(-6, 6, 10_001), device)
+    x = leaf(device, np.linspace(-6, 6, 10_001), "float64")
     difference = abs(F.gelu(x).numpy() - F.gelu(x, "tanh").numpy()).max()
     assert 4.6e-4 < difference <= 4.74e-4
-    assert math.isclose(F.gelu(leaf([1.0], device)).item(), 0.8413447460685429, rel_tol=1e-15)
+    assert math.isclose(
+        F.gelu(leaf(device, [1.0], "float64")).item(), 0.8413447460685429, rel_tol=1e-15
+    )
 
 
 def test_an_abstract_function_says_so(device):
@@ -686,4 +613,4 @@ def test_an_abstract_function_says_so(device):
         pass
 
     with pytest.raises(TypeError, match="Nothing has no forward"):
-        Nothing.apply(leaf([1.0], device))
+        Nothing.apply(leaf(device, [1.0], "float64"))
