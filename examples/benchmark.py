@@ -228,7 +228,7 @@ def compare(results: dict[str, Path]) -> None:
 
 def summarise(options, config: dict, reports: dict[str, list[dict]]) -> None:
     from minimixer.model.variants import check_config
-    from minimixer.training.report import Summary
+    from minimixer.training.summary import Summary
 
     last = reports["minimixer"][-1]
     macs = Summary(check_config(**config)).macs * options.batch_size

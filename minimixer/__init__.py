@@ -68,7 +68,8 @@ Appendices: what pages call by name, to look up when you want to know more.
     training/files.py       reading what may be anything; writing whole files; locks
     training/npz.py         .npz files: arrays by name, from anybody
     training/checkpoint.py  saving and resuming
-    training/report.py      what a model costs, layer by layer; pictures
+    training/summary.py     what a model costs, layer by layer
+    training/report.py      pictures of how it learned
 
 After it the machinery; any of these rooms can be taken away, and the book still runs:
 
@@ -85,7 +86,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import backend, nn, ops, rearrange
+from . import nn
 from .engine.autograd import Function
 from .engine.grad_mode import enable_grad, is_grad_enabled, no_grad
 from .engine.gradcheck import gradcheck

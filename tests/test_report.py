@@ -20,7 +20,7 @@ from minimixer import functional as F
 from minimixer.backend import Array, is_array, namespace
 from minimixer.kernels import fused
 from minimixer.model.variants import VARIANTS
-from minimixer.training.report import Summary
+from minimixer.training.summary import Summary
 
 dtypes = st.sampled_from(["float32", "float64"])
 

@@ -63,9 +63,10 @@ def test_imports_go_down(room):
 
 UPWARDS = {
     "model/trained": {
-        "training/checkpoint", "training/report", "weights/pretrained", "weights/higher_resolution",
+        "training/checkpoint", "training/summary", "weights/higher_resolution",
+        "weights/pretrained",
     },
-    "training/report": {"kernels/cpu/blocks", "kernels/gpu/side"},
+    "training/summary": {"kernels/cpu/blocks", "kernels/gpu/side"},
 }  # fmt: skip
 
 

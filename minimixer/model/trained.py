@@ -24,7 +24,7 @@ from .precision import in_precision
 from .variants import check_config, variant
 
 if TYPE_CHECKING:
-    from ..training.report import Summary
+    from ..training.summary import Summary
     from .mixer import Mixer
 
 
@@ -117,7 +117,7 @@ class Trained:
 
     def summary(self: Any, batch_size: int = 1) -> "Summary":
         """A table of every layer's output shape, parameters, multiplications and memory."""
-        from ..training.report import Summary
+        from ..training.summary import Summary
 
         check_sizes(batch_size=batch_size)
         kernels = "cpu" if self.device == "cpu" else "gpu"
@@ -131,7 +131,7 @@ class Trained:
         **changes: Any,
     ) -> "Summary":  # fmt: skip
         """What `summary` says, from the sizes alone: no weights are made. `on_gpu`: of a GPU."""
-        from ..training.report import Summary
+        from ..training.summary import Summary
 
         check_sizes(batch_size=batch_size)
         itemsize = as_dtype("float32" if precision == "tf32" else precision).itemsize
