@@ -81,7 +81,7 @@ def _walk(
                 else:  # two arrays that others may also hold: their sum is a third
                     places[index] = _sum(places[index], result)
                     sums.add((source, index))
-        gradients = results = result = None  # else they would outlive the next node
+        gradients = results = result = each = None  # else they would outlive the next node
 
 
 def _sum(a: Array, b: Array) -> Array:
