@@ -66,7 +66,7 @@ UPWARDS = {
         "training/checkpoint", "training/summary", "weights/higher_resolution",
         "weights/pretrained",
     },
-    "training/summary": {"kernels/cpu/blocks", "kernels/gpu/side"},
+    "training/summary": {"kernels/kept"},
 }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def _walk(
         if not retain_graph:  # forget what forward kept, and the way to the inputs
             vars(node).clear()
             node.parents, node.versions = None, ()
-        each = zip(count(), parents, results, strict=False)
+        each: Any = zip(count(), parents, results, strict=False)
         for position, (source, index, shape), result in compress(each, needs):
             if result is None:
                 continue

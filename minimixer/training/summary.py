@@ -87,9 +87,9 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
     wide = max(4, itemsize)  # what two-byte numbers are computed in, and kept in by plain code
     stored = itemsize if kernels == "gpu" else wide
     copied = wide if stored > itemsize else 0  # of each weight that forward keeps
-    small = 0
-    if kernels == "cpu":
-        from ..kernels.cpu.blocks import SMALL as small  # comes later in the reading order
+    fast: Any = None
+    if kernels != "reference":
+        from ..kernels import kept as fast  # what the fast forms keep in place of that
 
     def linear(
         name: str, shape: tuple[int, ...], n_in: int, n_out: int, rows: int, width: int
@@ -100,21 +100,17 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
 
     def norm(name: str) -> Row:
         kept = (elements + tokens * batch) * wide + channels * copied  # x_hat, 1 / sigma, gamma
-        on_cpu = kernels == "cpu" and channels > 1 and elements >= small
         if own is not None:
             return Row(name, grid, own, 0, kept)
-        if kernels == "gpu" or on_cpu:  # x, mean and 1 / sigma
-            kept = elements * stored + 2 * tokens * batch * wide + channels * copied
+        if fast:
+            kept = fast.by_norm(kernels, channels, tokens * batch, stored, wide, copied) or kept
         return Row(name, grid, 2 * channels, 0, kept)
 
-    def mlp(name: str, size: int, hidden: int, columns: int, keeps_g: bool) -> Row:
+    def mlp(name: str, size: int, hidden: int, columns: int, is_first: bool) -> Row:
         weights = 2 * size * hidden
         kept = (elements + 2 * hidden * columns) * stored + weights * copied  # x, g, GELU's slope
-        if kernels == "gpu":
-            from ..kernels.gpu.side import LARGEST  # comes later in the reading order
-
-            keeps_g = keeps_g or hidden * columns * itemsize <= LARGEST
-            kept = (elements + hidden * columns * (1 + keeps_g)) * itemsize
+        if fast:
+            kept = fast.by_mlp(kernels, elements, hidden * columns, itemsize, is_first) or kept
         return Row(name, grid, weights + hidden + size, weights * columns, kept)
 
     rows = [linear("stem", grid, pixels, channels, tokens * batch, stored)]

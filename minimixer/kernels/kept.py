@@ -1,0 +1,30 @@
+"""What the fast forms keep for backward, in bytes, where it is not what the plain code keeps.
+
+training/summary.py asks, to say what a model costs; so it must be known where there is no GPU.
+
+>>> by_norm("cpu", channels=64, rows=4096, stored=4, wide=4, copied=0)   # x, mean, 1 / sigma
+1081344
+>>> by_mlp("cpu", elements=1000, hidden=4000, itemsize=4, is_first=True) is None
+True
+"""
+
+from .cpu.blocks import SMALL
+from .gpu.side import LARGEST
+
+
+def by_norm(
+    kernels: str, channels: int, rows: int, stored: int, wide: int, copied: int
+) -> int | None:
+    """LayerNorm of rows of so many channels: x, in numbers of `stored` bytes, mean and 1 / sigma.
+    None where the plain code runs. `copied`: bytes of each weight that is kept in another dtype."""
+    if kernels == "cpu" and (channels == 1 or rows * channels < SMALL):
+        return None
+    return rows * channels * stored + 2 * rows * wide + channels * copied
+
+
+def by_mlp(kernels: str, elements: int, hidden: int, itemsize: int, is_first: bool) -> int | None:
+    """An MLP of so many inputs and hidden units, along the first axis or the last: on a GPU x and
+    what goes into GELU, and what comes out along the first axis or where that is small."""
+    if kernels == "cpu":
+        return None
+    return (elements + hidden * (1 + (is_first or hidden * itemsize <= LARGEST))) * itemsize
