@@ -7,7 +7,7 @@ this order:
     engine/autograd.py      Function, and the record of what was done
     engine/backward.py      the walk back along it
     engine/ops.py           arithmetic, each forward beside its backward
-    engine/rearrange.py     sums, reshapes, slices: where gradients go when numbers move
+    engine/rearrange.py     sums, means, reshapes: where gradients go when numbers move
     engine/tensor.py        Tensor: the usual signs for all that
     engine/gradcheck.py     finite differences against backward
     nn/loss.py              softmax cross-entropy
@@ -20,7 +20,7 @@ this order:
     model/images.py         from images to tokens
     model/block.py          the Mixer block
     model/mixer.py          the model
-    training/schedules.py   how the learning rate changes
+    training/schedules.py   gradient descent, and how its learning rate changes
     training/optimizer.py   what all optimizers share: ranges, clipping, steps
     training/optim.py       SGD, Adam, AdamW
     training/data.py        random batches and shifts

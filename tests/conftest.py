@@ -14,8 +14,6 @@ from strategies import reference_functions
 
 from minimixer import backend
 
-collect_ignore = ["make_torch_reference.py"]  # a script, and it needs PyTorch
-
 _checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile(
     "ci", deadline=None, derandomize=True, max_examples=25, suppress_health_check=_checks

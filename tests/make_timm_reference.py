@@ -13,7 +13,7 @@ import numpy as np
 
 
 def main(path: str) -> None:
-    import timm  # not where pytest collects doctests
+    import timm
     import torch
     from timm.models.mlp_mixer import MlpMixer
 

@@ -99,7 +99,8 @@ assert losses[1] < losses[0]
 DOCTESTS = """
 import doctest, importlib
 names = ["minimixer." + page.replace("/", ".") for page in sys.argv[1:]]
-results = [doctest.testmod(importlib.import_module(name)) for name in names]
+fresh = {"__name__": "__main__"}  # see test_doctests.py
+results = [doctest.testmod(importlib.import_module(name), globs=fresh) for name in names]
 assert sum(r.attempted for r in results) > 100 and not any(r.failed for r in results)
 """
 COPY_ALONE = """

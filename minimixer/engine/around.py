@@ -3,6 +3,7 @@
 A decorated generator runs in pieces, and between two of them whoever asks for the next goes on.
 What is around it must hold within each piece, and not in between.
 
+>>> from minimixer.engine.around import Around
 >>> class Loud(Around):
 ...     def again(self):
 ...         return Loud()

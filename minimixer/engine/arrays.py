@@ -5,6 +5,7 @@ another way. An array brings its namespace with it (`xp`, everywhere, is numpy o
 the array is of), so work on CPU and GPU lives side by side in one process.
 
 >>> import numpy as np
+>>> from minimixer.engine.arrays import device_of, namespace
 >>> x = np.arange(6, dtype="float32").reshape(2, 3)
 >>> device_of(x), namespace(x) is np
 ('cpu', True)

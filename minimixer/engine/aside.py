@@ -1,5 +1,6 @@
 """Gradients computed beside the main line of work, and the wait for them.
 
+>>> from minimixer.engine.aside import join, join_later
 >>> join_later(lambda: print("all is there"))
 >>> join()
 all is there

@@ -1,15 +1,25 @@
 """Reverse-mode differentiation: how a program remembers what it did.
 
-A `Function` computes arrays from arrays (`forward`) and knows the chain rule for that one step
-(`backward`): given dL/d(output) it returns dL/d(input) for each input. Applying it to Variables
-leaves a trace, a node that points at the nodes its inputs came from:
+A network makes one number L, the loss, of many others, step by step: x -> y -> z -> L. Each step
+has a Jacobian, the matrix of all dy[j] / dx[i], and the chain rule multiplies them:
+
+    dL/dx = dL/dz dz/dy dy/dx
+
+Begun at the right, with x, all products are of matrices. Begun at the left, with L (reverse mode),
+the row dL/dz meets one matrix after another and stays a row: with one L and many x far less work,
+and one walk gives all gradients. No Jacobian is written out (that of a layer from 100 rows of 1,000
+numbers to as many has 10^10 elements): each step only knows what it makes of a row.
+
+Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/d(input) of each
+input from dL/d(output) (`backward`). Applied to Variables it leaves a trace, a node that points at
+the nodes its inputs came from; all of them are the graph:
 
     x (a leaf: not computed) <---- Multiply <---- Sum <---- loss    links: `node.parents`
 
-A link is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape). To
-find the gradient, `backward.py` follows the links from the loss to the leaves.
+A link is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape).
 
 >>> import numpy as np
+>>> from minimixer.engine.autograd import Function, Variable
 >>> class Square(Function):
 ...     def forward(self, x):
 ...         self.x = x
@@ -23,8 +33,8 @@ find the gradient, `backward.py` follows the links from the loss to the leaves.
 >>> y.node.backward(np.array([1.0, 1.0]))
 array([6., 8.])
 
-A node knows its inputs; nothing in the graph points forward to an output. So there are no
-reference cycles, and arrays are freed the moment the last name for them goes.
+Nothing in the graph points forward, to an output. So there are no circles of references, and an
+array is freed the moment the last name for it goes.
 
 Next: `backward.py`, the walk back along it.
 """
@@ -36,11 +46,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arrays import Array, namespace
-from .dispatch import choose, run
+from .arrays import Array, namespace  # of NumPy, or of CuPy, NumPy for GPUs; "xp" is either
+from .dispatch import choose, run  # run: forward, and what has to surround it
 from .grad_mode import mode
 from .inputs import read_inputs
-from .precision import FLOAT_DTYPES
+from .precision import FLOAT_DTYPES  # float32, float64
 
 Gradients = tuple[Array | None, ...]  # one for each input; None: not needed
 
@@ -49,8 +59,7 @@ Gradients = tuple[Array | None, ...]  # one for each input; None: not needed
 
 class Variable:
     """An array and its place in the graph: made by `node`, or a leaf when that is None.
-    Tensor (tensor.py) adds the operators, Parameter (parameters.py) a home in a flat buffer.
-    """
+    Tensor (tensor.py) adds the operators, Parameter (parameters.py) a home beside others."""
 
     __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
     is_parameter: ClassVar[bool] = False
@@ -100,12 +109,12 @@ class Function:
         backward(self, *gradients)          one per output, None if unused -> one per input
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
-    Neither may write into an array that it did not make. Where a fast form may do the work, what
-    does not fit is refused by `check`, with which forward begins. Class attributes say more:
-        takes_numbers   inputs may be Python numbers, or 0-d arrays beside a Tensor
+    Neither may write into an array that it did not make. Where a fast form (the same, written for
+    speed) may do the work, `check`, with which forward begins, refuses what does not fit. And:
+        takes_numbers   inputs may be Python numbers, or arrays without axes (0-d) beside a Tensor
         optional        the positions of inputs that may be None
-        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both forward and
-                        backward get two-byte numbers as float32, and their results are rounded
+        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both get numbers
+                        of two bytes (float16) as float32, and their results are rounded to two
         wide_result     those of forward are not: sums of many stay float32
         whole           integers and booleans, which have no gradient: None refuses them, "kept"
                         takes them as they are, "float32" reads them as that
@@ -146,8 +155,7 @@ class Function:
     def apply(cls, *inputs: Any, **options: Any) -> Any:
         """Run forward; record this use of it if any input needs a gradient. Inputs are Variables,
         plain arrays (constants) or Python scalars, and agree in dtype and device (TypeError);
-        Parameters are read in the dtype of the others.
-        """
+        Parameters are read in the dtype of the others."""
         arrays, first = matched(cls, inputs)
         node = cls()
         links = [v.link() if isinstance(v, Variable) and v.requires_grad else None for v in inputs]
@@ -179,8 +187,7 @@ _NUMPYS = np.ndarray, np.generic  # arrays, and the numbers that NumPy makes of 
 
 
 def _variable(output: Any, node: Function | None = None, index: int | None = None) -> Variable:
-    """What Functions return. Tensor's own look at what it is given takes a tenth of a small
-    operation's time, and is not needed for arrays and for the numbers that NumPy makes of them."""
+    """What Functions return; Tensor's own look at it would take a tenth of a small operation."""
     kind = Variable.result_class
     array = np.asarray(output) if isinstance(output, _NUMPYS) else kind(output).data
     variable = kind.__new__(kind)

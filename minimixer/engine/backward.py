@@ -1,20 +1,22 @@
 """The walk from a loss to the leaves, and what is checked on the way.
 
-Nodes are numbered as they are made, so an operation's number is larger than those of what it was
-made from. Backward goes from the largest to the smallest: when a node's turn comes, everything that
-used its outputs has sent its gradient, and each step of the chain rule is run exactly once.
+Where x is used twice, for y and for z, a change of x reaches L on both ways, and gradients add:
 
->>> import numpy as np
->>> class Square(Function):
-...     def forward(self, x):
-...         self.x = x
-...         return x * x
-...     def backward(self, dy):
-...         return 2 * self.x * dy
->>> x = Variable(np.array([3.0, 4.0]), requires_grad=True)
->>> backward(Square.apply(Square.apply(x)), np.array([1.0, 1.0]))    # of x^4: 4 x^3
->>> print(x.grad)
-[108. 256.]
+    dL/dx = dL/dy dy/dx + dL/dz dz/dx
+
+So what goes on from a node is the sum of all that arrived. Nodes are numbered as they are made: an
+operation's number is larger than those of what it was made from. Backward goes from the largest to
+the smallest: when a node's turn comes, all that used its outputs has sent its part, and each step
+of the chain rule is run once. Sixty doublings are 60 steps; but 2^60 paths lead through them, and
+to walk each by itself, a billion a second, would take 36 years:
+
+>>> from minimixer import Tensor             # a Variable with the usual signs
+>>> x = y = Tensor(3.0, requires_grad=True)
+>>> for _ in range(60):
+...     y = y + y
+>>> y.backward()
+>>> print(x.grad, 2.0**60)
+1.1529215e+18 1.152921504606847e+18
 
 Next: `ops.py`, arithmetic, each forward beside its backward.
 """
@@ -25,17 +27,16 @@ from typing import Any
 
 from .arrays import Array, describe, is_array, namespace, native, one
 from .autograd import Function, Variable
-from .dispatch import run_back, surrounded
-from .two_bytes import converted
+from .dispatch import run_back, surrounded  # run a node's backward, and the whole walk
+from .two_bytes import converted  # a gradient in its input's dtype; or what is wrong with it
 
 
 def backward(root: Variable, gradient: Array | None = None, retain_graph: bool = False) -> None:
     """Add d(root)/d(leaf) * gradient into the `grad` of every leaf that `root` was made from.
 
     `gradient` has root's shape and dtype; it may be left out (one) if root has one element.
-    Each node forgets what it kept as it fires, so memory falls as backward proceeds; with
-    `retain_graph` none does, and backward may be called again. One may run inside another.
-    """
+    Each node forgets what it kept once its turn is over, so memory falls on the way; with
+    `retain_graph` none does, and backward may be called again. One may run inside another."""
     if not root.requires_grad:
         raise ValueError(
             "backward: this result needs no gradient: no input had requires_grad=True, or no_grad()"
@@ -108,7 +109,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
             f"backward: the gradient is {describe(gradient)}, the result {describe(root.data)}; "
             "they must agree"
         )
-    return gradient if gradient.base is None else gradient.copy()  # a view of what may change
+    return gradient if gradient.base is None else gradient.copy()  # it shares memory with others
 
 
 def _behind(root: Function) -> set[Function]:

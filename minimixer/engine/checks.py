@@ -1,5 +1,6 @@
 """What is given to layers and optimizers, checked once, where it is given.
 
+>>> from minimixer.engine.checks import check_number
 >>> check_number("p", 0.5, 0, 1, "[)")
 0.5
 >>> check_number("p", float("nan"), 0, 1, "[)")

@@ -1,5 +1,6 @@
 """Which devices there are, and what may be wrong with a GPU.
 
+>>> from minimixer.engine.devices import check_device
 >>> check_device("cpu")
 'cpu'
 >>> check_device("gpu")

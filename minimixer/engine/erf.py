@@ -16,6 +16,7 @@ For large a, 1 - something is the accurate way: the something is below 1/4, and 
 with it. Near 0 it would be the worst, the difference of two nearly equal numbers.
 
 >>> import numpy as np
+>>> from minimixer.engine.erf import erf
 >>> print(erf(np.array([-np.inf, -0.0, 1e-300, 0.5, 2.0])))
 [-1.00000000e+000 -0.00000000e+000  1.12837917e-300  5.20499878e-001
   9.95322265e-001]

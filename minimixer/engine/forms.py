@@ -1,5 +1,6 @@
 """The fast forms that may stand in for plain code: which there are, and for what.
 
+>>> from minimixer.engine.forms import form_of
 >>> form_of(print, None) is None             # nothing stands for that
 True
 """

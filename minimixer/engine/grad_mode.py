@@ -1,7 +1,10 @@
 """Whether operations are recorded for backward: no_grad and its opposite.
 
-Training needs the record, and the arrays that it keeps alive; using a trained model does not.
+Training asks how one number, the loss, changes with each weight: its gradient. `backward` goes
+back through a record of all operations to find it, and the record keeps their arrays alive. Using
+a trained model needs no record.
 
+>>> from minimixer import is_grad_enabled, no_grad
 >>> with no_grad():
 ...     is_grad_enabled()
 False

@@ -1,6 +1,6 @@
 """Is a gradient right? Compare it with what it means: how the result moves when an input does.
 
-For a number L and one element x_i of an input, Taylor's theorem gives
+For a number L and one element x_i of an input, the central difference is, by Taylor's theorem,
 
     (L(x_i + h) - L(x_i - h)) / 2h  =  dL/dx_i + h^2/6 L''' + ...
 
@@ -13,7 +13,7 @@ Numbers do not show everything: a Function that writes into an array which is no
 right by itself and spoil what others make of that array. So it is also looked at whether forward
 and backward leave what they are given as it was, and whether a second backward says the same.
 
->>> from minimixer import Tensor
+>>> from minimixer import Tensor, gradcheck
 >>> x = Tensor([0.5, -1.5, 2.0], dtype="float64", requires_grad=True)
 >>> gradcheck(lambda x: (x * x.tanh()).sum(), [x])
 True

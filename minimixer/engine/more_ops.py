@@ -1,6 +1,7 @@
 """More operations: powers, elementwise functions, the larger of two, choices.
 
 >>> from minimixer import Tensor
+>>> from minimixer.engine.more_ops import exp, log, relu
 >>> x = Tensor([-1.0, 0.5, 2.0], requires_grad=True)
 >>> relu(x).sum().backward()
 >>> print(x.grad, exp(log(x * x)).data)

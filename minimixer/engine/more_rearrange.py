@@ -1,6 +1,7 @@
 """More that collects and moves numbers: extremes, variances, joins, other dtypes and devices.
 
->>> from minimixer import Tensor
+>>> from minimixer import Tensor, concatenate
+>>> from minimixer.engine.more_rearrange import max, var
 >>> x = Tensor([1.0, 4.0, 2.0], requires_grad=True)
 >>> (max(x) + concatenate([x, x]).sum()).backward()
 >>> print(x.grad, var(x).data.round(3))

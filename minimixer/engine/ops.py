@@ -1,21 +1,19 @@
 """Arithmetic: each operation's forward beside its backward.
 
-Write L for the number that is differentiated in the end and dx for dL/dx, which has x's shape.
-For y = f(x) elementwise, dx = f'(x) dy. A matrix product is linear in each factor, and its
-gradients are products with the other factor transposed. Where broadcasting repeated an operand,
-its gradient is the sum over the repetitions; that is undone in one place, `sum_to_shape`.
+dx is short for dL/dx, here and on all pages after this; it has x's shape. For y = f(x) elementwise,
+dx = f'(x) dy. A matrix product is linear in each factor, and its gradients are products with the
+other factor transposed. Where shapes differ, NumPy repeats the smaller operand (broadcasting): then
+its numbers are used many times, and their gradients add. `sum_to_shape`, alone, sees to that.
 
->>> import numpy as np
->>> from minimixer.engine.autograd import Variable
->>> from minimixer.engine.backward import backward
->>> x = Variable(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
->>> row = Variable(np.array([10.0, 20.0]), requires_grad=True)
->>> backward(multiply(x, row), np.ones((2, 2)))
+>>> from minimixer import Tensor, ops
+>>> x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+>>> row = Tensor([10.0, 20.0], requires_grad=True)
+>>> ops.multiply(x, row).sum().backward()
 >>> print(x.grad, row.grad)
 [[10. 20.]
  [10. 20.]] [4. 6.]
 
-Next: `rearrange.py`, sums, reshapes, slices: where gradients go when numbers move.
+Next: `rearrange.py`, sums, means, reshapes: where gradients go when numbers move.
 """
 
 import math
@@ -24,17 +22,12 @@ from typing import Any
 from .arrays import Array
 from .autograd import Function, Gradients
 from .products import matmul as matrix_product
-from .products import sum_rows
-
-# ---- broadcasting -------------------------------------------------------------------------------
+from .products import sum_rows  # of a matrix: one row
 
 
 def sum_to_shape(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Undo a broadcast: sum `gradient` over the axes along which `shape` was repeated.
-
-    If x[j] was used as y[i, j] for every i, then dx[j] = sum_i dy[i, j]. Broadcasting repeats
-    in two ways: along new leading axes, and along axes of length 1.
-    """
+    """Undo a broadcast: if x[j] was used as y[i, j] for every i, then dx[j] = sum_i dy[i, j].
+    Repeated are axes of length 1, and axes in front that `shape` lacks."""
     if gradient.shape == shape:
         return gradient
     leading = gradient.ndim - len(shape)
@@ -57,9 +50,6 @@ class _Binary(Function):
         if db is not None and db.shape != self.shapes[1]:
             db = sum_to_shape(db, self.shapes[1])
         return da, db
-
-
-# ---- arithmetic ---------------------------------------------------------------------------------
 
 
 class Add(_Binary):
@@ -134,11 +124,8 @@ class Negative(Function):
 
 
 class MatMul(Function):
-    """y = a b on the last two axes, broadcast over the others; vectors as in NumPy.
-
-    y[i, j] = sum_k a[i, k] b[k, j], so da[i, k] = sum_j dy[i, j] b[k, j], that is
-    da = dy b^T, and likewise db = a^T dy.
-    """
+    """y = a b on the last two axes, broadcast over the others; vectors as in NumPy. From y[i, j] =
+    sum_k a[i, k] b[k, j] follows da[i, k] = sum_j dy[i, j] b[k, j]: da = dy b^T, db = a^T dy."""
 
     takes_numbers = False
 
@@ -176,9 +163,8 @@ class MatMul(Function):
         return da, db
 
 
-# ---- the functions ------------------------------------------------------------------------------
-#
-# Of Tensors, arrays or numbers; what each does, the class of its name says.
+# ---- the functions, of Tensors, arrays or numbers: what each does, its class says ---------------
+
 add = Add.apply
 subtract = Subtract.apply
 multiply = Multiply.apply

@@ -14,6 +14,7 @@ A GPU multiplies matrices of two-byte numbers ten times as fast as float32, and 
 the time. Sums of many need more digits than that: so weights and their gradients stay float32, and
 each step of an operation on two-byte numbers widens them, computes, and rounds what it stores.
 
+>>> from minimixer.engine.precision import as_dtype, is_half, wide
 >>> as_dtype("float16").itemsize, is_half(as_dtype("float16")), wide(as_dtype("float16"))
 (2, True, dtype('float32'))
 """

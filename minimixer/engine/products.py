@@ -5,6 +5,7 @@ with short rows as with long ones. So arrays of any shape are looked at as matri
 nothing in memory, and sums over many rows are products too.
 
 >>> import numpy as np
+>>> from minimixer.engine.products import matmul, sum_rows
 >>> x = np.arange(6.0).reshape(3, 2)
 >>> matmul(x.T, x)
 array([[20., 26.],

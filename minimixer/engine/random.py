@@ -3,6 +3,8 @@
 They are not drawn from a hidden generator that steps forward. So any of them can be computed again,
 on any device, in any order:
 
+>>> import numpy as np
+>>> from minimixer.engine.random import Purpose, random_bits
 >>> [hex(b) for b in random_bits(7, Purpose.DROPOUT, 3, 0, 0, np.arange(2))]
 ['0x1673302a9d842364', '0x3c16016e89a9b92']
 """

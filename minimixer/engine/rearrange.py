@@ -1,14 +1,12 @@
-"""Collecting numbers and moving them about: sums, maxima, reshapes, slices, joins.
+"""Collecting numbers and moving them about: sums, means, reshapes, transposes.
 
-All but extremes and variances are linear in x, with factors that are known beforehand (mostly ones
-and zeros), so backward applies the transposed map to dy: what a sum collected is spread out again,
-what was cut out is put back in its place, what was joined is taken apart.
+All are linear, y[j] = sum_i A[j, i] x[i], with factors A known beforehand: 1, 0 or 1 / n. Backward
+applies the transposed map, dx[i] = sum_j A[j, i] dy[j], and A is never written out: what a sum
+collected is spread out again, what was moved goes back to its place.
 
->>> import numpy as np
->>> from minimixer.engine.autograd import Variable
->>> from minimixer.engine.backward import backward
->>> x = Variable(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
->>> backward(mean(sum(transpose(x, (1, 0)), axis=0)))
+>>> from minimixer import Tensor, rearrange
+>>> x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+>>> rearrange.mean(rearrange.sum(rearrange.transpose(x, (1, 0)), axis=0)).backward()
 >>> print(x.grad)
 [[0.5 0.5]
  [0.5 0.5]]
@@ -22,9 +20,7 @@ from typing import Any
 
 from .arrays import Array, namespace
 from .autograd import Function
-from .checks import no_others, whole, whole_numbers
-
-# ---- reductions ---------------------------------------------------------------------------------
+from .checks import no_others, whole, whole_numbers  # or an error that says what to write
 
 Axis = int | tuple[int, ...] | None
 
@@ -42,6 +38,7 @@ class _Reduction(Function):
             self.kept_shape[i] = 1
 
     def spread(self, array: Array) -> Array:
+        """Each element repeated, in name only: they share its memory."""
         return namespace(array).broadcast_to(array.reshape(self.kept_shape), self.shape)
 
 
@@ -59,11 +56,8 @@ class Sum(_Reduction):
 
 
 class Mean(_Reduction):
-    """The sum divided by the number n of elements: each gets dy / n.
-
-    Of two-byte numbers the mean is float32, as its sum of many must be; of integers and booleans
-    too: the mean of `predictions == labels` is the accuracy.
-    """
+    """The sum divided by the number n of elements: each gets dy / n. Of two-byte numbers, integers
+    and booleans the mean is float32: that of `predictions == labels` is the accuracy."""
 
     wide_result, whole = True, "float32"
 
@@ -76,9 +70,6 @@ class Mean(_Reduction):
 
     def backward(self, dy: Array) -> Array:
         return self.spread(dy / self.count)
-
-
-# ---- shape --------------------------------------------------------------------------------------
 
 
 class Reshape(Function):

@@ -2,6 +2,7 @@
 
 There is no mathematics in this file: `a * b` is `ops.multiply(a, b)`, and so on.
 
+>>> from minimixer import Tensor
 >>> x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
 >>> y = (x @ x.T).sum()
 >>> y.backward()
@@ -28,18 +29,15 @@ from .precision import as_dtype, is_floating
 class Tensor(Variable, MoreOfTensor):
     """A NumPy or CuPy array `data` with a gradient `grad` (an array, or None) of the same shape.
 
-    data            array (not copied: do not change it before backward; one in another machine's
-                    order of bytes is converted), number or nested list (floats become float32,
-                    integers stay)
+    data            array (not copied: do not change it before backward), number or nested list
+                    (floats become float32, integers stay)
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
-    dtype, device   convert to these: "float32", "float64"; "cpu", "cuda", "cuda:N"
+    dtype, device   convert to these: "float32", "float64"; "cpu", "cuda" (a GPU), "cuda:N"
 
-    Arithmetic keeps the dtype: Python numbers and 0-d arrays never promote, and two Tensors of
+    Arithmetic keeps the dtype: Python numbers and 0-d arrays never change it, and two Tensors of
     different dtype or device are a TypeError. In "float16" and "bfloat16" each operation computes
-    in float32 and rounds its result; the mean stays float32. Comparisons give boolean Tensors.
-    Booleans and integers have no gradient: they are added and compared as in NumPy, divided and
-    averaged as float32, so that `(predictions == labels).mean()` is the accuracy.
-    """
+    in float32 and rounds its result; the mean stays float32. Comparisons give booleans: these and
+    integers have no gradient, and are divided and averaged as float32."""
 
     __slots__ = ()
     __array_priority__ = 1000
@@ -100,7 +98,7 @@ class Tensor(Variable, MoreOfTensor):
     __hash__ = object.__hash__  # by identity, although == compares elements
 
     def item(self) -> Any:
-        """The only element as a Python number. Waits for a GPU."""
+        """The only element as a Python number: waits for a GPU, ahead of which Python runs."""
         return self.data.item()
 
     def numpy(self) -> np.ndarray:
@@ -108,7 +106,7 @@ class Tensor(Variable, MoreOfTensor):
         return to_numpy(self.data)
 
     def detach(self) -> "Tensor":
-        """The same values, cut off from the graph."""
+        """The same values as a leaf: backward stops there."""
         return Tensor(self.data)
 
     def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> "Tensor":

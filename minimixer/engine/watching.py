@@ -5,6 +5,7 @@ array is compared with a copy of what it held: what forward was given, what back
 what backward returned, once others may have it.
 
 >>> import numpy as np
+>>> from minimixer.engine.watching import Unchanged
 >>> x = np.ones(2)
 >>> watched = Unchanged([("x", x)])
 >>> x *= 2

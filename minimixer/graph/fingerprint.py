@@ -5,7 +5,8 @@ only while everything that the function would look at in Python is as it was. Ar
 read anew at each replay; what remains are the modules, which of them come in which order, and all
 other attributes: numbers, text, settings.
 
->>> from minimixer.nn import Dropout
+>>> from minimixer import Dropout, Module
+>>> from minimixer.graph.fingerprint import Fingerprint
 >>> layer, model = Dropout(0.5), Module()
 >>> model.layers = [layer, Dropout(0.1)]
 >>> fingerprint = Fingerprint(model)

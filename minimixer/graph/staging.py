@@ -5,7 +5,7 @@ ordinary memory, makes Python wait for all that is queued, and then the GPU for 
 to: a GPU copies from and to "pinned" memory (which the system never moves) when its turn in the
 queue comes, and an event says when it has. On the CPU there is nothing to wait for.
 
->>> from minimixer import Tensor
+>>> from minimixer import Tensor, fetch
 >>> asked = fetch(Tensor([0.5, 0.25]))
 >>> asked.results()                          # here the program waits, if it has to
 [array([0.5 , 0.25], dtype=float32)]

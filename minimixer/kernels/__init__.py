@@ -32,6 +32,7 @@ Each fast form computes what a plain one in the package computes, and tests comp
 does the work where it suits, and while the plain code is unchanged: an operation that is edited or
 patched, a subclass, a layer of one's own put into a model run themselves.
 
+>>> from minimixer.kernels import use
 >>> use("reference")        # the plain code everywhere, to read or to compare
 >>> use("auto")             # what is fastest on each device
 

@@ -119,16 +119,16 @@ class Alone:
 
 
 class MLP(Function):
-    """y = gelu(x W1 + b1) W2 along the last axis, or the same along the first.
+    """y = gelu(x w1 + b1) w2 along the last axis, or the same along the first.
 
-    With u = x W1 + b1 and g = gelu(u), the chain rule through two linear maps and GELU is
-        dg = dy W2^T,  dW2 = g^T dy,  du = dg gelu'(u),  db1 = sum du,  dW1 = x^T du,  dx = du W1^T.
+    With u = x w1 + b1 and g = gelu(u), the chain rule through two linear maps and GELU is
+        dg = dy w2^T,  dw2 = g^T dy,  du = dg gelu'(u),  db1 = sum du,  dw1 = x^T du,  dx = du w1^T.
     Kept for backward: x, g and gelu'(u); u itself is not needed again. du is written over dg.
 
     S and C here are just the lengths of x's first and last axis; mixer.py says what they stand for.
     Along the first axis x is (S, ...): every column x[:, c] goes through the same MLP, which is the
-    paper's token mixing without its transposes. Then u = W1^T x + b1 with x as an S x n matrix and
-    y = W2 g, and all products above appear transposed. Both weights are (S, D_S), so that every
+    paper's token mixing without its transposes. Then u = w1^T x + b1 with x as an S x n matrix and
+    y = w2 g, and all products above appear transposed. Both weights are (S, D_S), so that every
     product runs along the long contiguous rows of x and g.
     """
 

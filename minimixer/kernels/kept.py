@@ -2,6 +2,7 @@
 
 training/summary.py asks, to say what a model costs; so it must be known where there is no GPU.
 
+>>> from minimixer.kernels.kept import by_mlp, by_norm
 >>> by_norm("cpu", channels=64, rows=4096, stored=4, wide=4, copied=0)   # x, mean, 1 / sigma
 1081344
 >>> by_mlp("cpu", elements=1000, hidden=4000, itemsize=4, is_first=True) is None

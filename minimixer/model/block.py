@@ -1,11 +1,19 @@
 """One Mixer block: equation 1 of the paper, with its two skip connections.
 
-    U = X + W2 gelu(W1 LayerNorm(X))          token mixing
-    Y = U + gelu(LayerNorm(U) W3) W4          channel mixing
+    U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
+    Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
 
 with a bias beside each W. X is (S, B, C) here: S tokens of B images, C channels; mixer.py says why
-tokens come first. The MLPs have D_S and D_C hidden units.
+tokens come first. The MLPs have D_S and D_C hidden units. W1 to W4 mean this on all pages.
 
+Skips, "X +" and "U +", let gradients past each block: for y = x + f(x), dx is dy and what f sends
+back. Through 48 fresh blocks (S 16, C 64) W3's gradient grows on its way to the first block 5 times
+with them, 30,000 times without. And each MLP is given normalised numbers: what the blocks add makes
+X grow from 1 to 6 (standard deviation), without LayerNorm to 200,000,000.
+
+>>> import numpy as np
+>>> from minimixer import Tensor
+>>> from minimixer.model.block import MixerBlock
 >>> block = MixerBlock(tokens=4, channels=8, tokens_mlp_dim=3, channels_mlp_dim=16,
 ...                    approximate="tanh", stochastic_depth=0.0)
 >>> block(Tensor(np.ones((4, 2, 8), "float32"))).shape
@@ -30,7 +38,9 @@ class MixerMLP(Module):
 
     axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)      W1 = w1^T, W2 = w2
     axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)      W3 = w1,   W4 = w2
-    """
+
+    The tokens' b2 has gradient 0, but for rounding: it adds one number to all channels of a token.
+    Skips carry that past blocks, to the last LayerNorm; but each LayerNorm takes off the mean."""
 
     shown = ("axis", "approximate")
 

@@ -1,10 +1,12 @@
 """From images to tokens: checked, normalised, cut into patches.
 
-An image of H x W pixels becomes S = (H / P) (W / P) patches of P x P pixels, each flattened in
-(row, column, channel) order. Images of whole numbers (uint8, 0 to 255) are brought to about
--1 ... 1 first: (x / 255 - mean) / std for each channel.
+An image of H x W pixels becomes S = (H / P) (W / P) patches of P x P pixels, each flattened to one
+row of numbers, a token, in (row, column, channel) order. Images of whole numbers (uint8, 0 to 255)
+are brought to about -1 ... 1 first: (x / 255 - mean) / std for each channel.
 
 >>> import numpy as np
+>>> from minimixer import Tensor
+>>> from minimixer.model.images import cut_patches
 >>> picture = Tensor(np.arange(16, dtype="float32").reshape(1, 4, 4, 1))
 >>> cut_patches(picture, 2).shape            # (S, B, P P channels)
 (4, 1, 4)
@@ -19,16 +21,14 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array, to_device
-from ..engine.dispatch import replaceable
+from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..engine.tensor import Tensor
-from .inputs import as_activations
+from .inputs import as_activations  # arrays checked, normalised, on their device
 
 
 class Normalization:
-    """How uint8 images are scaled: mean and std, each a number or one for each channel.
-
-    ValueError unless they are, mean finite and std positive.
-    """
+    """How uint8 images are scaled: mean and std, each a number or one for each channel. ValueError
+    unless they are, mean finite and std positive."""
 
     warned = False  # that images seem not to be normalised: once is enough
 

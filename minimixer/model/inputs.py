@@ -1,5 +1,7 @@
 """What a model is given: plain arrays of images, checked, normalised and brought to where it is.
 
+>>> import numpy as np
+>>> from minimixer.model.inputs import check_shape
 >>> check_shape(np.zeros((2, 28, 28)), (28, 28, 1))
 Traceback (most recent call last):
 ValueError: Mixer: images must be an array (B, 28, 28, 1), got (2, 28, 28)

@@ -1,13 +1,7 @@
 """MLP-Mixer: the paper's figure 1 as text, with the shape at every arrow.
 
-One block of the paper, with X of S rows (tokens) and C columns (channels), is (equation 1)
-
-    U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
-    Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
-
-with a bias beside each W. In the code W1 and W2 are token_mixing.w1^T and w2, W3 and W4 are
-channel_mixing.w1 and w2. The letters, here and everywhere: B images, S = (H / P) (W / P) tokens,
-C channels (hidden_dim), D_S and D_C hidden units of the two MLPs, K classes.
+The letters, here and everywhere: B images, S = (H / P) (W / P) tokens, C channels (hidden_dim), D_S
+and D_C hidden units of the two MLPs, K classes; W1 to W4 as in block.py.
 
     images                              --> (B, H, W, in)
     cut into P x P patches              --> (S, B, P*P*in)     one token each
@@ -31,12 +25,26 @@ token mixing. Here tokens come first: seen as an S x (B*C) matrix, x is ready fo
 from the left, W1 x; seen as an (S*B) x C matrix, it is ready for channel mixing from the right,
 x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the paper's layout.
 
+The head's weights start at 0, as the authors' do: all scores are 0, the loss is log K, and what the
+head sends back, dy W^T, is 0. So after the first backward all gradients but the head's are exactly
+0, as they should be: the first step moves the head, and from the second on everything learns.
+
+A place in the image has weights of its own in token mixing: a row of w1, w2 and b2. So shuffled
+patches give other scores, though no token is told its place; but one shuffle for all images can be
+learnt as well as none: with these rows shuffled likewise the scores are the same.
+
+An image costs 2 S C (D_S + D_C) multiplications a block: linear in the tokens, where attention,
+which compares all pairs of tokens, costs 2 S^2 C. But only while D_S stays: with D_S = S, or the
+paper's n^2 D_S for images n times as wide and high, it is quadratic too; as S is in the side.
+
+>>> import numpy as np
+>>> from minimixer import Mixer
 >>> model = Mixer(image_size=28, patch_size=7, in_channels=1, num_classes=10,
 ...               num_blocks=2, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=64)
 >>> model(np.zeros((5, 28, 28, 1), dtype="uint8")).shape
 (5, 10)
 
-Next: `training/schedules.py`, how the learning rate changes.
+Next: `training/schedules.py`, gradient descent, and how its learning rate changes.
 """
 
 from collections.abc import Callable
@@ -47,15 +55,15 @@ import numpy as np
 from ..engine.dispatch import replaceable
 from ..engine.tensor import Tensor
 from ..nn.buffer import ParameterBuffer
-from ..nn.draws import RandomCounter
+from ..nn.draws import RandomCounter  # seed and step
 from ..nn.layers import LayerNorm, Linear, Module
-from ..nn.recompute import recompute
+from ..nn.recompute import recompute  # forget, and compute again when backward comes
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
 from .images import Normalization, to_tokens
 from .inputs import check_shape
-from .precision import Precision, in_precision
-from .trained import Trained
+from .precision import Precision, in_precision  # activations in two bytes
+from .trained import Trained  # files, predictions, features
 from .variants import check_config, check_names, check_preparation, expected_shapes, variant
 
 
@@ -70,15 +78,14 @@ class Mixer(Trained, Precision, Module):
     mean, std         per channel, in units of the pixel range: uint8 images become
                       (x / 255 - mean) / std; 0.5 and 0.5 are the authors'
     class_names       optional, one for each class
-    num_classes       K; 0: no head, and the pooled features (B, C) in place of scores
+    num_classes       K; 0: no head, and the features before it (B, C) in place of scores
     seed, dtype       initial weights (None: left at zero); "float32" or "float64"
     precision         "float32", "tf32", "bfloat16" or "float16": see set_precision
     checkpoint_blocks keep only each block's input for backward, and compute the rest again: less
-                      memory, more time, the same bits. An attribute that may be changed
+                      memory, more time, the same bits. It may be changed later
     norm              a class of your own in place of LayerNorm, made as norm(channels): (S, B, C)
-                      to the same. A checkpoint keeps its name; give it again to load
-    preparation       "digit": the images are MNIST's, and a picture of one's own must be made like
-                      them first (pictures/digits.py; predict.py does it). None: nothing of the kind
+                      to the same. A file of weights keeps its name; give it again to load
+    preparation       "digit": pictures of one's own must first be made like MNIST's (predict.py)
     ValueError for sizes that are no whole numbers above zero or do not fit together; TypeError for
     a seed that is no whole number, or what is no dtype or list of names. Section 2 of the paper.
     """
@@ -167,10 +174,8 @@ class Mixer(Trained, Precision, Module):
         """images (B, H, W, in_channels) -> scores (B, num_classes).
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
-        and checked (not those on a GPU already: it would have to wait); a Tensor is taken as it is.
-        ValueError: shapes, NaN or infinity; TypeError: other dtypes; MemoryError, with what to
-        lower, if there is not enough memory.
-        """
+        and checked, unless they lie on a GPU; a Tensor is taken as it is. ValueError: shapes, NaN
+        or infinity; TypeError: other dtypes; MemoryError, with what to lower."""
         pooled = self.pooled(images)
         return pooled if self.head is None else self.head(pooled)  # (B, K)
 
@@ -181,8 +186,7 @@ class Mixer(Trained, Precision, Module):
 
     @replaceable
     def trunk(self, images: Any, seen: list[Tensor] | None = None) -> Tensor:
-        """Images (B, H, W, in) -> patches, stem, blocks, LayerNorm -> (S, B, C). `seen`, a list,
-        receives what every block returns."""
+        """Images (B, H, W, in) -> (S, B, C); `seen`, a list, receives what every block returns."""
         x = self.stem(self.patches(images))
         for block in self.blocks:
             x = recompute(block, x) if self.checkpoint_blocks else block(x)
@@ -191,8 +195,7 @@ class Mixer(Trained, Precision, Module):
         return self.norm(x)
 
     def patches(self, images: Any) -> Tensor:
-        """images (B, H, W, in) -> (S, B, P*P*in): tokens in reading order, each patch flattened in
-        (row, column, channel) order."""
+        """images (B, H, W, in) -> tokens (S, B, P*P*in): see images.py."""
         return to_tokens(
             images, self.size, self.normalization, self.patch_size, self.activation_dtype,
             self.device,

@@ -1,6 +1,7 @@
 """The sizes of a Mixer: the paper's seven variants, which sizes fit together, and of which shapes
 they make the weights.
 
+>>> from minimixer.model.variants import variant
 >>> variant("mixer_s32")["hidden_dim"]
 512
 """

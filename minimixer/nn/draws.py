@@ -1,5 +1,8 @@
 """Random factors in training: what is dropped in this step, and what is kept.
 
+>>> import numpy as np
+>>> from minimixer.engine.random import Purpose
+>>> from minimixer.nn.draws import RandomCounter
 >>> random = RandomCounter(seed=1)
 >>> random.set(step=5)
 >>> random.keep(np.ones(4, "float32"), 0.5, Purpose.DROPOUT, layer=0, shape=(1, 4))

@@ -1,15 +1,12 @@
 """The layers' mathematics, with gradients derived by hand.
 
-Each of these could be composed of the primitives and left to autograd (the tests do that, to
-compare). Deriving the gradient of the whole gives less work and less memory: one pass instead
-of one per primitive, and nothing kept that can be had cheaply again. Notation: dx stands for
-dL/dx; sums run over all indices that do not appear on the left.
+Each of these could be composed of the engine's operations (the tests do that, to compare). The
+gradient of the whole, derived by hand, is less work and less memory: one pass instead of one for
+each operation, and nothing kept that can be had cheaply again.
 
->>> import numpy as np
->>> from minimixer import Tensor
->>> x = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
->>> linear(x, Tensor(np.ones((3, 2))), Tensor(np.array([0.0, 10.0])))
-Tensor([[ 6., 16.]], dtype=float64, requires_grad=True)
+>>> from minimixer import Tensor, functional
+>>> functional.linear(Tensor([[1.0, 2.0]]), Tensor([[1.0, 0.0], [1.0, 1.0]]), Tensor([0.0, 10.0]))
+Tensor([[ 3., 12.]], dtype=float32)
 
 Next: `parameters.py`, Parameter, a window into one flat buffer.
 """
@@ -21,7 +18,7 @@ import numpy as np
 
 from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
-from ..engine.erf import erf
+from ..engine.erf import erf  # 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x
 from ..engine.habits import missing
 from ..engine.more_ops import relu as relu
 from ..engine.products import as_columns, as_rows, matmul, sum_rows
@@ -127,16 +124,16 @@ def linear_first(x: Any, weight: Any, bias: Any = None, transposed: bool = False
 
 # ---- GELU ---------------------------------------------------------------------------------------
 #
-# gelu(x) = x Phi(x), where Phi is the distribution function of the standard normal (Hendrycks and
-# Gimpel 2016). Exactly, Phi(x) = (1 + erf(x / sqrt 2)) / 2, so with Phi' = phi, the density,
+# Two linear maps with nothing between them are one, (x A) B = x (A B). ReLU, max(0, x), would do;
+# but its slope jumps at 0, and is 0 for all x below, where nothing is learnt. GELU (Hendrycks and
+# Gimpel 2016) is smooth: gelu(x) = x Phi(x), Phi(x) being the probability that a standard normal
+# number is below x. Exactly, Phi(x) = (1 + erf(x / sqrt 2)) / 2; with Phi' = phi, the density,
 #     gelu'(x) = Phi(x) + x phi(x),    phi(x) = e^(-x^2 / 2) / sqrt(2 pi).
 # The tanh form puts Phi(x) = (1 + t) / 2 with t = tanh(u), u = k (x + a x^3); then
 #     gelu'(x) = Phi + x Phi',    Phi' = u' (1 - t^2) / 2 = 2 Phi (1 - Phi) k (1 + 3 a x^2).
+# (np.tanh and the like hand an array of CuPy's on to CuPy.)
 
 _K, _A = math.sqrt(2 / math.pi), 0.044715
-
-
-# np.tanh, np.exp and np.minimum hand an array of CuPy's on to CuPy.
 
 
 def _phi_tanh(x: Array, want_slope: bool) -> tuple[Array, Array | None]:

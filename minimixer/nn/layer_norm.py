@@ -1,11 +1,14 @@
 """LayerNorm, with its gradient derived by hand.
 
-It brings every row of C numbers to mean 0 and variance 1, then scales and shifts it per channel.
+It brings every row of C numbers to mean 0 and variance 1, then scales and shifts each of the C
+channels. Where layers add to what they are given, numbers grow from layer to layer (block.py has
+measured it); with this in front, a layer meets numbers of one size, whatever came before it.
 
->>> import numpy as np
->>> x = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
->>> layer_norm(x, Tensor(np.ones(3)), Tensor(np.zeros(3)))
-Tensor([[-1.22474395,  0.        ,  1.22474395]], dtype=float64, requires_grad=True)
+>>> from minimixer import Tensor
+>>> from minimixer.nn.layer_norm import layer_norm
+>>> y = layer_norm(Tensor([[1.0, 2.0, 3.0]]), Tensor([1.0, 1.0, 1.0]), Tensor([0.0, 0.0, 5.0]))
+>>> print(y.data.round(3))
+[[-1.225  0.     6.225]]
 
 Next: `functional.py`, linear and gelu: likewise.
 """
@@ -30,11 +33,19 @@ class LayerNorm(Function):
     taken off twice: what rounding leaves of a large mean, 6e-8 of it, may be much beside sigma.
 
     Backward. dgamma = sum dy x_hat and dbeta = sum dy over the rows, and d_hat = gamma dy is the
-    gradient of x_hat. Within a row, x_hat depends on x[i] directly, through the mean and through
-    sigma:  d x_hat[j] / d x[i] = (delta_ij - 1/C - x_hat[i] x_hat[j] / C) / sigma. So
-        dx = (d_hat - mean(d_hat) - x_hat mean(d_hat x_hat)) / sigma:
-    what is left of d_hat once its mean and its part along x_hat are gone: a number added to all of
-    a row, or a factor of all of it, would change nothing. Kept: x_hat, 1/sigma and gamma.
+    gradient of x_hat. Within a row x[i] moves x_hat[j] directly, through the mean (by -1/C) and
+    through sigma. With delta_ij = 1 where i = j, else 0, and as sum_k (x[k] - mean) = 0,
+
+        d sigma / d x[i] = 1/(2 sigma) 2/C sum_k (x[k] - mean) (delta_ik - 1/C) = x_hat[i] / C
+        d x_hat[j] / d x[i] = (delta_ij - 1/C) / sigma - x_hat[j] / sigma d sigma / d x[i]
+                            = (delta_ij - 1/C - x_hat[i] x_hat[j] / C) / sigma
+
+    Times d_hat[j] and summed over j that is
+
+        dx = (d_hat - mean(d_hat) - x_hat mean(d_hat x_hat)) / sigma,
+
+    d_hat without its mean and its part along x_hat: a number added to all of a row, or (epsilon
+    apart) a factor of all of it, would change nothing. Kept: x_hat, 1/sigma and gamma.
     """
 
     takes_numbers = False
@@ -89,14 +100,11 @@ def gradients(
     return dx, dgamma, dbeta
 
 
-EPSILON = 1e-6  # the authors'
+EPSILON = 1e-6  # the paper's authors'
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float = EPSILON) -> Tensor:
-    """x (..., C) -> the same shape: each row to mean 0 and variance 1, times gamma plus beta.
-
-    gamma, beta (C,). ValueError on shapes. Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
-    """
+    """x (..., C), gamma and beta (C,) -> as x. ValueError on shapes. Ba, Kiros and Hinton 2016."""
     if epsilon != EPSILON:
         epsilon = check_epsilon(epsilon)
     return LayerNorm.apply(x, gamma, beta, epsilon=float(epsilon))

@@ -1,19 +1,14 @@
 """Layers: Parameters with a forward.
 
+>>> from minimixer import LayerNorm, Linear, Module, Tensor
+>>> from minimixer import functional as F
 >>> class Network(Module):
 ...     def __init__(self):
 ...         self.first, self.norm, self.last = Linear(4, 8), LayerNorm(8), Linear(8, 2)
 ...         self.initialize(seed=0)
 ...     def forward(self, x):
 ...         return self.last(F.gelu(self.norm(self.first(x))))
->>> network = Network()
->>> network
-Network(74 weights
-  (first): Linear(weight (4, 8), bias (8,); 40 weights)
-  (norm): LayerNorm(epsilon=1e-06, weight (8,), bias (8,); 16 weights)
-  (last): Linear(weight (8, 2), bias (2,); 18 weights)
-)
->>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
+>>> Network()(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
 (1, 2)
 
 Next: `model/images.py`, from images to tokens.
@@ -33,7 +28,7 @@ from ..engine.ops import multiply
 from ..engine.random import Purpose
 from ..engine.tensor import Tensor
 from . import functional as F
-from .draws import RandomCounter
+from .draws import RandomCounter  # seed and step, from which factors are drawn
 from .initial import lecun_normal as lecun_normal
 from .layer_norm import EPSILON, check_epsilon
 from .module import Module as Module
@@ -44,8 +39,7 @@ class Linear(Module):
     """y = x weight + bias. weight (in_features, out_features), bias (out_features,) or None.
 
     zero=True starts at weight 0, as the paper's head does. A layer on its own draws its weights
-    from `seed` (None: they stay 0); a model redraws all with `initialize`.
-    """
+    from `seed` (None: they stay 0); a model redraws all with `initialize`."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, zero: bool = False,
@@ -112,12 +106,11 @@ def is_evaluating() -> bool:
 
 
 class RandomLayer(Module):
-    """Multiplies by 0 with probability `p`, by 1 / (1 - p) otherwise, while training.
+    """Multiplies by 0 with probability `p`, by 1 / (1 - p) otherwise, while training: so the mean
+    stays. The draw depends on the model's seed and step, the layer's number, example and element.
 
-    The draw depends on the model's seed and step, the layer's number, the example and the element.
     A model's optimizer advances the step; gather a model with `parameters()` or `initialize()`
-    first, so that its layers are numbered. One layer called twice in a step draws the same twice.
-    """
+    first, so that its layers are numbered. One called twice in a step draws the same twice."""
 
     draws = True
     shown = ("p",)
@@ -139,7 +132,8 @@ class RandomLayer(Module):
 
 
 class StochasticDepth(RandomLayer):
-    """All of an example at once: what a block adds is skipped (Huang et al. 2016). x (S, B, C)."""
+    """All of an example at once: what a block's MLP adds, (S, B, C), is skipped, so that training
+    goes through networks of many lengths (Huang et al. 2016)."""
 
     purpose = Purpose.STOCHASTIC_DEPTH
 

@@ -1,16 +1,23 @@
 """Softmax cross-entropy: the number that training makes small.
 
-The network gives a row of scores z (logits); p = softmax(z), p[k] = e^z[k] / sum_j e^z[j], reads
-them as probabilities. Against a target distribution t (for a class label: 1 there, 0 elsewhere,
-"one-hot") the loss is
+The network gives a row of scores z, one for each of K classes (logits); p = softmax(z) reads them
+as probabilities. Against a target distribution t (for a class label: 1 there, 0 elsewhere) it is
+
+    p[k] = e^z[k] / sum_j e^z[j]
     loss = -sum_k t[k] log p[k] = log sum_j e^z[j] - sum_k t[k] z[k],       as sum_k t[k] = 1.
-Its gradient is as simple as can be: d/dz[k] of the first term is e^z[k] / sum_j e^z[j] = p[k], so
+
+Scores that say nothing, all equal, give log K. The gradient is as simple as can be: d/dz[k] of the
+first term is e^z[k] / sum_j e^z[j] = p[k], so
+
     dz = p - t.
-Subtracting max z from z first changes neither, and keeps e^z from overflowing and z's small
-differences from drowning in its size. Label smoothing replaces t by (1 - smoothing) t +
-smoothing / K for K classes (Szegedy et al. 2016).
+
+Subtracting a number m from all of z changes neither: every e^z[j], above and below in p, becomes
+e^m times smaller. With m = max z nothing overflows (e^1000 is infinite, even in float64), and z's
+small differences do not drown in its size. As p = 1 needs an infinite score, label smoothing asks
+for less, with (1 - smoothing) t + smoothing / K for t (Szegedy et al. 2016).
 
 >>> from minimixer import Tensor
+>>> from minimixer.nn.loss import cross_entropy
 >>> logits = Tensor([[2.0, 0.0], [0.0, 0.0]], requires_grad=True)
 >>> loss = cross_entropy(logits, [0, 1])
 >>> loss.backward()
@@ -31,19 +38,15 @@ from ..engine.arrays import Array, namespace
 from ..engine.autograd import Function, Variable, constant
 from ..engine.checks import check_number
 from ..engine.tensor import Tensor
-from .targets import checked_target
+from .targets import checked_target  # labels or distributions, as an array that fits z
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
 def shifted_softmax(z: Array, axis: int = -1) -> tuple[Array, Array, Array]:
-    """(z - max z, softmax(z), log sum_j e^(z[j] - max z)) along `axis`, all new arrays; the last,
-    in float64, keeps `axis` as 1.
-
-    The largest shifted score is 0 and its e^z is 1: nothing overflows, no digits go with a large
-    max z, and the sum, taken in float64, knows a little beside that 1. Rows of -inf alone, or with
-    an inf, give NaN.
-    """
+    """(z - max z, softmax(z), log sum_j e^(z[j] - max z)) along `axis`, all new arrays; the last
+    keeps `axis` as 1, and is float64, which knows a little beside the largest e^z, 1. Rows of -inf
+    alone, or with an inf, give NaN."""
     xp = namespace(z)
     shifted = z - z.max(axis=axis, keepdims=True)
     p = xp.exp(shifted)
@@ -61,7 +64,7 @@ class CrossEntropy(Function):
         xp = namespace(z)
         batch, classes = z.shape
         shifted, p, log_total = shifted_softmax(z)
-        if target.ndim == 1:  # class labels: t is one-hot, and need not be written out
+        if target.ndim == 1:  # class labels: t is 1 there, and need not be written out
             rows = xp.arange(batch)
             picked = shifted[rows, target]
         else:  # a class of weight 0 costs nothing, not even if its score is -infinity
@@ -95,11 +98,9 @@ def cross_entropy(
     label_smoothing  in [0, 1)
     reduction        "mean" or "sum" -> (), "none" -> (B,)
 
-    ValueError: shapes, indices outside 0..K-1, distributions that are negative or do not sum to
-    1 (to 1e-4). TypeError: (B,) targets that are not integers, or (B, K) ones that are not floats.
-    The values of targets that lie on a GPU already are not checked where a fast form runs; an index
-    out of range makes the loss NaN there.
-    """
+    ValueError: shapes, indices outside 0..K-1 (on a GPU the loss may be NaN instead), distributions
+    that are negative or do not sum to 1 (to 1e-4). TypeError: (B,) targets that are no integers, or
+    (B, K) ones that are no floats."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"cross_entropy: reduction must be in {REDUCTIONS}, got {reduction!r}")
     label_smoothing = check_number("cross_entropy: label_smoothing", label_smoothing, 0, 1)

@@ -7,6 +7,7 @@ the power be? When a gradient overflows, the optimizer skips the step and the sc
 1000 good steps it is doubled. bfloat16 has float32's range and needs none of this.
 
 >>> import numpy as np
+>>> from minimixer.nn.loss_scale import adjust_scale
 >>> state = np.array([1024.0, 7.0])          # the scale, and how many steps it has held
 >>> adjust_scale(state, np.array([0.0]))     # a step that was not finite
 >>> state

@@ -3,6 +3,7 @@
 A Module's Parameters and sub-modules are simply its attributes, or lie in lists, tuples or dicts
 that are; found in the order in which they were assigned, and named by the path to them.
 
+>>> from minimixer import Module, Parameter
 >>> class Scale(Module):
 ...     def __init__(self):
 ...         self.factor = Parameter([1.0, 2.0])
@@ -127,7 +128,7 @@ class Module:
     # ---- what can be done to it -----------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Module":
-        """Switch what differs between training and use (dropout) on, or off."""
+        """Switch what differs between training and use (random layers) on, or off."""
         for _, module in self.named_modules():
             module.training = mode
         return self

@@ -1,6 +1,6 @@
 """More layers: one after the other, activations, dropout.
 
->>> from minimixer.nn import Linear
+>>> from minimixer import GELU, Dropout, Linear, Sequential, Tensor
 >>> network = Sequential(Linear(4, 8), GELU(), Dropout(0.1), Linear(8, 2))
 >>> network(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape, len(network)
 ((1, 2), 4)

@@ -4,6 +4,7 @@ A network's scores become probabilities when they are looked at, or go on into s
 loss. Then softmax has a gradient of its own, which is not as simple as with the loss behind it.
 
 >>> from minimixer import Tensor
+>>> from minimixer.nn.more_loss import softmax
 >>> z = Tensor([1.0, 2.0, 3.0], requires_grad=True)
 >>> p = softmax(z)
 >>> p[2].backward()

@@ -4,12 +4,13 @@
     buffer.gradients   |      .      |      .      |      .      |     .     | ...  |   one array
 
 (The stem is the model's first layer, the head its last.) Each Parameter is a Tensor whose `data`
-and `grad` are windows into these two arrays. So an update of all weights is a few operations on
-long arrays, a gradient norm is one product, and moving a model to the GPU is one copy. Matrices
-come first, so that whatever an optimizer does to matrices only, it does to one stretch of the
-buffer; each Parameter starts at a multiple of 64 elements, which keeps the windows aligned.
+and `grad` are windows into these two arrays: NumPy's views, which share another array's memory. So
+an optimizer, which moves all weights at every step, needs a few operations on long arrays, and
+moving a model to the GPU is one copy. Matrices come first: what is done to them alone, is done to
+one stretch. Parameters start at multiples of 64 elements, as processors' wide reads want.
 
 >>> import numpy as np
+>>> from minimixer.nn.parameters import Parameter, ParameterBuffer
 >>> w, b = Parameter(np.ones((2, 3), "float32")), Parameter(np.zeros(3, "float32"))
 >>> buffer = ParameterBuffer([w, b])
 >>> w.data = 5 * np.ones((2, 3))             # copied into the window: nothing is ever rebound
@@ -27,22 +28,20 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array, describe, is_array
-from ..engine.aside import join
+from ..engine.aside import join  # waits for gradients that are computed beside the rest
 from ..engine.autograd import Variable
 from ..engine.precision import FLOAT_DTYPES
 from ..engine.tensor import Tensor
 from .buffer import ParameterBuffer, aligned
-from .loss_scale import unscaled
+from .loss_scale import unscaled  # a gradient that came multiplied, from float16
 
 
 class Parameter(Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
     Assigning to `data` copies into the view (ValueError if the shape differs); between forward and
-    backward that is noticed, and an error. Writing into the view itself is not noticed: assign
-    `p.data = p.data` after it. `grad` is None until backward, and again after `zero_grad()`, which
-    only forgets: the next gradient overwrites.
-    """
+    backward that is an error. Writing into the view itself is not noticed: assign `p.data = p.data`
+    after it. `grad` is None until backward, and again after `zero_grad()`."""
 
     __slots__ = ("_data", "_grad", "_shape", "buffer", "has_grad", "low", "start", "version")
     is_parameter = True

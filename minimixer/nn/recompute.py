@@ -7,7 +7,8 @@ alive at a time, for the price of a second forward (Chen et al. 2016). The secon
 very same numbers: from the same weights, and with the same random draws, which have no hidden
 state.
 
->>> from minimixer.nn import Linear
+>>> from minimixer import Linear, Tensor
+>>> from minimixer.nn.recompute import recompute
 >>> layer, x = Linear(3, 2), Tensor([[1.0, 2.0, 3.0]], requires_grad=True)
 >>> recompute(layer, x).sum().backward()     # as layer(x), with the same gradients
 >>> layer.weight.grad.shape, x.grad.shape

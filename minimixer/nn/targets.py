@@ -2,6 +2,7 @@
 
 >>> import numpy as np
 >>> from minimixer.nn.loss import CrossEntropy
+>>> from minimixer.nn.targets import checked_target
 >>> checked_target(CrossEntropy, np.zeros((2, 10), "float32"), [3, 7])
 array([3, 7])
 >>> checked_target(CrossEntropy, np.zeros((2, 10), "float32"), [3, 10])

@@ -17,6 +17,7 @@ A script started without mpirun is a world of one, in which all of this does nex
 >>> import numpy as np
 >>> from minimixer import SGD, Linear
 >>> from minimixer import functional as F
+>>> from minimixer.parallel import code, start
 >>> model, images, labels = Linear(4, 2), np.eye(4, dtype="float32"), np.array([0, 1, 1, 0])
 >>> optimizer = SGD(model.parameters(), lr=1.0)
 >>> with start() as world:

@@ -4,6 +4,7 @@ Processes that differ in a setting, in a file or in a weight would train on for 
 way, and their sum would be the gradient of nothing. So before the first step each rank describes
 what it is about to do, in short texts, and these are compared.
 
+>>> from minimixer.parallel.same import describe, differences
 >>> describe({"settings": {"lr": 0.1, "out": "runs"}, "step": 3})
 {'settings.lr': '0.1', 'settings.out': "'runs'", 'step': '3'}
 >>> print(differences([{"lr": "0.1"}, {"lr": "0.1"}, {"lr": "0.2"}]))

@@ -9,6 +9,7 @@ that is killed itself mpirun notices by itself.
 
 Inside of the block only rank 0 prints: what others write to stdout and stderr is dropped.
 
+>>> from minimixer.parallel.world import start
 >>> with start() as world:
 ...     print(world.rank, world.size, world.part(7), world.gather([1.5, True]).tolist())
 0 1 slice(0, 7, None) [[1.5, 1.0]]

@@ -6,6 +6,8 @@ and pictures blended with each other (mixup). For evaluation, the centre and not
 
 Nothing here has a state: what is drawn is a pure function of (seed, epoch, example number).
 
+>>> import numpy as np
+>>> from minimixer.pictures.augment import crop_box, mixup, one_hot
 >>> crop_box(640, 480, seed=7, epoch=3, example=11)     # left, top, width, height
 (55, 124, 275, 345)
 >>> crop_box(640, 480, seed=7, epoch=4, example=11)

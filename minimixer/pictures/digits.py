@@ -5,6 +5,8 @@ A model knows what it was shown, and MNIST's digits were all prepared in one way
 28 so that the centre of mass was in the centre. Someone else's picture is dark on light, has a
 margin, a shadow, perhaps a fine pencil line. `prepare_digit` does the same to it:
 
+>>> import numpy as np
+>>> from minimixer.pictures.digits import box, prepare_digit
 >>> picture = np.full((200, 150, 3), 250, dtype=np.uint8)    # white paper
 >>> picture[20:150, 40:55] = (30, 30, 90)                    # a blue stroke, in the upper left
 >>> digit = prepare_digit(picture)

@@ -2,18 +2,18 @@
 
 A data set is a folder with one folder of pictures for each class, or two such, train/ and val/:
 
->>> import tempfile
->>> top = Path(tempfile.mkdtemp())
+>>> import pathlib, tempfile
+>>> from minimixer.pictures.folders import decode, find_images
+>>> top = pathlib.Path(tempfile.mkdtemp())
 >>> for name in ("cat/2.jpg", "cat/1.png", "ant/7.jpeg", "ant/notes.txt"):
 ...     (top / name).parent.mkdir(exist_ok=True)
 ...     (top / name).touch()
 >>> paths, labels, class_names = find_images(top)
->>> [Path(path).name for path in paths], labels.tolist(), class_names
+>>> [pathlib.Path(path).name for path in paths], labels.tolist(), class_names
 (['7.jpeg', '1.png', '2.jpg'], [0, 1, 1], ['ant', 'cat'])
 
-Folders from elsewhere hold damaged and mislabelled files, and sometimes ones made to do harm: a
-picture of 900 million equal pixels is a file of a megabyte. `decode` finds out from the header
-what a file would cost, and refuses with a reason before anything large is allocated:
+Folders from elsewhere hold damaged files, and sometimes ones made to do harm: 900 million equal
+pixels are a file of a megabyte. `decode` learns from the header what it would cost, and refuses:
 
 >>> decode(paths[0])
 Traceback (most recent call last):

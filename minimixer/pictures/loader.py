@@ -6,6 +6,7 @@ that no picture travels through a pipe. Which pictures, crops and flips: pure fu
 epoch, example number), so each worker finds them by itself, and any number of workers gives the
 same bits.
 
+>>> from minimixer.pictures.loader import Loader
 >>> loader = Loader([f"{n}.jpg" for n in range(5)], [0, 0, 1, 1, 1], size=32, batch_size=2, seed=7)
 >>> len(loader), loader.order(0).tolist(), loader.order(1).tolist()
 (3, [3, 4, 1, 0, 2], [1, 3, 0, 2, 4])

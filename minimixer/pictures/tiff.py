@@ -7,6 +7,8 @@ each is a library of its own. Readers that copy what tags point to, and make buf
 run out of memory over a file of a few kilobytes. `check_tiff` reads the table by itself and
 refuses what no camera, scanner or program writes:
 
+>>> import struct
+>>> from minimixer.pictures.tiff import check_tiff
 >>> tag = struct.pack("<HHII", 273, 4, 1 << 20, 26)
 >>> check_tiff(b"II*\\0\\x08\\0\\0\\0\\x01\\0" + tag + bytes(4))
 Traceback (most recent call last):

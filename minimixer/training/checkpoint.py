@@ -7,6 +7,7 @@ the new one, and `npz.py` reads it, which believes nothing that a file only clai
 
 >>> import tempfile
 >>> from minimixer import Mixer
+>>> from minimixer.training.checkpoint import save_checkpoint
 >>> model = Mixer(image_size=4, patch_size=2, in_channels=1, num_classes=2, num_blocks=1,
 ...               hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=16, class_names=["cat", "dog"])
 >>> path = tempfile.mkdtemp() + "/checkpoint.npz"

@@ -1,10 +1,11 @@
 """How the pictures come: in random batches, each picture shifted a little.
 
-A data set is two arrays, images (N, H, W, channels) in uint8 and labels (N,) in int64, kept whole
-in memory: MNIST is 55 MB (datasets.py reads it). Training goes through it in a new random order
-each epoch, a batch at a time, every image moved by a pixel or two, so that the model can't learn
-single pixels by heart:
+A data set is two arrays, images (N, H, W, channels) in uint8 and labels (N,) in int64: MNIST is 55
+MB (datasets.py reads it). Each pass through it, an epoch, has a new random order, cut into batches;
+each image is moved by a pixel or two, so that the model can't learn single pixels by heart:
 
+>>> import numpy as np
+>>> from minimixer.training.data import Batches, shift_images
 >>> images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1)
 >>> batches = Batches(images, np.array([0, 1, 2, 3, 4]), batch_size=2, seed=7)
 >>> [labels.tolist() for _, labels in batches.epoch(0)]
@@ -12,8 +13,7 @@ single pixels by heart:
 >>> [labels.tolist() for _, labels in batches.epoch(1)]
 [[1, 3], [0, 2], [4]]
 
-No generator was advanced to get there: an order is a pure function of (seed, epoch), so a run
-that was stopped in epoch 1 finds its next batch without walking through those before it:
+An order depends on seed and epoch alone, so a run that was stopped finds its next batch at once:
 
 >>> batches.batch(1, 2)[1].tolist()
 [4]
@@ -45,10 +45,8 @@ from .idx import write_idx as write_idx
 
 def shift_images(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Move image b down by shifts[b, 0] rows and right by shifts[b, 1] columns; zeros come in.
-
-    images (B, H, W, channels) of any dtype, shifts integers (B, 2) -> as images, a copy.
-    ValueError for other shapes, TypeError if shifts are not integers.
-    """
+    images (B, H, W, channels), shifts integers (B, 2) -> as images, a copy. ValueError for other
+    shapes, TypeError if shifts are not integers."""
     images, shifts = np.asarray(images), np.asarray(shifts)
     if images.ndim != 4 or shifts.shape != (len(images), 2):
         met = f"{images.shape} and {shifts.shape}"
@@ -58,8 +56,7 @@ def shift_images(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     batch, height, width, channels = images.shape
     shifts = np.clip(shifts.astype(np.int64), [-height, -width], [height, width])
     # With a margin as wide as the largest shift, a shifted image is a window of the padded one.
-    # All windows together are one view; picking one per image copies rows, not single pixels:
-    # 0.06 ms for 128 MNIST images, a quarter of what a Python loop over them takes.
+    # Picking one for each image copies rows, not pixels: a quarter of a Python loop's time.
     top, left = abs(shifts).max(axis=0, initial=0).tolist()
     padded = np.zeros((batch, height + 2 * top, width + 2 * left, channels), images.dtype)
     padded[:, top : top + height, left : left + width] = images
@@ -72,11 +69,9 @@ class Batches:
     """A data set cut into random batches, any of which can be found again by its number.
 
     images (N, H, W, channels), labels (N, ...); the last batch of an epoch may be smaller. With
-    `max_shift` each image moves by up to so many pixels along both axes, anew in each epoch.
-    Order and shifts depend on seed, epoch and the example's number alone: not on the batch size,
-    nor on what was asked for before. TypeError for numbers that are not integers; ValueError for
-    those out of range, for empty data, and for lengths that differ.
-    """
+    `max_shift` each image moves by up to so many pixels along both axes, anew in each epoch. Order
+    and shifts depend on seed, epoch and the example's number alone. TypeError for numbers that are
+    not integers; ValueError for those out of range, empty data, and lengths that differ."""
 
     def __init__(
         self,
@@ -141,10 +136,8 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> "Epoch":
         """The batches of `epoch` from number `start` on, prepared ahead by one thread.
 
-        What goes wrong in the thread is raised here. The thread ends with the iterator: after the
-        last batch, at an exception, or when the iterator is closed or forgotten. Where there can be
-        no thread, as in a browser, each batch is made when it is asked for.
-        """
+        What goes wrong in it is raised here; it ends with the iterator, also when that is closed or
+        forgotten. Where there can be no thread, as in a browser, they are made when asked for."""
         epoch = check_integer("epoch", epoch, 0, (1 << 64) - 1)
         start = check_integer("start", start, 0, len(self))
         return Epoch(self._prefetch(epoch, start), len(self) - start)

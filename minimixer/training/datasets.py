@@ -1,5 +1,6 @@
 """Data sets: MNIST, which is part of the package, and any in its format.
 
+>>> from minimixer.training.datasets import load_mnist, num_classes
 >>> _, _, images, labels = load_mnist()
 >>> images.shape, images.dtype, labels[:4]
 ((10000, 28, 28, 1), dtype('uint8'), array([7, 2, 1, 0]))

@@ -6,6 +6,7 @@ beside the old file and renames: a kill at any moment leaves the old one or the 
 `Lock` keeps two processes from working in one place; it ends with its process, however that ends.
 
 >>> import tempfile
+>>> from minimixer.training.files import read_file, replace_file
 >>> path = tempfile.mkdtemp() + "/names.txt"
 >>> with replace_file(path) as file:
 ...     _ = file.write(b"cat")

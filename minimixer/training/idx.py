@@ -6,6 +6,8 @@ as a big-endian uint32; then the elements, big-endian, last dimension fastest. N
 What a header claims is not believed until the bytes are there: memory grows with what was read.
 
 >>> import tempfile
+>>> import numpy as np
+>>> from minimixer.training.idx import read_idx, write_idx
 >>> path = tempfile.mkdtemp() + "/numbers-idx2-ubyte.gz"
 >>> write_idx(path, np.array([[1, 2], [3, 4]], dtype="uint8"))
 >>> read_idx(path)

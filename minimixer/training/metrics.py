@@ -4,6 +4,8 @@ All of it from logits. A probability has been rounded: where the true class has 
 0, and its logarithm is lost. Everything is a sum over examples, so that batches add up, and the
 parts of several processes, too.
 
+>>> import numpy as np
+>>> from minimixer.training.metrics import Metrics
 >>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 1000.0, 0.0]])
 >>> metrics = Metrics(num_classes=3).add(logits, np.array([0, 1, 2]))
 >>> round(metrics.accuracy, 2), round(metrics.top(2), 2), metrics.per_class.tolist()

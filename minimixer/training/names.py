@@ -4,6 +4,7 @@ A file name may hold any byte but two, and a class name any character: an escape
 repaints the terminal, a letter that reverses the line, half a character that no file can store.
 What is not plainly visible is written out, as Python would:
 
+>>> from minimixer.training.names import command, distinct, escaped, for_picture, printable
 >>> print(printable("caf\\u00e9 \\x1b[31m\\n"))
 café \\x1b[31m\\n
 >>> printable("a" * 30, most=9)

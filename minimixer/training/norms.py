@@ -5,6 +5,7 @@ does: float32 ends at 3e38, so squares do from 2e19 on. Dividing by the largest 
 squares between 0 and 1, at the cost of another look at every number.
 
 >>> import numpy as np
+>>> from minimixer.training.norms import gradient_norm
 >>> gradient_norm([np.full(3, 3e19, "float32"), np.full(1, 3e19, "float32")])
 array(6.e+19, dtype=float32)
 """

@@ -7,7 +7,9 @@ or deflated, and may not claim to hold much more than they are. A member is read
 for, so that a file with the wrong names costs nothing.
 
 >>> import tempfile
+>>> import numpy as np
 >>> from minimixer.training.files import open_file
+>>> from minimixer.training.npz import Npz
 >>> path = tempfile.mkdtemp() + "/weights.npz"
 >>> np.savez(path, **{"head/bias": np.zeros(3, dtype="float32")})
 >>> with open_file(path) as file:

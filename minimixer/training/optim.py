@@ -1,17 +1,16 @@
 """Optimizers: how a gradient moves the weights.
 
-Each update is for one block of one range of a model's flat buffer (optimizer.py): the weights w
-and the running averages are changed in place. t is the number of the step.
+Each update is for one part of a range of a model's flat buffer (optimizer.py): the weights w and
+the running averages are overwritten. t is the number of the step.
 
->>> import numpy as np
->>> from minimixer.nn import Linear
->>> layer = Linear(1, 1)
+>>> from minimixer import SGD, Linear, Tensor
+>>> layer, x = Linear(1, 1), Tensor([[1.0]])
 >>> optimizer = SGD(layer.parameters(), lr=0.1)
 >>> for step in range(100):
 ...     optimizer.zero_grad()
-...     ((layer(np.ones((1, 1), "float32")) - 3.0) ** 2).sum().backward()
+...     ((layer(x) - 3.0) ** 2).sum().backward()
 ...     optimizer.step()
->>> round(float(layer(np.ones((1, 1), "float32")).data[0, 0]), 3)
+>>> round(layer(x).item(), 3)
 3.0
 
 Next: `data.py`, random batches and shifts.
@@ -33,8 +32,7 @@ class SGD(Optimizer):
     """v <- momentum v + g;  w <- w - lr v, or with nesterov  w <- w - lr (g + momentum v).
 
     v, a decaying sum of past gradients, keeps going where they agree and cancels where they do not.
-    g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013.
-    """
+    g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013."""
 
     constants = ("momentum", "nesterov")
 
@@ -74,9 +72,10 @@ class AdamW(Optimizer):
 
     w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). Every weight thus moves by about lr,
     whatever the size of its gradient; m and v start at 0, and the divisions by 1 - b^t make up for
-    that. t counts the optimizer's steps. Kingma and Ba 2015; the decay, apart from the gradient,
-    Loshchilov and Hutter 2019.
-    """
+    that. Kingma and Ba 2015; the decay, apart from the gradient, Loshchilov and Hutter 2019.
+
+    So rounding noise is enlarged: token mixing's b2 (block.py), with gradients of 1e-8 that should
+    be 0, goes as far as 0.01 in 300 steps of lr 0.001 on MNIST. The scores hardly notice (2e-6)."""
 
     moments = ("exp_avg", "exp_avg_sq")
     constants = ("betas", "eps")
@@ -104,7 +103,7 @@ class AdamW(Optimizer):
 
 
 class Adam(AdamW):
-    """AdamW without weight decay unless asked for; that is decoupled here too."""
+    """AdamW without weight decay unless asked for; that is apart from the gradient here too."""
 
     def __init__(
         self, parameters: Sequence[Any], lr: float = 1e-3,

@@ -1,11 +1,14 @@
 """What all optimizers share: which weights are moved, how far, and when.
 
 An optimizer holds a model's flat buffer and a list of ranges of it: (start, stop, lr, decay).
-Parameter groups, weight decay on matrices only and frozen parameters are nothing more than such
-ranges, and an update is a handful of array operations on each. The numbers that change from step
-to step (learning-rate factor, step count, clipping factor, whether the gradients are finite) lie
-in one small array, `control`, on the model's device: a GPU reads them there and never waits for
-Python.
+Groups with settings of their own, weight decay on matrices only, Parameters left as they are: all
+that is in the list, and an update is a few array operations on each range. What changes with the
+steps (factor on lr, step count, clipping factor, whether gradients are finite) lies in one small
+array, `control`, on the model's device: a GPU reads it there and never waits for Python.
+
+Weight decay, w <- w - lr decay w, shrinks what the loss does not hold. Small matrices answer a
+small change of an image by a small change of scores. A bias only shifts, and a LayerNorm's gamma,
+which starts at 1, would silence its channel at 0: both are spared.
 
 >>> from minimixer import AdamW, Mixer
 >>> AdamW(Mixer(8, 4, 1, 16, 8, 32, num_classes=10).parameters(), weight_decay=0.05)
@@ -28,7 +31,7 @@ from ..engine.checks import check_number
 from ..engine.dispatch import replaceable
 from ..nn.buffer import ParameterBuffer
 from ..nn.loss_scale import FINITE as FINITE
-from ..nn.loss_scale import update_if_finite
+from ..nn.loss_scale import update_if_finite  # gradients from float16 may overflow
 from ..nn.module import Module
 from ..nn.parameters import Parameter
 from .norms import gradient_norm
@@ -50,10 +53,9 @@ class Optimizer(Settings):
     weight_decay  pulls weights towards 0; only matrices, not biases and LayerNorms
 
     ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0;
-    TypeError: what is no Parameter.
-    """
+    TypeError: what is no Parameter."""
 
-    moments: tuple[str, ...] = ()  # the running averages' names, one array each
+    moments: tuple[str, ...] = ()  # names of running averages of g, g^2 (moments), an array each
     constants: tuple[str, ...] = ()  # other attributes that an update depends on: see `check`
 
     def __init__(self, parameters: Sequence[Any] | Module, lr: float, weight_decay: float):
@@ -100,10 +102,8 @@ class Optimizer(Settings):
             parameter.has_grad = False
 
     def clip_grad_norm(self, max_norm: float) -> Array:
-        """Let the coming step see gradients of norm at most `max_norm`, all of them scaled alike.
-
-        Returns their norm before that, a 0-d array on the device (Pascanu et al. 2013).
-        """
+        """Let the coming step see gradients of norm at most `max_norm`, all scaled alike: no odd
+        batch throws the weights far (Pascanu et al. 2013). Returns their norm before, 0-d."""
         max_norm = check_number("max_norm", max_norm, ends="(]")
         self._follow()
         norm = self.gradient_norm()
@@ -128,7 +128,7 @@ class Optimizer(Settings):
     @replaceable
     def update_ranges(self, ranges: list[Range]) -> None:
         """`update` for each block of each range. What changes from step to step comes as numbers;
-        on a GPU as arrays of one, for a recorded step to find there what is in them by then."""
+        on a GPU as arrays of one, in which a step recorded and replayed (graph/) finds the new."""
         buffer = self.buffer
         factor, done, clip = (self.control[i : i + 1] for i in (LR_FACTOR, STEP, CLIP))
         if namespace(buffer.values) is np:
@@ -136,7 +136,7 @@ class Optimizer(Settings):
         else:
             factor, clip = factor.astype(buffer.dtype), clip.astype(buffer.dtype)
         for start, stop, lr, decay in ranges:
-            for part in blocks(buffer.values, start, stop):
+            for part in blocks(buffer.values, start, stop):  # which fit a cache
                 w, *state = (array[part] for array in (buffer.values, *self.state.values()))
                 g, rate = buffer.gradients[part] * clip, lr * factor
                 if self.update(w, g, state, rate, decay, done + 1) is not None:
@@ -171,9 +171,8 @@ class Optimizer(Settings):
                 self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
 
     def _look_for_newcomers(self) -> None:
-        """ValueError if Parameters that came into the model after its buffer was made, or were
-        frozen then, are trained by no optimizer, and yet have a gradient. Those left out on purpose
-        lie in the buffer."""
+        """ValueError if Parameters that came into the model later, or were frozen then, have a
+        gradient and no optimizer. Those left out on purpose lie in the buffer."""
         if self._looked != Module.changes:  # an attribute of some module was set since
             self._looked, self._newcomers = Module.changes, self._find_newcomers()
         if self._newcomers:

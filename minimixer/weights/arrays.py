@@ -4,6 +4,8 @@ Such a file is not to be trusted. Nothing in it is ever unpickled, since a pickl
 memory is taken because a header says so; and what is wrong is said with the entry's name.
 
 >>> import tempfile
+>>> import numpy as np
+>>> from minimixer.weights.arrays import read_arrays
 >>> path = tempfile.mkdtemp() + "/weights.npz"
 >>> np.savez(path, **{"head/bias": np.zeros(3, dtype="float32")})
 >>> read_arrays(path)[0]

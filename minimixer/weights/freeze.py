@@ -1,6 +1,7 @@
 """Which weights stay as they are: chosen by name.
 
 >>> from minimixer import Mixer
+>>> from minimixer.weights.freeze import freeze
 >>> model = Mixer(image_size=4, patch_size=2, num_classes=2, num_blocks=2, hidden_dim=8,
 ...               tokens_mlp_dim=3, channels_mlp_dim=16)
 >>> freeze(model, "stem.*", "blocks.*")

@@ -13,6 +13,7 @@ A tile's tokens are not neighbours in the new order, which is row by row through
     tile 2 | tile 3        8  9 | 10 11
                           12 13 | 14 15
 
+>>> from minimixer.weights.higher_resolution import places
 >>> places((2, 2), 2)[5], places((2, 2), 2)[8]
 ((0, 3), (2, 0))
 """

@@ -6,6 +6,7 @@ every matrix as (in, out); an older layout has other names. timm (.safetensors) 
 for token mixing's second, (S, D_S), and the stem, (P P in, C). Each weight thus needs at most a
 transposition, which is its own way back.
 
+>>> from minimixer.weights.layouts import entries
 >>> [(entry.theirs, entry.ours) for entry in entries("timm", num_blocks=1)][2:4]
 [('blocks.0.norm1.weight', 'blocks.0.norm1.weight'), ('blocks.0.norm1.bias', 'blocks.0.norm1.bias')]
 

@@ -5,6 +5,7 @@ wrote it: GELU in the tanh form for the authors', exact for timm's; images from 
 
 >>> import tempfile
 >>> from minimixer import Mixer
+>>> from minimixer.weights.pretrained import export, load_pretrained
 >>> model = Mixer(image_size=4, patch_size=2, num_classes=2, num_blocks=1, hidden_dim=8,
 ...               tokens_mlp_dim=3, channels_mlp_dim=16)
 >>> path = tempfile.mkdtemp() + "/model.npz"

@@ -13,6 +13,8 @@ For fewer examples than features the same W comes from a smaller system, n x n:
 Since standardising is linear too, it is folded into the result: a weight and a bias for the
 features as they are, which can be a model's head.
 
+>>> import numpy as np
+>>> from minimixer.weights.probe import ridge
 >>> x = np.array([[0.0, 5.0], [1.0, 5.0], [4.0, 5.0], [5.0, 5.0]])
 >>> weight, bias = ridge(x, np.array([0, 0, 1, 1]), num_classes=2, strength=1.0)
 >>> (x @ weight + bias).argmax(axis=1)

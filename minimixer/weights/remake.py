@@ -1,5 +1,7 @@
 """A model like another: what changes a shape, or how blocks are skipped, makes a new one.
 
+>>> from minimixer import Mixer
+>>> from minimixer.weights.remake import remake
 >>> model = Mixer(image_size=4, patch_size=2, num_classes=2, num_blocks=2, hidden_dim=8,
 ...               tokens_mlp_dim=3, channels_mlp_dim=16)
 >>> remake(model, stochastic_depth=0.1, class_names=["cat", "dog"]).blocks[1].drop1.p

@@ -27,6 +27,7 @@ Milliseconds on two cores with 1 MiB of second-level cache each (NumPy 2.4, Open
                BLAS's are faster at a product alone, and in the way of all that follows: with them a
                training step of the small model takes 136 ms instead of 95 (threads.py)
 
+>>> from minimixer.kernels.cpu.blocks import parts, staggered
 >>> parts(10, 3)
 [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
 >>> staggered(12, 4)

@@ -1,7 +1,7 @@
 """Products, GELU and the MLP again, for NumPy: threads, blocks that stay in the cache, no copies.
 
 functional.py has the derivations. The MLP's parts go side by side (threads.py), each from its
-product with W1 to its product with W2; what lies between is done in blocks (blocks.py), in place.
+product with w1 to its product with w2; what lies between is done in blocks (blocks.py), in place.
 """
 
 import contextlib

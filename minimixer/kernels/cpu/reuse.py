@@ -5,6 +5,7 @@ system, which hands out others page by page, cleared: 80 to 250 ms of the 2.0 s 
 of Mixer-S/16 at 32 images, whose hidden arrays have 49 MiB. Those are kept here, until a size is
 asked for that is not among them, or `free()` is called.
 
+>>> from minimixer.kernels.cpu.reuse import empty
 >>> a = empty((3, 1 << 23), "float32")
 >>> place = a.ctypes.data
 >>> view = a[1, 5:]

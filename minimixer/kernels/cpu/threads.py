@@ -19,6 +19,8 @@ are done in turns (`with turn`), by one thread, while the others multiply.
 What a task computes depends on its number alone, not on who runs it nor when: it has the same bits
 with one thread or eight, and however many BLAS may use.
 
+>>> import numpy as np
+>>> from minimixer.kernels.cpu.threads import run
 >>> squares = np.zeros(4)
 >>> def task(number):
 ...     squares[number] = number**2
