@@ -53,14 +53,14 @@ def layer_norm(x, gamma, beta):
     centred = x - x.mean(axis=-1, keepdims=True)  # (B, S, C)
     # A second pass over the data: E[x^2] - E[x]^2 loses its digits where the mean is large.
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # (B, S, 1)
-    rstd = 1 / np.sqrt(variance + 1e-6)  # (B, S, 1)
+    rstd = 1 / np.sqrt(variance + 1e-6)  # (B, S, 1), 1 / standard deviation
     x_hat = centred * rstd  # (B, S, C)
     return gamma * x_hat + beta, (x_hat, rstd, gamma)  # (B, S, C)
 
 
 def layer_norm_backward(cache, d_y):
     """x_hat_j = (x_j - mean) rstd with dmean/dx_k = 1/C and drstd/dx_k = -rstd^2 x_hat_k / C, so
-    dx_hat_j/dx_k = rstd (delta_jk - 1/C - x_hat_j x_hat_k / C): weigh by d_x_hat_j, sum over j."""
+    dx_hat_j/dx_k = rstd ([j = k] - 1/C - x_hat_j x_hat_k / C): weigh by d_x_hat_j, sum over j."""
     x_hat, rstd, gamma = cache
     d_gamma = (d_y * x_hat).sum(axis=(0, 1))  # (C,)
     d_x_hat = d_y * gamma  # (B, S, C)
@@ -87,8 +87,8 @@ def gelu(u, approximate):
 
 def linear_backward(x, weight, d_y):
     """y = x weight + bias in every row: d_x = d_y weight^T, and the rows' parts of d_weight add."""
-    rows, d_rows = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])  # (B*rows, D or E)
-    return d_y @ weight.T, rows.T @ d_rows, d_rows.sum(axis=0)  # (B, rows, D), (D, E), (E,)
+    rows, d_rows = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])  # (B*rows, in or out)
+    return d_y @ weight.T, rows.T @ d_rows, d_rows.sum(axis=0)  # (B, rows, in), (in, out), (out,)
 
 
 def mlp(x, w1, b1, w2, b2, approximate):
@@ -183,7 +183,7 @@ def main():
             logits, cache = forward(params, images[batch], P)  # (B, K)
             loss, d_logits = cross_entropy(logits, train_labels[batch])  # (), (B, K)
             grads, _ = backward(params, cache, d_logits)
-            learning_rate = 4e-3 * (1 - step / (100 * args.epochs))  # linear decay to 0
+            learning_rate = 4e-3 * (1 - step / (100 * args.epochs + 1))  # linear decay to 0
             for name, g in grads.items():
                 m[name] = 0.9 * m[name] + 0.1 * g  # shape of g
                 v[name] = 0.999 * v[name] + 0.001 * g * g  # shape of g

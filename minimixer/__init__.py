@@ -1,7 +1,7 @@
 """minimixer: MLP-Mixer (Tolstikhin et al. 2021) from scratch, in NumPy and CuPy.
 
-The package is a tutorial, in four rooms that need nothing of what comes after. Read its pages in
-this order:
+The package is a tutorial. Before it come `examples/mixer_by_hand.py` and `examples/tiny.py`, a page
+each. Then its four rooms, whose pages need nothing of what comes after, but to save and to load:
 
     engine/grad_mode.py     no_grad: whether operations are recorded
     engine/autograd.py      Function, and the record of what was done

@@ -113,9 +113,10 @@ class Function:
     speed) may do the work, `check`, with which forward begins, refuses what does not fit. And:
         takes_numbers   inputs may be Python numbers, or arrays without axes (0-d) beside a Tensor
         optional        the positions of inputs that may be None
-        any_dtype       it only moves numbers about, of whatever dtype. Otherwise both get numbers
-                        of two bytes (float16) as float32, and their results are rounded to two
-        wide_result     those of forward are not: sums of many stay float32
+        any_dtype       it only moves numbers about, of whatever dtype. Otherwise forward and
+                        backward get numbers of two bytes (float16) as float32, and their results
+                        are rounded to two
+        wide_result     those of forward are not: a mean stays float32
         whole           integers and booleans, which have no gradient: None refuses them, "kept"
                         takes them as they are, "float32" reads them as that
         quiet           infinities and NaN are right, as in log(0): NumPy shall not warn

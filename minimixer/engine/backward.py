@@ -21,7 +21,6 @@ to walk each by itself, a billion a second, would take 36 years:
 Next: `ops.py`, arithmetic, each forward beside its backward.
 """
 
-from itertools import compress, count
 from operator import attrgetter
 from typing import Any
 
@@ -63,12 +62,12 @@ def _walk(
         results: Any = () if gradients is None else run_back(node, gradients)
         parents, needs, dtype = node.parents or (), node.needs, node.input_dtype
         if not retain_graph:  # forget what forward kept, and the way to the inputs
-            vars(node).clear()
+            vars(node).clear()  # forward's attributes; the fields of every node are slots
             node.parents, node.versions = None, ()
-        each: Any = zip(count(), parents, results, strict=False)
-        for position, (source, index, shape), result in compress(each, needs):
-            if result is None:
+        for position, result in enumerate(results):
+            if result is None or not needs[position]:
                 continue
+            source, index, shape = parents[position]
             if getattr(result, "shape", None) != shape or result.dtype is not dtype:
                 result = converted(node, position, result, shape, index is None)
             if index is None:
@@ -82,7 +81,7 @@ def _walk(
                 else:  # two arrays that others may also hold: their sum is a third
                     places[index] = _sum(places[index], result)
                     sums.add((source, index))
-        gradients = results = result = each = None  # else they would outlive the next node
+        gradients = results = result = None  # else they would outlive the next node
 
 
 def _sum(a: Array, b: Array) -> Array:
@@ -109,7 +108,7 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
             f"backward: the gradient is {describe(gradient)}, the result {describe(root.data)}; "
             "they must agree"
         )
-    return gradient if gradient.base is None else gradient.copy()  # it shares memory with others
+    return gradient if gradient.base is None else gradient.copy()  # others may write into a view
 
 
 def _behind(root: Function) -> set[Function]:

@@ -5,9 +5,9 @@ For a number L and one element x_i of an input, the central difference is, by Ta
     (L(x_i + h) - L(x_i - h)) / 2h  =  dL/dx_i + h^2/6 L''' + ...
 
 In float64 with h = 1e-5 max(1, |x_i|) both the neglected term and the rounding of the difference
-are about 1e-10 of L: unless the gradient is a million times smaller than L, one that is wrong by
-one part in a thousand is far outside. To check a function with many outputs, L is their sum with
-random weights: a mistake in any output shows.
+are about 1e-10 of L: unless the gradient is a million times smaller than L, or than the largest of
+its input, one that is wrong by one part in a thousand is far outside. To check a function with many
+outputs, L is their sum with random weights: a mistake in any output shows.
 
 Numbers do not show everything: a Function that writes into an array which is not its own may be
 right by itself and spoil what others make of that array. So it is also looked at whether forward

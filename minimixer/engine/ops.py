@@ -3,7 +3,7 @@
 dx is short for dL/dx, here and on all pages after this; it has x's shape. For y = f(x) elementwise,
 dx = f'(x) dy. A matrix product is linear in each factor, and its gradients are products with the
 other factor transposed. Where shapes differ, NumPy repeats the smaller operand (broadcasting): then
-its numbers are used many times, and their gradients add. `sum_to_shape`, alone, sees to that.
+its numbers are used many times, and their gradients add. `sum_to_shape` sees to that here.
 
 >>> from minimixer import Tensor, ops
 >>> x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
@@ -95,7 +95,7 @@ class Multiply(_Binary):
 
 
 class Divide(_Binary):
-    """y = a / b: da = dy / b, db = -dy (y / b): where b is tiny da may overflow, and y be 0."""
+    """y = a / b: da = dy / b, db = -dy (y / b). (-da y is NaN where da overflows.)"""
 
     whole, quiet = "float32", True
 

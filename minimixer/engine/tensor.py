@@ -29,8 +29,8 @@ from .precision import as_dtype, is_floating
 class Tensor(Variable, MoreOfTensor):
     """A NumPy or CuPy array `data` with a gradient `grad` (an array, or None) of the same shape.
 
-    data            array (not copied: do not change it before backward), number or nested list
-                    (floats become float32, integers stay)
+    data            array (not copied: do not change it before backward; it keeps its dtype), number
+                    or nested list (of floats, which become float32, or of integers)
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
     dtype, device   convert to these: "float32", "float64"; "cpu", "cuda" (a GPU), "cuda:N"
 
@@ -40,7 +40,7 @@ class Tensor(Variable, MoreOfTensor):
     integers have no gradient, and are divided and averaged as float32."""
 
     __slots__ = ()
-    __array_priority__ = 1000
+    __array_priority__ = 1000  # array + x is x's business, also for libraries that ask only this
 
     def __init__(
         self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None
@@ -114,7 +114,7 @@ class Tensor(Variable, MoreOfTensor):
         ValueError if the device can't be used here."""
         dtype, device = split_targets(targets, dtype, device)
         device = self.device if device is None else check_device(device)
-        if device == self.device and (dtype is None or dtype == self.dtype):  # float64 equals None
+        if device == self.device and (dtype is None or dtype == self.dtype):
             return self
         if is_floating(self.dtype) and (dtype is None or is_floating(dtype)):
             return more_rearrange.to(self, dtype, device)

@@ -27,15 +27,16 @@ x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the pap
 
 The head's weights start at 0, as the authors' do: all scores are 0, the loss is log K, and what the
 head sends back, dy W^T, is 0. So after the first backward all gradients but the head's are exactly
-0, as they should be: the first step moves the head, and from the second on everything learns.
+0, as they should be: the first step moves the head (weight decay apart), the second everything.
 
 A place in the image has weights of its own in token mixing: a row of w1, w2 and b2. So shuffled
-patches give other scores, though no token is told its place; but one shuffle for all images can be
-learnt as well as none: with these rows shuffled likewise the scores are the same.
+patches give other scores, though no token is told its place. One and the same shuffle of all
+images changes nothing, though: with these rows shuffled likewise the scores are the same.
 
 An image costs 2 S C (D_S + D_C) multiplications a block: linear in the tokens, where attention,
 which compares all pairs of tokens, costs 2 S^2 C. But only while D_S stays: with D_S = S, or the
-paper's n^2 D_S for images n times as wide and high, it is quadratic too; as S is in the side.
+paper's n^2 D_S for images n times as wide and high, it is
+quadratic too. (S itself grows with the square of an image's side.)
 
 >>> import numpy as np
 >>> from minimixer import Mixer

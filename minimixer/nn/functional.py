@@ -127,10 +127,10 @@ def linear_first(x: Any, weight: Any, bias: Any = None, transposed: bool = False
 # Two linear maps with nothing between them are one, (x A) B = x (A B). ReLU, max(0, x), would do;
 # but its slope jumps at 0, and is 0 for all x below, where nothing is learnt. GELU (Hendrycks and
 # Gimpel 2016) is smooth: gelu(x) = x Phi(x), Phi(x) being the probability that a standard normal
-# number is below x. Exactly, Phi(x) = (1 + erf(x / sqrt 2)) / 2; with Phi' = phi, the density,
-#     gelu'(x) = Phi(x) + x phi(x),    phi(x) = e^(-x^2 / 2) / sqrt(2 pi).
+# number is below x (`phi` in the code). Its slope is gelu'(x) = Phi(x) + x Phi'(x). Exactly,
+#     Phi(x) = (1 + erf(x / sqrt 2)) / 2,    Phi'(x) = e^(-x^2 / 2) / sqrt(2 pi), the density.
 # The tanh form puts Phi(x) = (1 + t) / 2 with t = tanh(u), u = k (x + a x^3); then
-#     gelu'(x) = Phi + x Phi',    Phi' = u' (1 - t^2) / 2 = 2 Phi (1 - Phi) k (1 + 3 a x^2).
+#     Phi' = u' (1 - t^2) / 2 = 2 Phi (1 - Phi) k (1 + 3 a x^2).
 # (np.tanh and the like hand an array of CuPy's on to CuPy.)
 
 _K, _A = math.sqrt(2 / math.pi), 0.044715

@@ -29,7 +29,7 @@ def lecun_normal(
     `number` tells matrices of one layer apart."""
     size = math.prod(shape)
     values = np.empty(size, dtype=np.float32)
-    block = 1 << 18
+    block = 1 << 18  # at a time: what is on the way takes memory
     for start in range(0, size, block):
         elements = np.arange(start, min(start + block, size), dtype=np.uint64)
         drawn = values[start : start + block]
@@ -37,7 +37,8 @@ def lecun_normal(
         attempt = 0
         while todo.size:
             bits = random_bits(seed, Purpose.WEIGHTS, attempt, layer, number, elements[todo])
-            # Box and Muller 1958: two uniform numbers, a radius and an angle, make a normal one
+            # Box and Muller 1958: two uniform numbers make a normal one, as a radius (of the upper
+            # bits; 1 - u is never 0) and an angle (of the lowest 24).
             radius = np.sqrt(-2 * np.log(1 - uniform(bits, np.float32)))
             angle = (bits & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2**-23 * math.pi)
             drawn[todo] = radius * np.cos(angle)

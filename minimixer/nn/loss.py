@@ -9,7 +9,9 @@ as probabilities. Against a target distribution t (for a class label: 1 there, 0
 Scores that say nothing, all equal, give log K. The gradient is as simple as can be: d/dz[k] of the
 first term is e^z[k] / sum_j e^z[j] = p[k], so
 
-    dz = p - t.
+    dz = p - t
+
+for one row; the mean over B rows divides that by B, as below, where B is 2.
 
 Subtracting a number m from all of z changes neither: every e^z[j], above and below in p, becomes
 e^m times smaller. With m = max z nothing overflows (e^1000 is infinite, even in float64), and z's
@@ -45,8 +47,8 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def shifted_softmax(z: Array, axis: int = -1) -> tuple[Array, Array, Array]:
     """(z - max z, softmax(z), log sum_j e^(z[j] - max z)) along `axis`, all new arrays; the last
-    keeps `axis` as 1, and is float64, which knows a little beside the largest e^z, 1. Rows of -inf
-    alone, or with an inf, give NaN."""
+    keeps `axis` as 1, and is float64: where p is near 1 the sum is 1 and something tiny. Rows of
+    -inf alone, or with an inf, give NaN."""
     xp = namespace(z)
     shifted = z - z.max(axis=axis, keepdims=True)
     p = xp.exp(shifted)

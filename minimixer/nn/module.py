@@ -192,18 +192,14 @@ def walk(
     Module. `around` are the ids of what `value` lies in: a part may point back at the whole."""
     if id(value) in around:
         return
-    if _is_module(value):
+    if isinstance(value, Module):
         items: Any = vars(value).items()
     else:
         items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, item in items:
         full = f"{path}.{name}" if path else f"{name}"
-        is_module = _is_module(item)
+        is_module = isinstance(item, Module)
         if is_module or isinstance(item, Parameter):
             yield full, item
         if (deep and is_module) or (not is_module and isinstance(item, (list, tuple, dict))):
             yield from walk(item, full, deep, (*around, id(value)))
-
-
-def _is_module(value: Any) -> bool:
-    return hasattr(type(value), "named_modules")  # Module itself comes next

@@ -2,7 +2,7 @@
 
 A data set is two arrays, images (N, H, W, channels) in uint8 and labels (N,) in int64: MNIST is 55
 MB (datasets.py reads it). Each pass through it, an epoch, has a new random order, cut into batches;
-each image is moved by a pixel or two, so that the model can't learn single pixels by heart:
+each image may be moved by a pixel or two (max_shift), so that no single pixel is learnt by heart:
 
 >>> import numpy as np
 >>> from minimixer.training.data import Batches, shift_images

@@ -13,6 +13,19 @@ gradients, by backward), moves the weights a little against that, and forgets th
 >>> losses[0] > 1 > losses[-1], accuracy(model, test_images[:1000], test_labels[:1000]) > 0.8
 (True, True)
 
+One step goes through these pages (plainly with MINIMIXER_KERNELS=reference; usually kernels/ does
+the work of the blocks and of AdamW, the same and faster, and a debugger does not come by them):
+
+    data.py         Batches.epoch, batch          images and labels
+    mixer.py        Mixer.forward, trunk
+    images.py       to_tokens                     tokens (S, B, P*P*channels)
+    block.py        MixerBlock, MixerMLP          (S, B, C), and the head's scores (B, K)
+    autograd.py     Function.apply                each operation: checked, run, recorded
+    loss.py         cross_entropy                 the loss
+    backward.py     backward                      from node to node, back to the weights
+    parameters.py   accumulate_grad               where each weight's gradient lies
+    optim.py        Optimizer.step, AdamW.update  the weights move
+
 This is the end of the book. `examples/train_mnist.py` is the same loop with all that makes a long
 run last: checkpoints, clipping, several processes, recorded steps on a GPU.
 """

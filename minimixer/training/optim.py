@@ -70,9 +70,10 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  with m' = m / (1 - b1^t) and v' likewise,
 
-    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). Every weight thus moves by about lr,
-    whatever the size of its gradient; m and v start at 0, and the divisions by 1 - b^t make up for
-    that. Kingma and Ba 2015; the decay, apart from the gradient, Loshchilov and Hutter 2019.
+    w <- w - lr weight_decay w - lr m' / (sqrt v' + epsilon). A weight thus moves by about lr while
+    its gradients agree, by less where they alternate; their size does not matter. m and v start at
+    0, and the divisions by 1 - b^t make up for that. Kingma and Ba 2015; the decay, apart from the
+    gradient, Loshchilov and Hutter 2019.
 
     So rounding noise is enlarged: token mixing's b2 (block.py), with gradients of 1e-8 that should
     be 0, goes as far as 0.01 in 300 steps of lr 0.001 on MNIST. The scores hardly notice (2e-6)."""
@@ -103,7 +104,7 @@ class AdamW(Optimizer):
 
 
 class Adam(AdamW):
-    """AdamW without weight decay unless asked for; that is apart from the gradient here too."""
+    """AdamW without weight decay unless asked for; decay is apart from the gradient here too."""
 
     def __init__(
         self, parameters: Sequence[Any], lr: float = 1e-3,

@@ -6,9 +6,9 @@ that is in the list, and an update is a few array operations on each range. What
 steps (factor on lr, step count, clipping factor, whether gradients are finite) lies in one small
 array, `control`, on the model's device: a GPU reads it there and never waits for Python.
 
-Weight decay, w <- w - lr decay w, shrinks what the loss does not hold. Small matrices answer a
-small change of an image by a small change of scores. A bias only shifts, and a LayerNorm's gamma,
-which starts at 1, would silence its channel at 0: both are spared.
+Weight decay, w <- w - lr decay w (SGD adds it to g instead), shrinks what the loss does not hold.
+Small matrices answer a small change of an image by a small change of scores. A bias only shifts,
+and a LayerNorm's gamma, which starts at 1, would silence its channel at 0: both are spared.
 
 >>> from minimixer import AdamW, Mixer
 >>> AdamW(Mixer(8, 4, 1, 16, 8, 32, num_classes=10).parameters(), weight_decay=0.05)
