@@ -1,4 +1,5 @@
-"""All operations by name, of Tensors, arrays or numbers: engine/ops.py, engine/more_ops.py."""
+"""All operations by name, of Tensors, arrays or numbers. They are in engine/ops.py and
+engine/more_ops.py: whoever wants to replace one replaces it there."""
 
 from .engine.more_ops import (
     Abs,

@@ -1,4 +1,5 @@
-"""What collects and moves numbers, by name: engine/rearrange.py, engine/more_rearrange.py."""
+"""What collects and moves numbers, by name. It is in engine/rearrange.py and
+engine/more_rearrange.py: whoever wants to replace an operation replaces it there."""
 
 from .engine.more_rearrange import (
     Concatenate,

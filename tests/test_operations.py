@@ -115,7 +115,7 @@ def test_values_agree_with_numpy_within_rounding(operation, dtype, device):
             assert within_rounding(y.numpy(), wanted)
         given = [v for v in case.options.values() if is_array(v)]
         for v in filter(is_array, vars(outputs[0].node).values()):
-            own = not any(v is other for other in given)
+            own = not any(v.shape == a.shape and (to_numpy(v) == to_numpy(a)).all() for a in given)
             assert not own or v.dtype == dtype or v.dtype.kind in "biu", "kept for backward"
         for before, after in zip(copies, inputs, strict=True):
             if isinstance(after, Tensor):
@@ -310,7 +310,8 @@ def test_two_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
         short, fine = (tensors(stored, device, d) for d in (dtype, "float64"))
         outputs, right = outputs_of(operation, stored, short), expected(operation, stored)
         for y, wanted in zip(outputs, right, strict=True):
-            assert y.dtype == ("float32" if wide else dtype) and y.device == inputs_device(short)
+            assert y.dtype == ("float32" if wide else dtype)
+            assert y.device == case.options.get("device") or y.device == inputs_device(short)
             assert within_rounding(y.numpy(), wanted)
         seeds = seeds_for(outputs)
         run_backward(outputs, seeds)

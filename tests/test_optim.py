@@ -1,6 +1,7 @@
 """Optimizers against their formulas, written out for one parameter at a time in float64."""
 
 import math
+import weakref
 from itertools import pairwise
 
 import help
@@ -592,6 +593,17 @@ def test_weight_decay_can_be_set(device):
     same(w.data, np.full((2, 2), 0.75))
     same(b.data, np.ones(2))
     assert optimizer.weight_decay == 0.5 and "weight_decay=0.5: 1 Parameters" in repr(optimizer)
+
+
+def test_an_optimizer_holds_nothing_of_a_model_that_moved():
+    model = Linear(3, 3)
+    optimizer = AdamW(model.parameters())
+    before = weakref.ref(model.weight.buffer.values)
+    model.to("float64")
+    assert before() is None
+    assert optimizer.state["exp_avg"].dtype == np.float32  # until it is asked
+    optimizer.step()
+    assert optimizer.state["exp_avg"].dtype == np.float64
 
 
 def test_an_optimizer_shows_its_settings(device):

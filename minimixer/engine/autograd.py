@@ -160,7 +160,7 @@ class Function:
         arrays, first = matched(cls, inputs)
         node = cls()
         links = [v.link() if isinstance(v, Variable) and v.requires_grad else None for v in inputs]
-        node.needs = tuple(map(bool, links)) if mode.enabled else (False,) * len(links)
+        node.needs = (*map(bool, links),) if mode.enabled else (False,) * len(links)
         node = choose(node, inputs, first, arrays, options)  # a fast form where one suits
         results = run(cls.__name__, node, first, arrays, options)
         return record(node, inputs, first, links, results)

@@ -60,12 +60,12 @@ def _walk(
     for node in order:
         gradients = arrived.pop(node, None)  # None: nothing reached it
         results: Any = () if gradients is None else run_back(node, gradients)
-        parents, needs, dtype = node.parents or (), node.needs, node.input_dtype
+        parents, dtype = node.parents or (), node.input_dtype
         if not retain_graph:  # forget what forward kept, and the way to the inputs
             vars(node).clear()  # forward's attributes; the fields of every node are slots
             node.parents, node.versions = None, ()
         for position, result in enumerate(results):
-            if result is None or not needs[position]:
+            if result is None or parents[position] is None:
                 continue
             source, index, shape = parents[position]
             if getattr(result, "shape", None) != shape or result.dtype is not dtype:

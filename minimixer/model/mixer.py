@@ -63,7 +63,7 @@ from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
 from .images import Normalization, to_tokens
 from .inputs import check_shape
-from .precision import Precision, in_precision  # activations in two bytes
+from .precision import Precision, advised, in_precision  # activations in two bytes
 from .trained import Trained  # files, predictions, features
 from .variants import check_config, check_names, check_preparation, expected_shapes, variant
 
@@ -171,6 +171,7 @@ class Mixer(Trained, Precision, Module):
 
     # ---- from images to scores ------------------------------------------------------------------
 
+    @advised
     def forward(self, images: Any) -> Tensor:
         """images (B, H, W, in_channels) -> scores (B, num_classes).
 

@@ -23,20 +23,30 @@ FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the opti
 def in_precision(method: Callable) -> Callable:
     """A method of a model that takes images and gives features, with what two-byte activations need
     around it: float16's gradients are scaled on their way in, and back where they leave at the
-    images, as at the Parameters (loss_scale.py). And what to lower if memory runs out."""
+    images, as at the Parameters (loss_scale.py)."""
+
+    @functools.wraps(method)
+    def run(model: Any, images: Any, *more: Any, **options: Any) -> Any:
+        if not model.buffer.scaled:
+            return method(model, images, *more, **options)
+        scale = model.buffer.loss_scale[:1]
+        if isinstance(images, Tensor) and images.requires_grad:
+            images = scale_gradient(images, 1 / scale)
+        found = method(model, images, *more, **options)
+        if isinstance(found, list):
+            return [scale_gradient(x, scale) for x in found]
+        return scale_gradient(found, scale)
+
+    return run
+
+
+def advised(method: Callable) -> Callable:
+    """A method of a model that takes images, which says what to lower if memory runs out."""
 
     @functools.wraps(method)
     def run(model: Any, images: Any, *more: Any, **options: Any) -> Any:
         try:
-            if not model.buffer.scaled:
-                return method(model, images, *more, **options)
-            scale = model.buffer.loss_scale[:1]
-            if isinstance(images, Tensor) and images.requires_grad:
-                images = scale_gradient(images, 1 / scale)
-            found = method(model, images, *more, **options)
-            if isinstance(found, list):
-                return [scale_gradient(x, scale) for x in found]
-            return scale_gradient(found, scale)
+            return method(model, images, *more, **options)
         except MemoryError as error:
             raise MemoryError(
                 f"Mixer: {images.shape} images in {model.precision} need more memory than "

@@ -20,7 +20,7 @@ from ..nn import functional as F
 from ..nn.layers import LayerNorm, Module, evaluating
 from ..nn.more_loss import softmax
 from .inputs import normalize
-from .precision import in_precision
+from .precision import advised, in_precision
 from .variants import check_config, variant
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Trained:
         """images (N, H, W, in) -> the most probable class of each, int64 (N,)."""
         return self.predict_proba(images, batch_size).argmax(axis=1)
 
+    @advised
     @in_precision
     def features(self: Any, images: Any, blocks: Any) -> list[Tensor]:
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""

@@ -33,6 +33,7 @@ class ParameterBuffer:
     random     the model's RandomCounter
     owner      the Module that all of it belongs to, a weak reference
     optimized  where the Parameters start that optimizers were made for
+    moves      how often `to` was asked for other arrays, for who has some of their own
     """
 
     owner: weakref.ref | None = None
@@ -49,6 +50,7 @@ class ParameterBuffer:
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array = None
         self.optimized: set[int] = set()
+        self.moves = 0
         self.low: Array | None = None
         self.precision: str | None = None if home is None else home.precision
         self.scaled: bool = home is not None and home.scaled
@@ -143,6 +145,7 @@ class ParameterBuffer:
         scale, counters = to_device(self.loss_scale, device), self.random.counters
         self.random.counters = to_device(counters, device)  # from here on nothing can fail
         self.values, self.gradients, self.loss_scale, self.low = values, gradients, scale, None
+        self.moves += 1
         self.bind_windows()
 
 

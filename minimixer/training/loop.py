@@ -32,6 +32,7 @@ run last: checkpoints, clipping, several processes, recorded steps on a GPU.
 
 import numpy as np
 
+from ..engine.checks import check_sizes
 from ..model.mixer import Mixer
 from ..nn import functional as F
 from .data import Batches
@@ -45,10 +46,12 @@ def train(
 ) -> list[float]:  # fmt: skip
     """Train with AdamW, a tenth of the steps warming up, then along half a cosine: the mean loss of
     each epoch. images (N, H, W, channels), uint8; labels (N,). Errors as of Batches and AdamW."""
+    check_sizes(epochs=epochs)
     batches = Batches(images, labels, batch_size, seed, max_shift)
     optimizer = AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     steps, step, losses = epochs * len(batches), 0, []
     model.train()
+    optimizer.zero_grad()  # of what came before
     for epoch in range(epochs):
         total = 0.0
         for batch, targets in batches.epoch(epoch):
@@ -65,5 +68,7 @@ def train(
 
 def accuracy(model: Mixer, images: np.ndarray, labels: np.ndarray) -> float:
     """The share of images (N, H, W, channels) that the model, without dropout, puts into the class
-    that labels (N,) say."""
+    that labels (N,) say. ValueError for another number of labels."""
+    if np.shape(labels) != (len(images),):
+        raise ValueError(f"accuracy: {len(images)} images, but labels of shape {np.shape(labels)}")
     return float((model.predict(images) == labels).mean())

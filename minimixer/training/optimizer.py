@@ -71,7 +71,7 @@ class Optimizer(Settings):
         self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
         self._ranges: tuple[Any, list[Range]] | None = None
         self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
-        self._at: Array = None  # buffer.values as last seen
+        self._moves = -1  # of the buffer, which it has followed
         buffer.optimized |= {p.start for p in self.parameters}
         self._follow()
 
@@ -165,8 +165,8 @@ class Optimizer(Settings):
                 "layer replaced?); make a new optimizer from model.parameters()"
             )
         use_device_of(buffer.values)
-        if self._at is not buffer.values:
-            self._at, self.control = buffer.values, to_device(self.control, buffer.device)
+        if self._moves != buffer.moves:
+            self._moves, self.control = buffer.moves, to_device(self.control, buffer.device)
             for name, array in self.state.items():
                 self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
 
