@@ -45,9 +45,7 @@ def _padded(x, kernel, stride, padding, fill=0.0):
                 pieces.append(xp.full(shape, fill, dtype=x.dtype))
             x = concatenate([pieces[0], x, pieces[1]], axis=axis)
         else:
-            x = Rounded(
-                np.pad(x.value, widths, constant_values=fill), np.pad(x.error, widths)
-            )  # fmt: skip
+            x = Rounded(np.pad(x.value, widths, constant_values=fill), np.pad(x.error, widths))
     return x, windows.rows, windows.columns
 
 
@@ -148,11 +146,8 @@ def poolings(draw):
 
 def group_norm_case(random, shape, groups, relu):
     """With `relu`, beta is the one of some numbers that keeps all of a channel farthest from 0."""
-    x, gamma, beta = (
-        normal(random, shape) + 1,
-        nonzero(random, shape[3:]),
-        normal(random, shape[3:]),
-    )
+    x, gamma = normal(random, shape) + 1, nonzero(random, shape[3:])
+    beta = normal(random, shape[3:])
     options = {"groups": groups, "epsilon": 1e-5 if math.prod(shape[1:]) > 2 * groups else 0.1}
     if relu:
         y = group_norm_formula(*map(Rounded, (x, gamma, 0 * beta)), **options, relu=False).value
@@ -267,9 +262,8 @@ def shifts_assigned(self, padded):
     last = self.kernel - 1
     for place in range(self.kernel**2):
         if place == self.kernel**2 - 1:
-            yield padded[
-                :, last : last + reach[0] : self.stride, last : last + reach[1] : self.stride
-            ]
+            down, right = (slice(last, last + end, self.stride) for end in reach)
+            yield padded[:, down, right]
         else:
             yield np.zeros_like(padded)[:, : reach[0] : self.stride, : reach[1] : self.stride]
 
@@ -310,15 +304,11 @@ def _conv_fixed(kernel, stride, padding, channels=(2, 3)):
     if kernel > 1:
         terms = {
             "weight's kernel turned": conv_weight_of_flipped_windows,
-            "overlaps not added": in_module(
-                "overlaps not added", "Windows.shifts", shifts_assigned
-            ),
-        }  # fmt: skip
+            "overlaps not added": in_module("not added", "Windows.shifts", shifts_assigned),
+        }
     if channels[0] == channels[1]:
         terms["W not transposed"] = conv_weight_not_transposed
-    terms["windows at the other end"] = lambda inputs, options, dys, dxs: [
-        dxs[0][:, ::-1, ::-1], dxs[1]
-    ]  # fmt: skip
+    terms["windows at the other end"] = lambda i, o, dys, dxs: [dxs[0][:, ::-1, ::-1], dxs[1]]
     return Fixed(case, terms)
 
 

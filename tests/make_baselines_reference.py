@@ -255,17 +255,12 @@ MODELS = {
     "ViT, class token": VIT | {"pool": "token"},
     "ViT, mean": VIT | {"pool": "mean", "num_blocks": 1, "approximate": "none"},
     "ResNet": RESNET,
-    "ResNet, large images": RESNET
-    | {
-        "image_size": [11, 8],
-        "block_counts": [2],
-        "width": 4,
-        "stem": "imagenet",
-        "groups": 2,
+    "ResNet, large images": RESNET | {
+        "image_size": [11, 8], "block_counts": [2], "width": 4, "stem": "imagenet", "groups": 2,
         "in_channels": 1,
     },
     "Hybrid": HYBRID,
-}
+}  # fmt: skip
 
 
 def shapes_of(config):
@@ -328,10 +323,8 @@ def main():
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     path = Path(__file__).with_name("baselines_reference.npz")
     np.savez_compressed(path, **arrays)
-    print(
-        f"torch {torch.__version__}, numpy {np.__version__}: {len(arrays)} arrays, "
-        f"{path.stat().st_size:,} bytes"
-    )
+    print(f"torch {torch.__version__}, numpy {np.__version__}: {len(arrays)} arrays, "
+          f"{path.stat().st_size:,} bytes")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import gzip
 import io
 import json
-import os
 import random
 import resource
 import signal
@@ -33,7 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from files_help import npy
 from minimixer.data import load_directory
+from processes import ENVIRONMENT
 
 from minimixer import AdamW, Mixer
 from minimixer.pictures.folders import FORMATS, BadPicture, decode
@@ -177,12 +178,6 @@ def zip_again(whole: bytes, rng: random.Random, compression: int) -> bytes:
         warnings.simplefilter("ignore")  # of names that come twice
         for name in names:
             archive.writestr(renamed[name], members[name])
-    return file.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
     return file.getvalue()
 
 
@@ -508,10 +503,8 @@ def run_kind(name: str, count: int, seed: int, only: int | None = None) -> dict[
 
 def in_a_process(name: str, count: int, seed: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--kind", name, "--count", str(count), "--seed", str(seed)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [*command, "--json"], stdout=subprocess.PIPE, env=environment, timeout=3600
-    )
+    command.append("--json")
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=ENVIRONMENT, timeout=3600)
     if not done.stdout:
         raise RuntimeError(f"{name}: the process ended with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -140,11 +140,8 @@ def train(world, run):
         )
 
     part = world.part(len(batches.images))  # evaluation: every example once
-    right = (
-        model.predict(batches.images[part]) == batches.labels[part]
-        if part.stop > part.start
-        else []
-    )
+    empty = part.stop == part.start
+    right = [] if empty else model.predict(batches.images[part]) == batches.labels[part]
     right, seen = world.sum([np.sum(right), part.stop - part.start])
     assert seen == run["examples"]
     if world.rank == 0 and run.get("out"):

@@ -4,13 +4,13 @@ import argparse
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import read_csv
+from scripts import Runner
 from test_baselines import count_products
 from test_oracles import redraw
 
@@ -89,35 +89,43 @@ def test_merged_tokens_are_neighbours():
         assert moved.tolist() == [token < 4, token >= 4]
 
 
-def run(tmp_path, *arguments):
+@pytest.fixture
+def run(tmp_path):
     small = "--limit-train 256 --epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 "
-    small += "--channels-mlp-dim 8 --groups 2 --seeds 2"
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        *small.split(),
-        "--out",
-        str(tmp_path / "out/table.csv"),
-    ]
-    return subprocess.run([*command, *arguments], capture_output=True, encoding="utf-8")
+    small += "--channels-mlp-dim 8 --groups 2 --seeds 2 --out out/table.csv"
+    return Runner(tmp_path, SCRIPT, small.split())
 
 
-def test_the_script_writes_its_table(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_script_writes_its_table(run, tmp_path):
+    said = run(apart=True).stdout
     rows = read_csv(tmp_path / "out/table.csv")
     assert [row["model"] for row in rows] == list(ablations.VARIANTS)
     for row in rows:
         top1 = [float(value) for value in row["top1"].split()]
         assert len(top1) == 2 and abs(np.mean(top1) - float(row["top1_mean"])) < 1e-4
         assert abs(np.std(top1, ddof=1) - float(row["top1_deviation"])) < 1e-4
-        assert (
-            f"{int(row['parameters']):,}" in done.stdout and f"{int(row['macs']):,}" in done.stdout
-        )
+        assert f"{int(row['parameters']):,}" in said and f"{int(row['macs']):,}" in said
     assert any(len(set(row["top1"].split())) == 2 for row in rows)  # seeds differ
 
 
-def test_seeds_and_test_images(tmp_path, monkeypatch):
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """main() on twenty images, in an empty directory: script("--only", ...) -> status."""
+    rng, labels = np.random.default_rng(0), np.arange(20) % 10
+    images = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
+    monkeypatch.setattr(ablations.data, "load_mnist", lambda: (images, labels, images, labels))
+    monkeypatch.chdir(tmp_path)
+    small = "ablations.py --epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 "
+    small += "--channels-mlp-dim 8 --seeds 1"
+
+    def script(*arguments):
+        monkeypatch.setattr(sys, "argv", [*small.split(), *map(str, arguments)])
+        return ablations.main()
+
+    return script
+
+
+def test_seeds_and_test_images(script, monkeypatch):
     """Each run has weights of its own seed, and is judged on the test images alone."""
     rng, made, judged = np.random.default_rng(0), [], []
     images, labels = rng.integers(0, 256, (40, 28, 28, 1), dtype=np.uint8), np.arange(40) % 10
@@ -133,29 +141,10 @@ def test_seeds_and_test_images(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.Mixer, "predict_logits", lambda model, images, size: (
         judged.append(images) or predict(model, images, size)
     ))  # fmt: skip
-    words = ["--only", "mixer", "--seeds", "3", "--epochs", "1", "--num-blocks", "2"]
-    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--out", str(tmp_path / "t.csv")])
-    assert ablations.main() == 0
+    assert script("--only", "mixer", "--seeds=3") == 0
     assert [seed for seed, _ in made] == [0, 1, 2] and len({weights for _, weights in made}) == 3
     assert len(judged) == 3
     assert all(images.base is test[0] and len(images) == 20 for images in judged)
-
-
-@pytest.fixture
-def script(monkeypatch, tmp_path):
-    """main() on twenty images, in an empty directory: script("--only", ...) -> status."""
-    rng, labels = np.random.default_rng(0), np.arange(20) % 10
-    images = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
-    monkeypatch.setattr(ablations.data, "load_mnist", lambda: (images, labels, images, labels))
-    monkeypatch.chdir(tmp_path)
-    small = "--epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 --channels-mlp-dim 8 "
-    small += "--seeds 1"
-
-    def script(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ablations.py", *small.split(), *map(str, arguments)])
-        return ablations.main()
-
-    return script
 
 
 def test_one_seed_has_no_deviation(script, tmp_path, capsys):
@@ -255,6 +244,5 @@ def test_a_directory_that_is_removed_meanwhile_is_made_anew(script, tmp_path, mo
         (["--data-dir", "nowhere"], "nowhere is not a directory"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_said(tmp_path, arguments, message):
-    done = run(tmp_path, *arguments)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_what_does_not_fit_is_said(run, arguments, message):
+    run.refused(*arguments, match=message)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import test_operations as bar
 from baseline_operations import OPERATIONS
-from help import each_dtype
+from files_help import assert_refused
+from help import each_dtype, same_state
 from hypothesis import given
 from hypothesis import strategies as st
 from operations import in_backward, plants
 from strategies import seeds
-from test_checkpoint import assert_refused
 from test_oracles import assert_close, redraw, results_of
 
 from baselines import layers as baseline_layers
@@ -41,40 +41,30 @@ each_fixed = pytest.mark.parametrize("operation, fixed", FIXED)
 # ---- the operations: the package's own tests ----------------------------------------------------
 
 
+def of(*tests):
+    return pytest.mark.parametrize("test", tests, ids=lambda test: test.__name__)
+
+
 @each_dtype
 @each_operation
-@pytest.mark.parametrize(
-    "test", [
-        bar.test_values_agree_with_numpy_within_rounding,
-        bar.test_gradients_keep_dtype_and_share_no_memory,
-    ], ids=lambda test: test.__name__,
-)  # fmt: skip
+@of(bar.test_values_agree_with_numpy_within_rounding,
+    bar.test_gradients_keep_dtype_and_share_no_memory)  # fmt: skip
 def test_operations_in_both_dtypes(test, operation, dtype, device):
     test(operation, dtype, device)
 
 
 @each_operation
-@pytest.mark.parametrize(
-    "test", [
-        bar.test_memory_layout_does_not_matter,
-        bar.test_gradients_agree_with_finite_differences,
-        bar.test_hand_derived_gradients_agree_with_composed_primitives,
-        bar.test_gradients_in_float32_agree_with_float64,
-    ], ids=lambda test: test.__name__,
-)  # fmt: skip
+@of(bar.test_memory_layout_does_not_matter, bar.test_gradients_agree_with_finite_differences,
+    bar.test_hand_derived_gradients_agree_with_composed_primitives,
+    bar.test_gradients_in_float32_agree_with_float64)  # fmt: skip
 def test_operations(test, operation, device):
     test(operation, device)
 
 
 @each_fixed
-@pytest.mark.parametrize(
-    "test", [
-        bar.test_every_subset_of_inputs_that_need_gradients,
-        bar.test_what_forward_saved_dies,
-        bar.test_right_gradients_are_accepted,
-        bar.test_the_bound_on_rounding_would_notice_lower_precision,
-    ], ids=lambda test: test.__name__,
-)  # fmt: skip
+@of(bar.test_every_subset_of_inputs_that_need_gradients, bar.test_what_forward_saved_dies,
+    bar.test_right_gradients_are_accepted,
+    bar.test_the_bound_on_rounding_would_notice_lower_precision)  # fmt: skip
 def test_fixed_inputs(test, operation, fixed, device, monkeypatch):
     given = {"operation": operation, "fixed": fixed, "device": device, "monkeypatch": monkeypatch}
     test(**{name: given[name] for name in inspect.signature(test).parameters})
@@ -224,12 +214,10 @@ def stored_model(name):
               ("images", "labels", "logits", "loss", "grad_images", "params", "grads")}  # fmt: skip
     borders = np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1]
     values, gradients = (
-        {
-            p: part.reshape(shape)
-            for (p, shape), part in zip(shapes.items(), np.split(stored[key], borders), strict=True)
-        }
+        {name: part.reshape(shapes[name])
+         for name, part in zip(shapes, np.split(stored[key], borders), strict=True)}
         for key in ("params", "grads")
-    )
+    )  # fmt: skip
     model.load_state_dict(values)
     says = {"logits": stored["logits"], "loss": stored["loss"], "images": stored["grad_images"]}
     return model, stored["images"].astype("f8"), stored["labels"], says | gradients
@@ -330,8 +318,7 @@ def test_a_model_starts_as_mixer_does(make, device):
             assert (value != differ[name]).any(axis=0).all(), name
             assert np.isfinite(value).all() and 0.3 < value.std() * fan_in(name, value) < 2
     model.initialize(2)
-    for name, value in model.state_dict().items():
-        np.testing.assert_array_equal(value, differ[name])
+    same_state(model, differ)
 
 
 def fan_in(name, value):
@@ -366,21 +353,23 @@ def test_a_model_is_made_again_from_its_config(make):
     assert make(num_classes=0)(images).shape == (3, model.head.weight.shape[0])
 
 
+def train(model, optimizer, images, labels, steps):
+    losses = []
+    for _ in range(steps):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
 @each_model
 def test_a_few_steps_teach_it(make, device):
     model = make(num_classes=2).to(device)
     images = some_images(model, batch=16).astype("f4")
     labels = (images.mean(axis=(1, 2, 3)) > 0).astype(np.int64)
-    optimizer = AdamW(model.parameters(), lr=0.01)
-
-    def step(images, labels):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    losses = [step(images, labels).item() for _ in range(25)]
+    losses = train(model, AdamW(model.parameters(), lr=0.01), images, labels, 25)
     assert losses[0] == pytest.approx(math.log(2), rel=1e-5) and losses[-1] < 0.5 * losses[0]
 
 
@@ -481,42 +470,25 @@ def test_a_checkpoint_is_all_that_it_takes(make, tmp_path, device):
     images, labels = some_images(model).astype("f4"), np.array([0, 1, 2])
     optimizer, its = AdamW(model.parameters(), lr=0.01), AdamW(other.parameters(), lr=0.01)
 
-    def train(model, optimizer):
-        for _ in range(3):
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    train(model, optimizer)
+    train(model, optimizer, images, labels, 3)
     save_checkpoint(path, model, optimizer, {"step": 3})
     kind = type(model)
     loaded = kind.load(path)
     assert type(loaded) is kind and loaded.config == model.config and not loaded.training
     assert loaded.mean.tolist() == model.mean.tolist() and loaded.mean[0] == 0.25
-    for name, value in model.state_dict().items():
-        np.testing.assert_array_equal(loaded.state_dict()[name], value, err_msg=name)
+    same_state(loaded, model.state_dict())
     assert load_checkpoint(path, other, its) == {"step": 3}
     for each in ((model, optimizer), (other, its)):
-        train(*each)
-    for name, value in model.state_dict().items():
-        np.testing.assert_array_equal(other.state_dict()[name], value, err_msg=name)
+        train(*each, images, labels, 3)
+    same_state(other, model.state_dict())
     for wrong in (Mixer, *{baselines.ViT, baselines.ResNet, baselines.Hybrid} - {kind}):
         with pytest.raises(ValueError, match=f"as a {wrong.__name__}: it holds a {kind.__name__}"):
             wrong.load(path)
 
 
-SIZES = {
-    baselines.ViT: (
-        "patch_size",
-        "in_channels",
-        "num_blocks",
-        "hidden_dim",
-        "mlp_dim",
-        "num_heads",
-    ),
-    baselines.ResNet: ("in_channels", "block_counts", "width"),
-}
-SIZES[baselines.Hybrid] = SIZES[baselines.ViT] + SIZES[baselines.ResNet]
+OF_VIT = ("patch_size", "in_channels", "num_blocks", "hidden_dim", "mlp_dim", "num_heads")
+OF_RESNET = ("in_channels", "block_counts", "width")
+SIZES = {baselines.ViT: OF_VIT, baselines.ResNet: OF_RESNET, baselines.Hybrid: OF_VIT + OF_RESNET}
 NO_SIZES = (10**12, 10**30, 0, -1, 2.5, "8", None, [], {}, True, float("nan"))
 
 

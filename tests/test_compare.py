@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import importlib
 import json
 import os
 import shutil
@@ -16,21 +15,20 @@ import numpy as np
 import pytest
 from minimixer.data import Batches
 from processes import read_csv
+from scripts import EXAMPLES, make_data
 
+import compare
+from comparison import cells, data, figures, models, weights
 from minimixer import AdamW, Mixer, Tensor, kernels
 from minimixer import functional as F
 from minimixer.engine import forms
 from minimixer.kernels.cpu.threads import blas_on_one_thread
 from minimixer.training.checkpoint import save_checkpoint
-from minimixer.training.idx import write_idx
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def modules(monkeypatch):
-    """The scripts import each other by their bare names; what they switch globally is undone."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def switches():
+    """What the scripts switch globally is undone."""
     before = np.seterr()
     with blas_on_one_thread:  # products as small as these wait for each other on several
         yield
@@ -39,34 +37,15 @@ def modules(monkeypatch):
 
 
 @pytest.fixture
-def cells():
-    return importlib.import_module("comparison.cells")
-
-
-@pytest.fixture
-def data():
-    return importlib.import_module("comparison.data")
-
-
-@pytest.fixture
 def digits(tmp_path):
-    """IDX files of 8 x 8 images in four classes, each with one bright row."""
-    path, rng = tmp_path / "digits", np.random.default_rng(0)
-    path.mkdir()
-    for split, count in (("train", 96), ("t10k", 40)):
-        labels = np.arange(count) % 4
-        images = rng.integers(0, 100, (count, 8, 8))
-        images[np.arange(count), 2 * labels] += 150
-        write_idx(path / f"{split}-images-idx3-ubyte", images.astype(np.uint8))
-        write_idx(path / f"{split}-labels-idx1-ubyte", labels.astype(np.uint8))
-    return path
+    """8 x 8 images in four classes, each with one bright row."""
+    return make_data(tmp_path / "digits", 96, 40, shape=(8, 8), classes=4, rows=2 * np.arange(4))
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, digits, capsys):
     """Runs compare.py: (status, output, errors)."""
-    compare = importlib.import_module("compare")
-    monkeypatch.setattr(importlib.import_module("comparison.models"), "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(models, "TIMED_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, out="out"):
@@ -81,6 +60,17 @@ def run(monkeypatch, tmp_path, digits, capsys):
     return run
 
 
+def table(name):
+    """Its rows, in the directory that run() is called in."""
+    return read_csv(Path("out", f"{name}.csv"))
+
+
+def finals(family="*"):
+    """What the cells of the table keep."""
+    files = sorted(Path("out", "cells").glob(f"final-{family}-*.json"))
+    return [json.loads(file.read_bytes()) for file in files]
+
+
 @pytest.fixture
 def figures_drawn(monkeypatch):
     """The Figures that are saved, in place of files."""
@@ -92,10 +82,10 @@ def figures_drawn(monkeypatch):
 # ---- the table ----------------------------------------------------------------------------------
 
 
-def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cells):
+def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch):
     status, said, _ = run()
     assert status == 0
-    rows = read_csv(tmp_path / "out" / "comparison.csv")
+    rows = table("comparison")
     assert [r["model"] for r in rows] == ["vit", "resnet", "mixer"]
     assert [r["family"] for r in rows] == ["attention", "convolution", "MLP"]
     for row in rows:
@@ -118,7 +108,7 @@ def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cel
     assert int(mixer["parameters"]) == model.num_parameters()
     assert int(mixer["macs"]) == model.summary().macs
     assert "\033" not in said and "held-out training images" in said
-    sweep = read_csv(tmp_path / "out" / "sweep.csv")
+    sweep = table("sweep")
     assert len(sweep) == 6 and [r["lr"] for r in sweep] == ["0.003", "0.01"] * 3
     for family, row in zip(("vit", "resnet", "mixer"), rows, strict=True):
         tried = [r for r in sweep if r["model"] == family]
@@ -149,13 +139,13 @@ def test_the_whole_table_and_the_same_bits_again(run, tmp_path, monkeypatch, cel
     files[8].write_bytes(files[7].read_bytes())
     assert run()[0] == 0
     assert sorted(trained) == sorted((specs[i]["family"], specs[i]["seed"]) for i in (0, 4, 8))
-    again = read_csv(tmp_path / "out" / "comparison.csv")
+    again = table("comparison")
     assert [r["top1_each"] for r in again] == [r["top1_each"] for r in rows]
     assert not list((tmp_path / "out" / "cells").glob("*.lock"))
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signals_between_and_inside_of_cells(run, monkeypatch, cells, tmp_path, name):
+def test_signals_between_and_inside_of_cells(run, monkeypatch, tmp_path, name):
     number = getattr(signal, name, None)
     if number is None or os.name == "nt":
         pytest.skip(f"no {name} here")
@@ -180,22 +170,21 @@ def test_signals_between_and_inside_of_cells(run, monkeypatch, cells, tmp_path, 
 def test_equal_operations_and_equal_seconds(run, tmp_path, monkeypatch):
     arguments = ("--models=mixer,vit", "--lrs=0.003")
     assert run("--equal=flops", "--budget=0.001", *arguments)[0] == 0
-    for row in read_csv(tmp_path / "out" / "comparison.csv"):
+    for row in table("comparison"):
         step = float(row["train_flops"]) / int(row["steps"])
         assert 1e9 - step < float(row["train_flops"]) <= 1e9
     seconds = iter([0.005, 0.01])
-    compare = importlib.import_module("compare")
     monkeypatch.setattr(compare, "step_seconds", lambda *_: next(seconds))
     for _ in range(2):  # a speed that was measured once counts from then on
         assert run("--equal=seconds", "--budget=0.3", *arguments)[0] == 0
-        rows = read_csv(tmp_path / "out" / "comparison.csv")
+        rows = table("comparison")
         assert [(r["model"], r["steps"]) for r in rows] == [("mixer", "60"), ("vit", "30")]
 
 
-def test_what_cells_are_trained_and_scored_on(run, monkeypatch, cells):
+def test_what_cells_are_trained_and_scored_on(run, monkeypatch):
     """The sweep never sees the test images, runs differ by their seeds, and shuffled models are
     trained and scored on shuffled images."""
-    compare, evaluate, train = importlib.import_module("compare"), cells.evaluate, cells.train
+    evaluate, train = cells.evaluate, cells.train
     load, make, scored, begun, seen = compare.load, cells.make_model, [], [], []
     sources = []
 
@@ -257,14 +246,14 @@ def test_what_cells_are_trained_and_scored_on(run, monkeypatch, cells):
 
 def test_a_rate_that_diverges_is_not_chosen(run, tmp_path):
     assert run("--models=mixer", "--lrs=0.003,1e30")[0] == 0
-    sweep = read_csv(tmp_path / "out" / "sweep.csv")
+    sweep = table("sweep")
     assert [(r["lr"], r["diverged"]) for r in sweep] == [("0.003", "False"), ("1e+30", "True")]
     status, _, errors = run("--models=mixer", "--lrs=1e30")
     assert status == 2 and "every learning rate diverged" in errors
 
 
 @pytest.mark.slow
-def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
+def test_pretrain_then_transfer(run, tmp_path, digits, monkeypatch):
     starts = []
     load = cells.starting_weights
 
@@ -286,24 +275,22 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
     monkeypatch.setattr(cells, "step_seconds", lambda *_: 0.5)
     monkeypatch.setattr(cells, "starting_weights", note)
     monkeypatch.setattr(cells, "train", check_start)
-    status, said, _ = run(
-        "--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=20",
-        "--fine-lrs=0.03",
-    )  # fmt: skip
+    words = ["--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=20"]
+    words.append("--fine-lrs=0.03")
+    status, said, _ = run(*words)
     assert status == 0 and "fine-tuned on 20 images" in said
     assert (tmp_path / "out" / "sweep.csv").read_bytes() == b"of another command"
-    assert len(read_csv(tmp_path / "out" / "transfer-sweep.csv")) == 3 * (2 + 1)
-    for row in read_csv(tmp_path / "out" / "transfer.csv"):
+    assert len(table("transfer-sweep")) == 3 * (2 + 1)
+    for row in table("transfer"):
         assert row["train_images"] == "20" and float(row["upstream_top1_mean"]) >= 0.5
         assert float(row["train_flops"]) == 6 * int(row["macs"]) * 24 * 16 * 2
         assert (float(row["train_seconds"]), float(row["finetune_seconds"])) == (24, 12)
-        before = [json.loads(f.read_bytes()) for f in (tmp_path / "out" / "cells").glob(
-            f"final-{row['model']}-*.json")]  # fmt: skip
-        assert int(row["peak_bytes"]) == max(c["result"]["peak_bytes"] for c in before)
+        peaks = [cell["result"]["peak_bytes"] for cell in finals(row["model"])]
+        assert int(row["peak_bytes"]) == max(peaks)
     assert len(starts) == 3 * (1 + 3)
-    for spec, weights in starts:
-        assert not weights["head.weight"].any() and weights["stem.weight" if spec["family"] != (
-            "resnet") else "body.root.weight"].any()  # fmt: skip
+    for spec, state in starts:
+        stem = "body.root.weight" if spec["family"] == "resnet" else "stem.weight"
+        assert not state["head.weight"].any() and state[stem].any()
         assert (spec["optimizer"], spec["weight_decay"], spec["clip"]) == ("sgd", 0, 1)
         path = tmp_path / "out" / "cells" / spec["start"]
         up = json.loads(path.with_suffix(".json").read_bytes())
@@ -314,19 +301,15 @@ def test_pretrain_then_transfer(run, tmp_path, digits, cells, monkeypatch):
         elif file.suffix == ".npz":
             file.write_bytes(file.read_bytes()[:1000])
     for family in ("vit", "mixer"):
-        status, _, errors = run(
-            "--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=20",
-            "--fine-lrs=0.03", "--models", family,
-        )  # fmt: skip
+        status, _, errors = run(*words, "--models", family)
         assert status == 2 and "is damaged" in errors and errors.count("\n") == 1
-    arguments = ("--upstream", f"{digits}:0-1", "--downstream", "mnist:0-1")
-    status, _, errors = run(*arguments)
+    status, _, errors = run(*words[:2], "--downstream", "mnist:0-1")
     assert status == 2 and "images of one size" in errors
 
 
 def test_costs_are_of_the_batch_that_was_trained(run, tmp_path, digits, monkeypatch):
     """Fine-tuning on 10 images has steps of 10, whatever --batch-size says."""
-    cells, sizes = importlib.import_module("comparison.cells"), []
+    sizes = []
     step_seconds = cells.step_seconds
 
     def note(make, shape, classes, spec, *others):
@@ -337,13 +320,13 @@ def test_costs_are_of_the_batch_that_was_trained(run, tmp_path, digits, monkeypa
     assert run("--upstream", f"{digits}:0-1", "--downstream", f"{digits}:2,3", "--examples=10",
                "--fine-lrs=0.03", "--models=vit")[0] == 0  # fmt: skip
     assert set(sizes) == {(False, 16), (True, 10)}
-    (row,) = read_csv(tmp_path / "out" / "transfer.csv")
+    (row,) = table("transfer")
     assert row["batch_size"] == "10" and int(row["images_seen"]) == 24 * (16 + 10)
 
 
-def test_all_models_are_trained_by_the_same_recipe(cells):
+def test_all_models_are_trained_by_the_same_recipe():
     """Against the same steps by hand: warm-up, cosine, clipped gradients, AdamW with its decay."""
-    models, rng = importlib.import_module("comparison.models"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
     labels = rng.integers(0, 3, 24)
     config = {"image_size": [8, 8], "in_channels": 1, "num_classes": 3, "patch_size": 4,
@@ -369,7 +352,7 @@ def test_all_models_are_trained_by_the_same_recipe(cells):
 
 def test_plain_code_is_what_is_timed(run, tmp_path, monkeypatch):
     """But for the Mixer's fast time, which comes once for each of its two columns."""
-    models, seen = importlib.import_module("comparison.models"), []
+    seen = []
     time_calls = models.time_calls
 
     def watched(call, device):
@@ -385,15 +368,15 @@ def test_plain_code_is_what_is_timed(run, tmp_path, monkeypatch):
 def test_a_frontier_of_two_sizes(run, tmp_path):
     """Rows are left out only where a smaller part of one model's budget is the same run."""
     assert run("--models=mixer", "--sizes=nano,tiny", "--lrs=0.01", "--figure=frontier")[0] == 0
-    assert [r["size"] for r in read_csv(tmp_path / "out" / "frontier.csv")] == ["nano", "tiny"]
+    assert [r["size"] for r in table("frontier")] == ["nano", "tiny"]
 
 
 @pytest.mark.slow
-def test_a_frontier_s_costs(run, tmp_path, monkeypatch, cells):
+def test_a_frontier_s_costs(run, tmp_path, monkeypatch):
     """A part of the steps takes that part of the whole's time, and keeps no weights."""
     monkeypatch.setattr(cells, "step_seconds", lambda *_: 0.5)
     assert run("--models=mixer", "--lrs=0.01", "--figure=frontier", "--budget=100")[0] == 0
-    rows = read_csv(tmp_path / "out" / "frontier.csv")
+    rows = table("frontier")
     assert [(r["steps"], float(r["train_seconds"])) for r in rows] == [
         ("24", 12), ("30", 15), ("100", 50)
     ]  # fmt: skip
@@ -405,7 +388,6 @@ def test_a_frontier_s_costs(run, tmp_path, monkeypatch, cells):
 def test_the_rate_that_is_chosen(tmp_path, monkeypatch):
     """The most right ones of those that did not diverge; of equals the smaller loss. A quarter of
     the steps, of a seed that is not the table's."""
-    compare = importlib.import_module("compare")
     found = {1.0: (0.9, 0.5, None), 0.5: (0.75, None, 0.4), 0.25: (0.75, 0.6, 0.4),
              0.125: (0.75, 0.5, 0.4), 0.0625: (0.5, 0.1, 0.4)}  # fmt: skip
     options = argparse.Namespace(
@@ -419,7 +401,7 @@ def test_the_rate_that_is_chosen(tmp_path, monkeypatch):
         return dict(zip(("held_accuracy", "held_loss", "loss"), found[spec["lr"]], strict=True))
 
     monkeypatch.setattr(run, "run", trained)
-    source = importlib.import_module("comparison.data").load("mnist:0-1")
+    source = data.load("mnist:0-1")
     assert run.learning_rate("vit", "nano", source, list(found), steps=400) == 0.125
     assert {(s["steps"], s["seed"]) for s in specs} == {(100, 8)}
     specs.clear()
@@ -428,7 +410,7 @@ def test_the_rate_that_is_chosen(tmp_path, monkeypatch):
 
 
 def test_times_are_of_one_call(monkeypatch):
-    models, clock = importlib.import_module("comparison.models"), [0.0]
+    clock = [0.0]
     monkeypatch.setattr(models.backend, "synchronize", lambda device: None)
     monkeypatch.setattr(models.time, "perf_counter", lambda: clock[0])
 
@@ -446,13 +428,11 @@ def test_times_are_of_one_call(monkeypatch):
 @pytest.mark.parametrize("shape, classes", [((28, 28, 1), 10), ((32, 32, 3), 10)])
 @pytest.mark.parametrize("size", ["nano", "tiny", "small", "base"])
 def test_models_of_a_size_have_about_equal_parameters(size, shape, classes):
-    models = importlib.import_module("comparison.models")
-    counts = [
-        models.make_model(
-            f, models.model_config(f, size, shape, classes), seed=None
-        ).num_parameters()
-        for f in models.FAMILIES
+    made = [
+        models.make_model(family, models.model_config(family, size, shape, classes), seed=None)
+        for family in models.FAMILIES
     ]
+    counts = [model.num_parameters() for model in made]
     assert max(counts) < 1.5 * min(counts)
 
 
@@ -468,14 +448,14 @@ ENDED = {"images_seen": 384, "loss": None, "accuracy": 1, "train_accuracy": 0.75
          "fast_train_seconds": 0.25, "fast_images_per_second": 2e3}  # fmt: skip
 
 
-def keep(cells, folder, spec, result):
+def keep(folder, spec, result):
     """kept() -> (what it gives, how often it computed that)."""
     computed = []
     found = cells.kept(folder, spec, lambda: computed.append(1) or result)
     return found, len(computed)
 
 
-def edited(cells, content, change):
+def edited(content, change):
     """A cell's file after somebody wrote {key: value or None, to leave it out} into its result,
     and a new checksum as well."""
     found = json.loads(content)
@@ -504,51 +484,44 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_file_that_was_changed_is_no_result(cells, tmp_path, capsys, damage):
-    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 1)
-    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 0)
+def test_a_file_that_was_changed_is_no_result(tmp_path, capsys, damage):
+    assert keep(tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 1)
+    assert keep(tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 0)
     path = cells.cell_path(tmp_path / "new", SWEEP)
     good = path.read_bytes()
     path.write_bytes(DAMAGED[damage](good))
     assert path.read_bytes() != good and capsys.readouterr().out == ""
-    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 1)
+    assert keep(tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 1)
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and path.name in said and "computed anew" in said
-    assert keep(cells, tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 0)
+    assert keep(tmp_path / "new", SWEEP, SWEPT) == (SWEPT, 0)
     assert path.read_bytes() == good and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("spec, good", [(SWEEP, SWEPT), (FINAL, ENDED)], ids=["sweep", "final"])
-def test_nonsense_with_a_right_checksum_is_no_result(cells, tmp_path, spec, good):
+MEASURED = {"speed": {"seconds": 0.5}, "tokens": {"step_ms": 3.0, "peak_mib": 2.5}}
+CELLS = {
+    "sweep": (SWEEP, SWEPT), "final": (FINAL, ENDED),
+    **{kind: ({"kind": kind, "family": "vit", "size": "nano"}, good)
+       for kind, good in MEASURED.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_nonsense_with_a_right_checksum_is_no_result(tmp_path, kind):
     """All that tables and figures take: the right kinds of values, none of them missing."""
-    keep(cells, tmp_path, spec, good)
+    spec, good = CELLS[kind]
+    keep(tmp_path, spec, good)
     path = cells.cell_path(tmp_path, spec)
     content = path.read_bytes()
-    for key in good:
-        for value in ("x", float("nan"), float("inf"), -(10**400), [[1, 2]], {}, True, None):
-            path.write_bytes(edited(cells, content, {key: value}))
-            assert keep(cells, tmp_path, spec, good) == (good, 1), (key, value)
-    for curve in (
-        [[3 * n, 1.5] for n in range(1, 9)],
-        [[n, 0.5] for n in range(8)],
-        [],
-        [[3, 0.5]],
-    ):
-        if "curve" in good:
-            path.write_bytes(edited(cells, content, {"curve": curve}))
-            assert keep(cells, tmp_path, spec, good) == (good, 1), curve
-
-
-def test_nonsense_in_what_was_measured(cells, tmp_path):
-    for kind, good in (("speed", {"seconds": 0.5}), ("tokens", {"step_ms": 3.0, "peak_mib": 2.5})):
-        spec = {"kind": kind, "family": "vit", "size": "nano"}
-        keep(cells, tmp_path, spec, good)
-        path = cells.cell_path(tmp_path, spec)
-        content = path.read_bytes()
-        for key in good:
-            for value in (0, -1.0, "x", None, float("inf")):
-                path.write_bytes(edited(cells, content, {key: value}))
-                assert keep(cells, tmp_path, spec, good) == (good, 1), (key, value)
+    values = ["x", float("nan"), float("inf"), -(10**400), [[1, 2]], {}, True, None]
+    values += [0, -1.0] if kind in MEASURED else []
+    changes = [{key: value} for key in good for value in values]
+    if "curve" in good:
+        high, shifted = [[3 * n, 1.5] for n in range(1, 9)], [[n, 0.5] for n in range(8)]
+        changes += [{"curve": curve} for curve in (high, shifted, [], [[3, 0.5]])]
+    for change in changes:
+        path.write_bytes(edited(content, change))
+        assert keep(tmp_path, spec, good) == (good, 1), change
 
 
 def test_a_cell_whose_weights_are_gone_is_computed_anew(run, tmp_path, capsys):
@@ -563,11 +536,11 @@ def test_a_cell_whose_weights_are_gone_is_computed_anew(run, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_what_stands_in_a_cell_s_place_is_said_before_training(cells, tmp_path):
+def test_what_stands_in_a_cell_s_place_is_said_before_training(tmp_path):
     path = cells.cell_path(tmp_path, SWEEP)
     path.mkdir()
     with pytest.raises(OSError, match=path.name):
-        keep(cells, tmp_path, SWEEP, SWEPT)
+        keep(tmp_path, SWEEP, SWEPT)
     path.rmdir()
     os.mkfifo(path)
     computed = []
@@ -590,7 +563,7 @@ compare_cells.kept(Path(sys.argv[2]), eval(sys.argv[4]), compute)
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_two_processes_and_one_cell(cells, tmp_path, dies):
+def test_two_processes_and_one_cell(tmp_path, dies):
     """The second waits for the first; if the first is killed, it computes by itself."""
     words = [str(EXAMPLES), str(tmp_path), "600" if dies else "1", repr(SWEEP), repr(SWEPT)]
     other = subprocess.Popen([sys.executable, "-c", OTHER, *words], stdout=subprocess.PIPE)
@@ -599,24 +572,24 @@ def test_two_processes_and_one_cell(cells, tmp_path, dies):
         if dies:
             threading.Timer(0.5, other.kill).start()
         mine = SWEPT | {"loss": 0.125}
-        assert keep(cells, tmp_path, SWEEP, mine) == ((mine, 1) if dies else (SWEPT, 0))
+        assert keep(tmp_path, SWEEP, mine) == ((mine, 1) if dies else (SWEPT, 0))
     finally:
         other.kill()
         other.communicate()
-    assert keep(cells, tmp_path, SWEEP, mine)[1] == 0
+    assert keep(tmp_path, SWEEP, mine)[1] == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
-def test_a_computation_that_fails_leaves_the_cell_to_the_next(cells, tmp_path):
+def test_a_computation_that_fails_leaves_the_cell_to_the_next(tmp_path):
     def fail():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
         cells.kept(tmp_path, SWEEP, fail)
-    assert keep(cells, tmp_path, SWEEP, SWEPT) == (SWEPT, 1)
+    assert keep(tmp_path, SWEEP, SWEPT) == (SWEPT, 1)
 
 
-def test_a_folder_that_is_removed_meanwhile_is_made_anew(run, monkeypatch, cells, tmp_path):
+def test_a_folder_that_is_removed_meanwhile_is_made_anew(run, monkeypatch, tmp_path):
     train, calls = cells.train, []
 
     def remove(*arguments):
@@ -627,7 +600,7 @@ def test_a_folder_that_is_removed_meanwhile_is_made_anew(run, monkeypatch, cells
 
     monkeypatch.setattr(cells, "train", remove)
     assert run("--models=mixer", "--figure=table,weights")[0] == 0
-    assert len(read_csv(tmp_path / "out" / "comparison.csv")) == 1
+    assert len(table("comparison")) == 1
     assert len(list((tmp_path / "out" / "cells").glob("final-*.npz"))) == 3
 
 
@@ -665,7 +638,7 @@ class Answers:
         ([[1, 1], [0, 2], [1, 1]], 2 / 3, (2 * np.log(2) + np.log1p(np.exp(-2))) / 3),
     ],
 )  # fmt: skip
-def test_scores_come_from_logits(cells, data, monkeypatch, logits, accuracy, loss):
+def test_scores_come_from_logits(monkeypatch, logits, accuracy, loss):
     monkeypatch.setattr(cells, "batch_for", lambda *_: 2)
     images, labels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1), np.array([0, 1, 1])
     model, index = Answers(logits), np.array([3, 1, 0, 2])
@@ -678,12 +651,13 @@ def test_scores_come_from_logits(cells, data, monkeypatch, logits, accuracy, los
 
 
 @pytest.mark.slow
-def test_numbers_in_the_picture_are_those_of_all_test_images(run, tmp_path, figures_drawn, cells,
-                                                             monkeypatch):  # fmt: skip
+def test_numbers_in_the_picture_are_those_of_all_test_images(
+    run, tmp_path, figures_drawn, monkeypatch
+):
     monkeypatch.setattr(cells, "CURVE_IMAGES", 10)
-    monkeypatch.setattr(importlib.import_module("comparison.figures"), "CURVE_IMAGES", 10)
+    monkeypatch.setattr(figures, "CURVE_IMAGES", 10)
     assert run("--models=mixer,resnet", "--lrs=0.01", "--figure=invariance")[0] == 0
-    rows = read_csv(tmp_path / "out" / "invariance.csv")
+    rows = table("invariance")
     (figure,) = figures_drawn
     title = figure.get_suptitle()
     assert title.startswith("digits, nano") and "the first 10 test images" in title
@@ -712,11 +686,10 @@ def test_names_that_paint_or_begin_a_formula(run, tmp_path, digits, figures_draw
     status, said, errors = run("--data", path, "--models=mixer", "--lrs=0.01",
                                "--figure=scaling,frontier,invariance", "--shares=100")  # fmt: skip
     assert status == 0 and "\x1b" not in said + errors and "\\x1b[31m" in said
-    assert "a$b$\\x1b[31m" in read_csv(tmp_path / "out" / "scaling.csv")[0]["data"]
+    assert "a$b$\\x1b[31m" in table("scaling")[0]["data"]
     for figure in figures_drawn:
-        assert (
-            figure.get_suptitle().startswith(r"a\$b\$\x1b[31m") and "/" not in figure.get_suptitle()
-        )
+        title = figure.get_suptitle()
+        assert title.startswith(r"a\$b\$\x1b[31m") and "/" not in title
         figure.draw_without_rendering()
     status, _, errors = run("--data", f"{path}:0-9")
     assert status == 2 and "\x1b" not in errors and "has the classes 0 to 3" in errors
@@ -734,7 +707,7 @@ def test_figures_from_cells(run, tmp_path):
         ("mixer", "35"), ("mixer", "88"), ("resnet", "35"), ("resnet", "88")
     ]  # fmt: skip
     assert len({r["steps"] for r in scaling}) == 1
-    kept = [json.loads(file.read_bytes()) for file in (out / "cells").glob("final-*.json")]
+    kept = finals()
     for row in scaling:
         gaps = [c["result"]["train_accuracy"] - c["result"]["accuracy"] for c in kept
                 if (c["spec"]["family"], c["spec"]["train_images"], c["spec"]["shuffle"])
@@ -759,13 +732,12 @@ def test_figures_from_cells(run, tmp_path):
 
 
 def test_figure_of_tokens(run, tmp_path, monkeypatch):
-    figures = importlib.import_module("comparison.figures")
     monkeypatch.setattr(figures, "TOKENS", {"cpu": (4, 2)})
     monkeypatch.setattr(figures, "ROUNDS", 1)
     status, said, _ = run("--figure=tokens")
-    rows = read_csv(tmp_path / "out" / "tokens.csv")
+    rows = table("tokens")
     assert status == 0 and max(int(r["tokens"]) for r in rows) >= 12 * 4
-    fits = read_csv(tmp_path / "out" / "tokens-fit.csv")
+    fits = table("tokens-fit")
     macs = {r["model"]: r for r in fits if r["of"] == "macs"}
     block, per_token = 12 * 16, 4 * 4  # of each block; of the stem
     assert np.isclose(float(macs["vit"]["b"]), 2 * block + per_token, rtol=1e-6)
@@ -776,15 +748,14 @@ def test_figure_of_tokens(run, tmp_path, monkeypatch):
 
 
 def test_the_fastest_round_counts(run, tmp_path, monkeypatch):
-    figures = importlib.import_module("comparison.figures")
     monkeypatch.setattr(figures, "measure_tokens", lambda spec, device: {
         "step_ms": [5.0, 3.0, 4.0][spec["round"]], "peak_mib": 2.0})  # fmt: skip
     assert run("--figure=tokens")[0] == 0
-    assert {r["step_ms"] for r in read_csv(tmp_path / "out" / "tokens.csv")} == {"3.0"}
+    assert {r["step_ms"] for r in table("tokens")} == {"3.0"}
 
 
 def test_filters_are_drawn_by_frequency(run, tmp_path, monkeypatch):
-    weights, drawn = importlib.import_module("comparison.weights"), {}
+    drawn = {}
     monkeypatch.setattr(weights, "draw", lambda path, images, *_, **__: drawn.update(
         {path.name: images}))  # fmt: skip
     model = Mixer(image_size=8, patch_size=4, in_channels=1, num_blocks=1, hidden_dim=8,
@@ -806,13 +777,12 @@ def test_weights_of_any_checkpoint(run, tmp_path):
     for name in ("own", "theirs"):
         status, said, _ = run("--figure=weights", "--weights", tmp_path / f"{name}.npz")
         assert status == 0 and "5 hidden units" in said
-        assert read_csv(tmp_path / "out" / "weights.csv")[-1]["partner"] == ""  # an odd number
+        assert table("weights")[-1]["partner"] == ""  # an odd number
     status, _, errors = run("--figure=weights", "--weights", tmp_path / "own.npz", "--block=1")
     assert status == 2 and "counted from 0" in errors
 
 
 def test_fits_and_crossings():
-    figures = importlib.import_module("comparison.figures")
     s = np.array([4.0, 9, 16, 25, 36])
     terms, error = figures.fit_quadratic(s, 5 + 0.5 * s + 0.25 * s**2)
     np.testing.assert_allclose(terms, [5, 0.5, 0.25], rtol=1e-9)
@@ -827,7 +797,6 @@ def test_fits_and_crossings():
 
 
 def test_frequencies_and_partners():
-    weights = importlib.import_module("comparison.weights")
     x = np.arange(8)
     wave = np.cos(2 * np.pi * 2 * x / 8)
     images = np.stack([np.ones((8, 8)), np.tile(wave, (8, 1)), np.outer(wave, wave), 0 * x + wave[:, None]])  # fmt: skip # noqa: E501
@@ -841,7 +810,7 @@ def test_frequencies_and_partners():
 # ---- data ---------------------------------------------------------------------------------------
 
 
-def test_held_out_images_and_parts(data, digits):
+def test_held_out_images_and_parts(digits):
     source = data.load(str(digits))
     assert (len(source.train_images), len(source.held_images)) == (88, 8)
     train, held = ({image.tobytes() for image in part}
@@ -857,7 +826,7 @@ def test_held_out_images_and_parts(data, digits):
 
 
 @pytest.mark.parametrize("wrong", ["0", "0-0", "3-1", "1,1", "0--2", "0-9", "0,,1"])
-def test_wrong_classes(data, digits, wrong):
+def test_wrong_classes(digits, wrong):
     with pytest.raises(ValueError):
         data.load(f"{digits}:{wrong}")
 
@@ -872,7 +841,7 @@ def cifar_file(path, labels, limits, seed=0):
     return images
 
 
-def test_cifar_10(data, tmp_path):
+def test_cifar_10(tmp_path):
     top = tmp_path / "cifar-10-batches-bin"
     top.mkdir()
     images = [cifar_file(top / f"data_batch_{n}.bin", [n, 9, 0, 5, 5, 2], (10,), n)
@@ -891,7 +860,7 @@ def test_cifar_10(data, tmp_path):
         data.load(str(top))
 
 
-def test_cifar_100_takes_the_fine_labels(data, tmp_path):
+def test_cifar_100_takes_the_fine_labels(tmp_path):
     labels = np.arange(40) % 100 + 55
     cifar_file(tmp_path / "train.bin", labels, (20, 100))
     cifar_file(tmp_path / "test.bin", [99, 0], (20, 100))
@@ -900,14 +869,14 @@ def test_cifar_100_takes_the_fine_labels(data, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_cifar_from_a_pipe_is_refused_and_not_waited_for(data, tmp_path):
+def test_cifar_from_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "train.bin")
     with pytest.raises(ValueError, match=r"train\.bin: it is a pipe, not a file"):
         data.read_cifar(tmp_path / "train.bin", (20, 100))
 
 
 @pytest.mark.parametrize("change", ["cut", "longer", "empty", "label", "coarse", "directory"])
-def test_damaged_cifar_is_refused(data, tmp_path, change):
+def test_damaged_cifar_is_refused(tmp_path, change):
     path, limits = tmp_path / "test.bin", (20, 100)
     cifar_file(path, [1, 2, 3], limits)
     content = bytearray(path.read_bytes())
@@ -923,19 +892,24 @@ def test_damaged_cifar_is_refused(data, tmp_path, change):
         data.read_cifar(path, limits)
 
 
-def test_pickles_are_not_opened(data, tmp_path):
+def test_pickles_are_not_opened(tmp_path):
     (tmp_path / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     with pytest.raises(ValueError, match="binary version"):
         data.load(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
 
-def test_folders(data, tmp_path, capsys):
+def coloured(folder, count=20, size=(8, 8)):
+    """Two classes of pictures, red ones and blue ones."""
     image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
     for name, colour in (("red", (255, 0, 0)), ("sky", (0, 100, 255))):
-        (tmp_path / name).mkdir()
-        for number in range(20):
-            image.new("RGB", (20, 12), colour).save(tmp_path / name / f"{number}.png")
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            image.new("RGB", size, colour).save(folder / name / f"{number}.png")
+
+
+def test_folders(tmp_path, capsys):
+    coloured(tmp_path, size=(20, 12))
     (tmp_path / "red" / "bad.png").write_bytes(b"no picture")
     source = data.load(str(tmp_path), 8)
     assert source.shape == (8, 8, 3) and len(source.test_images) == 8
@@ -943,15 +917,10 @@ def test_folders(data, tmp_path, capsys):
     np.testing.assert_array_equal(source.test_images[:, 3, 3, 0] > 100, source.test_labels == 0)
 
 
-def test_test_pictures_of_folders_are_mixed(data, tmp_path):
+def test_test_pictures_of_folders_are_mixed(tmp_path):
     """Learning curves are taken on the first 1,000: these must not be of the first classes."""
-    image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
     for part in ("train", "val"):
-        for name, colour in (("a", (255, 0, 0)), ("b", (0, 100, 255))):
-            (tmp_path / part / name).mkdir(parents=True)
-            for number in range(20):
-                path = tmp_path / part / name / f"{number}.png"
-                image.new("RGB", (8, 8), colour).save(path)
+        coloured(tmp_path / part)
     source = data.load(str(tmp_path), 8)
     assert set(source.test_labels[:20].tolist()) == {0, 1}
     np.testing.assert_array_equal(source.test_images[:, 3, 3, 0] > 100, source.test_labels == 0)
@@ -960,7 +929,7 @@ def test_test_pictures_of_folders_are_mixed(data, tmp_path):
 # ---- shuffles -----------------------------------------------------------------------------------
 
 
-def test_shuffles_are_permutations(data):
+def test_shuffles_are_permutations():
     images = np.arange(2 * 8 * 12 * 3, dtype=np.int64).reshape(2, 8, 12, 3)
     for kind in data.SHUFFLES:
         index = data.shuffle_index(kind, 8, 12, 4)
@@ -979,7 +948,7 @@ def test_shuffles_are_permutations(data):
         data.shuffle_index("patches", 8, 12, 5)
 
 
-def test_a_mixer_with_permuted_weights_sees_shuffled_patches_as_it_saw_the_others(data):
+def test_a_mixer_with_permuted_weights_sees_shuffled_patches_as_it_saw_the_others():
     model = Mixer(image_size=8, patch_size=4, in_channels=2, num_classes=3, num_blocks=2,
                   hidden_dim=8, tokens_mlp_dim=6, channels_mlp_dim=10)  # fmt: skip
     rng = np.random.default_rng(0)
@@ -1002,32 +971,17 @@ def test_a_mixer_with_permuted_weights_sees_shuffled_patches_as_it_saw_the_other
 # ---- what is refused ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        (["--seeds=0,1"], "three seeds"),
-        (["--seeds=0,1,1"], "must differ"),
-        (["--models=mixer,cnn"], "cnn"),
-        (["--sizes=huge"], "huge"),
-        (["--figure=table,pie"], "pie"),
-        (["--budget=3"], "24 steps"),
-        (["--budget=nan"], "--budget"),
-        (["--equal=flops", "--budget=1e-9"], "steps"),
-        (["--lrs=0"], "--lrs"),
-        (["--shares=0,50"], "--shares"),
-        (["--shares=50,nan"], "--shares"),
-        (["--lrs=0.003,nan"], "--lrs"),
-        (["--examples=20"], "--upstream"),
-        (["--cell-minutes=nan"], "--cell-minutes"),
-        (["--batch-size=-1"], "--batch-size"),
-        (["--upstream=mnist"], "go together"),
-        (["--data=nowhere"], "nowhere"),
-        (["--device=tpu"], "tpu"),
-        (["--cell-minutes=0.00001"], "minutes"),
-        (["--weights=gone.npz", "--figure=weights"], "gone.npz"),
-    ],
-)
+@pytest.mark.parametrize("wrong, message", [
+    ("--seeds=0,1", "three seeds"), ("--seeds=0,1,1", "must differ"), ("--models=mixer,cnn", "cnn"),
+    ("--sizes=huge", "huge"), ("--figure=table,pie", "pie"), ("--budget=3", "24 steps"),
+    ("--budget=nan", "--budget"), ("--equal=flops --budget=1e-9", "steps"), ("--lrs=0", "--lrs"),
+    ("--shares=0,50", "--shares"), ("--shares=50,nan", "--shares"), ("--lrs=0.003,nan", "--lrs"),
+    ("--examples=20", "--upstream"), ("--cell-minutes=nan", "--cell-minutes"),
+    ("--batch-size=-1", "--batch-size"), ("--upstream=mnist", "go together"),
+    ("--data=nowhere", "nowhere"), ("--device=tpu", "tpu"), ("--cell-minutes=0.00001", "minutes"),
+    ("--weights=gone.npz --figure=weights", "gone.npz"),
+])  # fmt: skip
 def test_wrong_options_are_one_sentence(run, wrong, message):
-    status, _, errors = run(*wrong)
+    status, _, errors = run(*wrong.split())
     assert status == 2 and message in errors
     assert errors.count("\n") == 1 and errors.startswith("compare")

@@ -3,17 +3,17 @@
 import argparse
 import os
 import re
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from help import raises
 from processes import quick, read_csv
-from test_train_mnist import DRIVER, killed_at_last, make_data, wait_for
+from scripts import Runner as Script
+from scripts import history, killed_at_last, make_data, wait_for, without_times
 
 from minimixer import Mixer, Tensor
 from minimixer import functional as F
@@ -73,6 +73,7 @@ def weights(tmp_path_factory):
 
 class Runner:
     def __init__(self, directory, folder, weights):
+        self.script = Script(directory, SCRIPT)
         self.directory, self.basic = directory, ["--data", folder, "--steps=6", "--eval-every=3"]
         self.basic += ["--weights", weights, "--batch-size=8", "--workers=0", "--min-area=0.8"]
 
@@ -92,29 +93,14 @@ class Runner:
             assert before[1] == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
         return self.directory / out
 
-    def start(self, *words, at=None, **more):
-        command = [sys.executable, *(["-c", DRIVER.replace("AdamW", "SGD"), at] if at else [])]
-        paths = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), *sys.path])
-        return subprocess.Popen(
-            [*map(str, command), str(SCRIPT), *map(str, words)], cwd=self.directory,
-            encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
-        )  # fmt: skip
-
-    def process(self, *words, at=None, status=0):
+    def process(self, *words, **more):
         """Run it in a process of its own: (stdout, stderr)."""
-        with self.start(*words, at=at) as process, killed_at_last(process):
-            out, err = process.communicate(timeout=120)
-        assert process.returncode == status and "Traceback" not in err, err
-        return out, err
+        return self.script(*words, apart=True, warnings="default", **more)
 
 
 @pytest.fixture
 def run(tmp_path, folder, weights, monkeypatch):
-    monkeypatch.setattr(
-        run_module, "save_pictures", lambda *_: []
-    )  # takes longer than all the rest
+    monkeypatch.setattr(run_module, "save_pictures", lambda *_: [])  # takes longer than the rest
     return Runner(tmp_path, folder, weights)
 
 
@@ -129,6 +115,12 @@ def assert_same(out, other, but=()):
     assert [n for n in ours if ours[n].tobytes() != theirs[n].tobytes() and n not in but] == []
 
 
+def pictures(folder):
+    """(images, labels) of train/ and of val/, as validation sees them."""
+    return [next(Loader(paths, labels, SIZE, 64, train=False).epoch(0))
+            for paths, labels, _ in find_splits(folder)]  # fmt: skip
+
+
 # ---- fine-tuning --------------------------------------------------------------------------------
 
 
@@ -139,42 +131,37 @@ def cross_entropy(model, images, labels):
 def test_a_folder_of_pictures_becomes_a_classifier(run, folder, capsys):
     out = run("--steps=60", "--lr=0.06", "--eval-every=0")
     said = capsys.readouterr()
-    assert [list(row) for row in read_csv(out / "metrics.csv")] == [COLUMNS] * 10
-    assert [row["step"] for row in read_csv(out / "metrics.csv")] == [
-        str(6 * n) for n in range(1, 11)
-    ]
-    assert float(read_csv(out / "metrics.csv")[-1]["val_accuracy"]) > 0.8
+    rows = history(out)
+    assert [list(row) for row in rows] == [COLUMNS] * 10
+    assert [row["step"] for row in rows] == [str(6 * n) for n in range(1, 11)]
+    assert float(rows[-1]["val_accuracy"]) > 0.8
     assert "24 pictures of 3 classes, 9 to validate on" in said.out
     assert "2 files skipped" in said.out
     both = r"2 files \(.*train/ivy/broken\.jpg, .*val/ivy/broken\.jpg\): it is none of JPEG"
     assert re.search(f"skipped {both}", said.err)
-    assert [Path(row["file"]).parts[-3] for row in read_csv(out / "skipped.csv")] == [
-        "train",
-        "val",
-    ]
+    skipped = [Path(row["file"]).parts[-3] for row in read_csv(out / "skipped.csv")]
+    assert skipped == ["train", "val"]
     model = Mixer.load(out / "checkpoint.npz")
     assert model.class_names == ["hay", "ivy", "jar"] and model.mean[0] == 0.4
-    last = read_csv(out / "metrics.csv")[-1]
-    for (paths, labels, _), kept in zip(find_splits(folder), (24, 9), strict=True):
-        (images, labels), = Loader(paths, labels, SIZE, 64, train=False).epoch(0)  # fmt: skip
-        assert len(labels) == kept
-    p = model.predict_proba(images)  # of val/
+    last = rows[-1]
+    (_, trained), (images, labels) = pictures(folder)
+    assert (len(trained), len(labels)) == (24, 9)
+    p = model.predict_proba(images)
     assert float(last["val_accuracy"]) == (p.argmax(axis=1) == labels).mean()
     assert f"accuracy {float(last['val_accuracy']):.2%} on 9 pictures" in said.out
     expected = cross_entropy(model, images, labels)
     np.testing.assert_allclose(float(last["val_loss"]), expected, rtol=1e-6)
-    waited = sum(float(r["waiting"]) * float(r["seconds"]) for r in read_csv(out / "metrics.csv"))
-    assert 0 < waited < sum(float(row["seconds"]) for row in read_csv(out / "metrics.csv"))
+    waited = sum(float(row["waiting"]) * float(row["seconds"]) for row in rows)
+    assert 0 < waited < sum(float(row["seconds"]) for row in rows)
 
 
 def test_the_loss_is_that_of_the_true_class(plain, folder):
     """Also of pictures that the model takes for something else."""
-    paths, labels, _ = find_splits(folder)[1]
-    (images, labels), = Loader(paths, labels, SIZE, 64, train=False).epoch(0)  # fmt: skip
+    _, (images, labels) = pictures(folder)
     model = Mixer.load(plain / "checkpoint.npz")
     assert (model.predict(images) != labels).any()
     expected = cross_entropy(model, images, labels)
-    met = float(read_csv(plain / "metrics.csv")[-1]["val_loss"])
+    met = float(history(plain)[-1]["val_loss"])
     np.testing.assert_allclose(met, expected, rtol=1e-6)
 
 
@@ -208,9 +195,8 @@ def test_the_recipe_is_the_papers(run, weights, monkeypatch):
     assert max(seen["norms"]) < 1 + 1e-5 and max(seen["norms"]) > 0.99
 
 
-OPTIONS = ["--mixup=0.5", "--std=0.7",
-           "--label-smoothing=0.1", "--randaugment=2", "--clip=0.1", "--lr=0.02",
-           "--momentum=0", "--weight-decay=0.5", "--schedule=linear", "--warmup=0.5",
+OPTIONS = ["--mixup=0.5", "--std=0.7", "--label-smoothing=0.1", "--randaugment=2", "--clip=0.1",
+           "--lr=0.02", "--momentum=0", "--weight-decay=0.5", "--schedule=linear", "--warmup=0.5",
            "--min-area=0.3", "--flip=0", "--stochastic-depth=0.9", "--seed=1", "--optimizer=adamw",
            "--batch-size=4", "--shots=2", "--approximate=none", "--mean=0.1",
            "--freeze=stem.weight"]  # fmt: skip
@@ -224,10 +210,14 @@ def plain(tmp_path_factory, folder, weights):
         return runner()
 
 
+def differ(out, other):
+    ours, theirs = weights_in(out), weights_in(other)
+    return any(ours[name].tobytes() != theirs[name].tobytes() for name in ours)
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_have_an_effect(run, plain, option):
-    ours, theirs = weights_in(run(option)), weights_in(plain)
-    assert any(ours[name].tobytes() != theirs[name].tobytes() for name in ours)
+    assert differ(run(option), plain)
 
 
 def test_the_same_run_twice_and_with_workers(run, plain):
@@ -239,8 +229,7 @@ def test_the_same_run_twice_and_with_workers(run, plain):
     ("--seed=5", ["--shots=3", "--batch-size=9", "--min-area=1", "--flip=0"]),
 ])  # fmt: skip
 def test_options_have_an_effect_beside_others(run, option, usual):
-    ours, theirs = (weights_in(run(*usual, *o, out=f"r{len(o)}")) for o in ([], [option]))
-    assert any(ours[name].tobytes() != theirs[name].tobytes() for name in ours)
+    assert differ(run(*usual, out="usual"), run(*usual, option))
 
 
 def test_the_seed_reaches_stochastic_depth_and_shots(run, monkeypatch):
@@ -319,17 +308,14 @@ def test_larger_pictures_and_a_kept_head(run, weights):
     with pytest.raises(ValueError, match="5 classes, without names; the folders are hay, ivy, jar"):
         run("--head=keep", out="other")
     again = run("--weights", out / "checkpoint.npz", "--head=keep", "--lr=1e-9", out="kept")
-    np.testing.assert_allclose(
-        weights_in(again)["head.weight"], weights_in(out)["head.weight"], atol=1e-7
-    )
+    kept, head = weights_in(again), weights_in(out)
+    np.testing.assert_allclose(kept["head.weight"], head["head.weight"], atol=1e-7)
     model = Mixer.load(out / "checkpoint.npz")
     model.class_names = ["jar", "hay", "ivy"]  # what its outputs mean, in another order
     save_checkpoint(run.directory / "turned.npz", model)
-    turned = run("--weights", run.directory / "turned.npz", "--head=keep", "--lr=1e-9", out="t")
+    out = run("--weights", run.directory / "turned.npz", "--head=keep", "--lr=1e-9", out="t")
     for name in ("head.weight", "head.bias"):
-        np.testing.assert_allclose(
-            weights_in(turned)[name], weights_in(out)[name][..., [1, 2, 0]], atol=1e-7
-        )
+        np.testing.assert_allclose(weights_in(out)[name], head[name][..., [1, 2, 0]], atol=1e-7)
 
 
 def test_without_val_a_share_of_each_class_is_held_out(run, folder, capsys):
@@ -349,9 +335,8 @@ def test_decoding_keeps_the_trainer_fed(run, tmp_path):
     """An epoch over 2,000 JPEGs of 256 x 256 with S/32 waits for less than a fifth of its time."""
     rng = np.random.default_rng(0)
     for number in range(2000):
-        smooth = Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).resize(
-            (256,) * 2
-        )
+        noise = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+        smooth = Image.fromarray(noise).resize((256, 256))
         pixels = np.asarray(smooth, np.float64) + rng.normal(0, 8, (256, 256, 3))
         path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -360,7 +345,7 @@ def test_decoding_keeps_the_trainer_fed(run, tmp_path):
     out = run("--data", tmp_path / "pictures", "--weights", tmp_path / "s32.npz", "--holdout=0.01",
               "--batch-size=50", "--steps=39", "--eval-every=39", "--workers=2",
               "--min-area=0.05")  # fmt: skip
-    (row,) = read_csv(out / "metrics.csv")
+    (row,) = history(out)
     print(f"{float(row['waiting']):.1%} of {float(row['seconds']):.0f} s waiting for pictures")
     assert float(row["waiting"]) < 0.2
 
@@ -378,11 +363,8 @@ def test_the_linear_probe_trains_the_head_alone(run, weights):
 def test_the_ridge_probe_is_the_closed_form(run, folder, weights, capsys):
     out = run("--probe=ridge", "--shots=2", "--draws=4", "--strength=3", "--seed=7")
     model = Mixer.from_pretrained(weights, num_classes=0)
-    sides = []
-    for paths, labels, _ in find_splits(folder):
-        found = list(Loader(paths, labels, SIZE, 99, train=False).epoch(0))
-        sides.append((pooled_features(model, found[0][0]), found[0][1]))
-    (features, labels), (val_features, val_labels) = sides
+    (train_images, labels), (images, val_labels) = pictures(folder)
+    features, val_features = (pooled_features(model, each) for each in (train_images, images))
     wanted = []
     for seed in range(7, 11):
         chosen = choose_shots(labels, 2, seed)
@@ -394,7 +376,6 @@ def test_the_ridge_probe_is_the_closed_form(run, folder, weights, capsys):
     said = capsys.readouterr()
     assert f"{np.mean(wanted):.2%}, standard deviation {spread:.2%}" in said.out
     kept = Mixer.load(out / "probe.npz")
-    images = next(Loader(*find_splits(folder)[1][:2], SIZE, 99, train=False).epoch(0))[0]
     assert (kept.predict(images) == val_labels).mean() == wanted[0]
     assert not (out / "checkpoint.npz").exists()
     assert "0 files skipped" in said.out and "skipped 2 files" in said.err
@@ -417,19 +398,12 @@ def test_a_class_that_cannot_be_read_is_no_success(run, folder, tmp_path):
 ])  # fmt: skip
 def test_stopped_and_resumed(run, step, extra):
     whole = run(*extra, out="whole")
-    words = [*run.basic, *extra, "--out=run"]
-    said, _ = run.process(*words, at=f"step {step} SIGINT", status=130)
-    line = said.splitlines()[-1]
-    assert f"stopped after step {step} of 6" in line
-    python, script, *again = shlex.split(line.partition("go on: ")[2])
-    assert python == "python" and Path(script).samefile(SCRIPT)
-    run.process(*again)
-    assert_same(run.directory / "run", whole)
-    ours, theirs = (read_csv(out / "metrics.csv") for out in (run.directory / "run", whole))
-    clock = {"waiting", "seconds", "images_per_second"}
-    assert [{k: v for k, v in row.items() if k not in clock} for row in ours] == [
-        {k: v for k, v in row.items() if k not in clock} for row in theirs
-    ]
+    said = run.process(*run.basic, *extra, "--out=run", at=f"step {step} SIGINT", status=130)
+    assert f"stopped after step {step} of 6" in said.stdout.splitlines()[-1]
+    run.script.resume(said)
+    out = run.directory / "run"
+    assert_same(out, whole)
+    assert without_times(history(out)) == without_times(history(whole))
 
 
 def half_broken(folder, tmp_path):
@@ -450,7 +424,7 @@ def test_killed_and_resumed_when_steps_come_to_nothing(run, folder, tmp_path):
     whole = run(*words, "--eval-every=20", out="whole")
     run.process(*run.basic, *words, "--eval-every=20", "--out=run", at="step 14 SIGKILL",
                 status=-signal.SIGKILL)  # fmt: skip
-    run.process("--resume", "--out=run", "--workers=1")
+    run("--resume", "--workers=1")
     assert_same(run.directory / "run", whole)
 
 
@@ -462,7 +436,7 @@ def test_stopped_before_what_cannot_be_read(run, folder, tmp_path):
     for step in (11, 12):  # of the 12 that can be read, among 25
         run.process(*run.basic, *words, "--eval-every=25", f"--out=run{step}",
                     at=f"step {step} SIGINT", status=130)  # fmt: skip
-        run.process("--resume", f"--out=run{step}")
+        run("--resume", out=f"run{step}")
         assert_same(run.directory / f"run{step}", whole)
 
 
@@ -470,14 +444,13 @@ def test_stopped_before_what_cannot_be_read(run, folder, tmp_path):
 def test_ctrl_c_in_a_terminal_and_a_killed_worker(run, who):
     """Both end with a checkpoint and how to go on."""
     words = [*run.basic, "--steps=1000000", "--eval-every=50", "--workers=2", "--out=run"]
-    with run.start(*words, start_new_session=True) as process, killed_at_last(process):
+    with run.script.start(*words, start_new_session=True) as process, killed_at_last(process):
         wait_for(process, "step 50/")
         if who == "everyone":
             os.killpg(process.pid, signal.SIGINT)
         else:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(
-                encoding="utf-8"
-            )
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            children = children.read_text(encoding="utf-8")
             named = [pid for pid in children.split()
                      if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
             os.kill(int(named[0]), signal.SIGKILL)
@@ -610,7 +583,7 @@ def test_class_names_of_every_kind(tmp_path, folder, weights):
     runner = Runner(tmp_path, tmp_path / "data", weights)
     words = [*runner.basic, "--steps=2", "--eval-every=2", "--out=run"]
     for extra in ([], ["--probe=ridge", "--shots=2", "--out=other"]):
-        said, err = runner.process(*words, *extra)
+        said, err = runner.process(*words, *extra, pictures=True)
         assert "\x1b[31m" not in said + err and r"wrote run" not in err
     assert sorted(Mixer.load(tmp_path / "run" / "checkpoint.npz").class_names) == sorted(names)
     _, err = runner.process(*words, "--shots=100", "--out=more", status=2)
@@ -640,8 +613,7 @@ def test_bad_options(run, words, match):
 
 def test_one_line_for_what_the_user_can_mend(run):
     for words in (["--nonsense"], ["--data=none", "--weights=x"], []):
-        _, err = run.process(*words, status=2)
-        assert err.count("\n") == 1 and err.startswith("finetune")
+        run.script.refused(*words)
 
 
 def test_each_comparison_has_its_directory(run, small, monkeypatch, capsys):
@@ -686,16 +658,21 @@ WORSE = ["--steps=24", "--eval-every=2", "--lr=2", "--schedule=constant", "--war
 
 def best_of(out):
     """The number of the best row, by another way than best_row's."""
-    found = read_csv(out / "metrics.csv")
+    found = history(out)
     return sorted(range(len(found)), key=lambda n: (
         -float(found[n]["val_accuracy"]), float(found[n]["val_loss"]), n))[0]  # fmt: skip
 
 
-def test_the_best_weights_are_kept(run, capsys):
+def test_the_best_weights_are_kept(run, monkeypatch, capsys):
     plain = run(*WORSE, out="plain")
+    saved, save = [], run_module.save_checkpoint
+    monkeypatch.setattr(run_module, "save_checkpoint", lambda path, *rest: (
+        saved.append(path.name) or save(path, *rest)
+    ))  # fmt: skip
     out = run(*WORSE, "--keep=best")
+    assert saved[:2] == ["best.npz", "checkpoint.npz"]  # a kill between them makes the row again
     assert_same(out, plain)
-    number, found = best_of(out), read_csv(out / "metrics.csv")
+    number, found = best_of(out), history(out)
     assert number < len(found) - 1
     until = run(*WORSE, f"--steps={2 * number + 2}", out="until")  # of a constant learning rate
     ours, theirs = Mixer.load(out / "best.npz").state_dict(), weights_in(until)
@@ -717,8 +694,7 @@ def test_the_best_survives_whatever_happens(run, at):
     whole = run(*WORSE, "--keep=best", out="whole")
     run.process(*run.basic, *WORSE, "--keep=best", "--out=run", at=at,
                 status=130 if "INT" in at else -signal.SIGKILL)  # fmt: skip
-    run.process("--resume", "--out=run")
-    out = run.directory / "run"
+    out = run("--resume")
     assert_same(out, whole)
     assert best_of(out) == best_of(whole)
     ours, theirs = (Mixer.load(path / "best.npz").state_dict() for path in (out, whole))
@@ -729,7 +705,7 @@ def test_patience_ends_a_run(run, capsys):
     whole = read_csv(run(*WORSE, out="whole") / "metrics.csv")
     capsys.readouterr()
     out = run(*WORSE, "--patience=2")
-    found = read_csv(out / "metrics.csv")
+    found = history(out)
     assert 3 <= len(found) < 12 and best_of(out) == len(found) - 3
     losses = [[row["val_loss"] for row in some] for some in (found, whole[: len(found)])]
     assert losses[0] == losses[1]
@@ -738,17 +714,15 @@ def test_patience_ends_a_run(run, capsys):
     before = (out / "checkpoint.npz").read_bytes()
     run("--resume")  # it is over
     assert (out / "checkpoint.npz").read_bytes() == before
-    assert read_csv(out / "metrics.csv") == found
-    with pytest.raises(
-        ValueError, match=r"holds checkpoint\.npz, metrics\.csv, skipped\.csv: --overwrite"
-    ):
+    assert history(out) == found
+    with pytest.raises(ValueError, match=r"holds checkpoint\.npz, metrics\.csv, skipped\.csv: "):
         run(overwrite=False)  # which does not call it unfinished
 
 
 def test_two_runs_on_one_directory(run):
     """A worker that outlives its killed trainer for a moment holds nothing."""
     words = [*run.basic, "--steps=1000000", "--eval-every=50", "--workers=2", "--out=run"]
-    with run.start(*words) as process, killed_at_last(process):
+    with run.script.start(*words) as process, killed_at_last(process):
         wait_for(process, "step 50/")
         with pytest.raises(BlockingIOError, match="another run is working in"):
             run()
@@ -773,15 +747,11 @@ def test_not_one_picture(run, tmp_path):
 
 
 def test_memory_and_errors_of_scripts(capsys):
-    def fail():
-        raise MemoryError("much")
-
+    fail = lambda: raises(MemoryError("much"))  # noqa: E731
     with pytest.raises(SystemExit) as ended:
         command_line.run_script(fail, "name", "take less")
-    assert (
-        ended.value.code == 2
-        and capsys.readouterr().err == "name: out of memory; take less: much\n"
-    )
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "name: out of memory; take less: much\n"
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------

@@ -5,22 +5,15 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import quick, read_csv
+from scripts import SCRIPT, SMALL, history, killed_at_last, make_data, wait_for, without_times
 from test_parallel import ENVIRONMENT, MPIRUN, needs_mpi
-from test_train_mnist import (
-    SCRIPT,
-    SMALL,
-    history,
-    killed_at_last,
-    make_data,
-    wait_for,
-    without_times,
-)
 
 from minimixer import Mixer
 from minimixer.training.checkpoint import read_checkpoint, save_checkpoint
@@ -40,6 +33,19 @@ def start(processes, script, *words, cwd):
         [str(word) for word in command], cwd=cwd, env=environment, encoding="utf-8",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def wrapped(tmp_path, code, rank=IS_RANK_1):
+    """train_mnist.py, before which that rank runs some code."""
+    path = tmp_path / "wrapper.py"
+    path.write_text(
+        "import os, runpy, signal, sys\n"
+        f"sys.argv[0] = {str(SCRIPT)!r}\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        f"if {rank}:\n{textwrap.indent(code, '    ')}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
+        encoding="utf-8",
+    )
+    return path
 
 
 def run(processes, script, *words, cwd, status=0):
@@ -86,22 +92,24 @@ def test_the_same_training(small, alone, tmp_path, processes):
     assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(alone))
 
 
+KILLED = f"""
+from minimixer import AdamW
+step, calls = AdamW.step, []
+def watched(self):
+    step(self)
+    calls.append(1)
+    if len(calls) == 9 and {IS_RANK_1}:
+        os.kill(os.getpid(), signal.SIGKILL)
+AdamW.step = watched
+"""
+
+
 def test_killed_and_resumed_by_others(small, alone, tmp_path):
     """SIGKILL of one rank ends all; the checkpoint is whole, and any number goes on with it."""
     words = [*WORDS, "--data-dir", small, "--out=run"]
-    slow = tmp_path / "slow.py"
-    slow.write_text(
-        "import os, runpy, signal, sys\nfrom minimixer import AdamW\nstep, calls = AdamW.step, []\n"
-        "def watched(self):\n    step(self)\n    calls.append(1)\n"
-        f"    if len(calls) == 9 and {IS_RANK_1}:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"AdamW.step = watched\nsys.argv[0] = {str(SCRIPT)!r}\n"
-        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n",
-        encoding="utf-8",
-    )
+    killed = wrapped(tmp_path, KILLED, rank=True)  # the same code on both ranks
     began = time.monotonic()
-    run(2, slow, *words, cwd=tmp_path, status=1)
+    run(2, killed, *words, cwd=tmp_path, status=1)
     assert time.monotonic() - began < 15
     progress = read_checkpoint(tmp_path / "run" / "checkpoint.npz")[0]["progress"]
     assert len(progress["history"]) == 1
@@ -148,20 +156,26 @@ def working_in(process):
 ])  # fmt: skip
 def test_ranks_with_other_options(small, tmp_path, option, text):
     """Found before the first step, whichever option it is."""
-    wrapper = tmp_path / "wrapper.py"
-    wrapper.write_text(
-        "import os, runpy, sys\n"
-        f"sys.argv[0] = {str(SCRIPT)!r}\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        f"sys.argv += [{option!r}] * ({IS_RANK_1})\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
-        encoding="utf-8",
-    )
+    wrapper = wrapped(tmp_path, f"sys.argv.append({option!r})")
     words = [*WORDS, "--data-dir", small, "--out=run"]
     _, err = run(2, wrapper, *words, cwd=tmp_path, status=2)
     assert re.search(text, err), err
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
 
 
+HELPERS = """
+def fails(*_, **__):
+    raise OSError('lost')
+def leaves(*_):
+    sys.exit(0)
+class AtImport:
+    def find_spec(self, name, *_):
+        if name == 'minimixer':
+            self.what()
+def at_import(what):
+    sys.meta_path.insert(0, AtImport())
+    sys.meta_path[0].what = what
+"""
 # What goes wrong on one rank, and what is said; `fails` raises an error, `at_import(f)` calls f
 # while the script imports minimixer.
 STAGES = {
@@ -184,21 +198,7 @@ def test_an_error_on_one_rank_ends_all(small, tmp_path, stage):
     """Wherever it is, within seconds, and in that rank's words."""
     code, message = STAGES[stage]
     rank = "not " * ("rank 0" in message) + IS_RANK_1
-    wrapper = tmp_path / "wrapper.py"
-    wrapper.write_text(
-        "import os, runpy, sys\n"
-        "def fails(*_, **__):\n    raise OSError('lost')\n"
-        "def leaves(*_):\n    sys.exit(0)\n"
-        "class AtImport:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'minimixer':\n            self.what()\n"
-        "def at_import(what):\n"
-        "    sys.meta_path.insert(0, AtImport())\n    sys.meta_path[0].what = what\n"
-        f"sys.argv[0] = {str(SCRIPT)!r}\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        f"if {rank}:\n    {code}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
-        encoding="utf-8",
-    )
+    wrapper = wrapped(tmp_path, HELPERS + code, rank)
     began = time.monotonic()
     words = [*WORDS, "--data-dir", small, "--out=run"]
     with start(2, wrapper, *words, cwd=tmp_path) as process, killed_at_last(process):
@@ -311,4 +311,3 @@ def test_the_benchmark(tmp_path):
     out, _ = run(1, SCRIPT.with_name("benchmark.py"), *words, cwd=tmp_path)
     for text in ("images/s of 2 processes over", "efficiency", "exposed communication"):
         assert text in out
-    assert Path(tmp_path).exists()

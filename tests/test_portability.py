@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import ENVIRONMENT, quick
-from test_train_mnist import SCRIPT, SMALL, make_data
+from scripts import SCRIPT, SMALL, make_data
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [

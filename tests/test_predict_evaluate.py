@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from help import raises
 from processes import read_csv
+from scripts import EXAMPLES, Runner
 
 from minimixer import Mixer
 from minimixer.training.checkpoint import save_checkpoint
@@ -54,24 +56,18 @@ def picture(path, grey, size=(8, 8)):
 
 @pytest.fixture
 def run(tmp_path):
-    stub = tmp_path / "stub"
-    stub.mkdir()
-    (stub / "matplotlib.py").write_text("raise ImportError('a stub')\n", encoding="utf-8")
-
-    def run(script, *arguments, status=0, matplotlib=False):
-        paths = [str(ROOT)] if matplotlib else [str(stub), str(ROOT)]  # the stub also saves time
-        done = subprocess.run(
-            [sys.executable, ROOT / "examples" / f"{script}.py", *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
-            cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60,
-        )  # fmt: skip
-        assert done.returncode == status, done.stderr
-        assert "Traceback" not in done.stderr
+    def run(script, *arguments, status=0, **more):
+        runner = Runner(tmp_path, EXAMPLES / f"{script}.py")
+        done = runner(*arguments, status=status, **more)
         if status == 2:
-            assert done.stderr.startswith(f"{script}") and done.stderr.count("\n") == 1
+            assert done.stderr.startswith(script) and done.stderr.count("\n") == 1
         return done
 
     return run
+
+
+def metrics_in(out):
+    return json.loads((out / "metrics.json").read_bytes())
 
 
 # ---- predict ------------------------------------------------------------------------------------
@@ -173,21 +169,16 @@ def test_a_digit_of_ones_own(tmp_path, run):
     assert "--crop is for pictures taken as they are: add --prepare none" in refused.stderr
     refused = run("predict", "--weights", saved(tmp_path), "--prepare=digit", three, status=2)
     assert "28 x 28 with 1 channel" in refused.stderr
-    assert (
-        "nor a model that comes with" in run("predict", "--weights=digit", three, status=2).stderr
-    )
+    refused = run("predict", "--weights=digit", three, status=2)
+    assert "nor a model that comes with" in refused.stderr
 
 
 def test_evaluate_sees_digits_as_predict_does(tmp_path, run):
-    for digit in range(10):
-        folder = tmp_path / "data" / str(digit)
-        folder.mkdir(parents=True)
-        for path in (ROOT / "tests" / "digits").glob(f"{digit}_*"):
-            (folder / path.name).write_bytes(path.read_bytes())
+    for path in (ROOT / "tests" / "digits").glob("?_*"):
+        (tmp_path / "data" / path.name[0]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "data" / path.name[0])
     run("evaluate", "--weights=digits", "--data", tmp_path / "data")
-    metrics = json.loads(
-        (tmp_path / "runs" / "evaluate" / "metrics.json").read_text(encoding="utf-8")
-    )
+    metrics = metrics_in(tmp_path / "runs" / "evaluate")
     assert metrics["top1"] == 1 and metrics["pictures"] == 20
 
 
@@ -211,9 +202,9 @@ def test_metrics_worked_out_by_hand(tmp_path, run, folder):
     real = [[1], [1, 2], [0], [], [2], [0], [0]]  # right: a, b, f; wrong: e, g; d is not counted
     (tmp_path / "real.json").write_text(json.dumps(real), encoding="utf-8")
     done = run("evaluate", "--weights", saved(tmp_path), "--data", folder, "--out", "out",
-               "--real", tmp_path / "real.json", "--batch-size=3", matplotlib=True)  # fmt: skip
+               "--real", tmp_path / "real.json", "--batch-size=3", pictures=True)  # fmt: skip
     out = tmp_path / "out"
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    metrics = metrics_in(out)
     assert metrics["pictures"] == 6 and metrics["top5"] is None
     assert [Path(path).name for path, _ in metrics["skipped"]] == ["c.png"]
     assert metrics["top1"] == 3 / 6  # a, d, e
@@ -243,9 +234,7 @@ def test_idx_directories_top_5_and_no_matplotlib(tmp_path, run):
     weights = saved(tmp_path, white=white, black=black, names=None, channels=1)
     arguments = ["--weights", weights, "--data", directory]
     done = run("evaluate", *arguments, "--batch-size=3")
-    metrics = json.loads(
-        (tmp_path / "runs" / "evaluate" / "metrics.json").read_text(encoding="utf-8")
-    )
+    metrics = metrics_in(tmp_path / "runs" / "evaluate")
     assert (metrics["top1"], metrics["top5"], metrics["pictures"]) == (0.5, 0.75, 4)
     assert metrics["expected_calibration_error"] == pytest.approx(0.2, abs=1e-5)  # |2 / 4 - 0.3|
     assert done.stderr == "for a picture of the confusion matrix: pip install matplotlib\n"
@@ -261,9 +250,7 @@ def test_class_folders_must_fit_the_model(tmp_path, run, folder):
     assert "has pictures of dog, which is not among the classes: eel, cat, wolf" in said
     saved(tmp_path, names=None)  # by order now: cat is 0, which the model says to black
     run("evaluate", *arguments)
-    metrics = json.loads(
-        (tmp_path / "runs" / "evaluate" / "metrics.json").read_text(encoding="utf-8")
-    )
+    metrics = metrics_in(tmp_path / "runs" / "evaluate")
     assert metrics["top1"] == 2 / 6  # f, and dog's b
     saved(tmp_path, white=(0.5, 0.5), black=(0.2, 0.8), names=None)
     assert "3 class folders, but the model has 2" in run("evaluate", *arguments, status=2).stderr
@@ -292,11 +279,14 @@ def test_some_of_the_models_classes(tmp_path, run, folder):
     done = run("evaluate", *arguments)
     assert "all are of one class, cat: this says nothing of the others" in done.stdout
     out = tmp_path / "runs" / "evaluate"
-    rows = [
-        (row["name"], row["pictures"], row["accuracy"]) for row in read_csv(out / "per_class.csv")
+    rows = read_csv(out / "per_class.csv")
+    found = [(row["name"], row["pictures"], row["accuracy"]) for row in rows]
+    assert found == [
+        ("eel", "0", ""),
+        ("cat", "3", str(2 / 3)),
+        ("dog", "0", ""),
     ]
-    assert rows == [("eel", "0", ""), ("cat", "3", str(2 / 3)), ("dog", "0", "")]
-    assert json.loads((out / "metrics.json").read_bytes())["mean_per_class"] == 2 / 3
+    assert metrics_in(out)["mean_per_class"] == 2 / 3
     picture(folder / "val" / "eel" / "1.png", 5)
     assert "no pictures of dog\n" in run("evaluate", *arguments).stdout
     saved(tmp_path, names=None)
@@ -318,11 +308,8 @@ def test_where_no_thread_can_be_started(tmp_path, run, folder, script, monkeypat
     arguments = ["--weights", saved(tmp_path)]
     arguments += ["--data", folder] if script == "evaluate" else [folder / "val", "--batch-size=2"]
     expected = run(script, *arguments)
-    (tmp_path / "stub" / "sitecustomize.py").write_text(
-        "import threading\n"
-        "def start(thread): raise RuntimeError(\"can't start new thread\")\n"
-        "threading.Thread.start = start\n", encoding="utf-8",
-    )  # fmt: skip
+    refuse = lambda thread: raises(RuntimeError("can't start new thread"))  # noqa: E731
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     done = run(script, *arguments)
     assert (done.stdout, done.stderr) == (expected.stdout, expected.stderr)
 
@@ -351,7 +338,7 @@ def test_nan_counts_as_wrong(tmp_path, folder, monkeypatch, capsys):
     words = ["evaluate.py", "--weights", saved(tmp_path), "--data", folder, "--out", tmp_path / "o"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     assert evaluate.main() == 0
-    metrics = json.loads((tmp_path / "o" / "metrics.json").read_bytes())
+    metrics = metrics_in(tmp_path / "o")
     assert metrics["without_answer"] == 3 and metrics["pictures"] == 6
     assert metrics["top1"] == 2 / 6  # cat/d and eel/e
     assert metrics["mean_per_class"] == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
@@ -380,7 +367,8 @@ def test_names_of_every_kind(tmp_path, run):
     for name in HARD:
         picture(tmp_path / "data" / name / "1.png", 9)
         (tmp_path / "data" / name / "\x1b[2J.png").write_bytes(b"no picture\x1b")
-    done = run("evaluate", "--weights", weights, "--data", tmp_path / "data", matplotlib=True)
+    done = run("evaluate", "--weights", weights, "--data", tmp_path / "data", pictures=True,
+               apart=True)  # fmt: skip
     assert visible(done.stdout) and visible(done.stderr)
     out = tmp_path / "runs" / "evaluate"
     assert (out / "confusion.png").stat().st_size > 5000
@@ -388,15 +376,16 @@ def test_names_of_every_kind(tmp_path, run):
     assert all(name.isprintable() for name in names)
     codec = [n.encode("latin-1", "backslashreplace").decode("unicode_escape") for n in names]
     assert codec == HARD
-    skipped = json.loads((out / "metrics.json").read_bytes())["skipped"]
+    skipped = metrics_in(out)["skipped"]
     assert {Path(path).parent.name for path, _ in skipped} == set(HARD)
-    done = run("predict", "--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()))
+    done = run("predict", "--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()),
+               apart=True)  # fmt: skip
     assert visible(done.stdout) and visible(done.stderr)
     shown = {line.split("%  ")[1] for line in done.stdout.splitlines() if "%  " in line}
     assert len(shown) == count
     for words in (["--weights", "gone\x1b[31m\n.npz", "x"], ["--top=\x1b", "x"],
                   ["--weights", weights, "--names", "\u202e", "x"]):  # fmt: skip
-        assert visible(run("predict", *words, status=2).stderr)
+        assert visible(run("predict", *words, status=2, apart=True).stderr)
 
 
 def test_what_cannot_be_decoded_is_one_line(tmp_path, run):

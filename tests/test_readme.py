@@ -5,13 +5,13 @@ import ast
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import tokenize
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import EXAMPLES, Runner
 
 import minimixer
 
@@ -31,8 +31,7 @@ SCRIPTS = [command for command in COMMANDS if command.startswith("python example
 def test_python_blocks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = "--limit-train 300 --epochs 1 --hidden-dim 8 --num-blocks 1 --out runs/mnist"
-    script = str(ROOT / "examples/train_mnist.py")
-    subprocess.run([sys.executable, script, *small.split()], check=True, capture_output=True)
+    Runner(tmp_path)(*small.split())
     names: dict = {"__name__": "readme"}
     blocks = [block for language, block in BLOCKS if language == "python"]
     assert len(blocks) >= 4
@@ -56,10 +55,9 @@ def test_the_function_that_readme_defines_is_right_everywhere():
         np.testing.assert_allclose(t.grad, slope, rtol=1e-3, atol=1e-6)
 
 
-def test_the_benchmark_measures():
-    short = ["--runs", "1", "--warm-up", "1", "--steps", "1", "--batch-size", "4"]
-    command = [sys.executable, str(ROOT / "examples/benchmark.py"), *short]
-    said = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
+def test_the_benchmark_measures(tmp_path):
+    short = ["--runs=1", "--warm-up=1", "--steps=1", "--batch-size=4"]
+    said = Runner(tmp_path, EXAMPLES / "benchmark.py")(*short, apart=True).stdout
     for work in ("train", "inference"):
         assert re.search(rf"^ *{work} +minimixer +[\d.]+ ms .* images/s", said, re.MULTILINE), said
 
