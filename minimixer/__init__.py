@@ -89,7 +89,6 @@ from typing import Any
 from . import nn
 from .engine.autograd import Function
 from .engine.grad_mode import enable_grad, is_grad_enabled, no_grad
-from .engine.gradcheck import gradcheck
 from .engine.habits import missing
 from .engine.more_ops import clip, maximum, where
 from .engine.more_rearrange import concatenate, stack
@@ -113,23 +112,30 @@ for _module in (data, functional, optim):  # by their short names
     sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
 
 
-def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def on_demand(
+    package: str, names: dict[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """__getattr__ and __dir__ of a package whose modules, `minimixer.weights` say, are imported
     when somebody asks for them: so it is imported in a tenth of a second, and needs no package
-    that only some of them do."""
+    that only some of them do. `names`: what else is looked up then, and in which module."""
 
     def modules() -> set[str]:
         return {module.name for module in pkgutil.iter_modules(sys.modules[package].__path__)}
 
     def find(name: str) -> Any:
+        if names and name in names:
+            return getattr(importlib.import_module(f"{package}.{names[name]}"), name)
         if name in modules():
             return importlib.import_module(f"{package}.{name}")
         raise missing(package, name, package)
 
-    return find, lambda: sorted({*vars(sys.modules[package]), *modules()})
+    return find, lambda: sorted({*vars(sys.modules[package]), *modules(), *(names or ())})
 
 
-__getattr__, __dir__ = on_demand(__name__)
+_later = {"GradientError": "engine.gradcheck", "gradcheck": "engine.gradcheck"}
+if importlib.util.find_spec(f"{__name__}.graph"):  # one launch a step
+    _later |= {"record": "graph.recorded", "fetch": "graph.staging"}
+__getattr__, __dir__ = on_demand(__name__, _later)
 
 __all__ = [
     "GELU", "SGD", "Adam", "AdamW", "Dropout", "Flatten", "Function", "GradientError", "LayerNorm",
@@ -138,8 +144,4 @@ __all__ = [
     "nn", "no_grad", "ops", "optim", "rearrange", "schedule", "stack", "where",
 ]  # fmt: skip
 
-if importlib.util.find_spec(f"{__name__}.graph"):  # one launch a step
-    from .graph.recorded import record as record
-    from .graph.staging import fetch as fetch
-
-    __all__ += ["fetch", "record"]
+__all__ += [name for name in ("fetch", "record") if name in _later]

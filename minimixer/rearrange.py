@@ -1,28 +1,7 @@
-"""What collects and moves numbers, by name. It is in engine/rearrange.py and
-engine/more_rearrange.py: whoever wants to replace an operation replaces it there."""
+"""What collects and moves numbers, by name: sums, reshapes, extremes, joins."""
 
-from .engine.more_rearrange import (
-    Concatenate,
-    Index,
-    Max,
-    Min,
-    Stack,
-    Std,
-    To,
-    Var,
-    concatenate,
-    index,
-    max,
-    min,
-    stack,
-    std,
-    to,
-    var,
-)  # fmt: skip
-from .engine.rearrange import Mean, Reshape, Sum, Transpose, mean, reshape, sum, transpose
+from .engine import more_rearrange as _more_rearrange
+from .engine import rearrange as _rearrange
+from .gathered import gather as _gather
 
-__all__ = [
-    "Concatenate", "Index", "Max", "Mean", "Min", "Reshape", "Stack", "Std", "Sum", "To",
-    "Transpose", "Var", "concatenate", "index", "max", "mean", "min", "reshape", "stack", "std",
-    "sum", "to", "transpose", "var",
-]  # fmt: skip
+_gather(__name__, _rearrange, _more_rearrange)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import minimixer
+from minimixer import Tensor, kernels
+
 ROOT = Path(__file__).parents[1]
 BOOK = ("engine", "nn", "model", "training")  # each may import itself and those before it
 MACHINERY = ("kernels", "graph", "weights", "pictures", "parallel")
@@ -126,3 +129,20 @@ def test_the_book_needs_nothing_of_what_comes_after_it(tmp_path, gone, code):
     command = [sys.executable, *strict, "run.py", *PAGES, *APPENDICES]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("face, name, use", [
+    ("ops", "exp", lambda: Tensor([1.0]).exp()),
+    ("ops", "add", lambda: Tensor([1.0]) + 1),
+    ("rearrange", "sum", lambda: Tensor([1.0]).sum()),
+    ("rearrange", "max", lambda: Tensor([1.0]).max()),
+])  # fmt: skip
+def test_what_gathers_names_replaces_them_where_they_are(monkeypatch, face, name, use):
+    module = getattr(minimixer, face)
+    assert name in dir(module) and isinstance(use(), Tensor)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, lambda *inputs, **options: "patched")
+        assert use() == "patched"
+    assert isinstance(use(), Tensor) and kernels.status() == "kernels: fast"
+    with pytest.raises(AttributeError, match=f"minimixer.{face}.*'nothing'"):
+        module.nothing  # noqa: B018

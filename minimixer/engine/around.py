@@ -32,7 +32,7 @@ class Around(ContextDecorator):
 
     def again(self) -> Any:
         """Another one like this: a decorator is one object for all calls and threads."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no again")
 
     def _recreate_cm(self):  # what ContextDecorator asks for
         return self.again()

@@ -122,6 +122,7 @@ class MoreOfTensor(Habits):
 
 
 def holds_variables(data: list | tuple) -> bool:
+    """Are there Variables in a nested list?"""
     return any(
         isinstance(v, Variable) or (isinstance(v, (list, tuple)) and holds_variables(v))
         for v in data

@@ -48,6 +48,8 @@ class Unchanged:
 def backward_twice(
     total: Tensor, given: Unchanged, returned: Unchanged, tensors: Sequence[Tensor], name: str
 ) -> None:
+    """total.backward() two times, with the same result; GradientError otherwise, or if it writes
+    into what was `given`, or into what was `returned` before."""
     gradients = []
     for retain_graph in (True, False):
         for tensor in tensors:

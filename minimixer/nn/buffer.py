@@ -150,4 +150,5 @@ class ParameterBuffer:
 
 
 def aligned(size: int) -> int:
+    """So many elements, and those that stay free before the next Parameter."""
     return -(-size // ALIGNMENT) * ALIGNMENT

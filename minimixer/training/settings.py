@@ -25,6 +25,7 @@ _GROUP_KEYS = {"params", "lr", "weight_decay"}
 
 
 def check_rate(name: str, value: Any) -> float:
+    """ValueError unless it is a number from 0 to 1e38."""
     return check_number(name, value, 0, 1e38, "[]")  # beyond it is infinite in float32
 
 
