@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import functools
 import re
 import runpy
 import shlex
@@ -93,6 +94,16 @@ def test_files_that_readme_names_are_there():
         assert (ROOT / name).exists(), name
     for name in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_names_in_the_text_are_there():
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    roots = "minimixer|kernels|functional|weights|data|optim|backend"
+    found = {name for code in re.findall(r"`([^`\n]+)`", text)
+             for name in re.findall(rf"(?<![\w./])(?:{roots})(?:\.\w+)+", code)}  # fmt: skip
+    assert len(found) > 3
+    for name in found:
+        functools.reduce(getattr, name.removeprefix("minimixer.").split("."), minimixer)
 
 
 def count_lines(path):
