@@ -3,9 +3,9 @@
 The package is a tutorial. Before it come `examples/mixer_by_hand.py` and `examples/tiny.py`, a page
 each. Then its four rooms, whose pages need nothing of what comes after, but to save and to load:
 
-    engine/grad_mode.py     no_grad: whether operations are recorded
     engine/autograd.py      Function, and the record of what was done
     engine/backward.py      the walk back along it
+    engine/grad_mode.py     no_grad: whether operations are recorded
     engine/ops.py           arithmetic, each forward beside its backward
     engine/rearrange.py     sums, means, reshapes: where gradients go when numbers move
     engine/tensor.py        Tensor: the usual signs for all that
@@ -48,6 +48,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     engine/habits.py        what is typed out of habit, and what to write instead
     nn/buffer.py            the flat buffer behind Parameters
     nn/state.py             weights by name, out and in
+    nn/more_module.py       a module's buffer, and the rest of its methods
     nn/more_layers.py       Sequential, activations, dropout
     nn/more_loss.py         softmax alone, and the squared error
     nn/targets.py           what a loss compares scores with
@@ -61,6 +62,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     model/trained.py        files, predictions, features of a model
     training/settings.py    what an optimizer is told; its state
     training/norms.py       the norm of all gradients
+    training/prefetch.py    batches made ahead by a thread
     training/idx.py         IDX files: how to read what somebody else wrote
     training/datasets.py    the embedded MNIST, and data sets in its format
     training/metrics.py     accuracy and the like, from logits

@@ -74,9 +74,9 @@ def found():
 
 def test_a_step_runs_through_few_lines_of_few_files(found):
     """The limits are what is; DESIGN's are 3,000 lines, 60 lines of appendices, 4,500 events."""
-    assert len(PAGES) <= 25 and len(found.lines) <= 26
-    assert sum(found.whole.values()) <= 3600
-    assert found.executed_outside(set(PAGES)) <= 115
+    assert len(PAGES) <= 25 and len(found.lines) <= 27
+    assert sum(found.whole.values()) <= 3420
+    assert found.executed_outside(set(PAGES)) <= 140
     if sys.version_info < (3, 12):  # from where on a comprehension is no call
         assert found.outside(MATHEMATICS) <= 5100
         assert sum(found.calls.values()) <= 1500 and found.moves <= 600
@@ -99,5 +99,5 @@ def test_how_soon_a_reader_gets_there():
     first = re.search(r"x\.grad", (PACKAGE / "engine/backward.py").read_text(encoding="utf-8"))
     assert first  # a doctest prints a gradient
     assert ends["engine/autograd"] + 30 <= 350
-    assert ends["engine/tensor"] <= 1100
-    assert ends["model/block"] <= 2450 and ends["training/loop"] <= 3300
+    assert ends["engine/tensor"] <= 950
+    assert ends["model/block"] <= 2200 and ends["training/loop"] <= 3000

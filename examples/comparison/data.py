@@ -26,6 +26,7 @@ from minimixer import data
 from minimixer.backend import random_bits
 from minimixer.training.files import read_file
 from minimixer.training.names import for_picture, printable
+from minimixer.training.prefetch import start_threads
 
 # Purposes of random numbers, above those of the package.
 HELD_OUT, TEST_PART, PATCH_ORDER, PIXEL_ORDER = 201, 202, 203, 204
@@ -246,7 +247,7 @@ def decode_all(
             return f"{paths[number]}: {error}"
         return None
 
-    pool = data.start_threads(min(4, os.cpu_count() or 1))
+    pool = start_threads(min(4, os.cpu_count() or 1))
     with pool or contextlib.nullcontext():
         failures = list((pool.map if pool else map)(fill, range(len(paths))))
     bad = [text for text in failures if text is not None]

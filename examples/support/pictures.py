@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from minimixer.data import start_threads
 
 from minimixer import Mixer, backend
 from minimixer.pictures.augment import INTERPOLATIONS, resize, resize_crop
 from minimixer.pictures.digits import read_digit
 from minimixer.pictures.folders import BadPicture, decode, is_picture
+from minimixer.training.prefetch import start_threads
 from minimixer.weights.remake import remake
 from support.options import Parser, numbers, positive, share
 

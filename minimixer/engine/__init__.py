@@ -1,4 +1,4 @@
 """Reverse-mode differentiation of programs on arrays: Tensor, its operations, their gradients.
 
-The room imports no other. Start with `grad_mode.py` and `autograd.py`.
+The room imports no other. Start with `autograd.py`.
 """

@@ -5,8 +5,6 @@ What is around it must hold within each piece, and not in between.
 
 >>> from minimixer.engine.around import Around
 >>> class Loud(Around):
-...     def again(self):
-...         return Loud()
 ...     def __enter__(self):
 ...         print("in")
 ...     def __exit__(self, *_):
@@ -20,6 +18,7 @@ out
 4
 """
 
+import copy
 import functools
 import inspect
 import types
@@ -28,14 +27,10 @@ from typing import Any
 
 
 class Around(ContextDecorator):
-    """Subclasses define __enter__, __exit__ and `again`."""
+    """Subclasses define __enter__ and __exit__."""
 
-    def again(self) -> Any:
-        """Another one like this: a decorator is one object for all calls and threads."""
-        raise TypeError(f"{type(self).__name__} has no again")
-
-    def _recreate_cm(self):  # what ContextDecorator asks for
-        return self.again()
+    def _recreate_cm(self) -> Any:  # ContextDecorator asks for one for each call
+        return copy.copy(self)
 
     def __call__(self, function: Any) -> Any:
         def generator(*args: Any, **options: Any) -> Any:
@@ -56,20 +51,27 @@ class Around(ContextDecorator):
         return super().__call__(function)
 
 
+class Bare(Around):
+    """One that is made of nothing, and decorates without brackets too: `@no_grad`."""
+
+    def __new__(cls, function: Any = None) -> Any:
+        return super().__new__(cls) if function is None else cls()(function)
+
+
 def _stepwise(around: Any, steps: Any) -> Any:
     """Run a generator (or a coroutine, which is one inside) from yield to yield, each step within
     `around`."""
     step, sent = steps.send, None
     while True:
         try:
-            with around.again():
+            with copy.copy(around):
                 yielded = step(sent)
         except StopIteration as end:
             return end.value
         try:
             step, sent = steps.send, (yield yielded)
         except GeneratorExit:
-            with around.again():
+            with copy.copy(around):
                 steps.close()
             raise
         except BaseException as error:

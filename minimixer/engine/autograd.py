@@ -48,7 +48,7 @@ import numpy as np
 
 from .arrays import Array, namespace  # of NumPy, or of CuPy, NumPy for GPUs; "xp" is either
 from .dispatch import choose, run  # run: forward, and what has to surround it
-from .grad_mode import mode
+from .grad_mode import mode  # mode.enabled: is what is done recorded?
 from .inputs import read_inputs
 from .precision import FLOAT_DTYPES  # float32, float64
 
@@ -117,8 +117,8 @@ class Function:
                         backward get numbers of two bytes (float16) as float32, and their results
                         are rounded to two
         wide_result     those of forward are not: a mean stays float32
-        whole           integers and booleans, which have no gradient: None refuses them, "kept"
-                        takes them as they are, "float32" reads them as that
+        integers        and booleans, which have no gradient: None refuses them, "kept" takes them
+                        as they are, "float32" reads them as that
         quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
     """
 
@@ -131,7 +131,7 @@ class Function:
     optional: ClassVar[tuple[int, ...]] = ()
     any_dtype: ClassVar[bool] = False
     wide_result: ClassVar[bool] = False
-    whole: ClassVar[str | None] = None
+    integers: ClassVar[str | None] = None
     quiet: ClassVar[bool] = False
 
     needs: tuple[bool, ...]  # per input: is its gradient wanted?

@@ -1,8 +1,7 @@
 """Whether operations are recorded for backward: no_grad and its opposite.
 
-Training asks how one number, the loss, changes with each weight: its gradient. `backward` goes
-back through a record of all operations to find it, and the record keeps their arrays alive. Using
-a trained model needs no record.
+The record that backward goes back along keeps arrays alive. Who only uses a trained model, or
+measures how good it is, needs no record.
 
 >>> from minimixer import is_grad_enabled, no_grad
 >>> with no_grad():
@@ -14,13 +13,12 @@ False
 >>> evaluate(), is_grad_enabled()
 (False, True)
 
-Next: `autograd.py`, Function, and the record of what was done.
+Next: `ops.py`, arithmetic, each forward beside its backward.
 """
 
 import threading
-from typing import Any
 
-from .around import Around
+from .around import Around, Bare  # what `with` takes, and what decorates
 
 
 class _Mode(threading.local):  # each thread has its own
@@ -45,9 +43,6 @@ class set_grad_enabled(Around):
     def __init__(self, enabled: bool):
         self.enabled = enabled
 
-    def again(self):
-        return set_grad_enabled(self.enabled)
-
     def __enter__(self):
         mode.before.append(mode.enabled)
         mode.enabled = self.enabled
@@ -57,21 +52,14 @@ class set_grad_enabled(Around):
         mode.enabled = mode.before.pop()
 
 
-class _Bare(set_grad_enabled):
-    """What decorates without brackets too: `@no_grad`."""
-
-    def __new__(cls, function: Any = None) -> Any:
-        return super().__new__(cls) if function is None else cls()(function)
-
-
-class no_grad(_Bare):
+class no_grad(Bare, set_grad_enabled):
     """`with no_grad():` or `@no_grad()`: compute without recording, and without keeping."""
 
     def __init__(self):
         super().__init__(False)
 
 
-class enable_grad(_Bare):
+class enable_grad(Bare, set_grad_enabled):
     """The opposite of no_grad, for a part inside it."""
 
     def __init__(self):

@@ -79,20 +79,20 @@ def _is_a_number(array: Array, inputs: Sequence[Any], values: Sequence[Any]) -> 
 def _read_whole_numbers(
     function: Any, inputs: Sequence[Any], values: Sequence[Any]
 ) -> tuple[list[Any], Any]:
-    """As read_inputs, where integers or booleans are among them: alone as `whole` says, or single
-    numbers beside floats, `(losses * mask).sum() / mask.sum()`; all else is a TypeError."""
+    """As read_inputs, where integers or booleans are among them: alone, as `integers` says, or
+    single numbers beside floats, `(losses * mask).sum() / mask.sum()`; else a TypeError."""
     for position, value in enumerate(values):
         left_out = value is None and position in function.optional
         if not (left_out or is_array(value) or isinstance(value, (bool, int, float, np.generic))):
             raise _unexpected(function, position, value)
     odd = [a for a in values if is_array(a) and a.dtype.kind in "iub"]
     kinds = {a.dtype.kind in "iub" for a in values if is_array(a)}
-    if kinds == {True} and function.whole is not None:
+    if kinds == {True} and function.integers is not None:
         for array in odd:
             if not same_device(array, odd[0]):
                 _check_match(function.__name__, odd[0], array)
         values = [v.item() if isinstance(v, np.generic) else v for v in values]
-        if function.whole == "float32" or any(isinstance(v, float) for v in values):
+        if function.integers == "float32" or any(isinstance(v, float) for v in values):
             values = [v.astype(np.float32) if is_array(v) else v for v in values]
         return values, next(v for v in values if is_array(v))
     single = function.takes_numbers and all(array.ndim == 0 for array in odd)

@@ -21,7 +21,7 @@ class Power(_Binary):
     """y = a^b: da = dy b a^(b-1), 0 where b = 0: a^0 is 1 everywhere, though a^-1 be infinite.
     db = dy y ln a, 0 where a = 0 and b >= 0: 0^b is 0 around there, but at b = 0 itself."""
 
-    whole, quiet = "kept", True
+    integers, quiet = "kept", True
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
@@ -129,7 +129,7 @@ class Erf(Function):
 class Abs(Function):
     """The slope at the kink, x = 0, is taken as 0."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, x: Array) -> Array:
         self.x = x
@@ -142,7 +142,7 @@ class Abs(Function):
 class Relu(Function):
     """The larger of x and 0; the slope at the kink, x = 0, is taken as 0. NaN stays NaN."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, x: Array) -> Array:
         self.y = namespace(x).maximum(x, 0)
@@ -167,7 +167,7 @@ class Clip(Function):
 class Maximum(_Binary):
     """The larger of two; equal, each gets half of the gradient. With a NaN each gets all of it."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
@@ -184,7 +184,7 @@ class Maximum(_Binary):
 class Where(_Binary):
     """a where the condition (a boolean array, not differentiated) holds, else b."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, a: Array, b: Array, condition: Array) -> Array:
         self.keep_shapes(a, b)

@@ -25,7 +25,7 @@ class Max(_Reduction):
     """The largest element; where several are equal they share the gradient evenly. NaN is larger
     than all."""
 
-    whole = "kept"
+    integers = "kept"
     pick = "max"
 
     def forward(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -86,7 +86,7 @@ class Std(Var):
 class Concatenate(Function):
     """Arrays joined along an axis; backward cuts dy where they meet."""
 
-    takes_numbers, whole = False, "kept"
+    takes_numbers, integers = False, "kept"
 
     def forward(self, *arrays: Array, axis: int) -> Array:
         xp = namespace(arrays[0])
@@ -111,7 +111,7 @@ class Concatenate(Function):
 class Stack(Function):
     """Arrays side by side along a new axis; backward takes dy apart along it."""
 
-    takes_numbers, whole = False, "kept"
+    takes_numbers, integers = False, "kept"
 
     def forward(self, *arrays: Array, axis: int) -> Array:
         self.axis = axis
@@ -183,7 +183,7 @@ class Index(Function):
     An element that was picked several times collects all of its gradients.
     """
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, x: Array, index: Any) -> Array:
         index = index if isinstance(index, tuple) else (index,)

@@ -14,6 +14,7 @@ import numpy as np
 from . import more_ops, more_rearrange, rearrange
 from .arrays import namespace
 from .autograd import Variable
+from .devices import check_device
 from .habits import Habits, plain_value
 from .precision import as_dtype, is_floating
 
@@ -38,6 +39,19 @@ class MoreOfTensor(Habits):
         if copy is False and self.device != "cpu":
             raise ValueError(f"values on {self.device} can't be had without a copy: copy=None")
         return np.array(self.numpy(), dtype=dtype, copy=copy if self.device == "cpu" else None)
+
+    def to(self: Any, *targets: Any, dtype: Any = None, device: Any = None) -> Any:
+        """`to("cuda")`, `to("float64")` or both, in any order or by name; differentiable.
+        ValueError if the device can't be used here."""
+        dtype, device = split_targets(targets, dtype, device)
+        device = self.device if device is None else check_device(device)
+        if device == self.device and (dtype is None or dtype == self.dtype):
+            return self
+        if is_floating(self.dtype) and (dtype is None or is_floating(dtype)):
+            return more_rearrange.to(self, dtype, device)
+        if self.requires_grad:
+            raise TypeError(f"to: there are no gradients in {dtype}; detach() first")
+        return type(self)(self.data, dtype=dtype, device=device)  # integers have no gradient
 
     def __deepcopy__(self: Any, memo: dict) -> Any:
         if self.node is not None:

@@ -55,7 +55,7 @@ class _Binary(Function):
 class Add(_Binary):
     """y = a + b: da = dy, db = dy."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
@@ -68,7 +68,7 @@ class Add(_Binary):
 class Subtract(_Binary):
     """y = a - b: da = dy, db = -dy."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
@@ -81,7 +81,7 @@ class Subtract(_Binary):
 class Multiply(_Binary):
     """y = a b: da = dy b, db = dy a."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
@@ -97,7 +97,7 @@ class Multiply(_Binary):
 class Divide(_Binary):
     """y = a / b: da = dy / b, db = -dy (y / b). (-da y is NaN where da overflows.)"""
 
-    whole, quiet = "float32", True
+    integers, quiet = "float32", True
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
@@ -114,7 +114,7 @@ class Divide(_Binary):
 class Negative(Function):
     """dx = -dy."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, x: Array) -> Array:
         return -x

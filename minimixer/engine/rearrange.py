@@ -45,7 +45,7 @@ class _Reduction(Function):
 class Sum(_Reduction):
     """Every element of x adds to y once: each gets y's gradient."""
 
-    whole = "kept"
+    integers = "kept"
 
     def forward(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
@@ -59,7 +59,7 @@ class Mean(_Reduction):
     """The sum divided by the number n of elements: each gets dy / n. Of two-byte numbers, integers
     and booleans the mean is float32: that of `predictions == labels` is the accuracy."""
 
-    wide_result, whole = True, "float32"
+    wide_result, integers = True, "float32"
 
     def forward(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
@@ -75,7 +75,7 @@ class Mean(_Reduction):
 class Reshape(Function):
     """The same elements in another shape, and back."""
 
-    any_dtype, whole = True, "kept"
+    any_dtype, integers = True, "kept"
 
     def forward(self, x: Array, shape: tuple[int, ...]) -> Array:
         self.shape = x.shape
@@ -88,7 +88,7 @@ class Reshape(Function):
 class Transpose(Function):
     """Axis k of y is axis `axes[k]` of x; the way back is the inverse permutation."""
 
-    any_dtype, whole = True, "kept"
+    any_dtype, integers = True, "kept"
 
     def forward(self, x: Array, axes: Sequence[int]) -> Array:
         positive = [axis + x.ndim if axis < 0 else axis for axis in axes]

@@ -21,8 +21,7 @@ from . import more_ops, more_rearrange, ops, rearrange
 from .arrays import describe, device_of, is_array, native, to_device, to_numpy
 from .autograd import Variable
 from .backward import backward
-from .devices import check_device
-from .more_tensor import MoreOfTensor, holds_variables, split_targets
+from .more_tensor import MoreOfTensor, holds_variables
 from .precision import as_dtype, is_floating
 
 
@@ -108,19 +107,6 @@ class Tensor(Variable, MoreOfTensor):
     def detach(self) -> "Tensor":
         """The same values as a leaf: backward stops there."""
         return Tensor(self.data)
-
-    def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> "Tensor":
-        """`to("cuda")`, `to("float64")` or both, in any order or by name; differentiable.
-        ValueError if the device can't be used here."""
-        dtype, device = split_targets(targets, dtype, device)
-        device = self.device if device is None else check_device(device)
-        if device == self.device and (dtype is None or dtype == self.dtype):
-            return self
-        if is_floating(self.dtype) and (dtype is None or is_floating(dtype)):
-            return more_rearrange.to(self, dtype, device)
-        if self.requires_grad:
-            raise TypeError(f"to: there are no gradients in {dtype}; detach() first")
-        return Tensor(self.data, dtype=dtype, device=device)  # integers have no gradient
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
         """Add d(this)/d(leaf) * gradient into every leaf's `grad`; see backward.py."""

@@ -24,6 +24,7 @@ from ..engine.arrays import Array, to_device
 from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..engine.tensor import Tensor
 from .inputs import as_activations  # arrays checked, normalised, on their device
+from .inputs import check_scaling, scaling
 
 
 class Normalization:
@@ -40,15 +41,7 @@ class Normalization:
             raise ValueError(f"mean and std must be numbers, or {channels} of them") from None
         if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):
             raise ValueError(f"mean must be finite and std positive, got {mean} and {std}")
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            scale, offset = (f.astype(np.float32) for f in self._pair())  # the coarsest for a model
-            black, dark, white = offset, scale + offset, 255 * scale + offset
-            apart = dark - black > 1e-18  # LayerNorm squares what is made of them
-            usable = (apart & (abs(black) < 1e18) & (abs(white) < 1e18)).all()
-        if not usable:
-            raise ValueError(
-                f"(x / 255 - mean) / std can't be had in float32 for mean {mean} and std {std}"
-            )
+        check_scaling(self.mean, self.std, f"mean {mean} and std {std}")
         self._factors: dict[tuple[str, str], tuple[Array, Array]] = {}
 
     def factors(self, dtype: np.dtype, device: str) -> tuple[Array, Array]:
@@ -56,7 +49,9 @@ class Normalization:
         device, since a copy to a GPU takes longer than their use there."""
         key = (dtype.name, device)
         if key not in self._factors:
-            scale, offset = (to_device(f.astype(dtype), device) for f in self._pair())
+            scale, offset = (
+                to_device(f.astype(dtype), device) for f in scaling(self.mean, self.std)
+            )
             self._factors[key] = scale, offset
         return self._factors[key]
 
@@ -67,9 +62,6 @@ class Normalization:
         images *= scale
         images += offset
         return images
-
-    def _pair(self) -> tuple[np.ndarray, np.ndarray]:
-        return 1 / (255 * self.std), -self.mean / self.std
 
     def __repr__(self) -> str:
         return f"Normalization(mean={self.mean.tolist()}, std={self.std.tolist()})"

@@ -61,3 +61,20 @@ def normalize(
     if is_floating(images.dtype):
         return check_finite(images, np.dtype(np.float16) if half else dtype)
     raise TypeError(f"Mixer: images must be uint8, or floats of 2 to 8 bytes, not {images.dtype}")
+
+
+def scaling(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, offset), with which x scale + offset is (x / 255 - mean) / std."""
+    return 1 / (255 * std), -mean / std
+
+
+def check_scaling(mean: np.ndarray, std: np.ndarray, given: str) -> None:
+    """ValueError unless (x / 255 - mean) / std is usable for x from 0 to 255, and tells 0 from 1,
+    in float32, the coarsest dtype of a model. `given`: how they are called in the message."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scale, offset = (f.astype(np.float32) for f in scaling(mean, std))
+        black, dark, white = offset, scale + offset, 255 * scale + offset
+        apart = dark - black > 1e-18  # LayerNorm squares what is made of them
+        usable = (apart & (abs(black) < 1e18) & (abs(white) < 1e18)).all()
+    if not usable:
+        raise ValueError(f"(x / 255 - mean) / std can't be had in float32 for {given}")

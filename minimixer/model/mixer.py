@@ -61,8 +61,7 @@ from ..nn.layers import LayerNorm, Linear, Module
 from ..nn.recompute import recompute  # forget, and compute again when backward comes
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
-from .images import Normalization, to_tokens
-from .inputs import check_shape
+from .images import to_tokens
 from .precision import Precision, advised, in_precision  # activations in two bytes
 from .trained import Trained  # files, predictions, features
 from .variants import check_config, check_names, check_preparation, expected_shapes, variant
@@ -207,19 +206,3 @@ class Mixer(Trained, Precision, Module):
     def size(self) -> tuple[int, int, int]:
         """(H, W, in_channels) of an image."""
         return self.height, self.width, self.in_channels
-
-    def check_shape(self, images: Any) -> Any:
-        """The array of `images`; ValueError unless it is (B, H, W, in_channels) with B > 0."""
-        return check_shape(images, self.size)
-
-    def set_normalization(self, mean: Any, std: Any) -> None:
-        """Record how uint8 images are scaled: a number, or one for each channel."""
-        self.normalization = Normalization(mean, std, self.in_channels)
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self.normalization.mean
-
-    @property
-    def std(self) -> np.ndarray:
-        return self.normalization.std

@@ -152,3 +152,24 @@ class ParameterBuffer:
 def aligned(size: int) -> int:
     """So many elements, and those that stay free before the next Parameter."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Copied:
+    """How a Parameter is copied, and pickled: with a buffer of its own, and without its windows."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self: Any, memo: dict) -> Any:
+        memo[id(self)] = copy = type(self)(self.data.copy(), self.requires_grad)
+        copy.buffer.take_settings(self.buffer, memo)
+        return copy
+
+    def __getstate__(self: Any) -> dict[str, Any]:
+        names = ("node", "output_index", "requires_grad", "buffer", "start", "version", "has_grad")
+        return {**{name: getattr(self, name) for name in names}, "_shape": self._shape}
+
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.buffer.members.append(weakref.ref(self))
+        self.bind()

@@ -9,6 +9,9 @@
 array([[2., 2., 0., 0.]], dtype=float32)
 """
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,3 +67,25 @@ class RandomCounter:
         dtype = wide(x.dtype)
         factors = (uniform(bits, dtype) >= p) * dtype.type(1 / (1 - p))
         return factors.astype(x.dtype, copy=False)
+
+
+class _Thread(threading.local):
+    evaluating = False
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """Within it, in this thread, every module computes as after eval(); none is changed."""
+    before, _thread.evaluating = _thread.evaluating, True
+    try:
+        yield
+    finally:
+        _thread.evaluating = before
+
+
+def is_evaluating() -> bool:
+    """Is this thread within `evaluating()`?"""
+    return _thread.evaluating

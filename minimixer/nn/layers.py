@@ -14,9 +14,6 @@
 Next: `model/images.py`, from images to tokens.
 """
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +25,8 @@ from ..engine.ops import multiply
 from ..engine.random import Purpose
 from ..engine.tensor import Tensor
 from . import functional as F
-from .draws import RandomCounter  # seed and step, from which factors are drawn
+from .draws import RandomCounter, is_evaluating  # seed and step, from which factors are drawn
+from .draws import evaluating as evaluating
 from .initial import lecun_normal as lecun_normal
 from .layer_norm import EPSILON, check_epsilon
 from .module import Module as Module
@@ -83,28 +81,6 @@ class LayerNorm(Module):
         return F.layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
-class _Thread(threading.local):
-    evaluating = False
-
-
-_thread = _Thread()
-
-
-@contextlib.contextmanager
-def evaluating() -> Iterator[None]:
-    """Within it, in this thread, every module computes as after eval(); none is changed."""
-    before, _thread.evaluating = _thread.evaluating, True
-    try:
-        yield
-    finally:
-        _thread.evaluating = before
-
-
-def is_evaluating() -> bool:
-    """Is this thread within `evaluating()`?"""
-    return _thread.evaluating
-
-
 class RandomLayer(Module):
     """Multiplies by 0 with probability `p`, by 1 / (1 - p) otherwise, while training: so the mean
     stays. The draw depends on the model's seed and step, the layer's number, example and element.
@@ -123,7 +99,7 @@ class RandomLayer(Module):
 
     @property
     def active(self) -> bool:
-        return self.training and self.p > 0 and not _thread.evaluating
+        return self.training and self.p > 0 and not is_evaluating()
 
     def keep(self, x: Tensor, examples: int, elements: int) -> Array:
         """The factors: (examples, elements), of x's dtype, on x's device."""

@@ -22,7 +22,6 @@ Network(4 weights
 Next: `initial.py`, initial weights.
 """
 
-import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -30,13 +29,12 @@ import numpy as np
 
 from ..engine.checks import check_seed
 from ..engine.habits import missing
-from ..engine.more_tensor import split_targets
-from .buffer import ParameterBuffer
+from .more_module import MoreOfModule, gather  # gather: into one buffer, unless they are in one
 from .parameters import Parameter
 from .state import load_state, state_of
 
 
-class Module:
+class Module(MoreOfModule):
     """Something with Parameters, sub-modules and a `forward`; calling it calls `forward`."""
 
     training = True
@@ -61,11 +59,6 @@ class Module:
     def __getattr__(self, name: str) -> Any:  # what is not there
         raise missing("Module", name, type(self).__name__)
 
-    def __repr__(self) -> str:
-        from .describe import tree  # how it looks
-
-        return tree(self)
-
     # ---- what is in it --------------------------------------------------------------------------
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
@@ -88,42 +81,11 @@ class Module:
         """(path, module) for those directly below, also if they lie in lists, tuples or dicts."""
         yield from ((path, m) for path, m in walk(self, deep=False) if isinstance(m, Module))
 
-    def children(self) -> Iterator["Module"]:
-        return (module for _, module in self.named_children())
-
-    def modules(self) -> Iterator["Module"]:
-        return (module for _, module in self.named_modules())
-
     def parameters(self) -> list[Parameter]:
         """All Parameters, gathered into one flat buffer if they are not in one already."""
         parameters = [p for _, p in self.named_parameters()]
-        if len({id(p.buffer) for p in parameters}) > 1:
-            ParameterBuffer(parameters)
-        if parameters and parameters[0].buffer is not None:
-            buffer = parameters[0].buffer
-            if buffer.count == len(parameters):
-                owner = buffer.owner and buffer.owner()
-                if owner is None or any(module is owner for _, module in self.named_modules()):
-                    buffer.owner = weakref.ref(self)  # the outermost: optimizers ask it what is new
-            random = buffer.random
-            layers = [
-                (number, module)
-                for number, (_, module) in enumerate(self.named_modules())
-                if module.draws
-            ]
-            if any(layer.random is not random for _, layer in layers):  # else: numbered already
-                for number, layer in layers:
-                    layer.layer, layer.random = number, random
+        gather(self, parameters)
         return parameters
-
-    def num_parameters(self) -> int:
-        return sum(p.size for _, p in self.named_parameters())
-
-    def summary(self) -> Any:
-        """A table of all layers with Parameters of their own: shapes and numbers of weights."""
-        from .describe import summary_of
-
-        return summary_of(self)
 
     # ---- what can be done to it -----------------------------------------------------------------
 
@@ -135,31 +97,6 @@ class Module:
 
     def eval(self) -> "Module":
         return self.train(False)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients. ValueError for set_to_none=False: they are never set to 0."""
-        if not set_to_none:
-            raise ValueError("zero_grad: gradients are forgotten, never set to 0: zero_grad()")
-        for _, parameter in self.named_parameters():
-            parameter.grad = None
-
-    def requires_grad_(self, requires_grad: bool = True) -> "Module":
-        """Train all Parameters, or none; an optimizer made afterwards takes those that train."""
-        for _, parameter in self.named_parameters():
-            parameter.requires_grad = requires_grad
-        return self
-
-    def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> "Module":
-        """`to("cuda")`, `to("float64")`, or both, also by name: in place; optimizers follow.
-        ValueError if the device can't be used here, or if the Parameters share a buffer with
-        others'."""
-        parameters = self.parameters()
-        dtype, device = split_targets(targets, dtype, device)
-        if parameters and parameters[0].buffer is not None:
-            if parameters[0].buffer.count > len(parameters):
-                raise ValueError("to: these layers are part of a larger model; move that one")
-            parameters[0].buffer.to(dtype, device)
-        return self
 
     def initialize(self, seed: int = 0) -> None:
         """Draw all initial weights anew, every layer with a number of its own. TypeError if the

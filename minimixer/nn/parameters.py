@@ -21,7 +21,6 @@ Next: `module.py`, Module: Parameters and sub-modules by name.
 """
 
 import math
-import weakref
 from operator import attrgetter
 from typing import Any
 
@@ -32,11 +31,11 @@ from ..engine.aside import join  # waits for gradients that are computed beside 
 from ..engine.autograd import Variable
 from ..engine.precision import FLOAT_DTYPES
 from ..engine.tensor import Tensor
-from .buffer import ParameterBuffer, aligned
+from .buffer import Copied, ParameterBuffer, aligned  # Copied: copies and pickles
 from .loss_scale import unscaled  # a gradient that came multiplied, from float16
 
 
-class Parameter(Tensor):
+class Parameter(Copied, Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
     Assigning to `data` copies into the view (ValueError if the shape differs); between forward and
@@ -57,21 +56,6 @@ class Parameter(Tensor):
         self.node = self.output_index = None
         self.requires_grad = requires_grad
         ParameterBuffer([self])  # its own, until a model gathers its Parameters into one
-
-    def __deepcopy__(self, memo: dict) -> "Parameter":
-        memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
-        copy.buffer.take_settings(self.buffer, memo)
-        return copy
-
-    def __getstate__(self) -> dict[str, Any]:  # for pickle: without the windows
-        names = ("node", "output_index", "requires_grad", "buffer", "start", "version", "has_grad")
-        return {**{name: getattr(self, name) for name in names}, "_shape": self._shape}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.buffer.members.append(weakref.ref(self))
-        self.bind()
 
     def bind(self) -> None:
         """Look at what the buffer holds now."""

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.checks import check_integer
-from ..training.data import Epoch
+from ..training.prefetch import Epoch
 from .augment import INTERPOLATIONS, Recipe, crop_box
 from .folders import BadPicture, import_pillow
 

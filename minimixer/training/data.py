@@ -23,10 +23,7 @@ An order depends on seed and epoch alone, so a run that was stopped finds its ne
 Next: `loop.py`, a whole training run.
 """
 
-import os
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +38,7 @@ from .datasets import num_classes as num_classes
 from .datasets import pixel_mean_std as pixel_mean_std
 from .idx import read_idx as read_idx
 from .idx import write_idx as write_idx
+from .prefetch import Epoch, prefetched  # batch after batch, made ahead by a thread
 
 
 def shift_images(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -140,56 +138,4 @@ class Batches:
         forgotten. Where there can be no thread, as in a browser, they are made when asked for."""
         epoch = check_integer("epoch", epoch, 0, (1 << 64) - 1)
         start = check_integer("start", start, 0, len(self))
-        return Epoch(self._prefetch(epoch, start), len(self) - start)
-
-    def _prefetch(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pool = start_threads(1)
-        process, ahead = os.getpid(), deque[Future]()
-        try:
-            for index in range(start, len(self)):
-                if os.getpid() != process:  # a forked process lacks the thread
-                    pool = None
-                # Two ahead: one ready, one in the making. More would only cost memory.
-                while pool and len(ahead) < 3 and index + len(ahead) < len(self):
-                    ahead.append(pool.submit(self.batch, epoch, index + len(ahead)))
-                yield ahead.popleft().result() if pool else self.batch(epoch, index)
-        finally:  # also on break and Ctrl-C: at most the batch in the making is waited for
-            if pool:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-
-def start_threads(count: int) -> ThreadPoolExecutor | None:
-    """So many threads to give work to; None where there can be none, as in a browser."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="minimixer")
-    try:
-        pool.submit(int)
-    except RuntimeError:
-        return None
-    return pool
-
-
-class Epoch(Generator):
-    """The batches of an epoch, one after another; len() is how many there are from its start."""
-
-    def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], length: int):
-        self._batches: Any = batches
-        self._length = length
-        self._over = False
-
-    def __iter__(self) -> "Epoch":
-        if self._over:  # a second loop would see nothing, and say nothing
-            raise ValueError("this epoch is over: ask for the next, `batches.epoch(number)`")
-        return self
-
-    def __len__(self) -> int:
-        return self._length
-
-    def send(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            return self._batches.send(value)
-        except StopIteration:
-            self._over = True
-            raise
-
-    def throw(self, *error: Any) -> Any:
-        return self._batches.throw(*error)
+        return prefetched(self.batch, epoch, start, len(self))

@@ -78,7 +78,7 @@ class AdamW(Optimizer):
     So rounding noise is enlarged: token mixing's b2 (block.py), with gradients of 1e-8 that should
     be 0, goes as far as 0.01 in 300 steps of lr 0.001 on MNIST. The scores hardly notice (2e-6)."""
 
-    moments = ("exp_avg", "exp_avg_sq")
+    moments = ("exp_avg", "exp_avg_sq")  # m and v, by the names that PyTorch gives them
     constants = ("betas", "eps")
 
     def __init__(
