@@ -23,8 +23,7 @@ import numpy as np
 from ..engine.arrays import Array, to_device
 from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..engine.tensor import Tensor
-from .inputs import as_activations  # arrays checked, normalised, on their device
-from .inputs import check_scaling, scaling
+from .inputs import as_activations, check_scaling, scaling  # images checked, and normalised
 
 
 class Normalization:
