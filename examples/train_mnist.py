@@ -11,7 +11,8 @@ over is trained on by a new one, with a schedule of its own: --weights runs/mnis
 Read it from top to bottom: settings, data, model, optimizer, one step, the loop. What makes a run
 last is called by a line each from support/: `run` keeps it on disk and shows how far it is
 (run.py), `world` is all processes that share it (minimixer/parallel), SharedStep gives each its
-part of a batch (steps.py).
+part of a batch (steps.py). Which pages of the package a step runs through, one after another, is
+a table in minimixer/training/loop.py.
 """
 
 from support import begin  # noqa: F401  isort: skip
@@ -127,7 +128,7 @@ def train(run: Run) -> int:
         --accumulate parts: (their share of the mean loss, how many were right)."""
         total, right = 0.0, 0
         for part in parts(len(images), options.accumulate):
-            model.random.start_at(first + part.start)
+            model.random.start_at(first + part.start)  # for layers that draw by example
             logits = model(images[part])
             loss = F.cross_entropy(logits, labels[part], reduction="sum") / count
             loss.backward()
@@ -146,7 +147,8 @@ def train(run: Run) -> int:
         return evaluate(model, test_images[mine], test_labels[mine], size).over(world.sum)
 
     # ---- the loop
-    step = SharedStep(train_step, model, optimizer, world, options)  # on a GPU: recorded
+    # On the CPU it calls train_step; on a GPU that is recorded once, and replayed.
+    step = SharedStep(train_step, model, optimizer, world, options)
     with run.bar(options.epochs * len(train_images), run.images):
         for epoch, _ in run.rows():  # those that are left, of a run that is resumed
             model.train()

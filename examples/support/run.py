@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from minimixer.optim import Optimizer
 from tqdm import tqdm
 
 from minimixer import Mixer, fetch, parallel
@@ -38,6 +37,7 @@ from minimixer.parallel import World
 from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 from minimixer.training.metrics import Metrics
 from minimixer.training.names import command, printable
+from minimixer.training.optim import Optimizer
 from minimixer.training.report import save_pictures
 from support.run_directory import (
     RESULTS,

@@ -13,10 +13,9 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minimixer.optim import Optimizer
-
 from minimixer import Mixer, record
 from minimixer.parallel import World
+from minimixer.training.optim import Optimizer
 
 
 class SharedStep:

@@ -211,5 +211,5 @@ def matched(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any],
     except AttributeError:  # numbers or None among them
         alike = False
     if not alike:
-        arrays, first = read_inputs(function, inputs, arrays)  # Parameters, numbers
+        arrays, first = read_inputs(function, inputs, arrays)  # numbers, several dtypes
     return arrays, first

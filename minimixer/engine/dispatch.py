@@ -115,7 +115,7 @@ def surrounded(walk: Callable, /, *inputs: Any) -> None:
 
 def run_back(node: Any, gradients: list[Array | None]) -> Sequence[Any]:
     """What node.backward makes of the gradients that arrived: one for each input, or None."""
-    if type(gradients[0]) is not np.ndarray or node.input_dtype.itemsize == 2:
+    if type(gradients[0]) is not np.ndarray or node.input_dtype.itemsize == 2:  # else: as they are
         gradients = prepared(node, gradients)
     results = node.backward(*gradients)
     results = results if isinstance(results, (tuple, list)) else (results,)

@@ -9,7 +9,8 @@ from typing import Any
 
 from .arrays import Array, namespace
 
-# By what is replaced, and by the library whose arrays it works on, "numpy" or "cupy".
+# By what is replaced, and by the library whose arrays it works on, "numpy" or "cupy". kernels.use
+# fills it; it is empty under "reference".
 table: dict[Any, dict[str, Any]] = {}
 
 

@@ -25,7 +25,7 @@ class Purpose(IntEnum):
     WEIGHTS = 1
     SHUFFLE = 2
     SHIFT = 3
-    DROPOUT = 4  # this and the next: in nn/layers.py
+    DROPOUT = 4  # this and the next: of layers, nn/
     STOCHASTIC_DEPTH = 5
 
 

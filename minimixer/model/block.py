@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..engine.dispatch import replaceable
+from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..engine.tensor import Tensor
 from ..nn import functional as F
 from ..nn.layers import LayerNorm, Module, StochasticDepth, lecun_normal
@@ -83,7 +83,7 @@ class MixerBlock(Module):
         self.token_mixing = MixerMLP(tokens, tokens_mlp_dim, 0, approximate)
         self.norm2 = norm(channels)
         self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
-        self.drop1 = StochasticDepth(stochastic_depth)
+        self.drop1 = StochasticDepth(stochastic_depth)  # of 0: x as it is
         self.drop2 = StochasticDepth(stochastic_depth)
 
     def forward(self, x: Tensor) -> Tensor:

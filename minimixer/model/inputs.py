@@ -53,8 +53,9 @@ def check_finite(images: Array, dtype: np.dtype) -> Array:
 def normalize(
     images: Array, normalization: Any, dtype: np.dtype, device: str, half: bool = False
 ) -> Array:
-    """Images (B, H, W, channels) as an array of `dtype` on `device`. ValueError: NaN or infinity,
-    as float16 with `half`; TypeError: neither uint8 nor floating-point."""
+    """Images (B, H, W, channels) as an array of `dtype` on `device`, uint8 ones by the model's
+    Normalization (images.py). ValueError: NaN or infinity, as float16 with `half`; TypeError:
+    neither uint8 nor floating-point."""
     images = to_device(native(images), device)
     if images.dtype == np.uint8:
         return normalization.apply(images, dtype, device)

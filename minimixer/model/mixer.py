@@ -53,16 +53,17 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.dispatch import replaceable
+from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..engine.tensor import Tensor
 from ..nn.buffer import ParameterBuffer
 from ..nn.draws import RandomCounter  # seed and step
-from ..nn.layers import LayerNorm, Linear, Module
+from ..nn.layers import LayerNorm, Linear
+from ..nn.module import Module
 from ..nn.recompute import recompute  # forget, and compute again when backward comes
 from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
-from .images import to_tokens
-from .precision import Precision, advised, in_precision  # activations in two bytes
+from .images import Normalization, to_tokens
+from .precision import Precision, advised, in_precision  # in float32 they only call the method
 from .trained import Trained  # files, predictions, features
 from .variants import check_config, check_names, check_preparation, expected_shapes, variant
 
@@ -201,6 +202,10 @@ class Mixer(Trained, Precision, Module):
             images, self.size, self.normalization, self.patch_size, self.activation_dtype,
             self.device,
         )  # fmt: skip
+
+    def set_normalization(self, mean: Any, std: Any) -> None:
+        """Record how uint8 images are scaled: a number, or one for each channel."""
+        self.normalization = Normalization(mean, std, self.in_channels)
 
     @property
     def size(self) -> tuple[int, int, int]:

@@ -19,7 +19,6 @@ from ..engine.tensor import Tensor
 from ..nn import functional as F
 from ..nn.layers import LayerNorm, Module, evaluating
 from ..nn.more_loss import softmax
-from .images import Normalization
 from .inputs import check_shape, normalize
 from .precision import advised, in_precision
 from .variants import check_config, variant
@@ -81,10 +80,6 @@ class Trained:
     def check_shape(self: Any, images: Any) -> Any:
         """The array of `images`; ValueError unless it is (B, H, W, in_channels) with B > 0."""
         return check_shape(images, self.size)
-
-    def set_normalization(self: Any, mean: Any, std: Any) -> None:
-        """Record how uint8 images are scaled: a number, or one for each channel."""
-        self.normalization = Normalization(mean, std, self.in_channels)
 
     @property
     def mean(self: Any) -> np.ndarray:

@@ -207,7 +207,8 @@ class GELU(Function):
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """x Phi(x), elementwise: exactly ("none") or in the tanh form ("tanh"), which differs by at
-    most 4.7e-4. The paper's authors use the tanh form. ValueError for another `approximate`."""
+    most 4.7e-4. The paper's authors use the tanh form, and Mixer does so unless told otherwise.
+    ValueError for another `approximate`."""
     return GELU.apply(x, approximate=check_form(approximate))
 
 

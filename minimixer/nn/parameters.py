@@ -120,7 +120,7 @@ class Parameter(Copied, Tensor):
     def grad_window(self) -> Array:
         """Its place among the gradients, whatever that holds."""
         if self._grad is None:
-            self.buffer.make_gradients()
+            self.buffer.make_gradients()  # and opens all windows on them
         return self._grad
 
     def read(self, dtype: np.dtype) -> Array:

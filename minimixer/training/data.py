@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.arrays import native
+from ..engine.arrays import native  # in this machine's order of bytes
 from ..engine.checks import check_integer
-from ..engine.random import Purpose, random_bits
+from ..engine.random import Purpose, random_bits  # of seed, purpose and four numbers: one hash
 from .datasets import DataSet as DataSet
 from .datasets import load_directory as load_directory
 from .datasets import load_mnist as load_mnist

@@ -14,19 +14,24 @@ gradients, by backward), moves the weights a little against that, and forgets th
 (True, True)
 
 One step goes through these pages (plainly with MINIMIXER_KERNELS=reference; usually kernels/ does
-the work of the blocks and of AdamW, the same and faster, and a debugger does not come by them):
+the work of the trunk and of AdamW, the same and faster, and a debugger does not come by them):
 
-    data.py         Batches.epoch, batch          images and labels
-    mixer.py        Mixer.forward, trunk
-    images.py       to_tokens                     tokens (S, B, P*P*channels)
-    block.py        MixerBlock, MixerMLP          (S, B, C), and the head's scores (B, K)
-    autograd.py     Function.apply                each operation: checked, run, recorded
-    loss.py         cross_entropy                 the loss
-    backward.py     backward                      from node to node, back to the weights
-    parameters.py   accumulate_grad               where each weight's gradient lies
-    optim.py        Optimizer.step, AdamW.update  the weights move
+    data.py         Batches.epoch; in a thread, batch   images and labels
+    mixer.py        Mixer.forward, pooled, trunk
+    images.py       to_tokens                           tokens (S, B, P*P*in)
+    block.py        MixerBlock, MixerMLP                (S, B, C), by way of
+                    layers.py       Linear, LayerNorm as Modules
+                    functional.py   linear, gelu;  layer_norm.py, and ops.py's Add for the skips
+                    autograd.py     Function.apply: matched, run (dispatch.py), recorded
+    mixer.py        mean over the tokens, head          scores (B, K)
+    loss.py         cross_entropy                       the loss
+    backward.py     backward: from the last node to the first, each by its own backward
+    parameters.py   accumulate_grad                     where each weight's gradient lies
+    optimizer.py    Optimizer.step, update_ranges       stretch after stretch of the buffer
+    optim.py        AdamW.update                        the weights move
+    optimizer.py    zero_grad
 
-This is the end of the book. `examples/train_mnist.py` is the same loop with all that makes a long
+This is the end of the book. `examples/train_mnist.py` has the same loop, and all that makes a long
 run last: checkpoints, clipping, several processes, recorded steps on a GPU.
 """
 

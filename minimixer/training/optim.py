@@ -1,7 +1,7 @@
 """Optimizers: how a gradient moves the weights.
 
-Each update is for one part of a range of a model's flat buffer (optimizer.py): the weights w and
-the running averages are overwritten. t is the number of the step.
+Each update is for one part of a range of a model's flat buffer: the weights w and the running
+averages are overwritten. t is the number of the step. (step and zero_grad are in optimizer.py.)
 
 >>> from minimixer import SGD, Linear, Tensor
 >>> layer, x = Linear(1, 1), Tensor([[1.0]])

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..engine.arrays import Array, blocks, namespace, to_device, use_device_of
 from ..engine.checks import check_number
-from ..engine.dispatch import replaceable
+from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..nn.buffer import ParameterBuffer
 from ..nn.loss_scale import FINITE as FINITE
 from ..nn.loss_scale import update_if_finite  # gradients from float16 may overflow
@@ -59,12 +59,13 @@ class Optimizer(Settings):
     constants: tuple[str, ...] = ()  # other attributes that an update depends on: see `check`
 
     def __init__(self, parameters: Sequence[Any] | Module, lr: float, weight_decay: float):
+        # _settings: (lr, decay) of each; decay is 0 but for matrices
         self.parameters, self._frozen, self._settings = read_groups(parameters, lr, weight_decay)
         self.changes = 0  # how often the settings were changed, for who remembers
         buffer = self.parameters[0].buffer
         assert buffer is not None
         self.buffer: ParameterBuffer = buffer
-        self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])
+        self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])  # LR_FACTOR, STEP, CLIP, FINITE
         self.clipped = False  # is `control` to clip the next step?
         if isinstance(self.moments, str):
             raise TypeError(f"moments must be a tuple of names: ({self.moments!r},)")

@@ -29,7 +29,7 @@ class Epoch(Generator):
     def __len__(self) -> int:
         return self._length
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: Any) -> Any:  # `for` asks Generator for __next__, which calls this
         try:
             return self._batches.send(value)
         except StopIteration:
