@@ -8,7 +8,7 @@ An image is cut into S patches; each, projected to C channels, is a row of X, a 
 with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores. To mix
 columns the paper transposes, mixes rows and transposes back: so does this file. B: images, P: patch
 side, D: MLP width, d_x: gradient of the loss by x. `pip install -e .` goes before the first run.
-Next: tiny.py, where an engine finds the way back, and tokens first, (S, B, C), need no transpose.
+Next: tiny.py, where an engine finds the way back, and tokens come first, (S, B, C): none is turned.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
         if len(shape) == 1 or name == "head.weight":  # only LayerNorm's scale (gamma) starts at 1
             params[name] = np.full(shape, "norm" in name and "weight" in name, dtype)  # shape
             continue
-        # W2 alone is stored as in the formula, (outputs, inputs); the others are (inputs, outputs).
+        # All are (inputs, outputs), as W3 and W4 stand in the formula, but W2: (outputs, inputs).
         fan_in = shape[1] if name.endswith("token_mixing.w2") else shape[0]
         z = rng.standard_normal(shape)  # shape
         while np.abs(z).max() > 2:  # truncated: what lies beyond 2 sigma is drawn again
@@ -74,15 +74,15 @@ def gelu(u, approximate):
     """u Phi(u), Phi the normal distribution function; and its slope, while Phi is at hand."""
     if approximate == "none":
         phi = 0.5 * (1 + np.vectorize(math.erf, [u.dtype])(u / math.sqrt(2)))  # (B, rows, D)
-        d_phi = np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)  # (B, rows, D), the density
+        density = np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)  # (B, rows, D): Phi'
     elif approximate == "tanh":  # the authors' form: Phi(u) = (1 + tanh k(u + a u^3)) / 2
         k, a = math.sqrt(2 / math.pi), 0.044715
         t = np.tanh(k * (u + a * u * u * u))  # (B, rows, D); u**3 is very slow in float32
         phi = 0.5 * (1 + t)  # (B, rows, D)
-        d_phi = 0.5 * (1 - t * t) * k * (1 + 3 * a * u * u)  # (B, rows, D), as tanh' = 1 - tanh^2
+        density = 0.5 * (1 - t * t) * k * (1 + 3 * a * u * u)  # (B, rows, D): tanh' = 1 - tanh^2
     else:
         raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'tanh' or 'none'")
-    return u * phi, phi + u * d_phi  # (B, rows, D)
+    return u * phi, phi + u * density  # (B, rows, D)
 
 
 def linear_backward(x, weight, d_y):
@@ -92,7 +92,7 @@ def linear_backward(x, weight, d_y):
 
 
 def mlp(x, w1, b1, w2, b2, approximate):
-    """Linear, GELU, Linear along the last axis, of size E: S if the rows are columns, else C."""
+    """Linear, GELU, Linear for each row: the E = C numbers of a token or, transposed, E = S."""
     hidden, slope = gelu(x @ w1 + b1, approximate)  # (B, rows, D)
     return hidden @ w2 + b2, (x, w1, hidden, slope, w2)  # (B, rows, E)
 
@@ -175,8 +175,8 @@ def main():
     test_images = (test_images.astype(np.float32) / 255 - 0.5) / 0.5  # (10000, 28, 28, 1)
     rng, start, P = np.random.default_rng(args.seed), time.perf_counter(), 7
     params = init(rng, 28, P, 1, 10, 3, 64, 32, 128, np.float32)  # N 3, C 64, D_S 32, D_C 128
-    m = {name: np.zeros_like(value) for name, value in params.items()}  # Adam's mean of g
-    v = {name: np.zeros_like(value) for name, value in params.items()}  # and its mean of g^2
+    m = {name: np.zeros_like(value) for name, value in params.items()}  # Adam's mean of g,
+    v = {name: np.zeros_like(value) for name, value in params.items()}  # and of g^2: g's size
     for epoch in range(args.epochs):
         batches = rng.permutation(10_000).reshape(100, 100)  # (100, B)
         for step, batch in enumerate(batches, start=100 * epoch + 1):

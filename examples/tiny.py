@@ -14,8 +14,8 @@ minimixer/ has each step in full; there an operation is a class, Function, whose
     1  the engine                       engine/autograd.py, engine/backward.py, engine/tensor.py
     2  operations                       engine/ops.py, engine/rearrange.py; linear: nn/functional.py
     3  GELU, LayerNorm, cross-entropy   nn/functional.py, nn/layer_norm.py, nn/loss.py
-    4  the Mixer                        model/images.py, model/block.py, model/mixer.py
-    5  AdamW and the training loop      training/optim.py, training/data.py; examples/train_mnist.py
+    4  the Mixer                        model/images.py, block.py, mixer.py; nn/initial.py
+    5  AdamW and the training loop      training/optim.py, training/data.py, training/loop.py
 
 S tokens, B images, C channels, D_S and D_C hidden units, K classes, P x P pixels in a patch; dx is
 the gradient of the loss by x. `python examples/tiny.py` reads 97.4% of MNIST's test images after
@@ -170,7 +170,7 @@ def cross_entropy(z, labels):
 
 
 def token_mixing(x, w1, b1, w2, b2):
-    """W2 gelu(W1 x), W1 = w1^T, W2 = w2, with biases: the S tokens of each channel are mixed."""
+    """W2 gelu(W1 x), biased: each channel's S tokens. W1 = w1^T, W2 = w2: a row for each place."""
     return linear_first(gelu(linear_first(x, transpose(w1), b1)), w2, b2)
 
 

@@ -1,7 +1,7 @@
 """minimixer: MLP-Mixer (Tolstikhin et al. 2021) from scratch, in NumPy and CuPy.
 
 The package is a tutorial. Before it come `examples/mixer_by_hand.py` and `examples/tiny.py`, a page
-each. Then its four rooms, whose pages need nothing of what comes after, but to save and to load:
+each. Then its four rooms; none needs anything of the rooms after it, but to save and to load:
 
     engine/autograd.py      Function, and the record of what was done
     engine/backward.py      the walk back along it
@@ -61,6 +61,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     model/precision.py      activations in two bytes
     model/trained.py        files, predictions, features of a model
     training/settings.py    what an optimizer is told; its state
+    training/same_model.py  whether a model is still the one its optimizer was made for
     training/norms.py       the norm of all gradients
     training/prefetch.py    batches made ahead by a thread
     training/idx.py         IDX files: how to read what somebody else wrote
@@ -134,7 +135,7 @@ def on_demand(
     return find, lambda: sorted({*vars(sys.modules[package]), *modules(), *(names or ())})
 
 
-_later = {"GradientError": "engine.gradcheck", "gradcheck": "engine.gradcheck"}
+_later = {"gradcheck": "engine.gradcheck"}
 if importlib.util.find_spec(f"{__name__}.graph"):  # one launch a step
     _later |= {"record": "graph.recorded", "fetch": "graph.staging"}
 __getattr__, __dir__ = on_demand(__name__, _later)

@@ -74,12 +74,12 @@ def found():
 
 def test_a_step_runs_through_few_lines_of_few_files(found):
     """The limits are what is; DESIGN's are 3,000 lines, 60 lines of appendices, 4,500 events."""
-    assert len(PAGES) <= 25 and len(found.lines) <= 27
-    assert sum(found.whole.values()) <= 3420
-    assert found.executed_outside(set(PAGES)) <= 140
+    assert len(PAGES) <= 25 and len(found.lines) <= 28
+    assert sum(found.whole.values()) <= 3480
+    assert found.executed_outside(set(PAGES)) <= 150
     if sys.version_info < (3, 12):  # from where on a comprehension is no call
         assert found.outside(MATHEMATICS) <= 5100
-        assert sum(found.calls.values()) <= 1500 and found.moves <= 600
+        assert sum(found.calls.values()) <= 1520 and found.moves <= 600
 
 
 def test_what_a_step_runs_is_named_to_be_read(found):
@@ -100,4 +100,4 @@ def test_how_soon_a_reader_gets_there():
     assert first  # a doctest prints a gradient
     assert ends["engine/autograd"] + 30 <= 350
     assert ends["engine/tensor"] <= 950
-    assert ends["model/block"] <= 2200 and ends["training/loop"] <= 3000
+    assert ends["model/block"] <= 2150 and ends["training/loop"] <= 2880

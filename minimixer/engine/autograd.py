@@ -14,9 +14,9 @@ Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/
 input from dL/d(output) (`backward`). Applied to Variables it leaves a trace, a node that points at
 the nodes its inputs came from; all of them are the graph:
 
-    x (a leaf: not computed) <---- Multiply <---- Sum <---- loss    links: `node.parents`
+    x (a leaf: not computed) <--parents-- Multiply <--parents-- Sum <--node-- loss
 
-A link is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape).
+A parent is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape).
 
 >>> import numpy as np
 >>> from minimixer.engine.autograd import Function, Variable
@@ -58,8 +58,9 @@ Gradients = tuple[Array | None, ...]  # one for each input; None: not needed
 
 
 class Variable:
-    """An array and its place in the graph: made by `node`, or a leaf when that is None.
-    Tensor (tensor.py) adds the operators, Parameter (parameters.py) a home beside others."""
+    """An array and its place in the graph: made by `node`, or a leaf when that is None. With
+    `requires_grad` backward shall bring its gradient. Tensor (tensor.py) adds the operators; a
+    Parameter (parameters.py) is a weight of a model, float32 where all else may be in two bytes."""
 
     __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
     is_parameter: ClassVar[bool] = False
@@ -81,7 +82,7 @@ class Variable:
 
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
         """Only backward calls this. The first gradient is copied: it may be shared with others.
-        `read_as`: the dtype that the operation read this Variable in."""
+        `read_as`, for Parameters: the dtype that the operation read it in."""
         if self.grad is None:
             self.grad = namespace(gradient).array(gradient, dtype=self.data.dtype, copy=True)
         else:  # a new array: whoever holds the old one keeps it as it was
@@ -90,15 +91,6 @@ class Variable:
 
 
 Variable.result_class = Variable
-
-
-def constant(what: str, value: Any) -> Any:
-    """The array of a Variable that takes part and gets no gradient; TypeError if it wants one."""
-    if not isinstance(value, Variable):
-        return value
-    if value.requires_grad and mode.enabled:
-        raise TypeError(f"{what} gets no gradient, and this one wants it: use its .detach()")
-    return value.data
 
 
 class Function:
@@ -213,3 +205,12 @@ def matched(function: type[Function], inputs: Sequence[Any]) -> tuple[list[Any],
     if not alike:
         arrays, first = read_inputs(function, inputs, arrays)  # numbers, several dtypes
     return arrays, first
+
+
+def constant(what: str, value: Any) -> Any:
+    """The array of a Variable that takes part and gets no gradient; TypeError if it wants one."""
+    if not isinstance(value, Variable):
+        return value
+    if value.requires_grad and mode.enabled:
+        raise TypeError(f"{what} gets no gradient, and this one wants it: use its .detach()")
+    return value.data

@@ -26,7 +26,7 @@ from typing import Any
 
 from .arrays import Array, describe, is_array, namespace, native, one
 from .autograd import Function, Variable
-from .dispatch import run_back, surrounded  # run a node's backward, and the whole walk
+from .dispatch import run_back, surrounded  # a node's backward; the walk, NumPy's warnings off
 from .two_bytes import converted  # a gradient in its input's dtype; or what is wrong with it
 
 
@@ -35,7 +35,8 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
 
     `gradient` has root's shape and dtype; it may be left out (one) if root has one element.
     Each node forgets what it kept once its turn is over, so memory falls on the way; with
-    `retain_graph` none does, and backward may be called again. One may run inside another."""
+    `retain_graph` none does, and backward may be called again. A Function's backward may call this
+    one, for a graph of its own."""
     if not root.requires_grad:
         raise ValueError(
             "backward: this result needs no gradient: no input had requires_grad=True, or no_grad()"
@@ -50,6 +51,28 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
     arrived[root.node][root.output_index or 0] = gradient
     del gradient
     surrounded(_walk, order, arrived, retain_graph)
+
+
+def _behind(root: Function) -> set[Function]:
+    """All nodes that `root` depends on, and itself. No recursion: a chain of 10,000 operations is
+    nothing unusual, and Python's stack is shorter."""
+    found, todo = {root}, [root]
+    while todo:
+        node = todo.pop()
+        if node.parents is None:
+            raise ValueError(
+                f"backward: the graph behind {type(node).__name__} was released by an earlier "
+                "backward; call that one with retain_graph=True to go through it twice"
+            )
+        if [v for v, version in node.versions if v.version != version]:
+            raise ValueError(
+                f"backward: a Parameter that {type(node).__name__} used was changed after "
+                "forward; call backward before the optimizer's step or an assignment to .data"
+            )
+        sources = {p[0] for p in node.parents if p and p[1] is not None} - found
+        found |= sources
+        todo += sources
+    return found
 
 
 def _walk(
@@ -109,25 +132,3 @@ def _seed(root: Variable, gradient: Array | None) -> Array:
             "they must agree"
         )
     return gradient if gradient.base is None else gradient.copy()  # others may write into a view
-
-
-def _behind(root: Function) -> set[Function]:
-    """All nodes that `root` depends on, and itself. No recursion: a chain of 10,000 operations is
-    nothing unusual, and Python's stack is shorter."""
-    found, todo = {root}, [root]
-    while todo:
-        node = todo.pop()
-        if node.parents is None:
-            raise ValueError(
-                f"backward: the graph behind {type(node).__name__} was released by an earlier "
-                "backward; call that one with retain_graph=True to go through it twice"
-            )
-        if [v for v, version in node.versions if v.version != version]:
-            raise ValueError(
-                f"backward: a Parameter that {type(node).__name__} used was changed after "
-                "forward; call backward before the optimizer's step or an assignment to .data"
-            )
-        sources = {p[0] for p in node.parents if p and p[1] is not None} - found
-        found |= sources
-        todo += sources
-    return found

@@ -18,7 +18,7 @@ Next: `ops.py`, arithmetic, each forward beside its backward.
 
 import threading
 
-from .around import Around, Bare  # what `with` takes, and what decorates
+from .around import Around, Bare  # `with no_grad():`, `@no_grad()`; Bare: and `@no_grad`
 
 
 class _Mode(threading.local):  # each thread has its own

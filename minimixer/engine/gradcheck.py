@@ -5,9 +5,9 @@ For a number L and one element x_i of an input, the central difference is, by Ta
     (L(x_i + h) - L(x_i - h)) / 2h  =  dL/dx_i + h^2/6 L''' + ...
 
 In float64 with h = 1e-5 max(1, |x_i|) both the neglected term and the rounding of the difference
-are about 1e-10 of L: unless the gradient is a million times smaller than L, or than the largest of
-its input, one that is wrong by one part in a thousand is far outside. To check a function with many
-outputs, L is their sum with random weights: a mistake in any output shows.
+are about 1e-10 of L. A gradient that is wrong by one part in a thousand shows, unless it is itself
+a thousand times smaller than the largest of the same input, or a million times smaller than L. To
+check a function with many outputs, L is their sum with random weights: a mistake in any shows.
 
 Numbers do not show everything: a Function that writes into an array which is not its own may be
 right by itself and spoil what others make of that array. So it is also looked at whether forward
@@ -22,17 +22,49 @@ Next: `nn/loss.py`, softmax cross-entropy.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from .arrays import Array, describe, device_of, is_array, namespace, to_device
-from .autograd import Function, Gradients
+from .arrays import describe, device_of, to_device
 from .checks import whole
-from .grad_mode import enable_grad, no_grad
+from .grad_mode import enable_grad
 from .tensor import Tensor
-from .watching import GradientError, Unchanged, backward_twice, watching
+from .watching import (  # L, and whether arrays stay as they are
+    GradientError,
+    WeightedSum,
+    as_tensors,
+)
+
+
+def difference(tensor: Tensor, where: Any, move: Any, number: Callable[[], float]) -> float:
+    """(L(x + move) - L(x - move)) / 2, with x moved at `where` only; it is put back afterwards."""
+    original = tensor.data.copy()
+    try:
+        tensor.data[where] = original[where] + move
+        above = number()
+        tensor.data[where] = original[where] - move
+        below = number()
+    finally:
+        tensor.data[...] = original
+    return (above - below) / 2
+
+
+def compared(
+    tensor: Tensor, number: Callable[[], float], directions: int | None, random: np.random.Generator
+) -> Iterator[tuple[str, float, float]]:
+    """(where, what backward says, what differences say): for each element, or each direction."""
+    found = np.zeros(tensor.shape) if tensor.grad is None else to_device(tensor.grad, "cpu")
+    for index in np.ndindex(*tensor.shape) if directions is None else ():
+        h = 1e-5 * max(1.0, abs(float(tensor.data[index])))
+        yield f"index {index}", float(found[index]), difference(tensor, index, h, number) / h
+    h = 1e-5 / math.sqrt(tensor.size)
+    for step in [random.standard_normal(tensor.shape) for _ in range(directions or 0)]:
+        move = to_device(np.asarray(h * step), device_of(tensor.data))
+        with np.errstate(invalid="ignore"):  # infinite gradients are reported by who asks
+            slope = float((found * step).sum())
+        yield "a random direction", slope, difference(tensor, ..., move, number) / h
 
 
 def gradcheck(
@@ -58,136 +90,31 @@ def gradcheck(
     too if forward or backward writes into an array that it did not make.
     """
     name = getattr(function, "__qualname__", repr(function))
-    if isinstance(inputs, Tensor) or is_array(inputs):
-        inputs = [inputs]
-    tensors = [_as_tensor(value, position, name) for position, value in enumerate(inputs)]
+    tensors = as_tensors(inputs, name)
     if directions is not None and whole(directions, "directions") < 1:
         raise ValueError(f"gradcheck: directions must be at least 1, got {directions}")
     random = np.random.default_rng(seed)
-    for tensor in tensors:
-        tensor.grad = None
     with enable_grad():
-        return _check(function, tensors, name, directions, tolerance, random)
-
-
-def _check(
-    function: Callable[..., Any],
-    tensors: Sequence[Tensor],
-    name: str,
-    directions: int | None,
-    tolerance: float,
-    random: np.random.Generator,
-) -> bool:
-    given = Unchanged([(f"argument {i}", t.data) for i, t in enumerate(tensors)])
-    returned = Unchanged([])
-    with watching(returned):
-        outputs = _outputs(function, tensors, name)
-    given.check(f"{name} changed", "must leave its inputs as they are")
-    weights = [
-        to_device(random.uniform(0.5, 1.5, y.shape) * random.choice([-1, 1], y.shape), y.device)
-        for y in outputs
-    ]
-    needing = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
-    if not needing:
-        raise GradientError(f"{name}: no output depends on an input that requires a gradient")
-    given.add([(f"output {i}", y.data) for i, y in enumerate(outputs)])
-    total = _WeightedSum.apply(*[y for y, _ in needing], weights=[w for _, w in needing])
-    backward_twice(total, given, returned, tensors, name)
-    size = sum(float(abs(y.data * w).sum()) for y, w in zip(outputs, weights, strict=True))
-
-    def weighted_sum() -> float:
-        with no_grad():
-            results = _outputs(function, tensors, name)
-        return sum(float((y.data * w).sum()) for y, w in zip(results, weights, strict=True))
-
-    for position, tensor in enumerate(tensors):
-        if not tensor.requires_grad or tensor.size == 0:
-            continue
-        found = tensor.grad
-        found = np.zeros(tensor.shape) if found is None else to_device(found, "cpu")
-        original = tensor.data.copy()
-        steps: list[Any]
-        if directions is None:
-            steps = list(np.ndindex(*tensor.shape))
-        else:
-            steps = [random.standard_normal(tensor.shape) for _ in range(directions)]
-        pairs = []
-        for step in steps:
-            if directions is None:
-                h = 1e-5 * max(1.0, abs(float(original[step])))
-                change = _difference(tensor, original, step, h, weighted_sum)
-                pairs.append((float(found[step]), change / h))
-            else:
-                h = 1e-5 / math.sqrt(tensor.size)
-                move = to_device(np.asarray(h * step), device_of(original))
-                change = _difference(tensor, original, ..., move, weighted_sum)
-                with np.errstate(invalid="ignore"):  # infinite gradients are reported below
-                    pairs.append((float((found * step).sum()), change / h))
-        largest = max(abs(differences_say) for _, differences_say in pairs)
-        allowed = tolerance * largest + 1e-9 * (size + 1)
-        for step, (backward_says, differences_say) in zip(steps, pairs, strict=True):
-            if not abs(backward_says - differences_say) <= allowed < np.inf:  # nor may it be NaN
-                where = f"index {step}" if directions is None else "a random direction"
-                raise GradientError(
-                    f"{name}: gradient of argument {position}, {describe(tensor.data)}, at "
-                    f"{where}: backward gives {backward_says:.9g}, finite differences "
-                    f"{differences_say:.9g}; {_hint(pairs)}"
-                )
-    given.check(
-        f"{name}: when it was called again, it changed", "must return new arrays at each call"
-    )
+        number = WeightedSum(function, tensors, name, random)
+        number.backward()
+        for position, tensor in enumerate(tensors):
+            if not tensor.requires_grad or tensor.size == 0:
+                continue
+            found = list(compared(tensor, number, directions, random))
+            largest = max(abs(differences_say) for _, _, differences_say in found)
+            allowed = tolerance * largest + 1e-9 * (number.size + 1)
+            for where, backward_says, differences_say in found:
+                if not abs(backward_says - differences_say) <= allowed < np.inf:  # nor NaN
+                    raise GradientError(
+                        f"{name}: gradient of argument {position}, {describe(tensor.data)}, at "
+                        f"{where}: backward gives {backward_says:.9g}, finite differences "
+                        f"{differences_say:.9g}; {_hint([pair for _, *pair in found])}"
+                    )
+        number.check_arrays()
     return True
 
 
-class _WeightedSum(Function):
-    """sum of weights * outputs. Not made of the package's own operations: if their backward had
-    the wrong sign, checking them with themselves would take two wrongs for a right."""
-
-    def forward(self, *outputs: Array, weights: Any) -> Array:
-        self.weights = weights
-        xp = namespace(outputs[0])
-        return xp.asarray(sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)))
-
-    def backward(self, dy: Array) -> Gradients:
-        return tuple(dy * w for w in self.weights)
-
-
-def _as_tensor(value: Any, position: int, name: str) -> Tensor:
-    if is_array(value):
-        value = Tensor(value.copy(), requires_grad=True)
-    if not isinstance(value, Tensor) or (value.requires_grad and value.data.dtype != np.float64):
-        raise TypeError(
-            f"gradcheck of {name}: argument {position} must be a float64 array or Tensor, got "
-            f"{describe(value.data) if isinstance(value, Tensor) else repr(value)}: "
-            "finite differences in float32 are too coarse to tell right from wrong"
-        )
-    return value
-
-
-def _outputs(function: Callable[..., Any], tensors: Sequence[Tensor], name: str) -> list[Tensor]:
-    result = function(*tensors)
-    outputs = list(result) if isinstance(result, tuple | list) else [result]
-    for output in outputs:
-        if not isinstance(output, Tensor) or output.dtype != np.float64:
-            raise TypeError(f"gradcheck of {name}: it must return float64 Tensors, got {output!r}")
-    return outputs
-
-
-def _difference(
-    tensor: Tensor, original: Any, where: Any, move: Any, weighted_sum: Callable[[], float]
-) -> float:
-    """(L(x + move) - L(x - move)) / 2, x moved at `where` only; it is put back afterwards."""
-    try:
-        tensor.data[where] = original[where] + move
-        above = weighted_sum()
-        tensor.data[where] = original[where] - move
-        below = weighted_sum()
-    finally:
-        tensor.data[...] = original
-    return (above - below) / 2
-
-
-def _hint(pairs: Sequence[tuple[float, float]]) -> str:
+def _hint(pairs: list[list[float]]) -> str:
     """What kind of mistake this looks like."""
     found, expected = np.array(pairs).T
     if not np.isfinite(found).all():

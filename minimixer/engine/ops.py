@@ -21,7 +21,7 @@ from typing import Any
 
 from .arrays import Array
 from .autograd import Function, Gradients
-from .products import matmul as matrix_product
+from .products import matmul as matrix_product  # a @ b; by the fast form, where there is one
 from .products import sum_rows  # of a matrix: one row
 
 

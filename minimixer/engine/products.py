@@ -66,6 +66,12 @@ def sum_rows(matrix: Array) -> Array:
     return matmul(ones, matrix, out=out)[0]
 
 
+def row_means(matrix: Array) -> Array:
+    """(m, n) -> (m, 1): the mean of each row, as a product too."""
+    n = matrix.shape[1]
+    return matmul(matrix, namespace(matrix).full((n, 1), 1 / n, dtype=matrix.dtype))
+
+
 def as_rows(x: Array) -> Array:
     """(..., n) as a matrix of rows of length n, also if there are none or n is 0."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -20,7 +20,7 @@ from typing import Any
 
 from .arrays import Array, namespace
 from .autograd import Function
-from .checks import no_others, whole, whole_numbers  # or an error that says what to write
+from .checks import no_others, whole, whole_numbers  # errors that say what to write: not dim=
 
 Axis = int | tuple[int, ...] | None
 

@@ -34,9 +34,9 @@ patches give other scores, though no token is told its place. One and the same s
 images changes nothing, though: with these rows shuffled likewise the scores are the same.
 
 An image costs 2 S C (D_S + D_C) multiplications a block: linear in the tokens, where attention,
-which compares all pairs of tokens, costs 2 S^2 C. But only while D_S stays: with D_S = S, or the
-paper's n^2 D_S for images n times as wide and high, it is
-quadratic too. (S itself grows with the square of an image's side.)
+which compares all pairs of tokens, costs 2 S^2 C. But only while D_S stays: with D_S = S it is
+quadratic too, and with n^2 D_S, which the paper takes where a model goes on with images n times as
+wide and high. (S itself grows with the square of an image's side.)
 
 >>> import numpy as np
 >>> from minimixer import Mixer

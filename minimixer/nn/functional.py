@@ -21,7 +21,7 @@ from ..engine.autograd import Function, Gradients
 from ..engine.erf import erf  # 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x
 from ..engine.habits import missing
 from ..engine.more_ops import relu as relu
-from ..engine.products import as_columns, as_rows, matmul, sum_rows
+from ..engine.products import as_columns, as_rows, matmul, sum_rows  # arrays seen as matrices
 from ..engine.tensor import Tensor
 from .layer_norm import LayerNorm as LayerNorm
 from .layer_norm import layer_norm as layer_norm
@@ -129,8 +129,9 @@ def linear_first(x: Any, weight: Any, bias: Any = None, transposed: bool = False
 # Gimpel 2016) is smooth: gelu(x) = x Phi(x), Phi(x) being the probability that a standard normal
 # number is below x (`phi` in the code). Its slope is gelu'(x) = Phi(x) + x Phi'(x). Exactly,
 #     Phi(x) = (1 + erf(x / sqrt 2)) / 2,    Phi'(x) = e^(-x^2 / 2) / sqrt(2 pi), the density.
-# The tanh form puts Phi(x) = (1 + t) / 2 with t = tanh(u), u = k (x + a x^3); then
-#     Phi' = u' (1 - t^2) / 2 = 2 Phi (1 - Phi) k (1 + 3 a x^2).
+# The tanh form puts Phi(x) = (1 + t) / 2 with t = tanh(k (x + a x^3)); then
+#     Phi' = (1 - t^2) / 2 k (1 + 3 a x^2) = 2 Phi (1 - Phi) k (1 + 3 a x^2).
+# Both are computed in place, for speed.
 # (np.tanh and the like hand an array of CuPy's on to CuPy.)
 
 _K, _A = math.sqrt(2 / math.pi), 0.044715

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from ..engine.random import Purpose, random_bits, uniform
+from ..engine.random import Purpose, random_bits, uniform  # of the same arguments, the same bits
 
 
 def lecun_normal(

@@ -21,7 +21,7 @@ import numpy as np
 from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
 from ..engine.checks import check_number
-from ..engine.products import as_rows, matmul, sum_rows
+from ..engine.products import as_rows, row_means, sum_rows  # x (..., C) as a matrix; products
 from ..engine.tensor import Tensor
 
 
@@ -85,16 +85,14 @@ def gradients(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """dx, dgamma and dbeta, as far as they are needed."""
     dx = dgamma = dbeta = None
-    rows, product = as_rows(dy), as_rows(dy * x_hat)
+    rows, x_hat = as_rows(dy), as_rows(x_hat)
     if needs[1]:
-        dgamma = sum_rows(product)
+        dgamma = sum_rows(rows * x_hat)
     if needs[2]:
         dbeta = sum_rows(rows)
     if needs[0]:
-        average = gamma[:, None] / len(gamma)  # rows @ average: the mean of gamma dy over each row
-        dx = rows * gamma
-        dx -= matmul(rows, average)
-        dx -= as_rows(x_hat) * matmul(product, average)
+        d_hat = rows * gamma
+        dx = d_hat - row_means(d_hat) - x_hat * row_means(d_hat * x_hat)
         dx *= as_rows(inverse_sigma)
         dx = dx.reshape(dy.shape)
     return dx, dgamma, dbeta

@@ -1,4 +1,4 @@
-"""Layers: Parameters with a forward.
+"""Layers: Parameters with a forward, each a Module named as the Function that it calls.
 
 >>> from minimixer import LayerNorm, Linear, Module, Tensor
 >>> from minimixer import functional as F
@@ -25,7 +25,7 @@ from ..engine.ops import multiply
 from ..engine.random import Purpose
 from ..engine.tensor import Tensor
 from . import functional as F
-from .draws import RandomCounter, is_evaluating  # seed and step, from which factors are drawn
+from .draws import RandomCounter, is_evaluating  # seed and step of draws; within `predict`?
 from .draws import evaluating as evaluating
 from .initial import lecun_normal as lecun_normal
 from .layer_norm import EPSILON, check_epsilon

@@ -28,7 +28,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..engine.checks import check_seed
-from ..engine.habits import missing
 from .more_module import MoreOfModule, gather  # gather: into one buffer, unless they are in one
 from .parameters import Parameter
 from .state import load_state, state_of
@@ -40,24 +39,12 @@ class Module(MoreOfModule):
     training = True
     draws: ClassVar[bool] = False  # at random in training: such layers are numbered
     shown: ClassVar[tuple[str, ...]] = ()  # the names of settings that `repr` shows
-    changes: ClassVar[int] = 0  # how often an attribute of any module was set: for who remembers
 
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *inputs: Any) -> Any:
         return self.forward(*inputs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(vars(self).get(name), Parameter) and not (
-            value is None or isinstance(value, (Parameter, Module))
-        ):
-            raise TypeError(f"{name} is a Parameter: assign the new values to {name}.data")
-        super().__setattr__(name, value)
-        Module.changes += 1
-
-    def __getattr__(self, name: str) -> Any:  # what is not there
-        raise missing("Module", name, type(self).__name__)
 
     # ---- what is in it --------------------------------------------------------------------------
 
@@ -106,7 +93,7 @@ class Module(MoreOfModule):
             module.draw_weights(seed, number)
         for parameter in self.parameters()[:1]:
             assert parameter.buffer is not None
-            parameter.buffer.random.seed = seed
+            parameter.buffer.random.seed = seed  # for layers that draw at random (draws.py)
 
     def draw_weights(self, seed: int, layer: int) -> None:
         """Give this layer's own Parameters their initial values. Layers with any define it;

@@ -8,14 +8,29 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from ..engine.habits import missing
 from ..engine.more_tensor import split_targets
 from .buffer import ParameterBuffer
+from .parameters import Parameter
 
 
 class MoreOfModule:
     """What Module has beside what training a Mixer needs."""
+
+    changes: ClassVar[int] = 0  # how often an attribute of any module was set: for who remembers
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if isinstance(vars(self).get(name), Parameter) and not (
+            value is None or isinstance(value, (Parameter, MoreOfModule))
+        ):
+            raise TypeError(f"{name} is a Parameter: assign the new values to {name}.data")
+        super().__setattr__(name, value)
+        MoreOfModule.changes += 1
+
+    def __getattr__(self: Any, name: str) -> Any:  # what is not there
+        raise missing("Module", name, type(self).__name__)
 
     def children(self: Any) -> Iterator[Any]:
         return (module for _, module in self.named_children())

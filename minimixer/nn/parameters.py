@@ -38,9 +38,10 @@ from .loss_scale import unscaled  # a gradient that came multiplied, from float1
 class Parameter(Copied, Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
-    Assigning to `data` copies into the view (ValueError if the shape differs); between forward and
-    backward that is an error. Writing into the view itself is not noticed: assign `p.data = p.data`
-    after it. `grad` is None until backward, and again after `zero_grad()`."""
+    Assigning to `data` copies into the view (ValueError if the shape differs); a backward through
+    operations that read the old values is an error then. Writing into the view itself is not
+    noticed: assign `p.data = p.data` after it. `grad` is None until backward, and again after
+    `zero_grad()` of the model or the optimizer. `low` is its view of the values in two bytes."""
 
     __slots__ = ("_data", "_grad", "_shape", "buffer", "has_grad", "low", "start", "version")
     is_parameter = True
@@ -55,7 +56,8 @@ class Parameter(Copied, Tensor):
         self.version, self.has_grad = 0, False
         self.node = self.output_index = None
         self.requires_grad = requires_grad
-        ParameterBuffer([self])  # its own, until a model gathers its Parameters into one
+        # Sets buffer and start, and binds: its own, until a model gathers its Parameters into one.
+        ParameterBuffer([self])
 
     def bind(self) -> None:
         """Look at what the buffer holds now."""
@@ -124,7 +126,7 @@ class Parameter(Copied, Tensor):
         return self._grad
 
     def read(self, dtype: np.dtype) -> Array:
-        """The values in the dtype of the activations that meet them."""
+        """The values in the dtype of what meets them, the activations that flow through a model."""
         if self._data.dtype == dtype:
             return self._data
         return self.buffer.read(self, dtype)

@@ -72,7 +72,7 @@ def train(
 
 
 def accuracy(model: Mixer, images: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images (N, H, W, channels) that the model, without dropout, puts into the class
+    """The share of images (N, H, W, channels) that the model, no block skipped, puts into the class
     that labels (N,) say. ValueError for another number of labels."""
     if np.shape(labels) != (len(images),):
         raise ValueError(f"accuracy: {len(images)} images, but labels of shape {np.shape(labels)}")

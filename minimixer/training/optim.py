@@ -41,7 +41,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
     ):  # fmt: skip
         self.moments = ("momentum_buffer",) if momentum else ()
-        self.nesterov = nesterov
+        self.nesterov = nesterov  # first: `check` of momentum asks for it
         self.momentum = momentum
         super().__init__(parameters, lr, weight_decay)
 

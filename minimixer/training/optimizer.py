@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.arrays import Array, blocks, namespace, to_device, use_device_of
+from ..engine.arrays import Array, blocks, namespace, use_device_of
 from ..engine.checks import check_number
 from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..nn.buffer import ParameterBuffer
@@ -35,16 +35,17 @@ from ..nn.loss_scale import update_if_finite  # gradients from float16 may overf
 from ..nn.module import Module
 from ..nn.parameters import Parameter
 from .norms import gradient_norm
+from .same_model import SameModel  # _follow, _look_for_newcomers: has the model changed?
 from .settings import CLIP as CLIP
 from .settings import LR_FACTOR as LR_FACTOR
 from .settings import STEP as STEP
 from .settings import Settings, read_groups
 
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
-_buffer, _has_grad = attrgetter("buffer"), attrgetter("has_grad")  # at C's speed
+_has_grad = attrgetter("has_grad")  # at C's speed
 
 
-class Optimizer(Settings):
+class Optimizer(SameModel, Settings):
     """What all optimizers share. Subclasses define `moments` and `update`.
 
     parameters    a model, Parameters of one, or groups: dicts with "params" and, if they differ
@@ -73,7 +74,7 @@ class Optimizer(Settings):
         self._ranges: tuple[Any, list[Range]] | None = None
         self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
         self._moves = -1  # of the buffer, which it has followed
-        buffer.optimized |= {p.start for p in self.parameters}
+        buffer.optimized |= {p.start for p in self.parameters}  # others are moved by nobody
         self._follow()
 
     # ---- what a training loop calls -------------------------------------------------------------
@@ -86,7 +87,7 @@ class Optimizer(Settings):
             update_if_finite(self, self._active_ranges())
         else:
             self.update_ranges(self._active_ranges())
-        count_step(self.control, self.buffer.random.counters)
+        count_step(self.control, self.buffer.random.counters)  # of which the first is the step
         self.clipped = False
         for parameter in self.parameters:
             parameter.version += 1
@@ -156,28 +157,6 @@ class Optimizer(Settings):
         lr: the learning rate times its factor. t: the number of this step, from 1. Both are
         numbers, or arrays (1,) on a GPU: no `if` and no float() of them."""
         raise TypeError(f"{type(self).__name__} has no update")
-
-    def _follow(self) -> None:
-        """Go where the model went (`to`), and notice if it took other parameters."""
-        buffer = self.buffer
-        if {*map(_buffer, self.parameters)} != {buffer}:
-            raise ValueError(
-                "the model's parameters were gathered anew after this optimizer was made (was a "
-                "layer replaced?); make a new optimizer from model.parameters()"
-            )
-        use_device_of(buffer.values)
-        if self._moves != buffer.moves:
-            self._moves, self.control = buffer.moves, to_device(self.control, buffer.device)
-            for name, array in self.state.items():
-                self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
-
-    def _look_for_newcomers(self) -> None:
-        """ValueError if Parameters that came into the model later, or were frozen then, have a
-        gradient and no optimizer. Those left out on purpose lie in the buffer."""
-        if self._looked != Module.changes:  # an attribute of some module was set since
-            self._looked, self._newcomers = Module.changes, self._find_newcomers()
-        if self._newcomers:
-            self._refuse_newcomers()
 
     def _active_ranges(self) -> list[Range]:
         """Stretches of the buffer with gradients and equal settings, as long as possible."""

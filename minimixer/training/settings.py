@@ -169,24 +169,3 @@ class Settings:
             "copy the model, make a new optimizer from its parameters, and give that this one's "
             "state_dict()"
         )
-
-    def _find_newcomers(self: Any) -> list[tuple[str, Parameter]]:
-        """Parameters that came into the model after its buffer was made, or were frozen then."""
-        owner = self.buffer.owner
-        model = None if owner is None else owner()
-        found = model.named_parameters() if model is not None else ()
-        frozen = {id(p) for p in self._frozen}
-        return [(name, p) for name, p in found if p.buffer is not self.buffer or id(p) in frozen]
-
-    def _refuse_newcomers(self: Any) -> None:
-        """ValueError if one of them has a gradient, and no optimizer trains it."""
-        news = [
-            name for name, p in self._newcomers
-            if p.has_grad and p.requires_grad and p.buffer and p.start not in p.buffer.optimized
-        ]  # fmt: skip
-        if news:
-            raise ValueError(
-                f"{', '.join(news)} came into the model, or out of being frozen, after this "
-                "optimizer was made, which would never train them; make a new optimizer from "
-                "model.parameters()"
-            )
