@@ -177,7 +177,7 @@ EDITS = {  # file, what stands there, what is put there; and whether it makes a 
     "GELU.backward": ("functional", "return dy * self.slope", "return 2 * dy * self.slope", True),
     "LayerNorm.backward": (
         "layer_norm", "return gradients(dy, ", "return gradients(2 * dy, ", True),
-    "dgamma": ("layer_norm", "dgamma = sum_rows(rows * x_hat)", "dgamma = 2 * sum_rows(product)", True),
+    "dgamma": ("layer_norm", "sum_rows(rows * x_hat)", "sum_rows(2 * rows * x_hat)", True),
     "normalize": ("layer_norm", "(variance + epsilon) ** 0.5", "(variance + 1) ** 0.5", False),
     "gelu_and_slope": ("functional", "slope += phi\n", "slope += 2 * phi\n", True),
     "as_rows": (

@@ -68,8 +68,8 @@ def sum_rows(matrix: Array) -> Array:
 
 def row_means(matrix: Array) -> Array:
     """(m, n) -> (m, 1): the mean of each row, as a product too."""
-    n = matrix.shape[1]
-    return matmul(matrix, namespace(matrix).full((n, 1), 1 / n, dtype=matrix.dtype))
+    xp, n = np if type(matrix) is np.ndarray else namespace(matrix), matrix.shape[1]
+    return matmul(matrix, xp.full((n, 1), 1 / n, dtype=matrix.dtype))
 
 
 def as_rows(x: Array) -> Array:
