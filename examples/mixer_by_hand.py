@@ -8,7 +8,7 @@ An image is cut into S patches; each, projected to C channels, is a row of X, a 
 with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores. To mix
 columns the paper transposes, mixes rows and transposes back: so does this file. B: images, P: patch
 side, D: MLP width, d_x: gradient of the loss by x. `pip install -e .` goes before the first run.
-Next: tiny.py, where an engine finds the way back, and tokens come first, (S, B, C): none is turned.
+Next: tiny.py, where an engine finds the way back. Tokens come first, (S, B, C): x stays as it is.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
         if len(shape) == 1 or name == "head.weight":  # only LayerNorm's scale (gamma) starts at 1
             params[name] = np.full(shape, "norm" in name and "weight" in name, dtype)  # shape
             continue
-        # All are (inputs, outputs), as W3 and W4 stand in the formula, but W2: (outputs, inputs).
+        # Stored as (inputs, outputs): w1 = W1^T, W3, W4. But w2 = W2 is (outputs, inputs).
         fan_in = shape[1] if name.endswith("token_mixing.w2") else shape[0]
         z = rng.standard_normal(shape)  # shape
         while np.abs(z).max() > 2:  # truncated: what lies beyond 2 sigma is drawn again
@@ -71,7 +71,7 @@ def layer_norm_backward(cache, d_y):
 
 
 def gelu(u, approximate):
-    """u Phi(u), Phi the normal distribution function; and its slope, while Phi is at hand."""
+    """u Phi(u), Phi the normal distribution function, and the slope of u Phi(u): both need Phi."""
     if approximate == "none":
         phi = 0.5 * (1 + np.vectorize(math.erf, [u.dtype])(u / math.sqrt(2)))  # (B, rows, D)
         density = np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)  # (B, rows, D): Phi'
@@ -92,7 +92,7 @@ def linear_backward(x, weight, d_y):
 
 
 def mlp(x, w1, b1, w2, b2, approximate):
-    """Linear, GELU, Linear for each row: the E = C numbers of a token or, transposed, E = S."""
+    """Linear, GELU, Linear for each row of E numbers: a token's C or, transposed, a channel's S."""
     hidden, slope = gelu(x @ w1 + b1, approximate)  # (B, rows, D)
     return hidden @ w2 + b2, (x, w1, hidden, slope, w2)  # (B, rows, E)
 
@@ -106,7 +106,7 @@ def mlp_backward(cache, d_y):
 
 
 def forward(params, images, patch_size, approximate="tanh"):
-    """Images (B, H, W, in) to logits (B, K), and what backward will need."""
+    """Images (B, H, W, in) to logits, the scores (B, K), and what backward will need."""
     (B, H, W, channels), P = images.shape, patch_size
     cut = images.reshape(B, H // P, P, W // P, P, channels)  # (B, H/P, P, W/P, P, in)
     patches = cut.swapaxes(2, 3).reshape(B, -1, P * P * channels)  # (B, S, P*P*in)
@@ -143,7 +143,7 @@ def backward(params, cache, d_logits):
         d_h, tree[f"blocks.{i}.channel_mixing"] = mlp_backward(channel_mlp, d_x)  # (B, S, C)
         d_h, tree[f"blocks.{i}.norm2"] = layer_norm_backward(norm2, d_h)  # (B, S, C)
         d_u = d_x + d_h  # (B, S, C)
-        # Here d_b2 is 0, up to rounding: every later LayerNorm removes a constant from a token.
+        # d_b2 is 0, up to rounding: LayerNorms take off what b2 adds to all channels of a token.
         d_h, d_token = mlp_backward(token_mlp, d_u.swapaxes(1, 2))  # (B, C, S)
         tree[f"blocks.{i}.token_mixing"] = d_token | {"w2": d_token["w2"].T}  # w2: (S, D_S)
         d_h, tree[f"blocks.{i}.norm1"] = layer_norm_backward(norm1, d_h.swapaxes(1, 2))  # (B, S, C)
@@ -175,8 +175,8 @@ def main():
     test_images = (test_images.astype(np.float32) / 255 - 0.5) / 0.5  # (10000, 28, 28, 1)
     rng, start, P = np.random.default_rng(args.seed), time.perf_counter(), 7
     params = init(rng, 28, P, 1, 10, 3, 64, 32, 128, np.float32)  # N 3, C 64, D_S 32, D_C 128
-    m = {name: np.zeros_like(value) for name, value in params.items()}  # Adam's mean of g,
-    v = {name: np.zeros_like(value) for name, value in params.items()}  # and of g^2: g's size
+    m = {name: np.zeros_like(value) for name, value in params.items()}  # Adam divides the mean of g
+    v = {name: np.zeros_like(value) for name, value in params.items()}  # by the root of that of g^2
     for epoch in range(args.epochs):
         batches = rng.permutation(10_000).reshape(100, 100)  # (100, B)
         for step, batch in enumerate(batches, start=100 * epoch + 1):
@@ -187,7 +187,7 @@ def main():
             for name, g in grads.items():
                 m[name] = 0.9 * m[name] + 0.1 * g  # shape of g
                 v[name] = 0.999 * v[name] + 0.001 * g * g  # shape of g
-                # Both began at 0, so after t steps they are too small by the factor 1 - beta^t.
+                # Both began at 0: after t steps they are too small by 1 - 0.9^t and 1 - 0.999^t.
                 m_hat, v_hat = m[name] / (1 - 0.9**step), v[name] / (1 - 0.999**step)  # shape of g
                 params[name] -= learning_rate * m_hat / (np.sqrt(v_hat) + 1e-8)  # shape of g
         parts = [forward(params, part, P)[0] for part in np.split(test_images, 20)]  # (500, K)

@@ -42,7 +42,7 @@ class Tensor:
         self.grad, self.number = None, next(Tensor.count)
 
     def backward(self):
-        """Add the gradient of self, which is one number, to `grad` of all that it was made from.
+        """Self is one number: add its gradient by each leaf (not computed) to the leaf's `grad`.
 
         What uses a result has a larger number. So, from the largest on, a gradient is complete when
         its turn comes, and each step is taken once; with no recursion, for Python's stack is short.
@@ -62,8 +62,8 @@ class Tensor:
 
 
 def differentiable(forward):
-    """An operation on Tensors, from one on arrays that returns its result and its chain rule: given
-    dy, the gradient of the result, those of all inputs. Inputs that are arrays are constants."""
+    """An operation on Tensors, from one on arrays that returns its result and its chain rule: from
+    dy, the gradient of the result, to those of all inputs. Inputs that are arrays are constants."""
 
     def apply(*inputs):
         y, chain_rule = forward(*[x.data if isinstance(x, Tensor) else x for x in inputs])
@@ -139,7 +139,7 @@ def gelu(x):
 @differentiable
 def layer_norm(x, gamma, beta):
     """y = gamma x_hat + beta, x_hat = (x - mean) / sigma, sigma^2 = variance + 1e-6, row by row.
-    x_i moves x_hat_j itself, through the mean and through sigma: dx_hat_j / dx_i = (delta_ij - 1/C
+    x_i moves x_hat_j directly, through the mean and sigma: dx_hat_j / dx_i = (delta_ij - 1/C
     - x_hat_i x_hat_j / C) / sigma. Weighed with g_j = gamma_j dy_j and summed over j, it gives
     dx = (g - mean(g) - x_hat mean(g x_hat)) / sigma; dgamma and dbeta collect from all rows."""
     centred = x - x.mean(axis=-1, keepdims=True)
@@ -158,7 +158,7 @@ def layer_norm(x, gamma, beta):
 @differentiable
 def cross_entropy(z, labels):
     """The mean over B rows of -log p_label, p = softmax(z): log(sum_k e^z_k) - z_label.
-    By z_k the first term has the slope e^z_k / sum = p_k, so dz = (p - one_hot) / B."""
+    The slope of the first term by z_k is e^z_k / sum = p_k, so dz = (p - one_hot) / B."""
     z = z - z.max(axis=1, keepdims=True)  # p stays the same, and e^z can't overflow
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     one_hot = np.eye(z.shape[1], dtype=z.dtype)[labels]
@@ -170,7 +170,7 @@ def cross_entropy(z, labels):
 
 
 def token_mixing(x, w1, b1, w2, b2):
-    """W2 gelu(W1 x), biased: each channel's S tokens. W1 = w1^T, W2 = w2: a row for each place."""
+    """W2 gelu(W1 x) for each channel's S tokens; of w1 = W1^T and w2 = W2 a row is a place's."""
     return linear_first(gelu(linear_first(x, transpose(w1), b1)), w2, b2)
 
 

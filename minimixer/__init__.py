@@ -8,7 +8,7 @@ each. Then its four rooms; none needs anything of the rooms after it, but to sav
     engine/grad_mode.py     no_grad: whether operations are recorded
     engine/ops.py           arithmetic, each forward beside its backward
     engine/rearrange.py     sums, means, reshapes: where gradients go when numbers move
-    engine/tensor.py        Tensor: the usual signs for all that
+    engine/tensor.py        Tensor: the usual operators for all that
     engine/gradcheck.py     finite differences against backward
     nn/loss.py              softmax cross-entropy
     nn/layer_norm.py        LayerNorm, its gradient derived by hand

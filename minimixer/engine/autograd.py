@@ -11,8 +11,8 @@ and one walk gives all gradients. No Jacobian is written out (that of a layer fr
 numbers to as many has 10^10 elements): each step only knows what it makes of a row.
 
 Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/d(input) of each
-input from dL/d(output) (`backward`). Applied to Variables it leaves a trace, a node that points at
-the nodes its inputs came from; all of them are the graph:
+input from dL/d(output) (`backward`). Applied to Variables, arrays that know where they came from,
+it leaves a trace: a node that points at the nodes of its inputs. All of them are the graph:
 
     x (a leaf: not computed) <--parents-- Multiply <--parents-- Sum <--node-- loss
 
@@ -46,7 +46,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arrays import Array, namespace  # of NumPy, or of CuPy, NumPy for GPUs; "xp" is either
+from .arrays import Array, namespace  # namespace(x): numpy, or cupy, its like for GPUs; later "xp"
 from .dispatch import choose, run  # run: forward, and what has to surround it
 from .grad_mode import mode  # mode.enabled: is what is done recorded?
 from .inputs import read_inputs
@@ -81,13 +81,13 @@ class Variable:
         return self.node or self, self.output_index, self.data.shape
 
     def accumulate_grad(self, gradient: Array, read_as: np.dtype | None = None) -> None:
-        """Only backward calls this. The first gradient is copied: it may be shared with others.
-        `read_as`, for Parameters: the dtype that the operation read it in."""
+        """For backward. The first gradient is copied: it may be shared with others. `read_as`, for
+        Parameters: the dtype that the operation read it in."""
         if self.grad is None:
             self.grad = namespace(gradient).array(gradient, dtype=self.data.dtype, copy=True)
         else:  # a new array: whoever holds the old one keeps it as it was
             total = self.grad + gradient.astype(self.data.dtype, copy=False)
-            self.grad = namespace(gradient).asarray(total)
+            self.grad = namespace(gradient).asarray(total)  # NumPy makes a number of 0-d arrays
 
 
 Variable.result_class = Variable
@@ -101,8 +101,8 @@ class Function:
         backward(self, *gradients)          one per output, None if unused -> one per input
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
-    Neither may write into an array that it did not make. Where a fast form (the same, written for
-    speed) may do the work, `check`, with which forward begins, refuses what does not fit. And:
+    Neither may write into an array that it did not make. `check` refuses what does not fit: forward
+    begins with it, and it is asked before a fast form (the same, written for speed) is chosen. And:
         takes_numbers   inputs may be Python numbers, or arrays without axes (0-d) beside a Tensor
         optional        the positions of inputs that may be None
         any_dtype       it only moves numbers about, of whatever dtype. Otherwise forward and
@@ -180,7 +180,8 @@ _NUMPYS = np.ndarray, np.generic  # arrays, and the numbers that NumPy makes of 
 
 
 def _variable(output: Any, node: Function | None = None, index: int | None = None) -> Variable:
-    """What Functions return; Tensor's own look at it would take a tenth of a small operation."""
+    """What Functions return. (The checks of Tensor's own constructor would take a tenth of the time
+    of a small operation.)"""
     kind = Variable.result_class
     array = np.asarray(output) if isinstance(output, _NUMPYS) else kind(output).data
     variable = kind.__new__(kind)

@@ -10,7 +10,7 @@ the smallest: when a node's turn comes, all that used its outputs has sent its p
 of the chain rule is run once. Sixty doublings are 60 steps; but 2^60 paths lead through them, and
 to walk each by itself, a billion a second, would take 36 years:
 
->>> from minimixer import Tensor             # a Variable with the usual signs
+>>> from minimixer import Tensor             # a Variable with the usual operators
 >>> x = y = Tensor(3.0, requires_grad=True)
 >>> for _ in range(60):
 ...     y = y + y
@@ -24,7 +24,7 @@ Next: `grad_mode.py`, no_grad: whether operations are recorded.
 from operator import attrgetter
 from typing import Any
 
-from .arrays import Array, describe, is_array, namespace, native, one
+from .arrays import Array, describe, is_array, namespace, native, one  # native: order of bytes
 from .autograd import Function, Variable
 from .dispatch import run_back, surrounded  # a node's backward; the walk, NumPy's warnings off
 from .two_bytes import converted  # a gradient in its input's dtype; or what is wrong with it
@@ -39,7 +39,8 @@ def backward(root: Variable, gradient: Array | None = None, retain_graph: bool =
     one, for a graph of its own."""
     if not root.requires_grad:
         raise ValueError(
-            "backward: this result needs no gradient: no input had requires_grad=True, or no_grad()"
+            "backward: this result needs no gradient: no input had requires_grad=True, or it was "
+            "computed under no_grad()"
         )
     gradient = _seed(root, gradient)
     if root.node is None:
@@ -79,7 +80,7 @@ def _walk(
     order: list[Function], arrived: dict[Function, list[Array | None]], retain_graph: bool
 ) -> None:
     """From the last node to the first: what used a node's outputs comes before it."""
-    sums: set[tuple[Function, int]] = set()  # of these what arrived is ours to add into
+    sums: set[tuple[Function, int]] = set()  # (node, output) whose array is ours, to add into
     for node in order:
         gradients = arrived.pop(node, None)  # None: nothing reached it
         results: Any = () if gradients is None else run_back(node, gradients)

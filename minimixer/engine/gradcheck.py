@@ -95,6 +95,7 @@ def gradcheck(
         raise ValueError(f"gradcheck: directions must be at least 1, got {directions}")
     random = np.random.default_rng(seed)
     with enable_grad():
+        # L: number() computes it again, number.size is the sum of its terms' sizes.
         number = WeightedSum(function, tensors, name, random)
         number.backward()
         for position, tensor in enumerate(tensors):

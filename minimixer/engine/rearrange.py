@@ -11,7 +11,7 @@ collected is spread out again, what was moved goes back to its place.
 [[0.5 0.5]
  [0.5 0.5]]
 
-Next: `tensor.py`, Tensor: the usual signs for all that.
+Next: `tensor.py`, Tensor: the usual operators for all that.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import Any
 
 from .arrays import Array, namespace
 from .autograd import Function
-from .checks import no_others, whole, whole_numbers  # errors that say what to write: not dim=
+from .checks import no_others, whole, whole_numbers  # no_others: for dim= write axis=
 
 Axis = int | tuple[int, ...] | None
 

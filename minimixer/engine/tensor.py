@@ -1,4 +1,4 @@
-"""Tensor: an array that remembers where it came from, with the usual signs and methods.
+"""Tensor: an array that remembers where it came from, with the usual operators and methods.
 
 There is no mathematics in this file: `a * b` is `ops.multiply(a, b)`, and so on.
 
@@ -39,7 +39,7 @@ class Tensor(Variable, MoreOfTensor):
     integers have no gradient, and are divided and averaged as float32."""
 
     __slots__ = ()
-    __array_priority__ = 1000  # array + x is x's business, also for libraries that ask only this
+    __array_priority__ = 1000  # array + x calls x.__radd__; NumPy asks __array_ufunc__ (habits.py)
 
     def __init__(
         self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None

@@ -7,10 +7,10 @@ with a bias beside each W. X is (S, B, C) here: S tokens of B images, C channels
 tokens come first. The MLPs have D_S and D_C hidden units. W1 to W4 mean this on all pages.
 
 Skips, "X +" and "U +", let gradients past each block: for y = x + f(x), dx is dy and what f sends
-back. Through 48 fresh blocks (S 16, C 64, D_S 32, D_C 256) W3's gradient grows on its way to the
-first block about 6 times with them; without, 30,000 times: LayerNorm enlarges the small numbers
-that an MLP of fresh weights gives, and so their gradients. And each MLP is given normalised ones:
-what the blocks add makes X grow from 1 to 6 (standard deviation), without LayerNorm to 2e8.
+back. In 48 fresh blocks (S 16, C 64, D_S 32, D_C 256) the first W3 has a gradient about 6 times the
+last one's; without skips 30,000 times: LayerNorm enlarges the small numbers that an MLP of fresh
+weights gives, and so their gradients. It gives each MLP numbers of one size: what the blocks add
+makes X grow from 1 to 6 (standard deviation), without LayerNorm to 2e8.
 
 >>> import numpy as np
 >>> from minimixer import Tensor

@@ -30,13 +30,13 @@ head sends back, dy W^T, is 0. So after the first backward all gradients but the
 0, as they should be: the first step moves the head (weight decay apart), the second everything.
 
 A place in the image has weights of its own in token mixing: a row of w1, w2 and b2. So shuffled
-patches give other scores, though no token is told its place. One and the same shuffle of all
-images changes nothing, though: with these rows shuffled likewise the scores are the same.
+patches give other scores. But one and the same shuffle of all images, with these rows shuffled
+likewise, leaves all scores as they were.
 
 An image costs 2 S C (D_S + D_C) multiplications a block: linear in the tokens, where attention,
-which compares all pairs of tokens, costs 2 S^2 C. But only while D_S stays: with D_S = S it is
-quadratic too, and with n^2 D_S, which the paper takes where a model goes on with images n times as
-wide and high. (S itself grows with the square of an image's side.)
+which compares all pairs of tokens, costs 2 S^2 C. But only while D_S stays. Images n times as wide
+and high have n^2 times the tokens; the paper, which trains models further on such, makes D_S n^2
+times as large too, and then the cost is quadratic, as with D_S = S.
 
 >>> import numpy as np
 >>> from minimixer import Mixer
@@ -80,8 +80,8 @@ class Mixer(Trained, Precision, Module):
                       (x / 255 - mean) / std; 0.5 and 0.5 are the authors'
     class_names       optional, one for each class
     num_classes       K; 0: no head, and the features before it (B, C) in place of scores
-    seed, dtype       initial weights (None: left at zero); "float32" or "float64"
-    precision         "float32", "tf32", "bfloat16" or "float16": see set_precision
+    seed, dtype       initial weights (None: left at 0, LayerNorm's at 1); "float32" or "float64"
+    precision         "float32", "tf32", "bfloat16" or "float16": precision.py's
     checkpoint_blocks keep only each block's input for backward, and compute the rest again: less
                       memory, more time, the same bits. It may be changed later
     norm              a class of your own in place of LayerNorm, made as norm(channels): (S, B, C)
@@ -161,7 +161,6 @@ class Mixer(Trained, Precision, Module):
     @property
     def buffer(self) -> ParameterBuffer:
         """Where the Parameters lie, once `parameters()` has gathered them."""
-        assert self.stem.weight.buffer is not None
         return self.stem.weight.buffer
 
     @property

@@ -20,7 +20,7 @@ from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
 from ..engine.erf import erf  # 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x
 from ..engine.habits import missing
-from ..engine.more_ops import relu as relu
+from ..engine.more_ops import relu as relu  # "as relu": to be found here, not used here
 from ..engine.products import as_columns, as_rows, matmul, sum_rows  # arrays seen as matrices
 from ..engine.tensor import Tensor
 from .layer_norm import LayerNorm as LayerNorm
@@ -182,9 +182,9 @@ def check_form(approximate: Any) -> str:
 
 
 def gelu_and_slope(x: Array, approximate: str, want_slope: bool) -> tuple[Array, Array | None]:
-    """gelu(x) and, if asked for, gelu'(x), which share their dearest part, Phi."""
+    """gelu(x) and, if asked for, gelu'(x), which share what costs most, Phi."""
     flat = x.reshape(-1)  # NumPy makes numbers of 0-d arrays
-    phi, slope = _PHI[approximate](flat, want_slope)
+    phi, slope = _PHI[approximate](flat, want_slope)  # slope so far: x Phi'(x)
     if slope is not None:
         slope += phi
         slope = slope.reshape(x.shape)
@@ -208,7 +208,7 @@ class GELU(Function):
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """x Phi(x), elementwise: exactly ("none") or in the tanh form ("tanh"), which differs by at
-    most 4.7e-4. The paper's authors use the tanh form, and Mixer does so unless told otherwise.
+    most 4.8e-4. The paper's authors use the tanh form, and Mixer does so unless told otherwise.
     ValueError for another `approximate`."""
     return GELU.apply(x, approximate=check_form(approximate))
 

@@ -21,7 +21,7 @@ import numpy as np
 from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
 from ..engine.checks import check_number
-from ..engine.products import as_rows, row_means, sum_rows  # x (..., C) as a matrix; products
+from ..engine.products import as_rows, row_means, sum_rows  # (..., C) as a matrix; of its rows
 from ..engine.tensor import Tensor
 
 

@@ -1,4 +1,4 @@
-"""Layers: Parameters with a forward, each a Module named as the Function that it calls.
+"""Layers: Parameters with a forward; Linear and LayerNorm are named as the Functions they call.
 
 >>> from minimixer import LayerNorm, Linear, Module, Tensor
 >>> from minimixer import functional as F
@@ -108,8 +108,8 @@ class RandomLayer(Module):
 
 
 class StochasticDepth(RandomLayer):
-    """All of an example at once: what a block's MLP adds, (S, B, C), is skipped, so that training
-    goes through networks of many lengths (Huang et al. 2016)."""
+    """One factor for all of an example: what an MLP of a block adds to it, x (S, B, C), is kept or
+    skipped, so that training goes through networks of many lengths (Huang et al. 2016)."""
 
     purpose = Purpose.STOCHASTIC_DEPTH
 

@@ -92,7 +92,6 @@ class Module(MoreOfModule):
         for number, (_, module) in enumerate(self.named_modules()):
             module.draw_weights(seed, number)
         for parameter in self.parameters()[:1]:
-            assert parameter.buffer is not None
             parameter.buffer.random.seed = seed  # for layers that draw at random (draws.py)
 
     def draw_weights(self, seed: int, layer: int) -> None:

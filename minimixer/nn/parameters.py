@@ -13,7 +13,7 @@ one stretch. Parameters start at multiples of 64 elements, as processors' wide r
 >>> from minimixer.nn.parameters import Parameter, ParameterBuffer
 >>> w, b = Parameter(np.ones((2, 3), "float32")), Parameter(np.zeros(3, "float32"))
 >>> buffer = ParameterBuffer([w, b])
->>> w.data = 5 * np.ones((2, 3))             # copied into the window: nothing is ever rebound
+>>> w.data = 5 * np.ones((2, 3))             # copied into the window, which stays
 >>> w.start, b.start, buffer.values[:7]
 (0, 64, array([5., 5., 5., 5., 5., 5., 0.], dtype=float32))
 
@@ -31,7 +31,7 @@ from ..engine.aside import join  # waits for gradients that are computed beside 
 from ..engine.autograd import Variable
 from ..engine.precision import FLOAT_DTYPES
 from ..engine.tensor import Tensor
-from .buffer import Copied, ParameterBuffer, aligned  # Copied: copies and pickles
+from .buffer import Copied, ParameterBuffer, aligned  # Copied: copies, pickles; aligned: to 64s
 from .loss_scale import unscaled  # a gradient that came multiplied, from float16
 
 
@@ -60,7 +60,7 @@ class Parameter(Copied, Tensor):
         ParameterBuffer([self])
 
     def bind(self) -> None:
-        """Look at what the buffer holds now."""
+        """Open the windows anew, on the arrays that the buffer holds now."""
         buffer = self.buffer
         self._data, self._grad, self.low = (
             None if flat is None else self.window(flat)
@@ -112,7 +112,7 @@ class Parameter(Copied, Tensor):
         if read_as is not place.dtype:
             gradient = unscaled(gradient, read_as, self.buffer)
         if self.has_grad:
-            join()  # what is written there beside
+            join()  # until what is being written there is complete
             place += gradient.astype(place.dtype, copy=False)
         elif gradient is not place:  # else backward wrote it there
             place[...] = gradient

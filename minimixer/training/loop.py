@@ -13,8 +13,8 @@ gradients, by backward), moves the weights a little against that, and forgets th
 >>> losses[0] > 1 > losses[-1], accuracy(model, test_images[:1000], test_labels[:1000]) > 0.8
 (True, True)
 
-One step goes through these pages (plainly with MINIMIXER_KERNELS=reference; usually kernels/ does
-the work of the trunk and of AdamW, the same and faster, and a debugger does not come by them):
+One step goes through these pages. (To follow it in a debugger, set MINIMIXER_KERNELS=reference:
+otherwise kernels/ does the work of the trunk and of AdamW, the same and faster.)
 
     data.py         Batches.epoch; in a thread, batch   images and labels
     mixer.py        Mixer.forward, pooled, trunk
@@ -22,7 +22,7 @@ the work of the trunk and of AdamW, the same and faster, and a debugger does not
     block.py        MixerBlock, MixerMLP                (S, B, C), by way of
                     layers.py       Linear, LayerNorm as Modules
                     functional.py   linear, gelu;  layer_norm.py, and ops.py's Add for the skips
-                    autograd.py     Function.apply: matched, run (dispatch.py), recorded
+                    autograd.py     Function.apply: matched; choose, run (dispatch.py); record
     mixer.py        mean over the tokens, head          scores (B, K)
     loss.py         cross_entropy                       the loss
     backward.py     backward: from the last node to the first, each by its own backward
@@ -49,8 +49,8 @@ def train(
     model: Mixer, images: np.ndarray, labels: np.ndarray, epochs: int, batch_size: int = 128,
     lr: float = 1e-3, weight_decay: float = 0.05, max_shift: int = 1, seed: int = 0,
 ) -> list[float]:  # fmt: skip
-    """Train with AdamW, a tenth of the steps warming up, then along half a cosine: the mean loss of
-    each epoch. images (N, H, W, channels), uint8; labels (N,). Errors as of Batches and AdamW."""
+    """Train with AdamW, a tenth of the steps warming up, then along half a cosine; returns the mean
+    loss of each epoch. images (N, H, W, channels), uint8; labels (N,). Errors of Batches, AdamW."""
     check_sizes(epochs=epochs)
     batches = Batches(images, labels, batch_size, seed, max_shift)
     optimizer = AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)

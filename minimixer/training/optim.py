@@ -89,7 +89,7 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr, weight_decay)
 
     def check(self, name, value):
-        if name == "eps":  # weights without a gradient are divided by it
+        if name == "eps":  # where all gradients were 0 so far, 0 is divided by it
             return check_epsilon(value, "eps")
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise ValueError(f"betas must be two numbers, got {value!r:.60}")

@@ -3,12 +3,13 @@
 An optimizer holds a model's flat buffer and a list of ranges of it: (start, stop, lr, decay).
 Groups with settings of their own, weight decay on matrices only, Parameters left as they are: all
 that is in the list, and an update is a few array operations on each range. What changes with the
-steps (factor on lr, step count, clipping factor, whether gradients are finite) lies in one small
-array, `control`, on the model's device: a GPU reads it there and never waits for Python.
+steps (factor on lr, step count, the factor by which clip_grad_norm shortens long gradients, whether
+gradients are finite) lies in one small array, `control`, on the model's device: a GPU reads it
+there and never waits for Python.
 
 Weight decay, w <- w - lr decay w (SGD adds it to g instead), shrinks what the loss does not hold.
-Small matrices answer a small change of an image by a small change of scores. A bias only shifts,
-and a LayerNorm's gamma, which starts at 1, would silence its channel at 0: both are spared.
+Matrices of small numbers answer a small change of an image by a small change of scores. A bias only
+shifts, and a LayerNorm's gamma, which starts at 1, would silence its channel at 0: both are spared.
 
 >>> from minimixer import AdamW, Mixer
 >>> AdamW(Mixer(8, 4, 1, 16, 8, 32, num_classes=10).parameters(), weight_decay=0.05)
@@ -63,18 +64,17 @@ class Optimizer(SameModel, Settings):
         # _settings: (lr, decay) of each; decay is 0 but for matrices
         self.parameters, self._frozen, self._settings = read_groups(parameters, lr, weight_decay)
         self.changes = 0  # how often the settings were changed, for who remembers
-        buffer = self.parameters[0].buffer
-        assert buffer is not None
-        self.buffer: ParameterBuffer = buffer
+        self.buffer: ParameterBuffer = self.parameters[0].buffer
         self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])  # LR_FACTOR, STEP, CLIP, FINITE
         self.clipped = False  # is `control` to clip the next step?
         if isinstance(self.moments, str):
             raise TypeError(f"moments must be a tuple of names: ({self.moments!r},)")
-        self.state = {name: np.zeros(buffer.size, dtype=buffer.dtype) for name in self.moments}
+        size, dtype = self.buffer.size, self.buffer.dtype
+        self.state = {name: np.zeros(size, dtype) for name in self.moments}
         self._ranges: tuple[Any, list[Range]] | None = None
         self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
-        self._moves = -1  # of the buffer, which it has followed
-        buffer.optimized |= {p.start for p in self.parameters}  # others are moved by nobody
+        self._moves = -1  # how many moves of the buffer (`to`) it has followed
+        self.buffer.optimized |= {p.start for p in self.parameters}
         self._follow()
 
     # ---- what a training loop calls -------------------------------------------------------------
@@ -179,7 +179,8 @@ class Optimizer(SameModel, Settings):
 
 @replaceable
 def count_step(control: Array, counters: Array) -> None:
-    """One step more, unless the gradients were not finite; the next is not clipped so far."""
+    """One step more, unless the gradients were not finite; for random draws, counters[0], in any
+    case. The next is not clipped so far."""
     control[STEP : STEP + 1] += control[FINITE : FINITE + 1]
     control[CLIP] = control[FINITE] = 1
     counters[:1] += np.uint64(1)
