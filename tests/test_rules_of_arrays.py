@@ -2,7 +2,6 @@
 flat buffer, products, random numbers, the control array, the same bits."""
 
 import ast
-import hashlib
 import itertools
 import subprocess
 import sys
@@ -10,24 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from help import DTYPES, close, draw, leaf, put, redraw, same, small_mixer
+from help import DTYPES, close, draw, each_dtype, leaf, put, redraw, same, small_mixer
 from minimixer.optim import CLIP, FINITE, LR_FACTOR, STEP
 from strategies import each_half, reference_functions, same_memory
 
 import minimixer
-from minimixer import (
-    SGD,
-    AdamW,
-    Dropout,
-    Function,
-    Linear,
-    Module,
-    Parameter,
-    Tensor,
-    backend,
-    concatenate,
-    stack,
-)
+from minimixer import SGD, AdamW, Dropout, Function, Linear, Module, Parameter, Tensor, backend
 from minimixer import functional as F
 from minimixer.backend import Purpose, is_array, random_bits, to_device, to_numpy, uniform
 from minimixer.engine import products
@@ -44,24 +31,22 @@ CORE = sorted(path for room in BOOK for path in PACKAGE.glob(f"{room}/*.py"))
 
 
 def test_rule_08_namespace_comes_from_the_array(device):
-    array = put(device, [1.0, 2.0])
+    array, where = put(device, [1.0, 2.0]), backend.check_device(device)
     assert backend.namespace(array).__name__ == ("numpy" if device == "cpu" else "cupy")
-    assert backend.device_of(array) == backend.check_device(device)
-    assert backend.to_device(array, device) is array
+    assert backend.device_of(array) == where and to_device(array, device) is array
     assert isinstance(to_numpy(array), np.ndarray)
     # CPU and `device` side by side, alternating, in one process
     x, y = leaf("cpu", draw((3, 4))), leaf(device, draw((3, 4)))
     for _ in range(3):
         x2, y2 = F.gelu(x * 2.0).sum(), F.gelu(y * 2.0).sum()
-        assert x2.device == "cpu" and y2.device == backend.check_device(device)
+        assert x2.device == "cpu" and y2.device == where
         x2.backward()
         y2.backward()
     np.testing.assert_allclose(to_numpy(y.grad), x.grad, rtol=1e-5)
     # and through `to`, a gradient travels back
     y.grad = None
-    moved = y.to("cpu")
-    (moved * x).sum().backward()
-    assert backend.device_of(y.grad) == backend.check_device(device)
+    (y.to("cpu") * x).sum().backward()
+    assert backend.device_of(y.grad) == where
     same(y.grad, x.data)
 
 
@@ -74,9 +59,8 @@ def python(code, *arguments):
 
 def test_rule_08_cupy_is_imported_only_when_asked_for(device):
     code = """
-import os, sys
+import sys
 import minimixer, numpy as np
-from minimixer.engine import backward as walk
 from minimixer import functional as F
 model = minimixer.Mixer(8, 4, 1, 8, 6, 10, in_channels=1, num_classes=3)
 optimizer = minimixer.AdamW(model.parameters())
@@ -93,10 +77,14 @@ print("done")
     assert python(code, device) == "done"
 
 
-def test_rule_08_no_environment_variable_is_read(device):
+def nodes(file):
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def test_rule_08_no_environment_variable_is_read():
     assert len(CORE) > 10
     for file in CORE:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes(file):
             name = getattr(node, "attr", getattr(node, "id", getattr(node, "name", "")))
             assert name not in ("environ", "getenv", "getenvb", "environb"), file.name
 
@@ -108,39 +96,32 @@ def check_buffer(model):
     """Windows of one buffer, aligned, apart from one another, matrices first."""
     parameters = model.parameters()
     buffer = parameters[0].buffer
-    taken = 0
+    between, taken = to_numpy(buffer.values).copy(), 0
     for p in sorted(parameters, key=lambda p: p.start):
         assert p.buffer is buffer and p.start % 64 == 0 and p.start >= taken
         taken = p.start + p.size
-        assert same_memory(p.data, buffer.values) and p.data.base is not None
-        assert p.data.shape == p.shape
+        assert same_memory(p.data, buffer.values) and p.data.shape == p.shape
         same(p.data.reshape(-1), to_numpy(buffer.values[p.start : taken]))
+        between[p.start : taken] = 0
         if p.grad is not None:
             assert same_memory(p.grad, buffer.gradients) and p.grad.dtype == buffer.dtype
             same(p.grad.reshape(-1), to_numpy(buffer.gradients[p.start : taken]))
-    assert buffer.size == len(buffer.values) and taken <= buffer.size
-    matrices = [p.start for p in parameters if p.ndim > 1]
-    vectors = [p.start for p in parameters if p.ndim < 2]
-    assert not matrices or not vectors or max(matrices) < min(vectors)
-    covered = np.zeros(buffer.size, bool)
-    for p in parameters:
-        covered[p.start : p.start + p.size] = True
-    assert not to_numpy(buffer.values)[~covered].any()
+    assert buffer.size == len(buffer.values) and taken <= buffer.size and not between.any()
+    matrices, vectors = ([p.start for p in parameters if (p.ndim > 1) == m] for m in (True, False))
+    assert max(matrices) < min(vectors)
     return buffer
 
 
 def test_rule_09_one_flat_buffer(device):
-    model = small_mixer(device)
+    model = redraw(small_mixer(device))
     buffer = check_buffer(model)
-    assert buffer.gradients is None and all(p.grad is None for p in model.parameters())
-    model(draw((2, 8, 8, 1)))
+    loss = F.cross_entropy(model(draw((2, 8, 8, 1))), [0, 1])
     assert buffer.gradients is None  # forward makes none
-    redraw(model)
-    F.cross_entropy(model(draw((2, 8, 8, 1))), [0, 1]).backward()
-    assert buffer.gradients is not None and all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is None for p in model.parameters())
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
     check_buffer(model)
-    optimizer = AdamW(model.parameters())
-    gradients = buffer.gradients
+    optimizer, gradients = AdamW(model.parameters()), buffer.gradients
     optimizer.step()
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
@@ -169,8 +150,6 @@ def test_rule_09_assigning_copies_into_the_view(device):
         with pytest.raises(ValueError, match=r"shape"):
             p.data = wrong
         same(p.data, before)
-    with pytest.raises(TypeError, match="int64"):
-        Parameter(np.arange(3))
 
 
 def test_rule_09_to_writes_through(device):
@@ -193,21 +172,19 @@ def test_rule_09_to_writes_through(device):
     for name, p in model.named_parameters():
         moved = np.abs(to_numpy(p.data) - before[name])
         assert (moved[np.abs(gradients[name]) > 1e-4] > 0.01).all()
-    for wrong, error in (("int32", TypeError), (3.5, TypeError), ("gpu", (TypeError, ValueError))):
-        with pytest.raises(error):
-            model.to(wrong)
+    with pytest.raises(TypeError):
+        model.to("int32")
     check_buffer(model)
 
 
 def test_rule_09_gathering_keeps_values_and_gradients(device):
     first, second = Parameter(put(device, draw((3, 5)))), Parameter(put(device, draw((7,))))
-    values = [to_numpy(p.data).copy() for p in (first, second)]
     (first * 2.0).sum().backward()
     assert first.buffer is not second.buffer
     buffer = ParameterBuffer([second, first])
     assert first.start == 0 and second.start == 64 and buffer.size == 128
-    same(first.data, values[0])
-    same(second.data, values[1])
+    same(first.data, draw((3, 5)))
+    same(second.data, draw((7,)))
     same(first.grad, np.full((3, 5), 2))
     assert second.grad is None
 
@@ -215,58 +192,50 @@ def test_rule_09_gathering_keeps_values_and_gradients(device):
 # ---- 11: one matrix product ---------------------------------------------------------------------
 
 
-def test_rule_11_no_other_matrix_product_in_the_source(device):
+def test_rule_11_no_other_matrix_product_in_the_source():
     products = ("matmul", "dot", "vdot", "tensordot", "inner", "einsum", "vecdot", "matvec",
                 "vecmat", "gemm", "linalg", "kron", "outer", "convolve", "correlate")  # fmt: skip
-    found = []
+    found = set()
     for file in CORE:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        imported = {
+        ours = {
             alias.asname or alias.name
-            for node in ast.walk(tree)
+            for node in nodes(file)
             if isinstance(node, ast.ImportFrom) and node.module in ("products", "engine.products")
             for alias in node.names
         }
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, ast.MatMult):
-                found.append((file.name, "@"))
+        ours |= set(products) if file.name == "products.py" else set()
+        for node in nodes(file):
+            called = getattr(getattr(node, "func", None), "id", "")
+            if isinstance(getattr(node, "op", None), ast.MatMult):
+                found.add((file.name, "@"))
             elif isinstance(node, ast.Attribute) and node.attr in products:
-                found.append((file.name, node.attr))
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                name = node.func.id
-                if name in products and not (file.name == "products.py" or name in imported):
-                    found.append((file.name, name))
-    allowed = {
+                found.add((file.name, node.attr))
+            elif called in products and called not in ours:
+                found.add((file.name, called))
+    assert found <= {
         ("products.py", "matmul"),
         ("gradcheck.py", "@"),  # the hint: two short lists of Python numbers
         ("datasets.py", "@"),  # an integer sum, exact
         ("tensor.py", "matmul"),  # ops.matmul, which calls it
     }
-    assert set(found) <= allowed, set(found) - allowed
-
-
-def replace_matmul(monkeypatch, replacement):
-    original = products.matmul
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "minimixer":
-            for attribute, value in list(vars(module).items()):
-                if value is original:
-                    monkeypatch.setattr(module, attribute, replacement)
-    return original
 
 
 def test_rule_11_every_product_goes_through_backend_matmul(device, monkeypatch, reference):
     """Counted in a training step: forward and backward of every layer, the norm of clipping."""
     model = redraw(small_mixer(device))
-    calls = []
-    original = replace_matmul(monkeypatch, lambda *a, **k: calls.append(a) or original(*a, **k))
+    calls, original = [], products.matmul
+    for name, module in list(sys.modules.items()):
+        for attribute, value in list(vars(module).items()) if name.startswith("minimixer") else ():
+            if value is original:
+                counted = lambda *a, **k: calls.append(a) or original(*a, **k)  # noqa: E731
+                monkeypatch.setattr(module, attribute, counted)
     scores = model(draw((2, 8, 8, 1)))
     assert len(calls) == 1 + 2 * 2 * 2 + 1  # stem, two blocks of two MLPs of two, head
     loss = F.cross_entropy(scores, [0, 1])
     calls.clear()
     loss.backward()
-    products = [a for a, b in calls if 1 not in a.shape and 1 not in b.shape]
-    assert len(products) == 1 + 2 * 2 * 4 + 2  # images need no gradient: the stem has one less
+    found = [a for a, b in calls if 1 not in a.shape and 1 not in b.shape]
+    assert len(found) == 1 + 2 * 2 * 4 + 2  # images need no gradient: the stem has one less
     calls.clear()
     with reference_functions():  # a kernel adds squares itself
         AdamW(model.parameters()).clip_grad_norm(1.0)
@@ -283,10 +252,6 @@ def test_rule_11_matmul(device, dtype, shapes):
     dtype = backend.as_dtype(dtype)
     a, b = (np.random.default_rng(i).integers(-4, 5, s) for i, s in enumerate(shapes))
     expected = np.matmul(a, b)
-    for i in np.ndindex(expected.shape):
-        row = np.broadcast_to(a, (*expected.shape[:-2], *a.shape[-2:]))[(*i[:-2], i[-2])]
-        column = np.broadcast_to(b, (*expected.shape[:-2], *b.shape[-2:]))[(*i[:-2], ..., i[-1])]
-        assert expected[i] == sum(x * y for x, y in zip(row, column, strict=True))
     a, b = put(device, a, dtype), put(device, b, dtype)
     result = matmul(a, b)
     assert result.dtype == dtype
@@ -336,12 +301,6 @@ def test_rule_11_matmul_errors(device):
         matmul(a, a)
     with pytest.raises(ValueError):
         matmul(a, b, out=put(device, np.zeros((2, 2))))
-    with pytest.raises(ValueError, match=r"MatMul.*axis"):
-        Tensor(a) @ Tensor(a)
-    with pytest.raises(ValueError, match=r"at least one dimension"):
-        Tensor(a[0, 0]) @ Tensor(a[0])
-    with pytest.raises(TypeError, match="MatMul"):
-        Tensor(a) @ 2.0
 
 
 # ---- 12: random numbers -------------------------------------------------------------------------
@@ -366,21 +325,14 @@ def test_rule_12_known_bits(device):
             bits ^= bits >> 31
         return bits
 
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        counters = random.integers(0, 2**64, 6, dtype=np.uint64)
-        plain = [int(c) for c in counters]
+    edges = [[edge, 1, edge, 0, 0, edge] for edge in (0, 1, 2**31, 2**32, 2**63, 2**64 - 1)]
+    drawn = np.random.default_rng(0).integers(0, 2**64, (20, 6), dtype=np.uint64).tolist()
+    for plain in edges + drawn:
         assert int(random_bits(*plain)) == reference(*plain)
-        last = to_device(counters[5:], device)
+        *_, third, _, fifth, last = to_device(np.array(plain, np.uint64)[:, None], device)
         assert int(random_bits(*plain[:5], last)[0]) == reference(*plain)
-        arrays = [to_device(counters[i : i + 1], device) for i in range(6)]
-        mixed = (plain[0], plain[1], arrays[2], plain[3], arrays[4][:, None], arrays[5][None, :])
+        mixed = (*plain[:2], third, plain[3], fifth[:, None], last[None, :])
         assert int(random_bits(*mixed)[0, 0]) == reference(*plain)
-    edges = [0, 1, 2**31, 2**32, 2**63, 2**64 - 1]
-    for edge in edges:
-        array = to_device(np.array([edge], dtype=np.uint64), device)
-        got = random_bits(edge, 1, array, 0, 0, array)
-        assert int(got[0]) == reference(edge, 1, edge, 0, 0, edge)
 
 
 @pytest.mark.parametrize("which", range(6), ids=COUNTERS)
@@ -399,19 +351,17 @@ def test_rule_12_every_counter_counts_and_every_bit_flips_half(device, which):
     for bit in [0, 1, 5, 31, 32, 63]:
         changed = list(base)
         changed[which] = base[which] ^ np.uint64(1 << bit)
-        after = bits_of(changed)
-        flipped = (before ^ after).view(np.uint8).reshape(count, 8)
+        flipped = (before ^ bits_of(changed)).view(np.uint8).reshape(count, 8)
         flipped = np.unpackbits(flipped, axis=1)  # (count, 64)
         assert abs(flipped.mean() - 0.5) < 0.015
         assert (abs(flipped.mean(axis=0) - 0.5) < 0.12).all()
     for other in set(range(6)) - {which, 1} if which != 1 else ():
         swapped = list(base)  # exchanging two counters gives other bits
         swapped[which], swapped[other] = base[other], base[which]
-        after = bits_of(swapped)
-        assert (after == before).mean() < 0.02
+        assert (bits_of(swapped) == before).mean() < 0.02
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_dtype
 def test_rule_12_uniform(device, dtype):
     bits = random_bits(3, 1, 0, 0, 0, to_device(np.arange(100_000, dtype=np.uint64), device))
     u = uniform(bits, dtype)
@@ -442,26 +392,21 @@ class Dropping(Module):
 @pytest.mark.parametrize("cuts", [[8], [3, 5], [1] * 8, [4, 4]], ids=str)
 @pytest.mark.parametrize("layer", [Dropout, StochasticDepth])
 def test_rule_12_masks_do_not_depend_on_how_a_batch_is_cut(device, layer, cuts):
-    model = Dropping(layer(0.5)).to(device)
-    random = model.parameters()[0].buffer.random
-    axis = 0 if layer is Dropout else 1
-    shape = (8, 6) if layer is Dropout else (2, 8, 6)
-    ones = Tensor(put(device, np.ones(shape)))
-    whole = []
-    for step in (0, 5):
-        random.set(step)
-        whole.append(to_numpy(model(ones).data))
-        parts, start = [], 0
+    axis, shape = (0, (8, 6)) if layer is Dropout else (1, (2, 8, 6))
+
+    def masks(where, step, cuts):
+        model, parts, start = Dropping(layer(0.5)).to(where), [], 0
         for cut in cuts:
-            random.set(step, first_example=start)
-            part = (slice(None),) * axis + (slice(start, start + cut),)
-            parts.append(to_numpy(model(ones[part]).data))
+            model.parameters()[0].buffer.random.set(step, first_example=start)
+            ones = put(where, np.ones((*shape[:axis], cut, *shape[axis + 1 :])))
+            parts.append(to_numpy(model(Tensor(ones)).data))
             start += cut
-        same(np.concatenate(parts, axis=axis), whole[-1])
+        return np.concatenate(parts, axis=axis)
+
+    whole = [masks("cpu", step, [8]) for step in (0, 5)]
     assert (whole[0] != whole[1]).any()
-    cpu = Dropping(layer(0.5))
-    cpu.parameters()[0].buffer.random.set(5)
-    same(cpu(Tensor(np.ones(shape, "float32"))).data, whole[1])  # the same bits everywhere
+    for step, expected in zip((0, 5), whole, strict=True):
+        same(masks(device, step, cuts), expected)  # the same bits everywhere
 
 
 @pytest.mark.parametrize("ask", [
@@ -482,7 +427,7 @@ def test_rule_12_masks_do_not_depend_on_what_was_asked_before(device, first, ask
             self.initialize(seed=1)
 
         def forward(self, x):
-            return concatenate([self.left(x), self.right(x)])
+            return minimixer.concatenate([self.left(x), self.right(x)])
 
     model = Two().to(device)
     ones = Tensor(put(device, np.ones((8, 6))))
@@ -550,7 +495,7 @@ def train(device, seed=5):
     random = np.random.default_rng(0)
     images = random.standard_normal((64, 8, 8, 1)).astype("float32")
     labels = random.integers(0, 4, 64)
-    digest = hashlib.sha256()
+    losses = []
     for step in range(6):
         optimizer.lr_factor = schedule(step, 6, 2)
         part = slice(16 * (step % 4), 16 * (step % 4) + 16)
@@ -560,11 +505,10 @@ def train(device, seed=5):
         (loss + (embedded * embedded).sum() * 0.1).backward()
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
-        digest.update(backend.to_numpy(loss.data).tobytes())
+        losses.append(loss.data)
     buffer = model.parameters()[0].buffer
-    digest.update(backend.to_numpy(buffer.values).tobytes())
-    digest.update(backend.to_numpy(buffer.gradients).tobytes())
-    return digest.hexdigest()
+    found = [backend.to_numpy(a).tobytes() for a in (*losses, buffer.values, buffer.gradients)]
+    return hashlib.sha256(b"".join(found)).hexdigest()
 """
 
 
@@ -582,20 +526,14 @@ def test_rule_14_add_at_is_a_loop_in_order(device):
     random = np.random.default_rng(4)
     for size, count in ((7, 200), (1, 50), (100, 20), (5, 0)):
         positions = random.integers(0, size, count)
-        values = (random.standard_normal(count) * 10.0 ** random.integers(-4, 5, count)).astype(
-            "float32"
-        )
+        values = random.standard_normal(count) * 10.0 ** random.integers(-4, 5, count)
         expected = draw((size,), 1)
-        start = expected.copy()
-        for position, value in zip(positions, values, strict=True):
+        for position, value in zip(positions, values.astype("float32"), strict=True):
             expected[position] += value
-        digests = set()
         for _ in range(3):
-            target = put(device, start.copy())
+            target = put(device, draw((size,), 1))
             backend.add_at(target, to_device(positions, device), put(device, values))
             same(target, expected)
-            digests.add(hashlib.sha256(to_numpy(target).tobytes()).hexdigest())
-        assert len(digests) == 1
 
 
 def test_rule_14_gradients_are_added_in_an_order_that_the_graph_sets(device):
@@ -610,6 +548,6 @@ def test_rule_14_gradients_are_added_in_an_order_that_the_graph_sets(device):
         x = leaf(device, draw((64,), 1))
         parts = [(x * float(i + 1)).tanh() * (0.1 * i) for i in range(12)]
         orders.add(tuple(np.argsort([id(part.node) for part in parts])))
-        stack(parts).sum().backward()
+        minimixer.stack(parts).sum().backward()
         bits.add(to_numpy(x.grad).tobytes())
     assert len(bits) == 1 and len(orders) > 1
