@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
-from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, kernels
+from minimixer import SGD, AdamW, Mixer, Parameter, Tensor
 from minimixer import functional as F
 from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
@@ -27,6 +27,7 @@ from minimixer.engine.products import matmul
 from minimixer.kernels import fused
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
+from minimixer.kernels.cpu import training as cpu_training
 from minimixer.kernels.gpu import cublas, spare_row
 from minimixer.kernels.gpu import cuda as compiling
 from minimixer.kernels.gpu import layers as gpu_functions
@@ -266,7 +267,7 @@ FUSED_MLPS = [
 @pytest.mark.parametrize("axis, shape, hidden", FUSED_MLPS)
 def test_mlp_with_gelu_in_the_product(gpu, dtype, axis, shape, hidden, slope, monkeypatch):
     """GELU and its slope are cuBLAS's; in token mixing b1 is a row of w1."""
-    fused: dict[str, int] = {"matmul_gelu": 0, "matmul_slope": 0}
+    fused = {"matmul_gelu": 0, "matmul_slope": 0}
     for name, original in [(name, getattr(cublas, name)) for name in fused]:
 
         def noted(*arguments, name=name, original=original):
@@ -500,14 +501,14 @@ def test_add_layer_norm_of_which_one_output_is_used(device, dtype, channels, onl
         return {n: None if v.grad is None else float64(v.grad) for n, v in put.items()}
 
     found, expected = gradients(device, dtype), gradients("cpu", "float64")
+    # Stored: s, the result, and here also the gradients of gamma and beta; 1 + |s| / sigma is
+    # below 8 for such numbers.
+    allowed = 8 * (3 * UNIT[dtype] + 20 * min(UNIT[dtype], 2.0**-24))
     for name, value in expected.items():
         if value is None:
             assert found[name] is None
-            continue
-        # Stored: s, the result, and here also the gradients of gamma and beta; 1 + |s| / sigma is
-        # below 8 for such numbers.
-        allowed = 8 * (3 * UNIT[dtype] + 20 * min(UNIT[dtype], 2.0**-24))
-        assert np.linalg.norm(found[name] - value) <= allowed * np.linalg.norm(value), name
+        else:
+            assert np.linalg.norm(found[name] - value) <= allowed * np.linalg.norm(value), name
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -607,35 +608,32 @@ def test_the_loss_and_softmax_of_two_byte_scores(device, dtype):
 @each_float
 def test_gradients_share_no_memory(device, dtype):
     """But for the residual's: dx and dy of add_layer_norm are one array."""
-    rng = np.random.default_rng(5)
-
-    def leaf(*shape):
-        return Tensor(in_dtype(numbers(rng, shape, dtype), dtype, device), requires_grad=True)
-
-    x, y = leaf(4, 3, 8), leaf(4, 3, 8)
-    w1, b1, w2, v1, v2 = leaf(8, 5), leaf(5), leaf(5, 8), leaf(4, 5), leaf(4, 5)
-    norms, bias, rows = [leaf(8), leaf(8)], leaf(8), leaf(4)
-    cases = [
-        (F.gelu, [x], {}), (fused.mlp, [x, w1, b1, w2], {}),
-        (fused.mlp, [x, v1, b1, v2], {"axis": 0}),
-        (fused.add_layer_norm, [x, y, bias, *norms], {}),
-        (fused.add_layer_norm, [x, y, rows, *norms], {"bias_axis": 0}),
-        (fused.add_layer_norm, [x, None, None, *norms], {}),
+    rng, x = np.random.default_rng(5), (4, 3, 8)
+    cases = [  # function, shapes, options
+        (F.gelu, [x], {}), (fused.mlp, [x, (8, 5), (5,), (5, 8)], {}),
+        (fused.mlp, [x, (4, 5), (5,), (4, 5)], {"axis": 0}),
+        (fused.add_layer_norm, [x, x, (8,), (8,), (8,)], {}),
+        (fused.add_layer_norm, [x, x, (4,), (8,), (8,)], {"bias_axis": 0}),
+        (fused.add_layer_norm, [x, None, None, (8,), (8,)], {}),
     ]  # fmt: skip
     if not is_half(as_dtype(dtype)):
-        cases.append((F.cross_entropy, [leaf(4, 3)], {"target": np.array([0, 1, 2, 0])}))
-    for function, inputs, options in cases:
+        cases.append((F.cross_entropy, [(4, 3)], {"target": np.array([0, 1, 2, 0])}))
+    for function, shapes, options in cases:
+        inputs = [
+            s and Tensor(in_dtype(numbers(rng, s, dtype), dtype, device), requires_grad=True)
+            for s in shapes
+        ]
         outputs = function(*inputs, **options)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         seeds = [namespace(v.data).ones_like(v.data) for v in outputs]
         found = outputs[0].node.backward(*seeds)
         found = list(found) if isinstance(found, (tuple, list)) else [found]
-        others = [v.data for v in inputs if v is not None] + seeds + [v.data for v in outputs]
-        for i, gradient in enumerate(found):
-            if gradient is None or (function is fused.add_layer_norm and i == 1):
-                continue
-            rest = [g for g in found[:i] if g is not None]
-            assert not any(same_memory(gradient, o) for o in others + rest), (function, i)
+        if function is fused.add_layer_norm:
+            found.pop(1)
+        others = [v.data for v in (*inputs, *outputs) if v is not None] + seeds
+        for gradient in (g for g in found if g is not None):
+            assert not any(same_memory(gradient, other) for other in others), function
+            others.append(gradient)
 
 
 # ---- optimizers ---------------------------------------------------------------------------------
@@ -665,8 +663,7 @@ def optimize(kind: type, device: str, dtype: str, low: str | None) -> tuple[Any,
             if p.requires_grad:
                 p.grad = to_device(rng.standard_normal(p.shape).astype(dtype), device)
         if step % 2:
-            gradients = [float64(p.grad) for p in optimizer.parameters]
-            expected = math.sqrt(sum((g**2).sum() for g in gradients))
+            expected = math.sqrt(sum((float64(p.grad) ** 2).sum() for p in optimizer.parameters))
             norm = float(optimizer.clip_grad_norm(1.0))
             # n squares and their partial sums, of random sign, and the last few steps
             allowed = (math.sqrt(buffer.size) + 8) * UNIT[dtype]
@@ -679,7 +676,6 @@ def optimize(kind: type, device: str, dtype: str, low: str | None) -> tuple[Any,
 
 
 LOWS = [("float64", None), ("float32", None), ("float32", "float16")]
-LOWS.append(pytest.param("float32", "bfloat16", marks=BFLOAT16.marks))
 LOWS.append(pytest.param("float32", "bfloat16", marks=BFLOAT16.marks))
 
 
@@ -707,14 +703,18 @@ def test_an_update_is_the_plain_one(device, kind, dtype, low):
 
 
 @each_dtype
-@pytest.mark.parametrize("size", [1, 63, 64, 100_003])
-def test_sum_squares(gpu, dtype, size):
+@pytest.mark.parametrize("size", [1, 48, 63, 64, 100_003])
+def test_sum_squares(device, dtype, size, monkeypatch):
+    """Of blocks, on the CPU, added in float64; a GPU multiplies in float64, too."""
+    monkeypatch.setattr(cpu_training, "BLOCK", 48)
     values = numbers(np.random.default_rng(8), size, dtype)
+    of_cpu, of_gpu = (7 + min(size, 48)) * UNIT[dtype], (3 + size**0.5) * UNIT["float64"]
     for layout in (None, "shifted"):
-        fill_free_memory_with_nan(gpu)
-        array = laid_out(to_device(values.astype(dtype), gpu), layout)
-        found = float(gpu_sums.sum_squares(array)[0])
-        assert abs(found / (float64(array) ** 2).sum() - 1) <= (3 + size**0.5) * 2.0**-53
+        fill_free_memory_with_nan(device)
+        array = laid_out(to_device(values.astype(dtype), device), layout)
+        on_cpu = device == "cpu"
+        found = cpu_training._sum_squares(array) if on_cpu else gpu_sums.sum_squares(array)[0]
+        assert abs(float(found) / (values**2).sum() - 1) <= (of_cpu if on_cpu else of_gpu)
 
 
 # ---- images -------------------------------------------------------------------------------------
@@ -765,15 +765,13 @@ KINDS = ["plain", "transposed", "rows", "repeated", "shifted"]
 def as_kind(values: np.ndarray, kind: str, device: str, dtype: str) -> Any:
     array = in_dtype(values, dtype, device)
     xp = namespace(array)
-    if kind == "transposed":
-        return with_layout(array, kind)
     if kind == "rows":
         wider = xp.full((array.shape[0], array.shape[1] + 3), 99, dtype=array.dtype)
         wider[:, 1:-2] = array
         return wider[:, 1:-2]
     if kind == "repeated":
         return xp.broadcast_to(array[:1], array.shape)
-    return laid_out(array, "shifted" if kind == "shifted" else None)
+    return laid_out(array, None if kind == "plain" else kind)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, "tf32"])
@@ -785,41 +783,30 @@ def test_products_of_any_shape_and_layout(device, dtype):
     side, kinds = st.integers(0, 40), st.sampled_from(KINDS)
 
     @examples(device, cpu=60, cuda=100)
-    @given(
-        st.tuples(side, side, side), kinds, kinds, st.booleans(), st.booleans(), st.integers(0, 99)
-    )
-    def run(sizes, kind_a, kind_b, into_wide, accumulate, seed):
-        rng, (m, k, n) = np.random.default_rng(seed), sizes
+    @given(side, side, side, kinds, kinds, st.booleans(), st.booleans(), st.integers(0, 99))
+    def run(m, k, n, kind_a, kind_b, into_wide, accumulate, seed):
+        rng = np.random.default_rng(seed)
         a, b = numbers(rng, (m, k), dtype), numbers(rng, (k, n), dtype)
         for values, kind in ((a, kind_a), (b, kind_b)):
             if kind == "repeated":
                 values[1:] = values[:1]
         out_dtype = wide(as_dtype(dtype)).name if into_wide else dtype
-        held = numbers(rng, (m, n), out_dtype)
-        bias = numbers(rng, n, out_dtype) if seed % 3 else None
-        out = None
+        held, row = numbers(rng, (m, n), out_dtype), numbers(rng, n, out_dtype)
+        out = bias = None
         if into_wide or accumulate:
             out = as_kind(held, ["plain", "rows"][seed % 2], device, out_dtype)
+        if seed % 3:
+            bias = as_kind(row, ["plain", "shifted"][seed % 2], device, out_dtype)
         arrays = as_kind(a, kind_a, device, dtype), as_kind(b, kind_b, device, dtype)
-        row = (
-            None
-            if bias is None
-            else as_kind(bias, ["plain", "shifted"][seed % 2], device, out_dtype)
-        )
-        found = matmul(*arrays, out=out, accumulate=accumulate, precision=precision, bias=row)
+        found = matmul(*arrays, out=out, accumulate=accumulate, precision=precision, bias=bias)
         assert found is out if out is not None else found.dtype == as_dtype(dtype)
-        exact, parts = a @ b, abs(a) @ abs(b)
-        if accumulate:
-            exact, parts = exact + held, parts + abs(held)
-        if bias is not None:
-            exact, parts = exact + bias, parts + abs(bias)
+        held, row = held * accumulate, row * (bias is not None)
+        exact, parts = a @ b + held + row, abs(a) @ abs(b) + abs(held) + abs(row)
         # Every product and partial sum is rounded (by cutting off, on tensor cores: 2 units); TF32
         # cuts both factors to 11 digits; the product is stored, and once more after being added to.
         sums = 2.0**-53 if dtype == "float64" else 2.0**-24
         allowed = (2 * (k + 2) * sums + (2.0**-9 if precision else 0)) * parts
-        stored = abs(exact) + (abs(held) if accumulate else 0)
-        stored = stored + (abs(bias) if bias is not None else 0)
-        allowed += 3 * UNIT[out_dtype] * stored
+        allowed += 3 * UNIT[out_dtype] * (abs(exact) + abs(held) + abs(row))
         if out_dtype == "float16":  # whose numbers below 2^-14 are 2^-24 apart
             allowed += 2.0**-24
         assert (abs(float64(found) - exact) <= allowed).all()
@@ -838,15 +825,6 @@ def test_products_of_wrong_shapes_name_both():
 
 
 # ---- choosing, and doing without ----------------------------------------------------------------
-
-
-def test_use_chooses_the_fast_functions_or_none():
-    with pytest.raises(ValueError, match=r"'auto' or 'reference', got 'nonsense'"):
-        kernels.use("nonsense")
-    assert "numpy" in forms.table[fused.MLP]
-    with reference_functions():
-        assert forms.table == {}
-    assert "numpy" in forms.table[fused.MLP]
 
 
 def test_another_thread_may_choose_in_between(device, monkeypatch):
