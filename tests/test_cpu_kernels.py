@@ -1,6 +1,7 @@
 """The CPU kernels, beyond test_kernels.py: many parts and blocks, threads, memory used again."""
 
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import forked, needs_fork
 from strategies import reference_functions
-from test_kernels import UNIT, any_layout, check_layer_norm, check_mlp, laid_out, numbers
-from test_oracles import SMALL
+from test_kernels import any_layout, check_layer_norm, check_mlp
+from test_oracles import SMALL, Case
 
-from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, no_grad
+from minimixer import SGD, AdamW, Parameter, Tensor, no_grad
 from minimixer import functional as F
 from minimixer.engine import products
 from minimixer.kernels import fused
@@ -35,10 +37,8 @@ from minimixer.kernels.cpu.threads import aside, blas_on_one_thread, join, run, 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Cuts so fine that small arrays have many parts and blocks."""
-    monkeypatch.setattr(cpu, "ROWS", 7)
-    monkeypatch.setattr(cpu, "COLUMNS", (5, 1))
-    monkeypatch.setattr(cpu, "PRODUCT", 1 << 5)
-    monkeypatch.setattr(cpu, "TINY", 1)
+    for name, size in {"ROWS": 7, "COLUMNS": (5, 1), "PRODUCT": 1 << 5, "TINY": 1}.items():
+        monkeypatch.setattr(cpu, name, size)
     for module in (cpu, cpu_layer_norm, cpu_training):
         monkeypatch.setattr(module, "BLOCK", 48)
     for module in (cpu, cpu_layer_norm):
@@ -51,26 +51,16 @@ def thread_count(request):
         yield request.param
 
 
-def blas_threads() -> int:
-    return threads._blas()[0]()
-
-
 needs_blas = pytest.mark.skipif(threads._blas() is None, reason="a BLAS that can't be told")
 
 
 @pytest.fixture(autouse=True)
 def blas_is_left_as_it_was():
-    before = None if threads._blas() is None else blas_threads()
+    count = threads._blas()[0] if threads._blas() else lambda: 0
+    before = count()
     yield
     assert threads._aside.waiting == [] and blas_on_one_thread.entered == 0
-    assert before is None or blas_threads() == before
-
-
-def redrawn(rng, dtype="float32") -> Mixer:
-    model = Mixer(**SMALL, dtype=dtype)
-    for p in model.parameters():
-        p.data = 0.3 * rng.standard_normal(p.shape)
-    return model
+    assert count() == before
 
 
 def mlp_values(rng, rows=(30,), axis=-1) -> list[np.ndarray]:
@@ -90,13 +80,11 @@ def using_threads(count: int):
 
 def training_step(seed: int = 0, dtype: str = "float32", steps: int = 2) -> bytes:
     """The bits of all weights after some steps, with a seed for weights and data."""
-    rng = np.random.default_rng(seed)
-    model = redrawn(rng, dtype)
+    case = Case(SMALL, batch=6, seed=seed)
+    model, images = case.model("cpu", dtype), case.images().astype(dtype)
     optimizer = AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    images = rng.standard_normal((6, model.height, model.width, model.in_channels)).astype(dtype)
-    labels = rng.integers(0, model.num_classes, 6)
     for _ in range(steps):
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images), case.labels())
         node = weakref.ref(loss.node)
         loss.backward()
         optimizer.clip_grad_norm(1.0)
@@ -177,12 +165,12 @@ def test_arrays_may_be_read_only(small_parts):
     values = [*mlp_values(rng, (6, 9)), *rng.standard_normal((2, 6))]
     for value in values:
         value.flags.writeable = False
-    x, w1, b1, w2, gamma, beta = (Tensor(v, requires_grad=True) for v in values)
+    x, w1, b1, w2, gamma, beta = inputs = [Tensor(v, requires_grad=True) for v in values]
     s, h = fused.add_layer_norm(x, x, beta, gamma, beta)
     first = fused.mlp(x, w1, b1, Tensor(values[1]), axis=0)
     y = fused.mlp(h, w1, b1, w2) + F.gelu(s, "tanh") + first
     y.backward(np.broadcast_to(np.float64(1), y.shape))
-    for v in (x, w1, b1, w2, gamma, beta):
+    for v in inputs:
         assert v.grad.shape == v.shape and np.isfinite(v.grad).all()
 
 
@@ -226,16 +214,6 @@ def test_gelu_and_mlp_of_extreme_numbers(small_parts, dtype, value):
         np.testing.assert_allclose(fast, plain, rtol=1e-5, atol=1e-6)
 
 
-@each_dtype
-@pytest.mark.parametrize("size", [1, 63, 48, 100_003])
-def test_sum_squares(small_parts, dtype, size):
-    values = numbers(np.random.default_rng(8), size, dtype)
-    for layout in (None, "shifted"):
-        found = cpu_training._sum_squares(laid_out(values.astype(dtype), layout))
-        bound = (7 + min(size, 48)) * UNIT[dtype]
-        assert abs(found / (values**2).sum() - 1) <= bound
-
-
 @settings(max_examples=150)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 200), st.integers(0, 7))
 def test_products_in_parts(rows, columns, inner, seed):
@@ -252,12 +230,11 @@ def test_products_in_parts(rows, columns, inner, seed):
 
 def test_products_of_stacks_and_over_a_factor(small_parts):
     a = np.random.default_rng(0).standard_normal((3, 30, 30))
-    for left, right in ((a, a), (a, a[0]), (a[0], a)):
-        close = np.testing.assert_allclose
-        close(products.matmul(left, right), np.matmul(left, right), rtol=1e-10, atol=1e-10)
-    a, expected = a[0].copy(), a[0] @ a[0]
-    assert products.matmul(a, a, out=a) is a
-    np.testing.assert_allclose(a, expected, rtol=1e-10, atol=1e-10)
+    b, expected = a[0].copy(), a[0] @ a[0]
+    assert products.matmul(b, b, out=b) is b
+    pairs = [(a, a), (a, a[0]), (a[0], a)]
+    for y, right in [(b, expected), *((products.matmul(*p), np.matmul(*p)) for p in pairs)]:
+        np.testing.assert_allclose(y, right, rtol=1e-10, atol=1e-10)
 
 
 # ---- threads ------------------------------------------------------------------------------------
@@ -282,17 +259,11 @@ def test_threads_change_no_bit(small_parts):
 
 
 @needs_blas
-def test_threads_are_used(small_parts):
+def test_threads_are_used():
     """Or the tests of their bits would show nothing."""
-    seen, barrier = set(), threading.Barrier(2, timeout=10)
-
-    def task(number):
-        seen.add(threading.get_ident())
-        barrier.wait()
-
+    both = threading.Barrier(2, timeout=10)
     with using_threads(2):
-        run(task, 2)
-    assert len(seen) == 2
+        run(lambda number: both.wait(), 2)  # where one alone would wait in vain
     for count in (0, -1, 2.5):
         with pytest.raises(ValueError, match="positive"):
             use_threads(count)
@@ -313,19 +284,19 @@ def test_each_task_runs_once(thread_count, do):
         assert sorted(done) == list(range(count))
 
 
-def test_an_error_in_a_task_is_raised_when_all_have_stopped(thread_count):
-    running = []
+def test_an_error_stops_the_others_and_is_raised_when_all_have_stopped(thread_count):
+    begun, ended = [], []
 
     def task(number):
-        running.append(number)
-        time.sleep(0.002)
-        running.remove(number)
-        if number == 3:
-            raise MemoryError("three")
+        begun.append(number)
+        if number == 2:
+            raise MemoryError("two")
+        time.sleep(0.01)
+        ended.append(number)
 
-    with pytest.raises(MemoryError, match="three"):
-        run(task, 20)
-    assert running == []
+    with pytest.raises(MemoryError, match="two"):
+        run(task, 50)
+    assert len(begun) < 10 and {*begun} - {*ended} == {2}
 
 
 @needs_blas
@@ -375,17 +346,10 @@ def test_an_error_in_backward_leaves_nothing_behind(small_parts):
 
 
 def test_two_threads_train_two_models(small_parts):
-    expected, found = [training_step(seed, steps=5) for seed in (0, 1)], {}
-
-    def work(seed):
-        found[seed] = training_step(seed, steps=5)
-
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [found[0], found[1]] == expected
+    step = functools.partial(training_step, steps=5)
+    expected = [step(seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(step, (0, 1))) == expected
 
 
 @needs_fork
@@ -400,10 +364,9 @@ def test_forked_processes_train_while_other_threads_do(small_parts, forks):
             training_step(1)
 
     def take_turns():
-        numbers = np.ones(3000)
         while not ended.is_set():
             with threads.turn:
-                np.tanh(numbers, out=numbers)
+                np.tanh(np.ones(3000))
 
     workers = [threading.Thread(target=work) for work in (train, *[take_turns] * 3)]
     try:
@@ -467,19 +430,6 @@ def test_a_system_that_grants_few_threads(small_parts, monkeypatch, granted):
         threads._pool.cache_clear()
 
 
-def test_choosing_the_plain_code_between_forward_and_backward(small_parts):
-    """What was put aside is waited for all the same."""
-    values, found = mlp_values(np.random.default_rng(0)), []
-    for kind in ("kernels", "reference"):
-        inputs = [Parameter(v) for v in values]
-        y = fused.mlp(*inputs)
-        with functions(kind):
-            y.backward(np.ones((30, 6)))
-            found.append([p.grad.copy() for p in inputs])
-    for a, b in zip(*found, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_a_gradient_is_complete_when_a_later_backward_reads_it(small_parts):
     reads = passing(lambda dy: seen.append(weights[0].grad.copy()) or dy)
     x, *weights = mlp_values(np.random.default_rng(0), (3000,))
@@ -514,20 +464,6 @@ def test_products_that_do_not_fit_are_refused(small_parts, shapes):
             products.matmul(a, b, out=out)
 
 
-def test_an_error_stops_the_others():
-    begun = []
-
-    def task(number):
-        begun.append(number)
-        if number == 0:
-            raise MemoryError("first")
-        time.sleep(0.01)
-
-    with pytest.raises(MemoryError, match="first"):
-        run(task, 50)
-    assert len(begun) < 10
-
-
 # ---- memory used again --------------------------------------------------------------------------
 
 
@@ -558,33 +494,30 @@ def test_what_a_user_holds_is_never_overwritten(monkeypatch, small_parts, seed):
     """Every array that a user can get hold of, some as views, through several steps."""
     monkeypatch.setattr(reuse, "LARGE", 1)
     rng = np.random.default_rng(seed)
-    model = redrawn(rng)
-    optimizer = SGD(model.parameters(), lr=1e-3)
+    model = Case(SMALL, batch=2, seed=seed).model("cpu", "float32")
+    optimizer, block = SGD(model.parameters(), lr=1e-3), model.blocks[0]
+    tokens, channels = (mlp.w1 for mlp in (block.token_mixing, block.channel_mixing))
     held = []
 
-    def hold(array):
-        if rng.random() < 0.5:
-            array = array.reshape(-1)[rng.integers(0, 3) :: rng.integers(1, 3)]
-        held.append((array, array.copy()))
+    def hold(*arrays):
+        for array in arrays:
+            if rng.random() < 0.5:
+                array = array.reshape(-1)[rng.integers(0, 3) :: rng.integers(1, 3)]
+            held.append((array, array.copy()))
 
     def layers(x):
-        block = model.blocks[0]
         s, h = fused.add_layer_norm(x, x, None, block.norm1.weight, block.norm1.bias)
-        y = fused.mlp(h, *(getattr(block.token_mixing, n) for n in ("w1", "b1", "w2")), axis=0)
-        z = fused.mlp(s, *(getattr(block.channel_mixing, n) for n in ("w1", "b1", "w2")))
+        y = fused.mlp(h, tokens, block.token_mixing.b1, block.token_mixing.w2, axis=0)
+        z = fused.mlp(s, channels, block.channel_mixing.b1, block.channel_mixing.w2)
         return s, h, y, z, F.gelu(z, "tanh")
 
-    tokens = len(model.blocks[0].token_mixing.w1.data)
     for _ in range(4):
-        x = Tensor(rng.standard_normal((tokens, 2, model.config["hidden_dim"]), "float32"), True)
-        hold(x.data)
-        outputs = layers(x)
-        for v in outputs:
-            hold(v.data)
-        gradient = rng.standard_normal(outputs[0].shape, "float32")
-        hold(gradient)
-        total = outputs[0] + outputs[2] + outputs[3] + outputs[4]
-        total.backward(gradient)
+        x, gradient = rng.standard_normal((2, len(tokens.data), 2, len(channels.data)), "float32")
+        x = Tensor(x, requires_grad=True)
+        hold(x.data, gradient)
+        s, h, y, z, g = layers(x)
+        hold(*[v.data for v in (s, h, y, z, g)])
+        (s + y + z + g).backward(gradient)
         hold(x.grad)
         optimizer.step()
         optimizer.zero_grad()
