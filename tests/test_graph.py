@@ -12,23 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from hypothesis import example, given
-from strategies import reference_functions
 from test_oracles import SMALL, Case, cases, examples
 from test_precision import CASE, UNIT
 
-from minimixer import (
-    SGD,
-    AdamW,
-    Dropout,
-    Linear,
-    Mixer,
-    Module,
-    Tensor,
-    fetch,
-    kernels,
-    no_grad,
-    record,
-)
+import minimixer
+from minimixer import SGD, AdamW, Dropout, Linear, Mixer, Module, Tensor, fetch, kernels, record
 from minimixer import functional as F
 from minimixer.backend import synchronize, to_device, to_numpy
 from minimixer.graph.recorded import MOST_CHANGES, MOST_RECORDINGS
@@ -47,7 +35,7 @@ def batches(case: Case, count: int = 12) -> list[tuple[np.ndarray, np.ndarray]]:
     """Every fourth is smaller, as the last of an epoch may be."""
     found = []
     for i in range(count):
-        case_i = Case(case.config, case.batch, case.seed + i)
+        case_i = case._replace(seed=case.seed + i)
         images = (40 * case_i.images() + 128).clip(0, 255).astype("uint8")
         size = case.batch if i % 4 < 3 else max(1, case.batch // 2)
         found.append((images[:size], case_i.labels()[:size]))
@@ -68,11 +56,10 @@ class Training:
     def step(self, images, labels):
         total = 0.0
         for i in range(self.accumulate):
-            borders = [(i + k) * len(images) // self.accumulate for k in (0, 1)]
-            part = slice(*borders)
-            self.model.random.start_at(part.start)
-            scores = self.model(images[part])
-            loss = F.cross_entropy(scores, labels[part], reduction="sum") / len(images)
+            start, stop = ((i + k) * len(images) // self.accumulate for k in (0, 1))
+            self.model.random.start_at(start)
+            scores = self.model(images[start:stop])
+            loss = F.cross_entropy(scores, labels[start:stop], reduction="sum") / len(images)
             loss.backward()
             total += loss.detach()
         norm = self.optimizer.clip_grad_norm(self.clip) if self.clip else scores
@@ -145,9 +132,6 @@ def test_of_any_size(device):
         compare(device, batches(case, 9), case=case, stochastic_depth=0.3)
 
     run()
-    with reference_functions():
-        plain = Training(device, "off").train(batches(CASE))
-    assert np.isfinite(plain.said[-1].results()[0])
 
 
 def test_float16_skips_the_same_steps(device):
@@ -204,6 +188,8 @@ CHANGES = {
         {**t.optimizer.state_dict(), "step": 3}),
 }  # fmt: skip
 
+BACK = {"mode": lambda t: t.model.train(), "kernels": lambda t: kernels.use("auto")}
+
 
 def swap(module: Module, a: str, b: str) -> None:
     one, other = getattr(module, a), getattr(module, b)
@@ -225,13 +211,10 @@ def test_a_change_is_noticed(device, change):
         training.device = device
         before = training.train(data * 3).state()
         CHANGES[change](training)
-        if change == "mode":
+        if change in BACK:
             training.train(data * 3)
-            training.model.train()
+            BACK[change](training)
         training.train(data * 3)
-        if change == "kernels":
-            kernels.use("auto")
-            training.train(data * 2)
         assert training.state() != before
         return training.state()
 
@@ -270,8 +253,7 @@ def test_shared_weights(device):
 
         run = record(step, model, optimizer, graph=graph)
         inputs = [np.full((4, 8), i, dtype="float32") for i in range(9)]
-        losses = [float(fetch(run(x)).results()[0]) for x in inputs]
-        return losses, to_numpy(model.layer.weight.data).tobytes()
+        return [run(x).item() for x in inputs], to_numpy(model.layer.weight.data).tobytes()
 
     eager_and_recorded(train)
 
@@ -322,7 +304,7 @@ def test_inference_settings_and_results_of_any_form(device):
     model = CASE.model(device, "float32").eval()
     model.names = {"a", "set"}  # which has no hash
 
-    @no_grad()
+    @minimixer.no_grad()
     def scores(images, factor=1.0):
         y = model(images) * factor
         return {"a": Scores(y, [y.data, y * 2]), "b": None}
