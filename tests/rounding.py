@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 FUNCTION_ERROR = 8  # exp, log, tanh, erf, power: at most 4 ulp, each at most 2 units of rounding
+# The relative error of one rounding, and the smallest normal number.
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
 erf = np.vectorize(math.erf, otypes=[float])
 
 
@@ -89,26 +92,27 @@ class Rounded:
     def transpose(self, *order):
         return select(lambda a: a.transpose(*order), self)
 
+    def _function(self, y: Any, slope: Any, units: float = FUNCTION_ERROR) -> "Rounded":
+        return self._rounded(y, slope * self.error, units)
+
     def exp(self):
         y = np.exp(self.value)
-        return self._rounded(y, y * self.error, FUNCTION_ERROR)
+        return self._function(y, y)
 
     def log(self):
-        carried = self.error / abs(self.value)
-        return self._rounded(np.log(self.value), carried, FUNCTION_ERROR)
+        return self._function(np.log(self.value), 1 / abs(self.value))
 
     def sqrt(self):
         y = np.sqrt(self.value)
-        return self._rounded(y, self.error / (2 * y))
+        return self._function(y, 1 / (2 * y), units=1)
 
     def tanh(self):
         y = np.tanh(self.value)
-        return self._rounded(y, (1 - y * y) * self.error, FUNCTION_ERROR)
+        return self._function(y, 1 - y * y)
 
     def erf(self):
-        slope = 2 / math.sqrt(math.pi) * np.exp(-(self.value**2))
         y = erf(self.value) if self.value.size else self.value
-        return self._rounded(y, slope * self.error, FUNCTION_ERROR)
+        return self._function(y, 2 / math.sqrt(math.pi) * np.exp(-(self.value**2)))
 
 
 for _name in ("add", "sub", "mul", "truediv", "pow"):  # a number or an array on the left
@@ -131,12 +135,6 @@ def within_rounding(found: np.ndarray, right: Rounded, slack: float = 2.0) -> bo
 
     `slack` 2: the bound is to first order, and a fused function adds in another order.
     """
-    if found.dtype.name == "bfloat16":
-        import ml_dtypes
-
-        info = ml_dtypes.finfo("bfloat16")
-    else:
-        info = np.finfo(found.dtype)
-    tiny = float(info.smallest_normal)
-    allowed = slack * right.error * (float(info.eps) / 2) + (right.error > 0) * tiny
+    dtype = found.dtype.name
+    allowed = slack * right.error * UNIT[dtype] + (right.error > 0) * TINY[dtype]
     return bool((abs(found.astype(np.float64) - right.value) <= allowed).all())

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-import minimixer
+from minimixer import kernels
 from minimixer.backend import Array, namespace
 
 # ---- shapes, axes, choices ----------------------------------------------------------------------
@@ -28,20 +28,17 @@ each_half = pytest.mark.parametrize(
 seeds = st.integers(0, 2**32 - 1)
 
 
-def shapes(
-    min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: int = 4
-) -> st.SearchStrategy[tuple[int, ...]]:
-    return st_numpy.array_shapes(
-        min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side
-    )
+LIMITS = {"min_dims": 0, "max_dims": 3, "min_side": 0, "max_side": 4}
+
+
+def shapes(**limits: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st_numpy.array_shapes(**LIMITS | limits)
 
 
 def broadcast_shapes(number: int, **limits: int) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
     """`number` shapes that broadcast against each other: axes missing, of length 1 and of 0."""
-    limits = {"min_dims": 0, "max_dims": 3, "min_side": 0, "max_side": 4, **limits}
-    return st_numpy.mutually_broadcastable_shapes(num_shapes=number, **limits).map(
-        lambda drawn: drawn.input_shapes
-    )
+    several = st_numpy.mutually_broadcastable_shapes(num_shapes=number, **LIMITS | limits)
+    return several.map(lambda drawn: drawn.input_shapes)
 
 
 def axes(ndim: int) -> st.SearchStrategy[int | tuple[int, ...] | None]:
@@ -146,11 +143,7 @@ def _addresses(array: Any) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def reference_functions() -> Iterator[None]:
-    """The functions of the tutorial where their fast twins would run, if there are any."""
-    kernels = getattr(minimixer, "kernels", None)
-    if kernels is None:
-        yield
-        return
+    """The functions of the tutorial where their fast twins would run."""
     kernels.use("reference")
     try:
         yield

@@ -15,6 +15,7 @@ import pytest
 from help import by_kernels_and_plainly, each_dtype, functions
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import UNIT
 from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
@@ -37,7 +38,6 @@ DTYPES = ["float64", "float32", *each_half.args[1]]
 BFLOAT16 = DTYPES[-1]
 each_float = pytest.mark.parametrize("dtype", DTYPES)
 any_layout = pytest.mark.parametrize("layout", ["transposed", "strided", "reversed", "shifted"])
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def in_dtype(values: Any, dtype: Any, device: str) -> Any:
