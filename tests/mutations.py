@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from files_help import npy
+from files_help import members, npy, pack
 from minimixer.data import load_directory
 from processes import ENVIRONMENT
 
@@ -50,6 +50,7 @@ ODD = ["null", "true", "[]", "{}", '""', "0", "-1", "2", "1.5", "1e999", "-Infin
        str(10**30), "9" * 5000, '"\\ud800"', '"\\u0000"', '"x"', "[[[]]]", "[null]", '{"a": 1}',
        "[" * 200_000, "[" * 90 + "]" * 90, '{"a":' * 200_000, "[1e9, 1]", "[4, 36]", '["a", 5]',
        "0.5", "[0.5, NaN, 0.5]", '"' + "x" * 100_000 + '"', "1" * 41]  # fmt: skip
+NAMES = ["../a.npy", "/a", "a" * 60_000, "\x1b[31m.npy", "data.pkl", "a/"]  # of members
 
 
 class Kind(NamedTuple):
@@ -146,19 +147,17 @@ def mutate_json(text: str, rng: random.Random) -> str:
 
 def zip_again(whole: bytes, rng: random.Random, compression: int) -> bytes:
     """An archive written anew, its checksums right, with one member changed."""
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    name = rng.choice(list(members))
-    if "meta.npy" in members and rng.random() < 0.7:
+    content = members(io.BytesIO(whole))
+    name = rng.choice(list(content))
+    if "meta.npy" in content and rng.random() < 0.7:
         name = "meta.npy"
-        text = np.load(io.BytesIO(members[name])).tobytes().decode()
-        text = mutate_json(text, rng)
+        text = mutate_json(np.load(io.BytesIO(content[name])).tobytes().decode(), rng)
         if rng.random() < 0.1:
             text = mutate(text.encode(), rng).decode("latin1")
-        members[name] = npy(np.frombuffer(text.encode(), np.uint8))
+        content[name] = npy(np.frombuffer(text.encode(), np.uint8))
     else:
-        members[name] = mutate_npy(members[name], rng)
-    names = list(members)
+        content[name] = mutate_npy(content[name], rng)
+    names = list(content)
     how = rng.randrange(8)
     if how == 0:
         rng.shuffle(names)
@@ -168,16 +167,14 @@ def zip_again(whole: bytes, rng: random.Random, compression: int) -> bytes:
         names.append(rng.choice(names))
     renamed = {name: name for name in names}
     if how == 3:
-        renamed[name] = rng.choice(
-            ["../a.npy", "/a", "a" * 60_000, "\x1b[31m.npy", "data.pkl", "a/"]
-        )
+        renamed[name] = rng.choice(NAMES)
     file = io.BytesIO()
     method = rng.choice([compression] * 6 + [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2,
                                              zipfile.ZIP_LZMA])  # fmt: skip
     with zipfile.ZipFile(file, "w", method) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that come twice
         for name in names:
-            archive.writestr(renamed[name], members[name])
+            archive.writestr(renamed[name], content[name])
     return file.getvalue()
 
 
@@ -228,9 +225,14 @@ def written(write: Callable[[Path], Any]) -> bytes:
         return path.read_bytes()
 
 
-def of_model(path: Path) -> Any:
-    model = Mixer.from_pretrained(path)
+def load_finite(path: Path, load: Callable[[Path], Mixer]) -> Mixer:
+    model = load(path)
     assert all(np.isfinite(p.data).all() for p in model.parameters())
+    return model
+
+
+def of_model(path: Path) -> Any:
+    model = load_finite(path, Mixer.from_pretrained)
     return plain(model.state_dict()), model.config, model.class_names, model.mean.tolist()
 
 
@@ -238,15 +240,13 @@ def plain(arrays: Any) -> dict[str, tuple]:
     return {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in arrays.items()}
 
 
-def make_npz(deflated: bool) -> bytes:
-    whole = written(lambda path: small_model().export(path, "npz"))
-    if not deflated:
-        return whole
+def make_npz() -> bytes:
+    return written(lambda path: small_model().export(path, "npz"))
+
+
+def deflated(whole: bytes) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(whole)) as old, \
-            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:  # fmt: skip
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
+    pack(file, members(io.BytesIO(whole)), zipfile.ZIP_DEFLATED)
     return file.getvalue()
 
 
@@ -257,58 +257,53 @@ def make_checkpoint() -> bytes:
     return written(lambda path: save_checkpoint(path, model, optimizer, progress))
 
 
+def may_be_refused(call: Callable[..., Any], path: Path, *more: Any) -> None:
+    try:
+        call(path, *more)
+    except ValueError as error:
+        assert str(path) in str(error)
+
+
 def read_all_of_a_checkpoint(path: Path) -> Any:
     meta, arrays = read_checkpoint(path)
-    try:
-        model = Mixer.load(path)
-        assert all(np.isfinite(p.data).all() for p in model.parameters())
-    except ValueError as error:
-        assert str(path) in str(error)
+    may_be_refused(load_finite, path, Mixer.load)
     other = small_model()
-    try:
-        load_checkpoint(path, other, AdamW(other.parameters()))
-    except ValueError as error:
-        assert str(path) in str(error)
+    may_be_refused(load_checkpoint, path, other, AdamW(other.parameters()))
     return meta, plain(arrays)
 
 
 def safetensors_again(whole: bytes, rng: random.Random) -> bytes:
-    length = int.from_bytes(whole[:8], "little")
-    text = whole[8 : 8 + length].decode()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    text = whole[8:end].decode()
     if rng.random() < 0.5:  # what minimixer itself writes down
         header = json.loads(text)
-        own = mutate_json(header["__metadata__"]["minimixer"], rng)
-        header["__metadata__"]["minimixer"] = own
+        own = header["__metadata__"]
+        own["minimixer"] = mutate_json(own["minimixer"], rng)
         text = json.dumps(header)
     else:
         text = mutate_json(text, rng)
-    data = text.encode()
-    length = len(data) if rng.random() < 0.9 else rng.choice(EXTREME)
-    return length.to_bytes(8, "little") + data + whole[8 + int.from_bytes(whole[:8], "little") :]
+    length = len(text.encode()) if rng.random() < 0.9 else rng.choice(EXTREME)
+    return length.to_bytes(8, "little") + text.encode() + whole[end:]
 
 
 def read_data_set(path: Path) -> Any:
     """The four files of a data set, one of which is the mutant."""
-    rng = np.random.default_rng(1)
     folder = path.parent / "set"
     if not folder.exists():
         folder.mkdir()
-        write_idx(folder / "train-labels-idx1-ubyte", rng.integers(0, 9, 6).astype("uint8"))
+        write_idx(folder / "train-labels-idx1-ubyte", np.arange(6, dtype="uint8"))
         write_idx(folder / "t10k-images-idx3-ubyte", np.zeros((2, 5, 4), "uint8"))
         write_idx(folder / "t10k-labels-idx1-ubyte", np.zeros(2, "uint8"))
         (folder / "train-images-idx3-ubyte").symlink_to(path)
     array = read_idx(path)
-    try:
-        load_directory(folder)
-    except ValueError as error:
-        assert str(folder) in str(error)
-    return str(array.dtype), array.shape, array.tobytes()
+    may_be_refused(load_directory, folder)
+    return plain({"": array})
 
 
 def make_cifar() -> bytes:
     rng = np.random.default_rng(2)
-    record = rng.integers(0, 10, (3, 1)), rng.integers(0, 256, (3, 3072))
-    return np.concatenate(record, axis=1).astype("uint8").tobytes()
+    labels_and_pixels = rng.integers(0, 10, (3, 1)), rng.integers(0, 256, (3, 3072))
+    return np.hstack(labels_and_pixels).astype("uint8").tobytes()
 
 
 def read_cifar(path: Path) -> Any:
@@ -324,19 +319,14 @@ def make_picture(format: str) -> bytes:
     rng = np.random.default_rng(3)
     pixels = np.kron(rng.integers(0, 256, (5, 6, 3)), np.ones((4, 4, 1))).astype("uint8")
     file = io.BytesIO()
-    options: dict[str, Any] = {"exif": _exif()} if format in ("JPEG", "PNG", "WEBP") else {}
+    exif, options = PIL.Image.Exif(), {}
+    exif[0x0112] = 6
     if format == "progressive":
         format, options = "JPEG", {"progressive": True}
+    elif format in ("JPEG", "PNG", "WEBP"):
+        options = {"exif": exif.tobytes()}
     PIL.Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()
-
-
-def _exif() -> bytes:
-    import PIL.Image
-
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    return exif.tobytes()
 
 
 def read_picture(path: Path) -> Any:
@@ -396,9 +386,9 @@ def again_in(compression: int) -> Callable[[bytes, random.Random], bytes]:
 
 IMAGES = (np.arange(6 * 20) % 251).astype("uint8").reshape(6, 5, 4)
 KINDS = {
-    "npz": Kind(lambda: make_npz(False), of_model, again_in(zipfile.ZIP_STORED), sealed=True),
+    "npz": Kind(make_npz, of_model, again_in(zipfile.ZIP_STORED), sealed=True),
     "npz deflated": Kind(
-        lambda: make_npz(True), of_model, again_in(zipfile.ZIP_DEFLATED), sealed=True
+        lambda: deflated(make_npz()), of_model, again_in(zipfile.ZIP_DEFLATED), sealed=True
     ),
     "checkpoint": Kind(
         make_checkpoint, read_all_of_a_checkpoint, again_in(zipfile.ZIP_STORED), sealed=True
@@ -450,10 +440,8 @@ def _ring(*_: object) -> None:
 def mutant(kind: Kind, whole: bytes, name: str, seed: int, number: int) -> tuple[bytes, bool]:
     """(the bytes, whether they were written anew)"""
     rng = random.Random(f"{name} {seed} {number}")
-    if rng.random() < 0.5:
-        data = kind.again(whole, rng)
-        if data is not None:
-            return data, True
+    if rng.random() < 0.5 and (data := kind.again(whole, rng)) is not None:
+        return data, True
     return mutate(whole, rng), False
 
 
@@ -479,14 +467,13 @@ def run_kind(name: str, count: int, seed: int, only: int | None = None) -> dict[
                 found["loaded"] += 1
                 if kind.sealed and not anew and meaning != expected:
                     wrong = "it means something else"
-            except (ValueError, OSError) as error:
-                found["refused"] += 1
-                if str(path) not in str(error):
-                    wrong = f"the file is not named: {error!r:.200}"
-                if only is not None:
-                    traceback.print_exc()
             except BaseException as error:
-                wrong = f"{type(error).__name__}: {error!s:.200}"
+                if not isinstance(error, (ValueError, OSError)):
+                    wrong = f"{type(error).__name__}: {error!s:.200}"
+                else:
+                    found["refused"] += 1
+                    if str(path) not in str(error):
+                        wrong = f"the file is not named: {error!r:.200}"
                 if only is not None:
                     traceback.print_exc()
             signal.alarm(0)
@@ -503,7 +490,6 @@ def run_kind(name: str, count: int, seed: int, only: int | None = None) -> dict[
 
 def in_a_process(name: str, count: int, seed: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--kind", name, "--count", str(count), "--seed", str(seed)]
-    command.append("--json")
     done = subprocess.run(command, stdout=subprocess.PIPE, env=ENVIRONMENT, timeout=3600)
     if not done.stdout:
         raise RuntimeError(f"{name}: the process ended with status {done.returncode}")
@@ -516,11 +502,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS, help="this one alone, in this process")
     parser.add_argument("--only", type=int, help="this mutant alone, with its traceback")
-    parser.add_argument("--json", action="store_true", help="what happened as one line of JSON")
     options = parser.parse_args()
     if options.kind:
         found = run_kind(options.kind, options.count, options.seed, options.only)
-        print(json.dumps(found) if options.json else found)
+        print(json.dumps(found))
         return bool(found["failures"])
     print(f"{'kind':18}{'mutants':>8}{'loaded':>8}{'refused':>9}{'failed':>8}{'slowest':>10}"
           f"{'peak':>9}   (seed {options.seed})")  # fmt: skip
