@@ -5,10 +5,9 @@ given the very same (rounded) numbers: on the GPU and the CPU that tests the ker
 code in two bytes, for which the CPU has none.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ each_float = pytest.mark.parametrize("dtype", DTYPES)
 any_layout = pytest.mark.parametrize("layout", ["transposed", "strided", "reversed", "shifted"])
 
 
-def in_dtype(values: Any, dtype: Any, device: str) -> Any:
+def in_dtype(values, dtype, device):
     """An array on the device; two-byte numbers are made there, of float32."""
     dtype = as_dtype(dtype)
     return to_device(np.asarray(values).astype(wide(dtype)), device).astype(dtype)
@@ -71,15 +70,13 @@ def all_kernels_compiled():
 # more). `floor` adds what neither shows: terms that cancel for every input. The float64 reference
 # has roundings of its own, hence a factor of two there.
 
-Arrays = dict[str, np.ndarray]
 
-
-def numbers(rng: Any, shape: Any, dtype: str, scale: float = 1.0) -> np.ndarray:
+def numbers(rng, shape, dtype, scale=1.0):
     """Normal numbers that `dtype` holds exactly, in float64."""
     return (scale * rng.standard_normal(shape)).astype(as_dtype(dtype)).astype("float64")
 
 
-def fill_free_memory_with_nan(device: str) -> None:
+def fill_free_memory_with_nan(device):
     """So that whatever a kernel leaves unwritten shows. Bits all one are NaN in every dtype."""
     if device != "cpu":
         import cupy
@@ -88,7 +85,7 @@ def fill_free_memory_with_nan(device: str) -> None:
         cupy.full(64 << 20, 255, dtype="uint8")
 
 
-def laid_out(array: Any, layout: str | None) -> Any:
+def laid_out(array, layout):
     if layout == "roomy":
         roomy = spare_row.empty(array.shape, array.dtype)
         roomy[...] = array
@@ -101,24 +98,20 @@ def laid_out(array: Any, layout: str | None) -> Any:
     return flat[1:].reshape(array.shape)  # whose address is no multiple of 16
 
 
-def float64(array: Any) -> np.ndarray:
+def float64(array):
     return to_numpy(widen(array)).astype("float64")
 
 
-def differentiate(
-    function: Callable, arrays: Arrays, seeds: list[np.ndarray], device: str, dtype: str,
-    layout: str | None = None, passes: int = 1,
-) -> list[Arrays]:  # fmt: skip
+def differentiate(function, arrays, seeds, device, dtype, layout=None, passes=1):
     """Outputs ("0", "1") and gradients, by name, from each of several backward passes. x and y are
     activations, the others Parameters, or Tensors too with most layouts."""
-    stored = as_dtype(dtype)
-    inputs: dict[str, Tensor] = {}
+    stored, inputs = as_dtype(dtype), {}
     for name, value in arrays.items():
-        value = to_device(value.astype(wide(stored)), device)
         if name in ("x", "y") or layout not in (None, "roomy"):
-            inputs[name] = Tensor(laid_out(value.astype(stored), layout), requires_grad=True)
+            value = laid_out(in_dtype(value, stored, device), layout)
+            inputs[name] = Tensor(value, requires_grad=True)
         else:
-            inputs[name] = Parameter(value)
+            inputs[name] = Parameter(to_device(value.astype(wide(stored)), device))
     given = [in_dtype(s, stored, device) for s in seeds]
     seeds = [laid_out(s, layout) for s in given]
     fill_free_memory_with_nan(device)
@@ -145,13 +138,11 @@ def differentiate(
     return results
 
 
-def effects_of_roundings(
-    function: Callable, arrays: Arrays, seeds: list[np.ndarray], expected: Arrays
-) -> dict[str, float]:
+def effects_of_roundings(function, arrays, seeds, expected):
     rng, step = np.random.default_rng(0), 2.0**-26
     moved = dict.fromkeys(expected, 0.0)
 
-    def nearby(value: np.ndarray) -> np.ndarray:
+    def nearby(value):
         return value * (1 + step * rng.choice([-1.0, 1.0], value.shape))
 
     for _ in range(4):  # the largest of four: one may cancel by chance
@@ -162,25 +153,20 @@ def effects_of_roundings(
     return {name: np.linalg.norm(value) + moved[name] for name, value in expected.items()}
 
 
-def check(
-    function: Callable, arrays: Arrays, seeds: list[np.ndarray], device: str, dtype: str,
-    stored: int, steps: int, terms: int, floor: dict[str, float] | None = None,
-    layout: str | None = None,
-) -> None:  # fmt: skip
+def check(function, arrays, seeds, device, dtype, layout=None, *, stored, steps, terms, floor=()):
     """Twice the same bits; a second backward is as good as the first; all within the bound."""
     with reference_functions():
         expected = differentiate(function, arrays, seeds, "cpu", "float64")[0]
         effects = effects_of_roundings(function, arrays, seeds, expected)
-    runs = [
-        differentiate(function, arrays, seeds, device, dtype, layout, passes=2) for _ in range(2)
-    ]
+    once = functools.partial(differentiate, function, arrays, seeds, device, dtype, layout)
+    runs = [once(passes=2) for _ in range(2)]
     sums = min(UNIT[dtype], 2.0**-24)
     one = (stored * UNIT[dtype] + (steps + math.sqrt(terms)) * sums) * (1 + (dtype == "float64"))
     for name, value in expected.items():
         for first, second in zip(*runs, strict=True):
             assert first[name].tobytes() == second[name].tobytes(), f"{name}: other bits"
             error = np.linalg.norm(first[name] - value)
-            bound = one * (effects[name] + (floor or {}).get(name, 0.0))
+            bound = one * (effects[name] + dict(floor).get(name, 0.0))
             assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
 
 
@@ -227,7 +213,7 @@ def check_mlp(device, dtype, axis, shape, hidden, approximate, layout=None, seed
         return fused.mlp(x, w1, b1, w2, axis=axis, approximate=approximate)
 
     seeds = [numbers(rng, shape, dtype)]
-    check(function, arrays, seeds, device, dtype, **MLP_ROUNDINGS, terms=terms, layout=layout)
+    check(function, arrays, seeds, device, dtype, layout, terms=terms, **MLP_ROUNDINGS)
 
 
 MLPS = [  # axis, shape, hidden
@@ -301,7 +287,7 @@ def test_rows_of_ones_behind_layer_norm(gpu, channels, dtype):
         assert whole is None or (whole.shape == (4, 2 * channels) and bool((whole[-1] == 1).all()))
 
 
-def ones_on(device: str, size: int) -> Parameter:
+def ones_on(device, size):
     parameter = Parameter(np.ones(size, dtype="float32"))
     parameter.buffer.to(device=device)
     return parameter
@@ -341,8 +327,8 @@ def test_gelu(device, dtype, shape, approximate):
     floor = {"0": np.linalg.norm(x), "x": np.linalg.norm(dy)}
     for layout in (None, "shifted") if dtype == "float32" else (None,):
         check(
-            lambda x: F.gelu(x, approximate), {"x": x}, [dy], device, dtype,
-            stored=1, steps=12, terms=1, floor=floor, layout=layout,
+            lambda x: F.gelu(x, approximate), {"x": x}, [dy], device, dtype, layout,
+            stored=1, steps=12, terms=1, floor=floor,
         )  # fmt: skip
 
 
@@ -367,13 +353,10 @@ def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
     rng = np.random.default_rng(seed)
     axis = 0 if "row" in form else -1
     channels = shape[-1]
-    arrays = {"x": numbers(rng, shape, dtype)}
-    if "y" in form:
-        arrays["y"] = numbers(rng, shape, dtype)
+    arrays = {name: numbers(rng, shape, dtype) for name in ("x", "y") if name in "x" + form}
     if "row" in form or "column" in form:
         arrays["bias"] = numbers(rng, shape[axis], dtype, 0.5)
-    arrays["gamma"] = numbers(rng, channels, dtype)
-    arrays["beta"] = numbers(rng, channels, dtype)
+    arrays |= {name: numbers(rng, channels, dtype) for name in ("gamma", "beta")}
     ds, dh = numbers(rng, shape, dtype), numbers(rng, shape, dtype)
 
     def function(x, gamma, beta, y=None, bias=None):
@@ -395,7 +378,7 @@ def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
     }  # fmt: skip
     # Stored: s and the result. Arithmetic: 7 roundings for x_hat, gamma and beta, as many back.
     roundings = {"stored": 2, "steps": 14, "terms": max(channels, math.prod(shape) // channels)}
-    check(function, arrays, [ds, dh], device, dtype, **roundings, floor=floor, layout=layout)
+    check(function, arrays, [ds, dh], device, dtype, layout, floor=floor, **roundings)
     if channels == 1:
         found = differentiate(function, arrays, [ds, dh], device, dtype)[0]
         assert (found["1"] == arrays["beta"]).all() and (found["gamma"] == 0).all()
@@ -641,11 +624,11 @@ def test_gradients_share_no_memory(device, dtype):
 LR, STEPS = 0.01, 5
 
 
-def low_copy_is_current(buffer: Any) -> bool:
+def low_copy_is_current(buffer):
     return bool((buffer.low == buffer.values.astype(buffer.low.dtype)).all())
 
 
-def optimize(kind: type, device: str, dtype: str, low: str | None) -> tuple[Any, Any]:
+def optimize(kind, device, dtype, low):
     """STEPS of it with given gradients: two groups, a frozen Parameter, clipping now and then."""
     model = Case(SMALL, batch=1, seed=6).model(device, dtype)
     model.blocks[0].norm1.weight.requires_grad = False
@@ -762,7 +745,7 @@ def test_patches(device, dtype, images, size, patch, channels, batch):
 KINDS = ["plain", "transposed", "rows", "repeated", "shifted"]
 
 
-def as_kind(values: np.ndarray, kind: str, device: str, dtype: str) -> Any:
+def as_kind(values, kind, device, dtype):
     array = in_dtype(values, dtype, device)
     xp = namespace(array)
     if kind == "rows":
@@ -879,7 +862,7 @@ def test_without_a_kernel_the_plain_code_works_after_one_warning(gpu, file, monk
 # ---- other GPUs, large tensors ------------------------------------------------------------------
 
 
-def expressions(file: str) -> list[str]:
+def expressions(file):
     """Every kernel of a file in every type it is used with, for packs and for single numbers."""
     floats, all_types = {"float": 4, "double": 2}, {"__nv_bfloat16": 8, "__half": 8}
     all_types |= floats
