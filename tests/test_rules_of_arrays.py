@@ -278,19 +278,12 @@ def test_rule_11_matmul(device, dtype, shapes):
     same(across.swapaxes(-1, -2), expected)
 
 
-def test_rule_11_tf32_is_for_float32_on_gpus(device):
-    a, b = (put(device, draw(s), "float64") for s in ((20, 1000), (1000, 20)))
-    same(matmul(a, b, precision="tf32"), to_numpy(matmul(a, b)))
-    a, b = a.astype("float32"), b.astype("float32")
-    values = [to_numpy(x).astype("float64") for x in (a, b)]
-    exact, size = np.matmul(*values), np.matmul(*map(abs, values))
-    out = put(device, np.ones((20, 20)))
-    result = matmul(a, b, precision="tf32")
-    assert matmul(a, b, out, accumulate=True, precision="tf32") is out
-    for found, right in ((result, exact), (out, exact + 1)):
-        assert (abs(to_numpy(found) - right) <= 2 * 2.0**-10 * (1 + size)).all()
-    if device == "cpu":
-        same(result, matmul(a, b))
+@each_dtype
+def test_rule_11_tf32_is_for_float32_on_gpus(device, dtype):
+    """Elsewhere it has no effect; test_kernels.py has the errors of products in it."""
+    a, b = (put(device, draw(s), dtype) for s in ((20, 1000), (1000, 20)))
+    equal = (to_numpy(matmul(a, b, precision="tf32")) == to_numpy(matmul(a, b))).all()
+    assert equal or (device != "cpu" and dtype == "float32")
 
 
 def test_rule_11_matmul_errors(device):
