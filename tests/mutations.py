@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from files_help import members, npy, pack
+from help import redraw, small_mixer
 from minimixer.data import load_directory
 from processes import ENVIRONMENT
 
@@ -209,12 +210,8 @@ def mutate_npy(data: bytes, rng: random.Random) -> bytes:
 
 
 def small_model() -> Mixer:
-    model = Mixer(image_size=12, patch_size=4, num_classes=5, num_blocks=1, hidden_dim=8,
-                  tokens_mlp_dim=7, channels_mlp_dim=11, class_names=list("abcde"))  # fmt: skip
-    rng = np.random.default_rng(0)
-    for p in model.parameters():
-        p.data = rng.standard_normal(p.shape)
-    return model
+    sizes = {"image_size": 12, "in_channels": 3, "num_classes": 5, "num_blocks": 1}
+    return redraw(small_mixer(**sizes, class_names=list("abcde")))
 
 
 def written(write: Callable[[Path], Any]) -> bytes:
