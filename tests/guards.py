@@ -132,10 +132,8 @@ def compare_bits(old, new, device):
 
 def bits(device):
     """Of every case a digest of its weights and the last loss."""
-    return {
-        ", ".join(f"{name} {value}" for name, value in case.items()): train(device, **case)
-        for case in bits_cases(device)
-    }
+    cases = {", ".join(f"{k} {v}" for k, v in case.items()): case for case in bits_cases(device)}
+    return {name: train(device, **case) for name, case in cases.items()}
 
 
 def bits_cases(device):

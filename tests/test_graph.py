@@ -139,13 +139,11 @@ def test_float16_skips_the_same_steps(device):
 
     def run(graph):
         training = Training(device, graph, precision="float16")
-        scale = training.model.buffer.loss_scale
-        scale[0] = 2.0**30
+        training.model.buffer.loss_scale[0] = 2.0**30
         training.train(batches(CASE, 40)[::2])
-        return float(scale[0]), float(training.optimizer.control[1]), training.state()
+        return float(training.optimizer.control[1]), training.state()
 
-    scale, steps, _ = eager_and_recorded(run)
-    assert scale < 2.0**30 and 0 < steps < 20
+    assert 0 < eager_and_recorded(run)[0] < 20
 
 
 def test_nan_shows_in_the_same_step(device):
@@ -369,18 +367,19 @@ def test_inputs_may_change_at_once(device):
     model = CASE.model(device, "float32").eval()
     run = record(lambda x: model(x).sum(axis=1), model)
     images = np.empty((6, 16, 24, 3), dtype="float32")
-    asked, expected = [], []
+    found = []
     for i in range(30):
         images[...] = np.random.default_rng(i).standard_normal(images.shape)
-        expected.append(model(images).sum(axis=1).numpy().copy())
-        asked.append(fetch(run(images)))
-    for a, b in zip(asked, expected, strict=True):
-        assert (a.results()[0] == b).all()
+        expected = model(images).sum(axis=1).numpy().copy()
+        found.append((fetch(run(images)), expected))
+    for asked, expected in found:
+        assert (asked.results()[0] == expected).all()
 
 
 def test_a_result_that_nobody_waits_for(gpu):
     """Its memory is not given to the next one while the GPU still copies."""
     import cupy
+    import cupyx
 
     with cupy.cuda.Device(int(gpu[5:] or 0)):
         busy = cupy.zeros(1 << 26, "float32")
@@ -393,8 +392,6 @@ def test_a_result_that_nobody_waits_for(gpu):
         for _ in range(50):
             busy += 1
         fetch(ones)
-        import cupyx
-
         mine = cupyx.empty_pinned(ones.shape, ones.dtype)
         mine[...] = 3
         cupy.cuda.get_current_stream().synchronize()
