@@ -35,16 +35,19 @@ class Case:
         return [i for i, value in enumerate(self.inputs) if isinstance(value, np.ndarray)]
 
 
+randoms = seeds.map(np.random.default_rng)
+sides = st.integers(1, 4)
+either_end = st.sampled_from([0, -1])
+
+
 def unary(domain: Callable[..., np.ndarray]) -> st.SearchStrategy[Case]:
-    return st.builds(
-        lambda shape, seed: Case((domain(np.random.default_rng(seed), shape),)), shapes(), seeds
-    )
+    return one_array(lambda shape: {}, domain)
 
 
 @st.composite
 def pairs(draw, first=normal, second=normal, scalars=(None, 0, 1)):
     """Two arrays that broadcast, or an array and a Python number on either side."""
-    random = np.random.default_rng(draw(seeds))
+    random = draw(randoms)
     (a, b), scalar = draw(broadcast_shapes(2)), draw(st.sampled_from(scalars))
     first_value = float(first(random, ())) if scalar == 0 else first(random, a)
     return Case((first_value, float(second(random, ())) if scalar == 1 else second(random, b)))
@@ -53,7 +56,7 @@ def pairs(draw, first=normal, second=normal, scalars=(None, 0, 1)):
 @st.composite
 def powers(draw):
     """Arrays to array powers; arrays to whole and fractional numbers; numbers to array powers."""
-    random = np.random.default_rng(draw(seeds))
+    random = draw(randoms)
     kind = draw(st.sampled_from(["arrays", "whole", "fraction", "number"]))
     a, b = draw(broadcast_shapes(2))
     if kind == "arrays":
@@ -68,14 +71,14 @@ def powers(draw):
 @st.composite
 def clips(draw):
     low, high = draw(st.sampled_from([(-0.5, 0.75), (None, 0.5), (-0.25, None), (-1.0, -1.0)]))
-    x = between(np.random.default_rng(draw(seeds)), draw(shapes()))
+    x = between(draw(randoms), draw(shapes()))
     return Case((x, low, high))
 
 
 @st.composite
 def conditions(draw):
     """The condition broadcasts too, and may be larger than both."""
-    random = np.random.default_rng(draw(seeds))
+    random = draw(randoms)
     a, b, c = draw(broadcast_shapes(3))
     scalar = draw(st.sampled_from([None, 0, 1]))
     first = 1.5 if scalar == 0 else normal(random, a)
@@ -86,7 +89,7 @@ def conditions(draw):
 @st.composite
 def products(draw):
     """(..., m, k) (..., k, n) with axes in front that broadcast, and vectors on either side."""
-    random = np.random.default_rng(draw(seeds))
+    random = draw(randoms)
     m, k, n = (draw(st.integers(0, 4)) for _ in range(3))
     kind = draw(st.sampled_from(["stacks", "stacks", "vector left", "vector right", "vectors"]))
     front_a, front_b = draw(broadcast_shapes(2, max_dims=2, max_side=3))
@@ -100,9 +103,7 @@ def one_array(options, domain=normal, **limits) -> st.SearchStrategy[Case]:
 
     def cases(shape):
         drawn = st.fixed_dictionaries(options(shape))
-        return st.builds(
-            lambda seed, o: Case((domain(np.random.default_rng(seed), shape),), o), seeds, drawn
-        )
+        return st.builds(lambda random, o: Case((domain(random, shape),), o), randoms, drawn)
 
     return shapes(**limits).flatmap(cases)
 
@@ -146,7 +147,7 @@ reshapes = one_array(lambda shape: {"shape": shapes_for(shape)}, min_side=1)
 def indices(draw):
     """Numbers, slices, None, Ellipsis, integer arrays that repeat, boolean arrays."""
     shape = draw(shapes(min_dims=1, min_side=1))
-    random = np.random.default_rng(draw(seeds))
+    random = draw(randoms)
     whole = st.integers(-shape[0], shape[0] - 1)
     repeated = st.lists(whole, min_size=1, max_size=5)
     options = [
@@ -171,7 +172,7 @@ def joins(draw):
     """Arrays that differ in length along the axis, which counts from either end."""
     shape = draw(shapes(min_dims=1))
     axis = draw(one_axis(len(shape)))
-    random = np.random.default_rng(draw(seeds))
+    random = draw(randoms)
     lengths = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
     position = axis % len(shape)
     arrays = [normal(random, (*shape[:position], n, *shape[position + 1 :])) for n in lengths]
@@ -181,93 +182,69 @@ def joins(draw):
 @st.composite
 def stacks(draw):
     shape = draw(shapes())
-    random = np.random.default_rng(draw(seeds))
+    random = draw(randoms)
     arrays = [normal(random, shape) for _ in range(draw(st.integers(1, 3)))]
     return Case(tuple(arrays), {"axis": draw(one_axis(len(shape) + 1))})
 
 
-@st.composite
-def linears(draw):
-    random = np.random.default_rng(draw(seeds))
-    front = draw(shapes(max_dims=2))
-    inside, outside = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    bias = normal(random, (outside,)) if draw(st.booleans()) else None
-    return Case((normal(random, (*front, inside)), normal(random, (inside, outside)), bias))
+def linear_case(random, front, inside, outside, bias):
+    weight = normal(random, (inside, outside))
+    bias = normal(random, (outside,)) if bias else None
+    return Case((normal(random, (*front, inside)), weight, bias))
+
+
+linears = st.builds(linear_case, randoms, shapes(max_dims=2), sides, sides, st.booleans())
 
 
 def first_case(random, front, inside, outside, bias, transposed):
-    sizes = (inside, outside) if transposed else (outside, inside)
-    return Case(
-        (normal(random, (inside, *front)), normal(random, sizes),
-         normal(random, (outside,)) if bias else None),
-        {"transposed": transposed},
-    )  # fmt: skip
+    weight = normal(random, (inside, outside) if transposed else (outside, inside))
+    bias = normal(random, (outside,)) if bias else None
+    return Case((normal(random, (inside, *front)), weight, bias), {"transposed": transposed})
 
 
-@st.composite
-def firsts(draw):
-    return first_case(
-        np.random.default_rng(draw(seeds)), draw(shapes(max_dims=2)), draw(st.integers(1, 4)),
-        draw(st.integers(1, 4)), draw(st.booleans()), draw(st.booleans()),
-    )  # fmt: skip
+firsts = st.builds(
+    first_case, randoms, shapes(max_dims=2), sides, sides, st.booleans(), st.booleans()
+)
 
 
 def mlp_case(random, front, inside, hidden, axis, form):
     x = (inside, *front) if axis == 0 else (*front, inside)
-    w2 = (inside, hidden) if axis == 0 else (hidden, inside)
     w1, b1 = normal(random, (inside, hidden)), normal(random, (hidden,))
-    return Case(
-        (normal(random, x), w1, b1, normal(random, w2)), {"axis": axis, "approximate": form}
-    )
+    w2 = normal(random, (inside, hidden) if axis == 0 else (hidden, inside))
+    return Case((normal(random, x), w1, b1, w2), {"axis": axis, "approximate": form})
 
 
-@st.composite
-def mlps(draw):
-    random = np.random.default_rng(draw(seeds))
-    front = draw(shapes(min_dims=1, max_dims=2))
-    inside, hidden = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    return mlp_case(
-        random, front, inside, hidden, draw(st.sampled_from([0, -1])), draw(approximate)
-    )
+mlps = st.builds(
+    mlp_case, randoms, shapes(min_dims=1, max_dims=2), sides, sides, either_end, approximate
+)
 
 
 def norm_case(random, shape, y, bias_axis, outputs=(0, 1)):
     """x, y, bias (None without a bias_axis), gamma, beta; `outputs`: which of the two are used."""
     bias = None if bias_axis is None else normal(random, (shape[bias_axis],))
+    y = normal(random, shape) if y else None
+    gamma, beta = nonzero(random, shape[-1:]), normal(random, shape[-1:])
     options = {"epsilon": 1e-6 if shape[-1] > 2 else 0.1, "outputs": outputs}
-    return Case(
-        (
-            normal(random, shape) + 1,
-            normal(random, shape) if y else None,
-            bias,
-            nonzero(random, shape[-1:]),
-            normal(random, shape[-1:]),
-        ),
-        options | {"bias_axis": -1 if bias_axis is None else bias_axis},
-    )
+    options["bias_axis"] = -1 if bias_axis is None else bias_axis
+    return Case((normal(random, shape) + 1, y, bias, gamma, beta), options)
 
 
-@st.composite
-def norms(draw):
-    """With a bias of each row (S,), a bias of each column (C,), or none; one output or both."""
-    shape = (*draw(shapes(max_dims=2)), draw(st.integers(1, 5)))
-    return norm_case(
-        np.random.default_rng(draw(seeds)),
-        shape,
-        draw(st.booleans()),
-        draw(st.sampled_from([None, 0, -1])),
-        draw(st.sampled_from([(0, 1), (1, 0), (0,), (1,)])),
-    )
+# With a bias of each row (S,), a bias of each column (C,), or none; one output or both.
+norms = st.builds(
+    norm_case,
+    randoms,
+    st.builds(lambda front, last: (*front, last), shapes(max_dims=2), st.integers(1, 5)),
+    st.booleans(),
+    st.sampled_from([None, 0, -1]),
+    st.sampled_from([(0, 1), (1, 0), (0,), (1,)]),
+)
 
 
 def bias_case(random, shape, axis):
     return Case((normal(random, shape), normal(random, (shape[axis],))), {"axis": axis})
 
 
-@st.composite
-def biases(draw):
-    shape = draw(shapes(min_dims=1))
-    return bias_case(np.random.default_rng(draw(seeds)), shape, draw(st.sampled_from([0, -1])))
+biases = st.builds(bias_case, randoms, shapes(min_dims=1), either_end)
 
 
 def entropy_case(random, batch, classes, kind, smoothing, reduction):
@@ -279,13 +256,12 @@ def entropy_case(random, batch, classes, kind, smoothing, reduction):
     return Case((2 * normal(random, (batch, classes)),), options)
 
 
-@st.composite
-def entropies(draw):
-    return entropy_case(
-        np.random.default_rng(draw(seeds)),
-        draw(st.integers(1, 4)),
-        draw(st.integers(1, 5)),
-        draw(st.sampled_from(["indices", "distributions"])),
-        draw(st.sampled_from([0.0, 0.1, 0.9])),
-        draw(st.sampled_from(["mean", "sum", "none"])),
-    )
+entropies = st.builds(
+    entropy_case,
+    randoms,
+    sides,
+    st.integers(1, 5),
+    st.sampled_from(["indices", "distributions"]),
+    st.sampled_from([0.0, 0.1, 0.9]),
+    st.sampled_from(["mean", "sum", "none"]),
+)

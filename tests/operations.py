@@ -17,38 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import drawn
 import numpy as np
-from drawn import (
-    Case,
-    bias_case,
-    biases,
-    clips,
-    conditions,
-    entropies,
-    entropy_case,
-    first_case,
-    firsts,
-    gelus,
-    indices,
-    joins,
-    linears,
-    mlp_case,
-    mlps,
-    moves,
-    norm_case,
-    norms,
-    pairs,
-    powers,
-    products,
-    reductions,
-    reshapes,
-    scales,
-    softmaxes,
-    stacks,
-    transposes,
-    unary,
-    variances,
-)
+from drawn import Case
 from hypothesis import strategies as st
 from rounding import Rounded, constant, erf, select
 from strategies import between, distinct, lattice, nonzero, normal, positive
@@ -278,12 +249,14 @@ def linear_formula(x, weight, bias):
 
 
 def linear_first_formula(x, weight, bias, transposed):
-    """With transposes there and back, as in the paper."""
+    weight = weight if transposed else weight.transpose(1, 0)
+    return along_the_first(lambda x: linear_formula(x, weight, bias), x)
+
+
+def along_the_first(mix, x):
+    """As in the paper: transpose, mix the last axis, transpose back."""
     there, back = (*range(1, x.ndim), 0), (x.ndim - 1, *range(x.ndim - 1))
-    mixed = linear_formula(
-        x.transpose(*there), weight if transposed else weight.transpose(1, 0), bias
-    )
-    return mixed.transpose(*back)
+    return mix(x.transpose(*there)).transpose(*back)
 
 
 def gelu_formula(x, approximate):
@@ -293,12 +266,11 @@ def gelu_formula(x, approximate):
 
 
 def mlp_formula(x, w1, b1, w2, axis, approximate):
-    """Along the first axis as in the paper: transpose, mix the last axis, transpose back."""
-    if axis == -1:
-        return gelu_formula(x @ w1 + b1, approximate) @ w2
-    there, back = (*range(1, x.ndim), 0), (x.ndim - 1, *range(x.ndim - 1))
-    mixed = gelu_formula(x.transpose(*there) @ w1 + b1, approximate) @ w2.transpose(1, 0)
-    return mixed.transpose(*back)
+    if axis == 0:
+        return along_the_first(
+            lambda x: mlp_formula(x, w1, b1, w2.transpose(1, 0), -1, approximate), x
+        )
+    return gelu_formula(x @ w1 + b1, approximate) @ w2
 
 
 def layer_norm_formula(x, gamma, beta, epsilon):
@@ -411,25 +383,20 @@ def mlp_without_slope(inputs, options, dys, dxs):
     return [dx, dw1, rows.sum(axis=0), dxs[3]]
 
 
-def _entropy_scale(z, dys, reduction):
-    return dys[0].reshape(-1, 1) / (len(z) if reduction == "mean" else 1)
+def entropy_with(subtracted):
+    """(p - subtracted(z, target)) / B, where the smoothed target should be subtracted from p."""
+
+    def wrong(inputs, options, dys, dxs):
+        z, target = inputs[0], options["target"]
+        p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+        scale = dys[0].reshape(-1, 1) / (len(z) if options["reduction"] == "mean" else 1)
+        return [(p - subtracted(z, target)) * scale]
+
+    return wrong
 
 
 def _one_hot(z, target):
     return np.eye(z.shape[1])[target] if target.ndim == 1 else target
-
-
-def entropy_without_target(inputs, options, dys, dxs):
-    z = inputs[0]
-    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-    return [p * _entropy_scale(z, dys, options["reduction"])]
-
-
-def entropy_target_not_smoothed(inputs, options, dys, dxs):
-    z = inputs[0]
-    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-    wrong = p - _one_hot(z, options["target"])
-    return [wrong * _entropy_scale(z, dys, options["reduction"])]
 
 
 def from_softmax(change):
@@ -485,7 +452,7 @@ def binary(function, call, reference, draw, domains=(normal, normal), share=(0, 
 
 def single(function, call, reference, domain=normal, **terms):
     fixed = {"one": Fixed(_one(domain), _named(elementwise, terms))}
-    return Operation(function, call, reference, unary(domain), fixed)
+    return Operation(function, call, reference, drawn.unary(domain), fixed)
 
 
 def _named(kind, terms):
@@ -505,11 +472,11 @@ def _norm_fixed(shape, y, bias_axis):
     }
     # gamma and beta are two arrays of one shape; x and y rightly get equal gradients.
     undo = ("bias_gradient",) * (bias_axis is not None)
-    return Fixed(norm_case(_random(), shape, y, bias_axis), terms, share=(3, 4), undo=undo)
+    return Fixed(drawn.norm_case(_random(), shape, y, bias_axis), terms, share=(3, 4), undo=undo)
 
 
 def _mlp_fixed(axis, form):
-    case = mlp_case(_random(), (2, 3), 4, 5, axis, form)
+    case = drawn.mlp_case(_random(), (2, 3), 4, 5, axis, form)
     terms = {"without slope": mlp_without_slope, "other form": other_gelu()}
     terms["db1 the mean, not the sum"] = times(2, 1 / 6)
     if axis == 0:
@@ -518,18 +485,18 @@ def _mlp_fixed(axis, form):
 
 
 def _bias_fixed(axis):
-    case = bias_case(_random(), (4, 2, 6), axis)
+    case = drawn.bias_case(_random(), (4, 2, 6), axis)
     terms = {"bias the mean, not the sum": times(1, case.inputs[1].size / case.inputs[0].size)}
     return Fixed(case, terms, undo=("bias_gradient",))
 
 
 def _entropy_fixed(kind, smoothing, reduction):
-    terms = {"without -t": entropy_without_target}
+    terms = {"without -t": entropy_with(lambda z, target: 0)}
     if smoothing:
-        terms["target not smoothed"] = entropy_target_not_smoothed
+        terms["target not smoothed"] = entropy_with(_one_hot)
     if reduction == "mean":
         terms["not divided by the batch"] = times(0, 6)
-    return Fixed(entropy_case(_random(), 6, 5, kind, smoothing, reduction), terms)
+    return Fixed(drawn.entropy_case(_random(), 6, 5, kind, smoothing, reduction), terms)
 
 
 def _to(x, device):
@@ -566,7 +533,7 @@ def _extreme(function, name, **terms):
     return Operation(
         function, getattr(rearrange, name),
         lambda x, **options: select(lambda v: getattr(v, name)(**options), x),
-        reductions(distinct, 1),
+        drawn.reductions(distinct, 1),
         {"one axis": Fixed(_one(distinct, (4, 3, 2), axis=1, keepdims=False), terms)},
     )  # fmt: skip
 
@@ -582,7 +549,7 @@ def _joined(function, call, numpys, draw, axis):
 
 def _softmax(function, call, reference, **terms):
     fixed = {f"axis {a}": Fixed(_one(shape=(3, 4, 2), axis=a), terms) for a in (-1, 1)}
-    return Operation(function, call, reference, softmaxes, fixed, fused=True)
+    return Operation(function, call, reference, drawn.softmaxes, fixed, fused=True)
 
 
 def var_formula(x, axis, keepdims, correction):
@@ -595,11 +562,12 @@ def var_formula(x, axis, keepdims, correction):
 def _variances(function, reference, **terms):
     """Of seven numbers and more, which all differ: no deviation is near 0."""
     case = _one(distinct, (4, 7, 2), axis=1, keepdims=False, correction=1)
-    return Operation(function, function.apply, reference, variances, {"one axis": Fixed(case, {
+    fixed = Fixed(case, {
         "divided by n": times(0, 6 / 7),
         "mean kept": lambda inputs, options, dys, dxs: [
             dxs[0] * inputs[0] / (inputs[0] - inputs[0].mean(axis=1, keepdims=True) + 1e-9)],
-        **terms})})  # fmt: skip
+        **terms})  # fmt: skip
+    return Operation(function, function.apply, reference, drawn.variances, {"one axis": fixed})
 
 
 def _limited(x, low, high):
@@ -609,20 +577,21 @@ def _limited(x, low, high):
 
 
 _ALL = [
-    binary(ops.Add, ops.add, lambda a, b: a + b, pairs(), share=None,
+    binary(ops.Add, ops.add, lambda a, b: a + b, drawn.pairs(), share=None,
            halved=lambda a, b, dy: (dy / 2, dy / 2)),
-    binary(ops.Subtract, ops.subtract, lambda a, b: a - b, pairs(),
+    binary(ops.Subtract, ops.subtract, lambda a, b: a - b, drawn.pairs(),
            minus_dropped=lambda a, b, dy: (dy, dy)),
-    binary(ops.Multiply, ops.multiply, lambda a, b: a * b, pairs(),
+    binary(ops.Multiply, ops.multiply, lambda a, b: a * b, drawn.pairs(),
            factors_swapped=lambda a, b, dy: (dy * a, dy * b)),
-    binary(ops.Divide, ops.divide, lambda a, b: a / b, pairs(normal, nonzero), (normal, nonzero),
+    binary(ops.Divide, ops.divide, lambda a, b: a / b,
+           drawn.pairs(normal, nonzero), (normal, nonzero),
            minus_dropped=lambda a, b, dy: (dy / b, dy * a / b**2),
            y_dropped=lambda a, b, dy: (dy / b, -dy / b)),
-    binary(ops.Power, ops.power, lambda a, b: a**b, powers(), (positive, normal),
+    binary(ops.Power, ops.power, lambda a, b: a**b, drawn.powers(), (positive, normal),
            logarithm_dropped=lambda a, b, dy: (dy * b * a ** (b - 1), dy * a**b),
            exponent_not_lowered=lambda a, b, dy: (dy * b * a**b, dy * a**b * np.log(a)),
            factor_dropped=lambda a, b, dy: (dy * a ** (b - 1), dy * a**b * np.log(a))),
-    binary(ops.Maximum, ops.maximum, _larger, pairs(lattice, between), (lattice, between),
+    binary(ops.Maximum, ops.maximum, _larger, drawn.pairs(lattice, between), (lattice, between),
            swapped=lambda a, b, dy: (dy * (a < b), dy * (a > b)),
            both_get_all=lambda a, b, dy: (dy, dy),
            both_get_half=lambda a, b, dy: (dy / 2, dy / 2)),
@@ -642,7 +611,7 @@ _ALL = [
     single(ops.Relu, ops.relu, lambda x: Rounded(np.maximum(x.value, 0)), nonzero,
            everywhere=lambda x, dy: dy, nowhere=lambda x, dy: dy * (x < 0)),
     Operation(
-        ops.Clip, ops.clip, _limited, clips(),
+        ops.Clip, ops.clip, _limited, drawn.clips(),
         {"both limits": Fixed(Case((_one(between).inputs[0], -0.5, 0.75)), {
             "limits ignored": lambda inputs, options, dys, dxs: [dys[0], None, None],
             "high ignored": lambda inputs, options, dys, dxs: [
@@ -650,7 +619,7 @@ _ALL = [
         })},
     ),
     Operation(
-        ops.Where, _where, _selected, conditions(),
+        ops.Where, _where, _selected, drawn.conditions(),
         {
             "same shapes": Fixed(
                 Case(_same().inputs, {"condition": _random().random((4, 6)) < 0.5}),
@@ -661,7 +630,7 @@ _ALL = [
         },
     ),
     Operation(
-        ops.MatMul, ops.matmul, lambda a, b: a @ b, products(),
+        ops.MatMul, ops.matmul, lambda a, b: a @ b, drawn.products(),
         {
             "square": Fixed(_same(shape=(5, 5)), {
                 "factors not transposed": both(lambda a, b, dy: (dy @ b, a @ dy)),
@@ -673,15 +642,15 @@ _ALL = [
         },
     ),
     Operation(
-        rearrange.Sum, rearrange.sum, lambda x, axis, keepdims: x.sum(axis, keepdims), reductions(),
-        {"one axis": Fixed(_one(shape=(4, 3, 2), axis=1, keepdims=False), {
+        rearrange.Sum, rearrange.sum, lambda x, axis, keepdims: x.sum(axis, keepdims),
+        drawn.reductions(), {"one axis": Fixed(_one(shape=(4, 3, 2), axis=1, keepdims=False), {
             "divided by the count": times(0, 1 / 3),
             "to the first of each row": times(0, np.array([[1], [0], [0]])),
         })},
     ),
     Operation(
         rearrange.Mean, rearrange.mean, lambda x, axis, keepdims: x.mean(axis, keepdims),
-        reductions(min_side=1),
+        drawn.reductions(min_side=1),
         {"two axes": Fixed(_one(shape=(4, 3, 2), axis=(0, -1), keepdims=True), {
             "not divided by the count": times(0, 8),
             "divided by the size": times(0, 1 / 3),
@@ -694,21 +663,21 @@ _ALL = [
     _variances(rearrange.Var, var_formula),
     _variances(rearrange.Std, lambda *case, **options: var_formula(*case, **options).sqrt()),
     Operation(
-        rearrange.Reshape, rearrange.reshape, lambda x, shape: x.reshape(shape), reshapes,
+        rearrange.Reshape, rearrange.reshape, lambda x, shape: x.reshape(shape), drawn.reshapes,
         {"matrix": Fixed(Case(_one().inputs, {"shape": (3, 8)}), {
             "in another order": elementwise(lambda x, dy: dy.reshape(x.shape, order="F")),
         })},
     ),
     Operation(
-        rearrange.Transpose, rearrange.transpose, lambda x, axes: x.transpose(axes), transposes,
-        {"cycle": Fixed(_one(shape=(3, 3, 3), axes=(1, 2, 0)), {
+        rearrange.Transpose, rearrange.transpose, lambda x, axes: x.transpose(axes),
+        drawn.transposes, {"cycle": Fixed(_one(shape=(3, 3, 3), axes=(1, 2, 0)), {
             "permuted once more": elementwise(lambda x, dy: dy.transpose(1, 2, 0)),
             "not permuted": elementwise(lambda x, dy: dy),
         })},
     ),
     Operation(
         rearrange.Index, lambda x, index: rearrange.index(x, index), lambda x, index: x[index],
-        indices(),
+        drawn.indices(),
         {
             "repeated": Fixed(_one(shape=(6, 4), index=np.array([0, 2, 2, 5, 2])), {
                 "assigned, not added": index_without_adding}),
@@ -716,15 +685,15 @@ _ALL = [
                 "one row further": lambda inputs, options, dys, dxs: [np.roll(dxs[0], 1, axis=0)]}),
         },
     ),
-    _joined(rearrange.Concatenate, rearrange.concatenate, np.concatenate, joins(), -1),
-    _joined(rearrange.Stack, rearrange.stack, np.stack, stacks(), 1),
+    _joined(rearrange.Concatenate, rearrange.concatenate, np.concatenate, drawn.joins(), -1),
+    _joined(rearrange.Stack, rearrange.stack, np.stack, drawn.stacks(), 1),
     Operation(
-        rearrange.To, _to, lambda x, device: x, moves,
+        rearrange.To, _to, lambda x, device: x, drawn.moves,
         {"to the cpu": Fixed(_one(device="cpu"), {
             "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype))})},
     ),
     Operation(
-        functional.Linear, functional.linear, linear_formula, linears(),
+        functional.Linear, functional.linear, linear_formula, drawn.linears,
         {"square": Fixed(
             Case((normal(_random(), (6, 5)), normal(_random(), (5, 5)), normal(_random(), (5,)))), {
                 "W not transposed": lambda inputs, options, dys, dxs: [
@@ -735,9 +704,9 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        functional.LinearFirst, functional.linear_first, linear_first_formula, firsts(),
+        functional.LinearFirst, functional.linear_first, linear_first_formula, drawn.firsts,
         {f"transposed {transposed}": Fixed(
-            first_case(_random(), (2, 3), 5, 5, True, transposed), {
+            drawn.first_case(_random(), (2, 3), 5, 5, True, transposed), {
                 "W not transposed": lambda inputs, options, dys, dxs: [
                     np.tensordot(inputs[1].T if options["transposed"] else inputs[1], dys[0], 1),
                     *dxs[1:]],
@@ -748,7 +717,7 @@ _ALL = [
     ),
     Operation(
         functional.LayerNorm, functional.layer_norm, layer_norm_formula,
-        norms().map(lambda case: Case((case.inputs[0], *case.inputs[3:]),
+        drawn.norms.map(lambda case: Case((case.inputs[0], *case.inputs[3:]),
                                       {"epsilon": case.options["epsilon"]})),
         {"(4, 6)": Fixed(
             Case((normal(_random(), (4, 6)), normal(_random(), (6,)), normal(_random(), (6,))),
@@ -760,7 +729,7 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        functional.GELU, functional.gelu, gelu_formula, gelus,
+        functional.GELU, functional.gelu, gelu_formula, drawn.gelus,
         {form: Fixed(_one(approximate=form), {
             "other form": other_gelu(),
             "without x phi": elementwise(
@@ -771,13 +740,13 @@ _ALL = [
         fused=True,
     ),
     Operation(
-        fused.MLP, fused.mlp, mlp_formula, mlps(),
+        fused.MLP, fused.mlp, mlp_formula, drawn.mlps,
         {f"axis {axis}, {form}": _mlp_fixed(axis, form)
          for axis in (0, -1) for form in ("tanh", "none")},
         fused=True,
     ),
     Operation(
-        fused.AddLayerNorm, add_layer_norm, norm_formula, norms(),
+        fused.AddLayerNorm, add_layer_norm, norm_formula, drawn.norms,
         {
             "residual and bias (C,)": _norm_fixed((4, 2, 6), True, -1),
             "residual and token bias (S,)": _norm_fixed((4, 2, 6), True, 0),
@@ -789,18 +758,18 @@ _ALL = [
     ),
     Operation(
         fused.AddBias, fused.add_bias,
-        lambda x, bias, axis: x + _along(bias, axis, x.ndim), biases(),
+        lambda x, bias, axis: x + _along(bias, axis, x.ndim), drawn.biases,
         {f"axis {axis}": _bias_fixed(axis) for axis in (0, -1)},
         fused=True, free=True,
     ),
     Operation(
-        loss_scale.ScaleGradient, _scale_gradient, lambda x, scale: x, scales,
+        loss_scale.ScaleGradient, _scale_gradient, lambda x, scale: x, drawn.scales,
         {"one": Fixed(_one(scale=np.ones(1)), {
             "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype)),
             "of the wrong row": elementwise(lambda x, dy: dy[::-1])})},
     ),
     Operation(
-        loss.CrossEntropy, loss.cross_entropy, entropy_formula, entropies(),
+        loss.CrossEntropy, loss.cross_entropy, entropy_formula, drawn.entropies,
         {f"{kind}, smoothing {smoothing}, {reduction}": _entropy_fixed(kind, smoothing, reduction)
          for kind in ("indices", "distributions")
          for smoothing, reduction in ((0.0, "mean"), (0.1, "none"), (0.2, "sum"))},
