@@ -884,6 +884,9 @@ def test_rule_10_the_first_gradient_overwrites_later_ones_add(device):
     SGD([p], lr=1.0).zero_grad()
     (p * 6.0 + p).sum().backward()
     same(p.grad, [7, 7])
+    window, p.grad = p.grad, None
+    (p * 2 + p * 3).backward(window)  # which is overwritten by it
+    same(p.grad, [35, 35])
 
 
 def test_rule_10_arrays_that_the_user_holds_stay(device):
