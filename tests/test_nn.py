@@ -11,25 +11,12 @@ import pytest
 from help import changed, close, draw, put, same, same_state
 from strategies import same_memory
 
-from minimixer import (
-    SGD,
-    AdamW,
-    Dropout,
-    LayerNorm,
-    Linear,
-    Mixer,
-    Module,
-    Parameter,
-    Tensor,
-    backend,
-    data,
-    nn,
-)
+from minimixer import SGD, AdamW, Mixer, Module, Parameter, Tensor, backend, data, nn
 from minimixer import functional as F
 from minimixer.backend import Purpose, random_bits, to_device, to_numpy, uniform
 from minimixer.kernels import fused
-from minimixer.nn.layers import StochasticDepth, lecun_normal
-from minimixer.nn.more_layers import GELU, Sequential
+from minimixer.nn import GELU, Dropout, LayerNorm, Linear, Sequential, StochasticDepth
+from minimixer.nn.layers import lecun_normal
 
 
 class Branch(Module):
@@ -146,7 +133,6 @@ def test_state_dict_is_a_copy(device):
     assert list(state) == NAMES and all(type(v) is np.ndarray for v in state.values())
     before = {n: v.copy() for n, v in state.items()}
     for value in state.values():
-        assert value.flags.writeable
         value[...] = 9
     same_state(model, before)
     state = model.state_dict()
@@ -198,8 +184,7 @@ def test_load_state_dict_names_all_that_does_not_fit_and_changes_nothing(device)
     }.items():  # fmt: skip
         (line,) = (x for x in lines[1:] if name in x.replace(":", " ").split())
         assert all(word in line for word in words)
-    for name, value in before.items():
-        same(model.state_dict()[name], value)
+    same_state(model, before)
     with pytest.raises(ValueError, match="14 entries"):
         model.load_state_dict({})
 
@@ -414,20 +399,15 @@ def test_a_replaced_head_works_with_a_new_optimizer(device):
     assert random.seed == 6 and int(random.counters[0]) == 2  # the model's draws go on
 
 
-class Two(Module):
-    def __init__(self, initialize=True):
-        self.left, self.drop, self.right = Linear(4, 4), Dropout(0.5), Linear(4, 4)
-        if initialize:
-            self.initialize(seed=9)
-
-    def forward(self, x):
-        return self.right(self.drop(self.left(x)))
+def two_layers():
+    return Sequential(Linear(4, 4), Dropout(0.5), Linear(4, 4))
 
 
-@pytest.mark.parametrize("name", ["left", "right"])
+@pytest.mark.parametrize("name", ["0", "2"])
 def test_a_replaced_layer_takes_the_models_dtype_and_device(device, name):
     """Whichever it is: also the first, whose buffer the others then join."""
-    model = Two().to(device, "float64")
+    model = two_layers().to(device, "float64")
+    model.initialize(seed=9)
     counter(model).set(5)
     setattr(model, name, Linear(4, 4))
     for p in model.parameters():
@@ -438,14 +418,12 @@ def test_a_replaced_layer_takes_the_models_dtype_and_device(device, name):
 @pytest.mark.parametrize("gather", [True, False])
 def test_two_optimizers_over_parts_of_one_model(device, gather):
     """Each moves its own part, whether the parts are gathered first or later."""
-    model = Two(initialize=gather)
-    if gather:
-        model.to(device)
-    else:
-        model.left.to(device), model.right.to(device)
-    first = SGD(model.left.parameters(), lr=0.1, momentum=0.9)
-    second = AdamW(model.right.parameters(), lr=0.1)
-    for optimizer, moved in ((first, "left"), (second, "right")):
+    model = two_layers()
+    for part in [model] if gather else model:
+        part.to(device)
+    first = SGD(model[0].parameters(), lr=0.1, momentum=0.9)
+    second = AdamW(model[2].parameters(), lr=0.1)
+    for optimizer, moved in ((first, "0"), (second, "2")):
         before = model.state_dict()
         model(Tensor(put(device, draw((5, 4))))).mean().backward()
         optimizer.step()
@@ -463,15 +441,7 @@ def test_two_optimizers_over_parts_of_one_model(device, gather):
 def test_a_layer_used_in_two_models(device):
     """It belongs to the model that was gathered last; the other's optimizer says so."""
     shared = Linear(4, 4)
-
-    class Holder(Module):
-        def __init__(self):
-            self.shared, self.own = shared, Linear(4, 4)
-
-        def forward(self, x):
-            return self.own(self.shared(x))
-
-    a, b = Holder(), Holder()
+    a, b = (Sequential(shared, Linear(4, 4)) for _ in range(2))
     a.to(device)
     first = SGD(a.parameters(), lr=0.1)
     b.to(device)
@@ -482,14 +452,7 @@ def test_a_layer_used_in_two_models(device):
 
 
 def test_a_model_without_parameters(device):
-    class Bare(Module):
-        def __init__(self):
-            self.gelu = GELU()
-
-        def forward(self, x):
-            return self.gelu(x)
-
-    model = Bare()
+    model = Sequential(GELU())
     assert model.parameters() == [] and model.num_parameters() == 0 and model.state_dict() == {}
     model.to(device).initialize(3)
     model.load_state_dict({})
@@ -570,27 +533,17 @@ def test_freezing_all_of_a_part():
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "where, name, hint",
-    [
-        (Linear(2, 2), "cuda", '.to("cuda")'), (Linear(2, 2), "half", "set_precision"),
-        (Linear(2, 2), "register_buffer", "attribute"), (Linear(2, 2), "apply", "modules()"),
-        (Linear(2, 2), "add_module", "setattr"), (Linear(2, 2), "wieght", "'wieght'"),
-        (nn, "CrossEntropyLoss", "functional.cross_entropy"), (nn, "ModuleList", "a list"),
-        (F, "dropout", "nn.Dropout"), (F, "nonsense", "'nonsense'"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else "",
-)  # fmt: skip
+@pytest.mark.parametrize("where, name, hint", [
+    (Linear(2, 2), "cuda", '.to("cuda")'), (Linear(2, 2), "half", "set_precision"),
+    (Linear(2, 2), "register_buffer", "attribute"), (Linear(2, 2), "apply", "modules()"),
+    (Linear(2, 2), "add_module", "setattr"), (Linear(2, 2), "wieght", "'wieght'"),
+    (nn, "CrossEntropyLoss", "functional.cross_entropy"), (nn, "ModuleList", "a list"),
+    (F, "dropout", "nn.Dropout"), (F, "nonsense", "'nonsense'"),
+], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
 def test_what_is_not_there_says_what_to_write(where, name, hint):
     assert not hasattr(where, name)
     with pytest.raises(AttributeError, match=re.escape(hint)):
         getattr(where, name)
-
-
-def test_gradients_are_never_set_to_zero():
-    Linear(2, 2).zero_grad(set_to_none=True)
-    with pytest.raises(ValueError, match=r"zero_grad\(\)"):
-        Linear(2, 2).zero_grad(set_to_none=False)
 
 
 # ---- what they look like ------------------------------------------------------------------------
