@@ -7,37 +7,15 @@ import warnings
 
 import numpy as np
 import pytest
+import test_oracles as oracles
 from help import changed, same_state
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import quick
 from strategies import reference_functions
-from test_oracles import (
-    SMALL,
-    Case,
-    cases,
-    check_by_hand,
-    check_shapes_by_hand,
-    check_torch,
-    examples,
-    gradient_size,
-    has_no_gradient,
-    redraw,
-    results_of,
-    torch_model,
-)
+from test_oracles import SMALL, Case, cases, check_by_hand, examples, redraw, results_of
 
-from minimixer import (
-    GradientError,
-    Mixer,
-    Module,
-    Parameter,
-    Tensor,
-    backend,
-    gradcheck,
-    nn,
-    no_grad,
-)
+from minimixer import GradientError, Mixer, Parameter, Tensor, backend, gradcheck, nn, no_grad
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
 from minimixer.model import inputs as inputs_module
@@ -75,7 +53,7 @@ def check_gradients(model: Mixer, images: np.ndarray, directions: int | None = N
     gradients["images"] = abs(x.grad).max()
     largest = max(gradients.values())
     for name, size in gradients.items():
-        assert has_no_gradient(name) or size > 1e-9 * largest, f"{name} was compared with zero"
+        assert oracles.has_no_gradient(name) or size > 1e-9 * largest, f"{name} was compared with 0"
 
 
 def test_any_tiny_mixer_against_finite_differences_element_by_element(device):
@@ -123,7 +101,7 @@ def test_the_gradient_of_the_last_token_mixing_bias_is_zero_and_no_other(device)
     for seed in range(5):
         case = Case(SMALL | {"num_blocks": 3}, batch=4, seed=seed)
         found = results_of(case.model(device), case.images(), case.labels())
-        largest = gradient_size(found)
+        largest = oracles.gradient_size(found)
         zero = {name for name, g in found.items() if abs(g).max() < 1e-13 * largest}
         assert zero == {f"blocks.{i}.token_mixing.b2" for i in range(3)}
 
@@ -131,16 +109,26 @@ def test_the_gradient_of_the_last_token_mixing_bias_is_zero_and_no_other(device)
 # ---- planted mistakes: would the checks notice? --------------------------------------------------
 
 
-def built(change):
-    """A MixerBlock made by `change(init, self, S, C, D_S, D_C, *rest)`."""
-
-    def plant(monkeypatch):
-        init = MixerBlock.__init__
-        monkeypatch.setattr(MixerBlock, "__init__", lambda self, *sizes: change(init, self, *sizes))
-
-    return plant
+OTHER_FORM = {"tanh": "none", "none": "tanh"}
 
 
+def instead_of(owner, name):
+    """A mistake: the decorated function in the place of `owner.name`, which it is given first."""
+
+    def mistake(wrong):
+        def plant(monkeypatch):
+            right = getattr(owner, name)
+            monkeypatch.setattr(owner, name, lambda *inputs, **o: wrong(right, *inputs, **o))
+
+        return plant
+
+    return mistake
+
+
+built = instead_of(MixerBlock, "__init__")
+
+
+@built
 def share_layer_norm(init, self, *sizes):
     init(self, *sizes)
     self.norm2 = self.norm1
@@ -148,9 +136,7 @@ def share_layer_norm(init, self, *sizes):
 
 def block(first, second):
     """A MixerBlock whose two halves are first(self, x) and second(self, x)."""
-    return lambda monkeypatch: monkeypatch.setattr(
-        MixerBlock, "forward", lambda self, x: second(self, first(self, x))
-    )
+    return instead_of(MixerBlock, "forward")(lambda right, self, x: second(self, first(self, x)))
 
 
 def right_tokens(self, x):
@@ -167,114 +153,83 @@ def skip_from_the_norm(self, x):
     return h + self.token_mixing(h)
 
 
-def drop_last_layer_norm(monkeypatch):
-    def trunk(self, images):
-        x = self.stem(self.patches(images))
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    monkeypatch.setattr(Mixer, "trunk", trunk)
+@instead_of(Mixer, "trunk")
+def drop_last_layer_norm(right, self, images):
+    x = self.stem(self.patches(images))
+    for block in self.blocks:
+        x = block(x)
+    return x
 
 
-def epsilon_1e_5(monkeypatch):
-    init = nn.LayerNorm.__init__
-    monkeypatch.setattr(
-        nn.LayerNorm, "__init__", lambda self, channels: init(self, channels, epsilon=1e-5)
-    )
+@instead_of(nn.LayerNorm, "__init__")
+def epsilon_1e_5(init, self, channels):
+    init(self, channels, epsilon=1e-5)
 
 
-def other_gelu(axis):
-    def plant(monkeypatch):
-        init = MixerMLP.__init__
-        other = {"tanh": "none", "none": "tanh"}
+def other_gelu(*axes):
+    """In the MLPs along these axes."""
 
-        def wrong(self, size, hidden, its_axis, approximate):
-            form = other[approximate] if axis in (its_axis, None) else approximate
-            init(self, size, hidden, its_axis, form)
+    @instead_of(MixerMLP, "__init__")
+    def wrong(init, self, size, hidden, axis, form):
+        init(self, size, hidden, axis, OTHER_FORM[form] if axis in axes else form)
 
-        monkeypatch.setattr(MixerMLP, "__init__", wrong)
-
-    return plant
+    return wrong
 
 
-def slope_of_the_other_gelu(monkeypatch):
-    right = F.gelu_and_slope
-    other = {"tanh": "none", "none": "tanh"}
-
-    def mixed(x, approximate, want_slope, **options):
-        _, its_slope = right(x.copy(), other[approximate], want_slope)
-        return right(x, approximate, want_slope, **options)[0], its_slope
-
-    monkeypatch.setattr(F, "gelu_and_slope", mixed)
+@instead_of(F, "gelu_and_slope")
+def slope_of_the_other_gelu(right, x, approximate, want_slope, **options):
+    _, its_slope = right(x.copy(), OTHER_FORM[approximate], want_slope)
+    return right(x, approximate, want_slope, **options)[0], its_slope
 
 
 def forget_last_bias(axis):
-    def plant(monkeypatch):
-        right = MixerMLP.forward
+    @instead_of(MixerMLP, "forward")
+    def forgetful(right, self, x):
+        bias = self.b2.reshape(-1, 1, 1) if axis == 0 else self.b2
+        return right(self, x) - bias if self.axis == axis else right(self, x)
 
-        def forward(self, x):
-            if self.axis != axis:
-                return right(self, x)
-            return right(self, x) - (self.b2.reshape(-1, 1, 1) if axis == 0 else self.b2)
-
-        monkeypatch.setattr(MixerMLP, "forward", forward)
-
-    return plant
+    return forgetful
 
 
-def sum_over_tokens(monkeypatch):
-    monkeypatch.setattr(Tensor, "mean", lambda self, axis: self.sum(axis))
+@instead_of(Tensor, "mean")
+def sum_over_tokens(mean, self, axis):
+    return self.sum(axis)
 
 
-def after_patches(change):
-    """Mixer.patches, and then change(model, x (S, B, P * P * in))."""
-
-    def plant(monkeypatch):
-        right = Mixer.patches
-        monkeypatch.setattr(
-            Mixer, "patches", lambda self, images: change(self, right(self, images))
-        )
-
-    return plant
-
-
-@after_patches
-def columns_first(model, x):
+@instead_of(Mixer, "patches")
+def columns_first(patches, self, images):
     """Patches in (column, row) order."""
-    rows, columns = model.height // model.patch_size, model.width // model.patch_size
+    x = patches(self, images)
+    rows, columns = self.height // self.patch_size, self.width // self.patch_size
     return x.reshape(rows, columns, *x.shape[1:]).transpose(1, 0, 2, 3).reshape(*x.shape)
 
 
-@after_patches
-def channels_before_pixels(model, x):
+@instead_of(Mixer, "patches")
+def channels_before_pixels(patches, self, images):
     """Each patch flattened in (channel, row, column) order, as PyTorch's layout has it."""
-    tokens, batch, _ = x.shape
-    pixels = x.reshape(tokens, batch, -1, model.in_channels)
+    x = patches(self, images)
+    pixels = x.reshape(*x.shape[:2], -1, self.in_channels)
     return pixels.transpose(0, 1, 3, 2).reshape(*x.shape)
 
 
-def tokens_norm(monkeypatch):
+@instead_of(F, "layer_norm")
+def tokens_norm(right, x, gamma, beta, epsilon):
     """LayerNorm's statistics over the tokens of all, not over a token's channels."""
-
-    def wrong(x, gamma, beta, epsilon):
-        s = x - x.mean(axis=0, keepdims=True)
-        x_hat = s / ((s * s).mean(axis=0, keepdims=True) + epsilon).sqrt()
-        return x_hat * gamma + beta
-
-    monkeypatch.setattr(F, "layer_norm", wrong)
+    s = x - x.mean(axis=0, keepdims=True)
+    x_hat = s / ((s * s).mean(axis=0, keepdims=True) + epsilon).sqrt()
+    return x_hat * gamma + beta
 
 
 PLANTED = {
     "D_S and D_C swapped": built(lambda init, m, s, c, ds, dc, *rest: init(m, s, c, dc, ds, *rest)),
     "D_S = S": built(lambda init, m, s, c, ds, *rest: init(m, s, c, s, *rest)),
-    "one LayerNorm shared by both MLPs": built(share_layer_norm),
+    "one LayerNorm shared by both MLPs": share_layer_norm,
     "the first LayerNorm used twice": block(
         right_tokens, lambda m, x: x + m.channel_mixing(m.norm1(x))
     ),
     "no last LayerNorm": drop_last_layer_norm,
     "epsilon 1e-5": epsilon_1e_5,
-    "the other GELU": other_gelu(None),
+    "the other GELU": other_gelu(0, -1),
     "the other GELU for tokens": other_gelu(0),
     "the other GELU for channels": other_gelu(-1),
     "GELU of one form, slope of the other": slope_of_the_other_gelu,
@@ -300,9 +255,9 @@ def test_planted_mistakes_are_noticed(device, monkeypatch, reference, mistake, a
     case = Case(SMALL | {"approximate": approximate}, batch=4, seed=0)
 
     def check_all():
-        yield lambda: check_shapes_by_hand(Mixer(**case.config))
+        yield lambda: oracles.check_shapes_by_hand(Mixer(**case.config))
         yield lambda: check_by_hand(case.model(device), case.images(), case.labels())
-        yield lambda: check_torch(torch_model(device, approximate))
+        yield lambda: oracles.check_torch(oracles.torch_model(device, approximate))
 
     for check in check_all():
         check()  # without the mistake all pass
@@ -538,18 +493,6 @@ def test_images_in_any_memory_layout(device):
     assert bits(model(images)) == expected
 
 
-@pytest.mark.parametrize(
-    "mean, std",
-    [
-        (0.5, 0), (0.5, -1), (0.5, math.nan), (math.inf, 1), (0.5, math.inf), ((0.5, 0.5), 1),
-        (0.5, (1, 1, 1, 1)), ("grey", 1), (None, 1), (0.5, (1, 0, 1)), (1j, 1),
-    ],
-)  # fmt: skip
-def test_a_normalisation_that_makes_no_sense(mean, std):
-    with pytest.raises(ValueError, match="mean"):
-        Mixer(**SMALL, mean=mean, std=std)
-
-
 def test_images_on_the_device_that_are_not_finite(device):
     """A kernel does not look at each number: the scores of that image are NaN instead."""
     images = random_images().astype("float32")
@@ -742,25 +685,12 @@ def test_gradients_while_blocks_are_dropped(device, step):
 # ---- what else a model can do --------------------------------------------------------------------
 
 
-def test_state_dict_makes_another_model_the_same(device):
-    model, images = small(device), random_images()
-    other = Mixer(**SMALL, seed=9, dtype="float64").to(device)
-    assert abs(to_numpy(other(images).data) - to_numpy(model(images).data)).max() > 1e-3
-    other.load_state_dict(model.state_dict())
-    assert bits(other(images)) == bits(model(images)) != bits(np.zeros((3, 5)))
-    assert other.config == model.config
-    with pytest.raises(ValueError, match=r"head\.weight"):
-        small(device, num_classes=4).load_state_dict(model.state_dict())
-
-
 def test_arguments_of_a_model(device):
     assert Mixer(**SMALL | {"num_classes": 0}).head is None
     model = Mixer(**SMALL | {"image_size": 8}).to(device)  # one number means a square
     assert model.config["image_size"] == (8, 8) and model.class_names is None
     assert model(np.zeros((1, 8, 8, 3))).shape == (1, 5)
     assert Mixer(**SMALL, class_names=range(5)).class_names == ["0", "1", "2", "3", "4"]
-    with pytest.raises(ValueError, match="2 class names for 5 classes"):
-        Mixer(**SMALL, class_names=["cat", "dog"])
     double, single = (Mixer(**SMALL, seed=4, dtype=d).to(device) for d in ("float64", "float32"))
     for m in (double, single.to("float64")):
         assert {p.dtype for p in m.parameters()} == {np.dtype("float64")}
@@ -775,12 +705,6 @@ def test_from_name_with_changes(device):
     assert model.blocks[7].token_mixing.w1.shape == (2, 3)
     assert model.config["approximate"] == "tanh"
     assert len(Mixer.from_name("mixer_s32", num_blocks=1, approximate="none", **tiny).blocks) == 1
-    with pytest.raises(ValueError, match=r"mixer_x1.*mixer_s32"):
-        Mixer.from_name("mixer_x1")
-    with pytest.raises(ValueError, match="224 x 225"):
-        Mixer.from_name("mixer_s32", image_size=(224, 225))
-    with pytest.raises(ValueError, match="224 x 225"):
-        Mixer.summary_of("mixer_s32", image_size=(224, 225))
 
 
 @pytest.mark.parametrize("changes", [
@@ -816,7 +740,7 @@ def test_parameters_are_found_once_in_the_order_of_the_paper(device):
     blocks = [f"blocks.{i}.{part}" for i in range(2) for part in order]
     assert list(dict.fromkeys(layers)) == ["stem", *blocks, "norm", "head"]
     assert all(isinstance(p, Parameter) for p in model.parameters())
-    assert all(isinstance(m, Module) for _, m in model.named_modules())
+    assert all(isinstance(m, nn.Module) for _, m in model.named_modules())
 
 
 # ---- the figure in mixer.py ----------------------------------------------------------------------
@@ -899,18 +823,16 @@ def test_a_wrong_figure_is_noticed(monkeypatch, reference):
     check_figure(figure, events)
     arrows = list(re.finditer(r"--> \(([^()]*)\)", figure))
     assert len(arrows) == 14
+    wrong = []
     for arrow in arrows:
+        before, after = figure[: arrow.start(1)], figure[arrow.end(1) :]
         terms = arrow[1].split(", ")
-        swapped = ", ".join([*terms[1:], terms[0]])
-        for wrong in (swapped, ", ".join(terms[1:]), arrow[1].replace(terms[0], "D_C*C")):
-            with pytest.raises(AssertionError):
-                check_figure(figure[: arrow.start(1)] + wrong + figure[arrow.end(1) :], events)
-        line_start = figure.rindex("\n", 0, arrow.start())
-        line_end = figure.index("\n", arrow.end())
-        with pytest.raises(AssertionError):
-            check_figure(figure[:line_start] + figure[line_end:], events)
+        for other in ([*terms[1:], terms[0]], terms[1:], ["D_C*C", *terms[1:]]):
+            wrong.append(before + ", ".join(other) + after)
+        wrong.append(before.rpartition("\n")[0] + "\n" + after.partition("\n")[2])  # no such line
     lines = figure.splitlines()
     norm = next(i for i, line in enumerate(lines) if "LayerNorm  " in line)
     lines[norm], lines[norm + 1] = lines[norm + 1], lines[norm]
-    with pytest.raises(AssertionError):
-        check_figure("\n".join(lines), events)
+    for text in (*wrong, "\n".join(lines)):
+        with pytest.raises(AssertionError):
+            check_figure(text, events)
