@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import each_half, reference_functions, shapes
+from strategies import reference_functions, shapes
 
 import minimixer
 from minimixer import SGD, Adam, AdamW, Mixer, Parameter, Tensor, backend, no_grad, ops, schedule
@@ -18,7 +18,7 @@ from minimixer import functional as F
 from minimixer.backend import to_device
 from minimixer.kernels import fused
 from minimixer.model.images import cut_patches
-from minimixer.nn import GELU, Dropout, LayerNorm, Linear
+from minimixer.nn import GELU, Dropout, LayerNorm, Linear, StochasticDepth
 from minimixer.nn.loss import CrossEntropy
 from minimixer.ops import maximum, where
 from minimixer.rearrange import concatenate, stack
@@ -133,27 +133,6 @@ def test_operands_that_are_no_arrays():
     refuses(lambda: Tensor([[1.0, 2.0], [3.0]]), "inhomogeneous", error=ValueError)
 
 
-@pytest.mark.parametrize("dtype", ["int64", "bool", "complex128"])
-def test_dtypes_without_gradient(dtype, device):
-    array = to_device(np.ones((2, 3), dtype), device)
-    x = Tensor(array)
-    refuses(lambda: x.exp(), "Exp", dtype, "(2, 3)", "float32", error=TypeError)
-    refuses(lambda: x + ones(2, 3, device=device), "Add", dtype, "(2, 3)", error=TypeError)
-    refuses(lambda: F.gelu(x), "GELU", dtype, error=TypeError)
-    refuses(lambda: Tensor(array, requires_grad=True), dtype, "(2, 3)", error=TypeError)
-    refuses(lambda: Parameter(array), dtype, "(2, 3)", error=TypeError)
-
-
-@each_half
-def test_two_byte_floats(dtype, device):
-    """Activations may be; Parameters say what they want. Two dtypes don't meet."""
-    x, y = ones(2, 3, device=device).to(dtype), ones(3, device=device)
-    refuses(lambda: Parameter(x.data), dtype, "(2, 3)", "float32", error=TypeError)
-    for a, b in ((x, y), (y, x), (y, ones(3, device=device, dtype="float64"))):
-        parts = f"{a.dtype} {a.shape}", f"{b.dtype} {b.shape}", ".to("
-        refuses(lambda a=a, b=b: a + b, *parts, error=TypeError)
-
-
 def test_backward(device):
     x = ones(2, 3, device=device)
     refuses(lambda: (x * 2).backward(), "(2, 3)", ".sum()", error=ValueError)
@@ -162,9 +141,6 @@ def test_backward(device):
                                 ((2, 3), "float64", ("float64", "float32"))):  # fmt: skip
         wrong = to_device(np.ones(shape, dtype), device)
         refuses(lambda w=wrong: (x * 2).backward(w), *parts, error=ValueError)
-    y = (x * 2).sum()
-    y.backward()
-    refuses(lambda: y.backward(), "Sum", "retain_graph=True", error=ValueError)
 
 
 # ---- functions of layers ------------------------------------------------------------------------
@@ -445,12 +421,13 @@ def test_arguments_of_layers():
         refuses(lambda s=seed: Linear(2, 2).initialize(s), *parts)
     assert Linear(2, 2, seed=2**64 - 1).weight.data.any()
     x, row = ones(2, 3), ones(3)
-    for epsilon in (0, -1, float("nan"), float("inf"), "1e-6", 1e-300):
+    for epsilon in (0, -1, float("nan"), float("inf"), "1e-6", 1e-300, None, [0.1]):
         parts = "epsilon", repr(epsilon)
         refuses(lambda e=epsilon: LayerNorm(3, e), *parts, error=ValueError)
         refuses(lambda e=epsilon: F.layer_norm(x, row, row, e), *parts, error=ValueError)
     for p in (-0.1, 1, 1.0, 7, float("nan"), True, "0.5"):
-        refuses(lambda p=p: Dropout(p), "Dropout", "[0, 1)", p, error=ValueError)
+        for layer in (Dropout, StochasticDepth):
+            refuses(lambda p=p, of=layer: of(p), layer.__name__, "[0, 1)", p, error=ValueError)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300], ids=repr)
@@ -584,21 +561,18 @@ def test_what_is_optimized(make):
 
 def test_settings_that_are_no_numbers():
     """Here Python's own words will do: the traceback shows the line that was called."""
-    for value in ("a tenth", None, [0.1]):
-        refuses(lambda v=value: LayerNorm(3, v), "epsilon", error=ValueError)
-        for make, options in (
-            (SGD, {"lr": value}), (SGD, {"lr": 0.1, "momentum": value}),
-            (AdamW, {"weight_decay": value}), (AdamW, {"betas": (value, 0.9)}),
-        ):  # fmt: skip
-            with pytest.raises((TypeError, ValueError)):
-                make([weight()], **options)
-        for function in (
-            lambda v=value: Dropout(v),
-            lambda v=value: F.cross_entropy(ones(3, 2), [0, 1, 0], label_smoothing=v),
-            lambda v=value: Mixer(**SMALL, stochastic_depth=v),
-        ):
-            with pytest.raises((TypeError, ValueError)):
-                function()
+    takes = (
+        Dropout,
+        lambda value: SGD([weight()], lr=value),
+        lambda value: SGD([weight()], lr=0.1, momentum=value),
+        lambda value: AdamW([weight()], weight_decay=value),
+        lambda value: AdamW([weight()], betas=(value, 0.9)),
+        lambda value: F.cross_entropy(ones(3, 2), [0, 1, 0], label_smoothing=value),
+        lambda value: Mixer(**SMALL, stochastic_depth=value),
+    )
+    for function, value in itertools.product(takes, ("a tenth", None, [0.1])):
+        with pytest.raises((TypeError, ValueError)):
+            function(value)
 
 
 NO_RATES = [1.0, 1.5, 2, -0.1, NAN, "0.9"]

@@ -10,20 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import normal, seeds, shapes
 
-from minimixer import (
-    Function,
-    GradientError,
-    Linear,
-    Parameter,
-    Tensor,
-    gradcheck,
-    no_grad,
-    ops,
-    rearrange,
-)
+from minimixer import Function, GradientError, Parameter, Tensor, gradcheck, no_grad, ops, rearrange
 from minimixer import functional as F
 from minimixer.backend import namespace, to_device, to_numpy
-from minimixer.nn import GELU, Sequential
+from minimixer.nn import GELU, Linear, Sequential
 
 
 def draw(shape, seed=0):
@@ -380,24 +370,22 @@ def test_the_message_names_operation_argument_index_and_both_numbers(device):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "mistake, hint",
-    [
-        ("scaled by 1.001", "1.001 times too large: look for a factor or a sign"),
-        ("another sign", "-1 times too large: look for a factor or a sign"),
-        ("half", "0.5 times too large"),
-        ("zero", "all zero: look for a gradient returned as None, or an input cut off"),
-        ("none", "all zero: look for a gradient returned as None, or an input cut off"),
-        ("shifted", "a missing term, a wrong axis, or a gradient buffer given to two inputs"),
-        ("reordered", "a missing term, a wrong axis, or a gradient buffer given to two inputs"),
-        ("not a number", "a division by zero or an overflow in backward"),
-        ("infinite", "a division by zero or an overflow in backward"),
-        ("one not a number", "a division by zero or an overflow in backward"),
-        ("one infinite", "a division by zero or an overflow in backward"),
-    ],
-)
-def test_the_hint_fits_the_mistake(mistake, hint):
-    assert hint in rejected(wrong_by(MISTAKES[mistake]), [draw((4, 6))])
+HINTS = {
+    "1.001 times too large: look for a factor or a sign": ["scaled by 1.001"],
+    "-1 times too large: look for a factor or a sign": ["another sign"],
+    "0.5 times too large": ["half"],
+    "all zero: look for a gradient returned as None, or an input cut off": ["zero", "none"],
+    "a missing term, a wrong axis, or a gradient buffer given to two inputs": [
+        "shifted", "reordered"],
+    "a division by zero or an overflow in backward": [
+        "not a number", "infinite", "one not a number", "one infinite"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_the_hint_fits_the_mistake(hint):
+    for mistake in HINTS[hint]:
+        assert hint in rejected(wrong_by(MISTAKES[mistake]), [draw((4, 6))])
 
 
 @pytest.mark.parametrize("mistake", ["one not a number", "one infinite"])
@@ -465,11 +453,9 @@ def test_directions_are_at_least_one(directions):
         gradcheck(right, [draw((2, 3))], directions=directions)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [lambda x: 3.0, lambda x: None, lambda x: x.data, lambda x: x.to("float32"), lambda x: (x, 1)],
-    ids=["number", "None", "array", "float32", "second"],
-)
+@pytest.mark.parametrize("function", [
+    lambda x: 3.0, lambda x: None, lambda x: x.data, lambda x: x.to("float32"), lambda x: (x, 1)
+], ids=["number", "None", "array", "float32", "second"])  # fmt: skip
 def test_functions_must_return_float64_tensors(function):
     with pytest.raises(TypeError, match="must return float64 Tensors, got"):
         gradcheck(function, [draw((3,))])
