@@ -499,26 +499,6 @@ def _entropy_fixed(kind, smoothing, reduction):
     return Fixed(drawn.entropy_case(_random(), 6, 5, kind, smoothing, reduction), terms)
 
 
-def _to(x, device):
-    return rearrange.to(x, device=device)
-
-
-def _marked(x):
-    return overlap.Marker.apply(x, passed=lambda: None)
-
-
-def _scale_gradient(x, scale):
-    return loss_scale.scale_gradient(x, to_device(scale, x.device))
-
-
-def _where(a, b, condition):
-    return ops.where(condition, a, b)
-
-
-def _selected(a, b, condition):
-    return select(lambda u, v: np.where(condition, u, v), a, b)
-
-
 def _larger(a, b):
     a, b = constant(a), constant(b)
     return select(lambda u, v: np.where(a.value > b.value, u, v), a, b)
@@ -595,7 +575,8 @@ _ALL = [
            swapped=lambda a, b, dy: (dy * (a < b), dy * (a > b)),
            both_get_all=lambda a, b, dy: (dy, dy),
            both_get_half=lambda a, b, dy: (dy / 2, dy / 2)),
-    single(overlap.Marker, _marked, lambda x: x, doubled=lambda x, dy: 2 * dy),
+    single(overlap.Marker, lambda x: overlap.Marker.apply(x, passed=lambda: None), lambda x: x,
+           doubled=lambda x, dy: 2 * dy),
     single(ops.Negative, ops.negative, lambda x: -x, minus_dropped=lambda x, dy: dy),
     single(ops.Exp, ops.exp, lambda x: x.exp(), y_dropped=lambda x, dy: dy),
     single(ops.Log, ops.log, lambda x: x.log(), positive, times_x=lambda x, dy: dy * x),
@@ -619,7 +600,9 @@ _ALL = [
         })},
     ),
     Operation(
-        ops.Where, _where, _selected, drawn.conditions(),
+        ops.Where, lambda a, b, condition: ops.where(condition, a, b),
+        lambda a, b, condition: select(lambda u, v: np.where(condition, u, v), a, b),
+        drawn.conditions(),
         {
             "same shapes": Fixed(
                 Case(_same().inputs, {"condition": _random().random((4, 6)) < 0.5}),
@@ -688,7 +671,8 @@ _ALL = [
     _joined(rearrange.Concatenate, rearrange.concatenate, np.concatenate, drawn.joins(), -1),
     _joined(rearrange.Stack, rearrange.stack, np.stack, drawn.stacks(), 1),
     Operation(
-        rearrange.To, _to, lambda x, device: x, drawn.moves,
+        rearrange.To, lambda x, device: rearrange.to(x, device=device), lambda x, device: x,
+        drawn.moves,
         {"to the cpu": Fixed(_one(device="cpu"), {
             "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype))})},
     ),
@@ -763,7 +747,9 @@ _ALL = [
         fused=True, free=True,
     ),
     Operation(
-        loss_scale.ScaleGradient, _scale_gradient, lambda x, scale: x, drawn.scales,
+        loss_scale.ScaleGradient,
+        lambda x, scale: loss_scale.scale_gradient(x, to_device(scale, x.device)),
+        lambda x, scale: x, drawn.scales,
         {"one": Fixed(_one(scale=np.ones(1)), {
             "through float16": elementwise(lambda x, dy: dy.astype("float16").astype(dy.dtype)),
             "of the wrong row": elementwise(lambda x, dy: dy[::-1])})},

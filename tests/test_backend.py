@@ -103,9 +103,6 @@ def test_the_number_of_a_gpu_is_checked(uncached):
     assert backend.check_device("cuda") == "cuda:0" and backend.check_device("cuda:1") == "cuda:1"
     with pytest.raises(ValueError, match=r"no cuda:2: this machine has 2 GPU"):
         backend.check_device("cuda:2")
-    for wrong in (None, 0):  # test_bad_input.py has wrong names
-        with pytest.raises(ValueError, match="use 'cpu', 'cuda' or 'cuda:N'"):
-            backend.check_device(wrong)
 
 
 def test_blocks_cover_a_range_once(device):

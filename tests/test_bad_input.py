@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import _no_gpu
 from hypothesis import given
 from strategies import reference_functions, shapes
 
@@ -87,9 +88,6 @@ def test_shapes_and_axes(device):
     ):
         refuses(lambda n=name, a=axis: getattr(x, n)(axis=a), name.title(), "(2, 3)")
     refuses(lambda: x.sum(axis=2), "axis 2", "2 dimensions", error=ValueError)
-    for axis in (1.5, "0", [0, "1"]):
-        with pytest.raises(TypeError):
-            x.sum(axis=axis)
     for axis in (None, 0):
         empty = ones(0, 3, device=device)
         refuses(lambda a=axis, e=empty: e.max(axis=a), "Max", "(0, 3)", error=ValueError)
@@ -445,21 +443,14 @@ def test_states_that_are_not_finite(value):
 # ---- devices and dtypes -------------------------------------------------------------------------
 
 
-def needs_no_gpu(test):
-    try:
-        backend.check_device("cuda")
-    except ValueError:
-        return test
-    return pytest.mark.skip(reason="there is a GPU here")(test)
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", "", "cuda0", "tpu"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", "", "cuda0", 0])
 def test_unknown_devices(name):
     refuses(lambda: Tensor([1.0], device=name), repr(name), "'cpu'", "'cuda'", error=ValueError)
-    refuses(lambda: backend.check_device(name), repr(name), "'cpu'", error=ValueError)
+    for wrong in (name, None):
+        refuses(lambda n=wrong: backend.check_device(n), repr(wrong), "'cpu'", error=ValueError)
 
 
-@needs_no_gpu
+@pytest.mark.skipif(_no_gpu is None, reason="there is a GPU here")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
 def test_a_gpu_where_there_is_none(name):
     """One sentence: what is missing and what to do about it. A model stays where it is."""

@@ -56,20 +56,14 @@ def check_gradients(model: Mixer, images: np.ndarray, directions: int | None = N
         assert oracles.has_no_gradient(name) or size > 1e-9 * largest, f"{name} was compared with 0"
 
 
-def test_any_tiny_mixer_against_finite_differences_element_by_element(device):
-    @examples(device, cpu=10, cuda=1)
-    @given(cases(tiny=True))
+@pytest.mark.parametrize("directions, cpu, cuda", [(None, 10, 1), (2, 25, 3)])
+def test_any_mixer_against_finite_differences(device, directions, cpu, cuda):
+    """A tiny one element by element, another along random directions."""
+
+    @examples(device, cpu, cuda)
+    @given(cases(tiny=directions is None))
     def check(case):
-        check_gradients(case.model(device), case.images())
-
-    check()
-
-
-def test_any_mixer_against_finite_differences_along_random_directions(device):
-    @examples(device, cpu=25, cuda=3)
-    @given(cases())
-    def check(case):
-        check_gradients(case.model(device), case.images(), directions=2)
+        check_gradients(case.model(device), case.images(), directions)
 
     check()
 

@@ -8,6 +8,7 @@ import gc
 import itertools
 import math
 import weakref
+from operator import methodcaller
 
 import numpy as np
 import operations
@@ -343,11 +344,6 @@ def test_what_forward_saved_dies(operation, fixed, device):
 # ---- planted errors: does gradcheck notice? -----------------------------------------------------
 
 
-@each_fixed
-def test_right_gradients_are_accepted(operation, fixed, device):
-    check_gradients(operation, fixed.case, device, directions=None if device == "cpu" else 3)
-
-
 PLANTS = [
     pytest.param(*p.values, plant, id=f"{p.id}: {plant.name}")
     for p in FIXED
@@ -498,29 +494,22 @@ def test_options_never_promote(dtype, device):
 
 
 ON_A_NUMBER = {
-    "Add": lambda x: x + 2.0,
-    "Subtract": lambda x: 2.0 - x,
-    "Multiply": lambda x: x * x,
-    "Divide": lambda x: 1 / x,
-    "Power": lambda x: x**x,
-    "Negative": lambda x: -x,
-    "Exp": lambda x: x.exp(),
-    "Log": lambda x: x.log(),
-    "Sqrt": lambda x: x.sqrt(),
-    "Tanh": lambda x: x.tanh(),
-    "Erf": lambda x: x.erf(),
-    "Abs": abs,
-    "Clip": lambda x: x.clip(0, 1),
-    "Maximum": lambda x: ops.maximum(x, 0.2),
-    "Sum": lambda x: x.sum(),
-    "Mean": lambda x: x.mean(),
-    "Max": lambda x: x.max(),
-    "Min": lambda x: x.min(),
-    "Var": lambda x: x.var(correction=0) + x,
-    "Relu": lambda x: x.relu(),
-    "Reshape": lambda x: x.reshape(1).reshape(()),
-    "Transpose": lambda x: x.T,
-    "Index": lambda x: x[...],
+    name: methodcaller(name)
+    for name in ("exp", "log", "sqrt", "tanh", "erf", "relu", "sum", "mean", "max", "min")
+} | {
+    "add": lambda x: x + 2.0,
+    "subtract": lambda x: 2.0 - x,
+    "multiply": lambda x: x * x,
+    "divide": lambda x: 1 / x,
+    "power": lambda x: x**x,
+    "negative": lambda x: -x,
+    "absolute": abs,
+    "clip": lambda x: x.clip(0, 1),
+    "maximum": lambda x: ops.maximum(x, 0.2),
+    "var": lambda x: x.var(correction=0) + x,
+    "reshape": lambda x: x.reshape(1).reshape(()),
+    "transpose": lambda x: x.T,
+    "index": lambda x: x[...],
     "GELU": lambda x: F.gelu(x, "tanh") + F.gelu(x),
 }
 

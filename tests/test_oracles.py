@@ -4,7 +4,6 @@ The helpers above the tests are used by test_mixer.py too. Every parameter is re
 before models are compared, the head included, and the reference must not be zero anywhere.
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mixer_by_hand as by_hand
 from minimixer import SGD, Adam, AdamW, Mixer, Tensor
 from minimixer import functional as F
 from minimixer.backend import blocks, to_device, to_numpy
 
 HERE = Path(__file__).parent
 FORMS = ("tanh", "none")
-
-
-spec = importlib.util.spec_from_file_location(
-    "mixer_by_hand", HERE.parent / "examples" / "mixer_by_hand.py"
-)
-by_hand = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(by_hand)
 
 
 # ---- models drawn at random ----------------------------------------------------------------------
