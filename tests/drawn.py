@@ -193,7 +193,10 @@ def linear_case(random, front, inside, outside, bias):
     return Case((normal(random, (*front, inside)), weight, bias))
 
 
-linears = st.builds(linear_case, randoms, shapes(max_dims=2), sides, sides, st.booleans())
+# A product over nothing is zero.
+linears = st.builds(
+    linear_case, randoms, shapes(max_dims=2), st.integers(0, 4), sides, st.booleans()
+)
 
 
 def first_case(random, front, inside, outside, bias, transposed):

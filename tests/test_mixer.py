@@ -686,7 +686,7 @@ def test_arguments_of_a_model(device):
     assert model.config["image_size"] == (8, 8) and model.class_names is None
     assert model(np.zeros((1, 8, 8, 3))).shape == (1, 5)
     assert Mixer(**SMALL, class_names=range(5)).class_names == ["0", "1", "2", "3", "4"]
-    double, single = (Mixer(**SMALL, seed=4, dtype=d).to(device) for d in ("float64", "float32"))
+    single, double = (Mixer(**SMALL, seed=4, dtype=d).to(device) for d in ("float32", "float64"))
     for m in (double, single.to("float64")):
         assert {p.dtype for p in m.parameters()} == {np.dtype("float64")}
     same_state(single, double.state_dict())

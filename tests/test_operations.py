@@ -539,16 +539,6 @@ def test_reductions_that_leave_an_empty_array(shape, axis, device):
         assert x.grad.shape == shape
 
 
-def test_empty_features(device):
-    """A product over nothing is zero, and its gradients are empty or zero."""
-    x, weight, bias = (leaf(device, np.ones(s), "float64") for s in ((3, 0), (0, 4), (4,)))
-    y = F.linear(x, weight, bias)
-    np.testing.assert_array_equal(y.numpy(), np.ones((3, 4)))
-    y.sum().backward()
-    assert x.grad.shape == (3, 0) and weight.grad.shape == (0, 4)
-    np.testing.assert_array_equal(to_numpy(bias.grad), [3.0] * 4)
-
-
 @pytest.mark.parametrize("there, back", [("float64", "float32"), ("float32", "float64")])
 def test_to_converts_and_is_differentiable(there, back, device):
     """To float64 too, which NumPy takes for equal to None."""

@@ -188,16 +188,6 @@ def test_rule_02_sum_to_shape_undoes_every_broadcast(device, shape):
         same(a.grad, expected)
 
 
-@pytest.mark.parametrize("shapes", [((0, 4), (4,)), ((2, 0), (1, 0)), ((0, 4), (0, 1)),
-                                    ((0,), (1,)), ((3, 0), ())], ids=str)  # fmt: skip
-def test_rule_02_empty_arrays(device, shapes):
-    a, b = (leaf(device, np.ones(s)) for s in shapes)
-    y = a * b
-    y.backward(put(device, np.ones(y.shape)))
-    same(a.grad, np.ones(shapes[0]))
-    same(b.grad, np.zeros(shapes[1]))
-
-
 # ---- 3: no adding in place into foreign buffers -------------------------------------------------
 
 
