@@ -160,18 +160,18 @@ def test_rule_01_wrong_backwards_are_named(device, dtype, gradients, error, mess
 # ---- 2: broadcasting ----------------------------------------------------------------------------
 
 PATTERNS = [
-    tuple(n if keep else 1 for n, keep in zip(full[cut:], kept, strict=True))
-    for full in [(2, 3, 4)]
+    (tuple(n if keep else 1 for n, keep in zip(full[cut:], kept, strict=True)), full)
+    for full in [(2, 3, 4), (2, 0, 3)]
     for cut in range(4)
     for kept in itertools.product([True, False], repeat=3 - cut)
 ]
 
 
-@pytest.mark.parametrize("shape", PATTERNS, ids=str)
-def test_rule_02_sum_to_shape_undoes_every_broadcast(device, shape):
-    gradient = np.random.default_rng(1).integers(-9, 9, (2, 3, 4)).astype("float64")
+@pytest.mark.parametrize("shape, full", PATTERNS, ids=str)
+def test_rule_02_sum_to_shape_undoes_every_broadcast(device, shape, full):
+    gradient = np.random.default_rng(1).integers(-9, 9, full).astype("float64")
     expected = np.zeros(shape)
-    positions = np.broadcast_to(np.arange(expected.size).reshape(shape), (2, 3, 4))
+    positions = np.broadcast_to(np.arange(expected.size).reshape(shape), full)
     for position, value in zip(positions.ravel(), gradient.ravel(), strict=True):
         expected.reshape(-1)[position] += value
     for dtype in DTYPES:
@@ -181,7 +181,7 @@ def test_rule_02_sum_to_shape_undoes_every_broadcast(device, shape):
         same(result, expected)
         same(before, gradient)
     # and so do the operations: the gradient of a repeated operand is the sum of the repetitions
-    a, b = leaf(device, np.ones(shape)), leaf(device, np.zeros((2, 3, 4)))
+    a, b = leaf(device, np.ones(shape)), leaf(device, np.zeros(full))
     for y in (a + b, b - (-a), a * (b + 1), (b + 1) * a, where(b.data == 0, a, b)):
         a.grad = None
         y.backward(put(device, gradient))
