@@ -19,15 +19,8 @@ from minimixer.nn import GELU, Dropout, LayerNorm, Linear, Sequential, Stochasti
 from minimixer.nn.layers import lecun_normal
 
 
-class Branch(Module):
-    def __init__(self, size):
-        self.steps = [Linear(size, size), Dropout(0.5), Linear(size, size, bias=False)]
-        self.norm = LayerNorm(size)
-
-    def forward(self, x):
-        for step in self.steps:
-            x = step(x)
-        return self.norm(x)
+def branch():
+    return Sequential(Linear(4, 4), Dropout(0.5), Linear(4, 4, bias=False), LayerNorm(4))
 
 
 class Network(Module):
@@ -36,7 +29,7 @@ class Network(Module):
     def __init__(self, seed=0):
         self.size = 4
         self.scale = Parameter(np.ones(4, dtype="float32"))
-        self.branches = [Branch(4), Branch(4)]
+        self.branches = [branch(), branch()]
         self.extras = (Parameter(np.zeros((2, 2), "float32")), GELU())
         self.names = ["a", 3, None]
         self.head = Linear(4, 3)
@@ -49,11 +42,10 @@ class Network(Module):
         return self.head(self.extras[1](x * self.scale))
 
 
-NAMES = ["scale", "branches.0.steps.0.weight", "branches.0.steps.0.bias",
-         "branches.0.steps.2.weight", "branches.0.norm.weight", "branches.0.norm.bias",
-         "branches.1.steps.0.weight", "branches.1.steps.0.bias", "branches.1.steps.2.weight",
-         "branches.1.norm.weight", "branches.1.norm.bias", "extras.0", "head.weight",
-         "head.bias"]  # fmt: skip
+NAMES = ["scale", "branches.0.0.weight", "branches.0.0.bias", "branches.0.2.weight",
+         "branches.0.3.weight", "branches.0.3.bias", "branches.1.0.weight", "branches.1.0.bias",
+         "branches.1.2.weight", "branches.1.3.weight", "branches.1.3.bias", "extras.0",
+         "head.weight", "head.bias"]  # fmt: skip
 
 
 def train_step(model, optimizer, device="cpu", seed=0):
@@ -71,8 +63,7 @@ def test_names_in_order_of_assignment(device):
     assert [name for name, _ in model.named_parameters()] == NAMES
     assert [id(p) for p in model.parameters()] == [id(p) for _, p in model.named_parameters()]
     assert [name for name, _ in model.named_modules()][:6] == [
-        "", "branches.0", "branches.0.steps.0", "branches.0.steps.1", "branches.0.steps.2",
-        "branches.0.norm",
+        "", "branches.0", "branches.0.0", "branches.0.1", "branches.0.2", "branches.0.3"
     ]  # fmt: skip
     sizes = 4 + 2 * (16 + 4 + 16 + 8) + 4 + 15
     assert model.num_parameters() == sizes == sum(p.size for p in model.parameters())
@@ -167,9 +158,9 @@ def test_load_state_dict_names_all_that_does_not_fit_and_changes_nothing(device)
     model = Network().to(device)
     before = model.state_dict()
     state = {n: v + 1 for n, v in before.items()}
-    del state["scale"], state["branches.1.norm.bias"]
+    del state["scale"], state["branches.1.3.bias"]
     state["head.wieght"] = np.zeros(3)
-    state["branches.2.norm.bias"] = np.zeros(4)
+    state["branches.2.3.bias"] = np.zeros(4)
     state["head.weight"] = np.zeros((3, 4))
     state["extras.0"] = np.zeros(())
     state["head.bias"] = np.array(["x", "y", "z"])
@@ -178,8 +169,8 @@ def test_load_state_dict_names_all_that_does_not_fit_and_changes_nothing(device)
     lines = str(caught.value).splitlines()
     assert "Network" in lines[0] and "7 entries" in lines[0] and len(lines) == 8
     for name, words in {
-        "scale": ["missing"], "branches.1.norm.bias": ["missing"], "head.wieght": ["unexpected"],
-        "branches.2.norm.bias": ["unexpected"], "head.weight": ["(3, 4)", "(4, 3)"],
+        "scale": ["missing"], "branches.1.3.bias": ["missing"], "head.wieght": ["unexpected"],
+        "branches.2.3.bias": ["unexpected"], "head.weight": ["(3, 4)", "(4, 3)"],
         "extras.0": ["()", "(2, 2)"], "head.bias": ["number"],
     }.items():  # fmt: skip
         (line,) = (x for x in lines[1:] if name in x.replace(":", " ").split())
@@ -226,7 +217,7 @@ def test_initialize_draws_every_layer_anew(device):
     same_state(model, first | {n: first[n] * 0 + 7 for n in ("scale", "extras.0")})
     model.initialize(seed=4)
     second = model.state_dict()
-    weights = [n for n in NAMES if n.endswith("weight") and "norm" not in n]
+    weights = [n for n in NAMES if n.endswith("weight") and "3" not in n]
     drawn = [state[n][:4, :3].ravel() for state in (first, second) for n in weights]
     assert all((a != b).all() for a, b in itertools.combinations(drawn, 2))
     assert model.parameters()[0].buffer.random.seed == 4

@@ -109,15 +109,6 @@ def results_of(model: Mixer, images: np.ndarray, labels: np.ndarray) -> Results:
     return {name: to_numpy(value) for name, value in found.items()}
 
 
-def by_hand_says(
-    state: Results, images: np.ndarray, labels: np.ndarray, patch_size: int, approximate: str
-) -> Results:
-    logits, cache = by_hand.forward(state, images, patch_size, approximate)
-    loss, d_logits = by_hand.cross_entropy(logits, labels)
-    gradients, d_images = by_hand.backward(state, cache, d_logits)
-    return {"logits": logits, "loss": np.asarray(loss), "images": d_images, **gradients}
-
-
 def has_no_gradient(name: str) -> bool:
     """The one gradient that is zero up to rounding: see PAPER.md's consequence of LayerNorm."""
     return name.endswith("token_mixing.b2")
@@ -171,9 +162,11 @@ def check_shapes_by_hand(model: Mixer) -> None:
 
 def check_by_hand(model: Mixer, images: np.ndarray, labels: np.ndarray) -> None:
     """Logits, loss and every gradient of a float64 model, as the Mixer by hand has them."""
-    expected = by_hand_says(
-        model.state_dict(), images, labels, model.patch_size, model.config["approximate"]
-    )
+    state, approximate = model.state_dict(), model.config["approximate"]
+    logits, cache = by_hand.forward(state, images, model.patch_size, approximate)
+    loss, d_logits = by_hand.cross_entropy(logits, labels)
+    gradients, d_images = by_hand.backward(state, cache, d_logits)
+    expected = {"logits": logits, "loss": np.asarray(loss), "images": d_images, **gradients}
     assert_same_results(results_of(model, images, labels), expected)
 
 

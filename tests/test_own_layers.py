@@ -118,10 +118,7 @@ class Normalize(Function):
         return self.scale * (dy - self.y * (dy * self.y).mean(-1, keepdims=True))
 
 
-class Normed(Module):
-    def __init__(self, channels: int):
-        self.weight = Parameter(np.ones(channels, "float32"))
-
+class Normed(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return Normalize.apply(x) * self.weight
 
