@@ -6,20 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import strategies
 from hypothesis import strategies as st
-from strategies import (
-    axes,
-    between,
-    broadcast_shapes,
-    distinct,
-    nonzero,
-    normal,
-    one_axis,
-    permutations,
-    positive,
-    seeds,
-    shapes,
-)
+from strategies import broadcast_shapes, nonzero, normal, one_axis, positive, seeds, shapes
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def powers(draw):
 @st.composite
 def clips(draw):
     low, high = draw(st.sampled_from([(-0.5, 0.75), (None, 0.5), (-0.25, None), (-1.0, -1.0)]))
-    x = between(draw(randoms), draw(shapes()))
+    x = strategies.between(draw(randoms), draw(shapes()))
     return Case((x, low, high))
 
 
@@ -110,7 +99,7 @@ def one_array(options, domain=normal, **limits) -> st.SearchStrategy[Case]:
 
 def reductions(domain=normal, min_side=0):
     return one_array(
-        lambda shape: {"axis": axes(len(shape)), "keepdims": st.booleans()}, domain,
+        lambda shape: {"axis": strategies.axes(len(shape)), "keepdims": st.booleans()}, domain,
         min_side=min_side,
     )  # fmt: skip
 
@@ -121,10 +110,10 @@ variances = one_array(
         "axis": st.none() | one_axis(len(shape)), "keepdims": st.booleans(),
         "correction": st.sampled_from([0, 1, 0.5]),
     },
-    distinct, min_dims=1, min_side=3, max_side=5,
+    strategies.distinct, min_dims=1, min_side=3, max_side=5,
 )  # fmt: skip
 softmaxes = one_array(lambda shape: {"axis": one_axis(len(shape))}, min_dims=1, min_side=1)
-transposes = one_array(lambda shape: {"axes": permutations(len(shape))})
+transposes = one_array(lambda shape: {"axes": strategies.permutations(len(shape))})
 moves = one_array(lambda shape: {"device": st.sampled_from(["cpu", None])})
 # By one only: what else it does to a gradient is not the derivative of what it does to x.
 scales = one_array(lambda shape: {"scale": st.just(np.ones(1))}, min_dims=1)

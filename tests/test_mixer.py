@@ -305,16 +305,11 @@ def test_parameters_and_multiplications_of_the_variants():
         assert f"{table.macs / 1e9:.3f}" == f"{gmacs:.3f}"
 
 
-@pytest.mark.parametrize(
-    "name", quick(["mixer_s32", "mixer_s16", "mixer_b32", "mixer_b16"], "mixer_s32", "mixer_s16")
-)
+@pytest.mark.parametrize("name", quick(list(COUNTS)[:4], "mixer_s32", "mixer_s16"))
 def test_parameters_of_real_models(name, device):
-    body, with_1000, with_21843, _ = COUNTS[name]
-    for classes, expected in ((1000, with_1000), (21843, with_21843)):
-        model = Mixer.from_name(name, num_classes=classes, seed=None).to(device)
-        assert model.num_parameters() == expected
-        assert sum(p.size for p in model.parameters()) == expected
-        assert expected - model.head.weight.size - model.head.bias.size == body
+    """The table above is made without a model."""
+    model = Mixer.from_name(name, num_classes=1000, seed=None).to(device)
+    assert model.num_parameters() == sum(p.size for p in model.parameters()) == COUNTS[name][1]
 
 
 @pytest.mark.slow
@@ -513,16 +508,13 @@ def test_images_of_another_shape(device, shape):
 # ---- predicting ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "normalization, scale, shift, doubtful",
-    [
-        ((0.5, 0.5), 1 / 255, 0, True), ((0.5, 0.5), 1, 0, True), ((0.5, 0.5), 2 / 255, -1, False),
-        ((0.5, 0.5), 1, -128, True), ((0.5, 0.5), 1 / 255, -0.5, False),
-        ((0.1307, 0.3081), 1 / 255, 0, True), ((0.1307, 0.3081), 1, 0, True),
-        ((0.1307, 0.3081), 1 / 255 / 0.3081, -0.1307 / 0.3081, False),
-        ((0.0, 1.0), 1 / 255, 0, False), ((0.0, 1.0), 1, 0, True), ((0.0, 1 / 255), 1, 0, False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("normalization, scale, shift, doubtful", [
+    ((0.5, 0.5), 1 / 255, 0, True), ((0.5, 0.5), 1, 0, True), ((0.5, 0.5), 2 / 255, -1, False),
+    ((0.5, 0.5), 1, -128, True), ((0.5, 0.5), 1 / 255, -0.5, False),
+    ((0.1307, 0.3081), 1 / 255, 0, True), ((0.1307, 0.3081), 1, 0, True),
+    ((0.1307, 0.3081), 1 / 255 / 0.3081, -0.1307 / 0.3081, False),
+    ((0.0, 1.0), 1 / 255, 0, False), ((0.0, 1.0), 1, 0, True), ((0.0, 1 / 255), 1, 0, False),
+])  # fmt: skip
 def test_floats_that_are_not_normalised_are_doubted_once(
     device, normalization, scale, shift, doubtful
 ):

@@ -47,12 +47,11 @@ def for_each(device, *strategies):
     return lambda body: limit(given(*strategies)(body))()
 
 
-def some_inputs(case: Case) -> st.SearchStrategy[set[int]]:
-    return st.sets(st.sampled_from(case.arrays), min_size=1)
-
-
 def cases_and_needs(operation: Operation) -> st.SearchStrategy[tuple[Case, set[int]]]:
-    return operation.draw.flatmap(lambda case: st.tuples(st.just(case), some_inputs(case)))
+    def some(case):
+        return st.tuples(st.just(case), st.sets(st.sampled_from(case.arrays), min_size=1))
+
+    return operation.draw.flatmap(some)
 
 
 def check_gradients(operation, case, device, needs=None, directions=None):
