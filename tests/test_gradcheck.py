@@ -290,9 +290,7 @@ def test_nothing_is_watched_afterwards():
     ("x", "backward changed argument 0"), ("y", "backward changed output 0"), ("factor", "")
 ])  # fmt: skip
 def test_a_backward_that_writes_into_what_it_kept(kept, message, device, monkeypatch):
-    monkeypatch.setattr(
-        Watched, "spoil_backward", lambda node, _: in_place(node, vars(node)[kept])
-    )
+    monkeypatch.setattr(Watched, "spoil_backward", lambda node, _: in_place(node, vars(node)[kept]))
     assert message in rejected(lambda x: Watched.apply(x), [to_device(draw((4, 6)), device)])
 
 
