@@ -25,15 +25,6 @@ from minimixer.nn import LayerNorm, Linear
 from minimixer.ops import maximum, where
 from minimixer.rearrange import concatenate, stack
 
-
-class Identity(Function):
-    def forward(self, x):
-        return x
-
-    def backward(self, dy):
-        return dy
-
-
 # ---- 1: Functions -------------------------------------------------------------------------------
 
 
@@ -211,8 +202,8 @@ def test_rule_03_one_array_is_never_handed_to_two_gradients(device, function):
 def test_rule_03_sums_of_equal_and_of_many_parts(device):
     """The third contribution may be added in place, into a sum that the engine made."""
     x, seed = leaf(device, [1.0, 2.0]), put(device, [1.0, 10.0])
-    h = x * 1
-    parts = [Identity.apply(h) for _ in range(5)]
+    h, identity = x * 1, passing(lambda dy: dy)
+    parts = [identity(h) for _ in range(5)]
     for function, times in ((lambda: x + x, 2), (lambda: sum(parts[1:], parts[0]), 5)):
         x.grad = None
         function().backward(seed)
@@ -678,7 +669,7 @@ def test_rule_06_parameters_are_read_in_the_activations_dtype(device, parameters
 def test_rule_07_no_grad_as_context_and_decorator(device):
     x, nodes, once = leaf(device, [1.0]), [], no_grad()
 
-    class Watch(Identity):
+    class Watch(Function):
         def forward(self, x):
             nodes.append(weakref.ref(self))
             assert self.needs == (False,)
