@@ -10,7 +10,7 @@ import pytest
 from help import by_kernels_and_plainly, each_dtype, functions, same
 from minimixer.optim import Optimizer
 
-from minimixer import SGD, Adam, AdamW, Module, Parameter, Tensor, schedule
+from minimixer import SGD, Adam, AdamW, Mixer, Module, Parameter, Tensor, schedule
 from minimixer.backend import device_of, to_device, to_numpy
 from minimixer.kernels import fused
 from minimixer.nn import Linear, Sequential
@@ -576,6 +576,13 @@ def test_equal_neighbours_are_one_range_and_others_are_not(device):
         for p, (lr, decay) in zip(optimizer.parameters, optimizer._settings, strict=True):
             (own,) = [r for r in ranges if r[0] <= p.start and p.stop <= r[1]]
             assert own[2:] == (lr, decay)
+
+
+def test_nothing_is_scaled_where_nothing_needs_to_be(device):
+    mixer = Mixer(8, 4, 1, 8, 4, 16, in_channels=1, num_classes=2).to(device)
+    same(mixer.buffer.loss_scale, [1, 0])
+    mixer.buffer.loss_scale[...] = 8
+    same(mixer.set_precision("float32").buffer.loss_scale, [1, 0])
 
 
 def test_a_parameter_in_two_places_of_one_function(device):
