@@ -579,6 +579,7 @@ def test_equal_neighbours_are_one_range_and_others_are_not(device):
 
 
 def test_nothing_is_scaled_where_nothing_needs_to_be(device):
+    same(Linear(2, 2).to(device).weight.buffer.loss_scale, [1, 0])
     mixer = Mixer(8, 4, 1, 8, 4, 16, in_channels=1, num_classes=2).to(device)
     same(mixer.buffer.loss_scale, [1, 0])
     mixer.buffer.loss_scale[...] = 8
