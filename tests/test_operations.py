@@ -269,15 +269,28 @@ def as_stored(case: Case, dtype) -> Case:
     return Case(tuple(inputs), case.options)
 
 
-@pytest.mark.parametrize("dtype", ["float32", *each_half.args[1]])
 @each_operation
-def test_fewer_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
+def test_gradients_in_float32_agree_with_float64(operation, device):
+    """To the square root of float32's precision: the forms of their formulas, not their bounds."""
+
+    @for_each(device, operation.draw)
+    def check(case):
+        rounded = as_stored(case, "float32")
+        coarse, fine = (tensors(rounded, device, dtype) for dtype in ("float32", "float64"))
+        run_backward(outputs_of(operation, rounded, coarse))
+        run_backward(outputs_of(operation, rounded, fine))
+        for i in case.arrays:
+            assert_close(coarse[i].grad, fine[i].grad, 3e-4)
+
+
+@each_half
+@each_operation
+def test_two_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
     """Values within the bound that the formula gives for this precision, as stored or, of sums of
-    many and of what is moved, in float32; gradients agree with those in float64 of the same numbers
-    within a few roundings, and float32's to the square root of its precision: the forms of their
-    formulas, not their bounds."""
-    tolerance = {"float32": 3e-4, "float16": 2**-8, "bfloat16": 2**-5}[dtype]
+    many and of what is moved, in float32; gradients within a few of its roundings of those in
+    float64, of the same numbers."""
     dtype = as_dtype(dtype)
+    rounding = 2.0 ** -(8 if dtype.name == "bfloat16" else 11)
     wide = operation.function.__name__ in WIDE_RESULTS
 
     @for_each(device, operation.draw)
@@ -296,7 +309,7 @@ def test_fewer_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
         for i in case.arrays:
             assert short[i].grad is None or short[i].grad.dtype == dtype
             found = None if short[i].grad is None else short[i].grad.astype("float64")
-            assert_close(found, fine[i].grad, tolerance)
+            assert_close(found, fine[i].grad, 8 * rounding)
 
 
 @each_fixed
@@ -328,6 +341,11 @@ def test_what_forward_saved_dies(operation, fixed, device):
 
 
 # ---- planted errors: does gradcheck notice? -----------------------------------------------------
+
+
+@each_fixed
+def test_right_gradients_are_accepted(operation, fixed, device):
+    check_gradients(operation, fixed.case, device, directions=None if device == "cpu" else 3)
 
 
 PLANTS = [
