@@ -1,7 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit; what is damaged or hostile is refused."""
 
 import errno
-import functools
 import io
 import json
 import os
@@ -16,31 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from files_help import assert_refused, members, npy, pack
+from help import each_dtype, raises, redraw
 from minimixer.data import Batches
 from processes import ENVIRONMENT
 
-from minimixer import (
-    GELU,
-    SGD,
-    Adam,
-    AdamW,
-    Dropout,
-    LayerNorm,
-    Linear,
-    Mixer,
-    Module,
-    Parameter,
-    Tensor,
-    schedule,
-)
+from minimixer import SGD, Adam, AdamW, Dropout, LayerNorm, Linear, Mixer, Module, Parameter
 from minimixer import functional as F
-from minimixer.backend import to_numpy
-from minimixer.training.checkpoint import (
-    load_checkpoint,
-    load_model,
-    read_checkpoint,
-    save_checkpoint,
-)
+from minimixer.backend import to_device, to_numpy
+from minimixer.training.checkpoint import load_checkpoint, load_model, read_checkpoint
+from minimixer.training.checkpoint import save_checkpoint as save
 
 PROGRESS = {"epoch": 3, "names": ["näh", None], "loss": 0.1 + 0.2, "big": 2**70, "deep": [[{}]]}
 
@@ -68,14 +51,6 @@ def make_model(**changes):
     return Mixer(**config | changes)
 
 
-def redraw(model, seed=0):
-    """Every parameter at random, the zero head included."""
-    rng = np.random.default_rng(seed)
-    for parameter in model.parameters():
-        parameter.data = rng.normal(size=parameter.shape)
-    return model
-
-
 def make_images(size=(6, 4), n=40):
     rng = np.random.default_rng(1)
     return rng.integers(0, 256, (n, *size, 3), dtype=np.uint8), rng.integers(0, 3, n)
@@ -88,14 +63,14 @@ def train(model, optimizer, start, stop):
     for step in range(start, stop):
         images, labels = batches.batch(*divmod(step, len(batches)))
         F.cross_entropy(model(images), labels).backward()
-        optimizer.lr_factor = schedule(step, 20, 4)
         optimizer.step()
         optimizer.zero_grad()
 
 
-def trained(device="cpu", steps=5, **changes):
+def trained(device="cpu", steps=5, make=AdamW, **changes):
+    """A model and its optimizer after so many steps; after none, something to be filled."""
     model = make_model(**changes).to(device)
-    optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.05)
+    optimizer = make(model.parameters(), lr=0.01, weight_decay=0.05)
     train(model, optimizer, 0, steps)
     return model, optimizer
 
@@ -124,61 +99,64 @@ def assert_same(one, other):
             assert value == other[name], name
 
 
+def assert_loaded(loaded, model):
+    """All but what belongs to training."""
+    wanted = everything(model) | {"device": "cpu"}
+    found = everything(loaded) | {name: wanted[name] for name in ("seed", "counters")}
+    assert_same(found, wanted)
+    assert type(loaded) is type(model)
+    assert not any(module.training for _, module in loaded.named_modules())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "checkpoint.npz"
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """A checkpoint of a trained model, not to be written; with its content."""
     path = tmp_path_factory.mktemp("good") / "checkpoint.npz"
     model, optimizer = trained()
-    save_checkpoint(path, model, optimizer, PROGRESS)
+    save(path, model, optimizer, PROGRESS)
     return path, model, optimizer
 
 
 # ---- what is saved comes back --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_round_trip(tmp_path, device, dtype):
-    path = tmp_path / "checkpoint.npz"
+@each_dtype
+def test_round_trip(path, device, dtype):
     model, optimizer = trained(device, dtype=dtype)
     before = everything(model, optimizer)
     assert any(before["exp_avg/0"].ravel()) and before["counters"].any()  # there is something
-    save_checkpoint(str(path), model, optimizer, PROGRESS)
+    save(str(path), model, optimizer, PROGRESS)
     assert_same(everything(model, optimizer), before)
-    assert os.listdir(tmp_path) == ["checkpoint.npz"]
-
-    other = redraw(make_model(seed=99, dtype=dtype).to(device))
-    other_optimizer = AdamW(other.parameters(), lr=0.01, weight_decay=0.05)
-    assert load_checkpoint(str(path), other, other_optimizer) == PROGRESS
-    assert_same(everything(other, other_optimizer), before)
-
-    loaded = Mixer.load(path)
-    wanted = everything(model) | {"device": "cpu"}
-    for name in ("seed", "counters"):  # these belong to training
-        wanted.pop(name)
-    assert_same({k: v for k, v in everything(loaded).items() if k in wanted}, wanted)
-    assert not any(module.training for _, module in loaded.named_modules())
+    assert os.listdir(path.parent) == ["checkpoint.npz"]
+    for there in {"cpu", device}:  # also from the GPU to the CPU
+        other, its = trained(there, 0, seed=99, dtype=dtype)
+        assert load_checkpoint(str(path), other, its) == PROGRESS
+        assert_same(everything(other, its), before | {"device": other.device})
+    assert_loaded(Mixer.load(path), model)
 
 
-def test_going_on_is_as_if_it_had_not_stopped(tmp_path, device):
-    path = tmp_path / "checkpoint.npz"
+def test_going_on_is_as_if_it_had_not_stopped(path, device):
     straight = trained(device, steps=11)
     model, optimizer = trained(device, steps=4)
-    for stop in (7, 8, 11):  # stopped three times, in the middle of epochs and between them
-        save_checkpoint(path, model, optimizer, stop)
-        model = redraw(make_model(seed=stop).to(device))
-        optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.05)
-        start = {7: 4, 8: 7, 11: 8}[stop]
-        assert load_checkpoint(path, model, optimizer) == stop
+    for start, stop in ((4, 7), (7, 8), (8, 11)):  # in the middle of epochs and between them
+        save(path, model, optimizer, start)
+        model, optimizer = trained(device, 0, seed=stop)
+        assert load_checkpoint(path, model, optimizer) == start
         train(model, optimizer, start, stop)
     assert_same(everything(model, optimizer), everything(*straight))
     fewer = everything(*trained(device, steps=10))
     assert (fewer["weights/head.weight"] != straight[0].state_dict()["head.weight"]).any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_file_is_all_that_a_fresh_process_needs(tmp_path, device, dtype):
-    model = redraw(make_model(dtype=dtype)).to(device)
-    model.save(tmp_path / "checkpoint.npz")
+@each_dtype
+def test_the_file_is_all_that_a_fresh_process_needs(tmp_path, path, device, dtype):
+    model, _ = trained(device, dtype=dtype)
+    model.save(path)
     images, _ = make_images()
     np.save(tmp_path / "images.npy", images)
     code = """if True:
@@ -195,61 +173,43 @@ def test_the_file_is_all_that_a_fresh_process_needs(tmp_path, device, dtype):
     assert logits.tobytes() == expected.tobytes()
 
 
-def test_a_model_of_the_gpu_is_loaded_on_the_cpu_and_back(tmp_path, device):
-    path = tmp_path / "checkpoint.npz"
-    model, optimizer = trained(device)
-    save_checkpoint(path, model, optimizer)
-    for there in {"cpu", device}:
-        other = make_model(seed=1).to(there)
-        other_optimizer = AdamW(other.parameters())
-        load_checkpoint(path, other, other_optimizer)
-        assert_same(
-            everything(other, other_optimizer),
-            everything(model, optimizer) | {"device": other.device},
-        )
+def momentum(parameters, **options):
+    return SGD(parameters, momentum=0.9, **options)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda p: SGD(p, 0.1), lambda p: SGD(p, 0.1, momentum=0.9), Adam, AdamW,
-        lambda p: AdamW(p[::2]),
-    ],
-    ids=["SGD", "momentum", "Adam", "AdamW", "some parameters"],
-)  # fmt: skip
-def test_every_optimizer(tmp_path, make):
-    path = tmp_path / "checkpoint.npz"
-    model = make_model()
-    optimizer = make(model.parameters())
-    train(model, optimizer, 0, 3)
-    save_checkpoint(path, model, optimizer)
-    other = make_model(seed=1)
-    other_optimizer = make(other.parameters())
-    assert load_checkpoint(path, other, other_optimizer) is None
-    assert_same(everything(other, other_optimizer), everything(model, optimizer))
+def some_parameters(parameters, **options):
+    return AdamW(parameters[::2], **options)
 
 
-def test_numpy_integers_as_sizes_and_seed(tmp_path):
+@pytest.mark.parametrize("make", [SGD, momentum, Adam, some_parameters])
+def test_every_optimizer(path, make):
+    model, optimizer = trained(steps=3, make=make)
+    save(path, model, optimizer)
+    other, its = trained(steps=0, make=make, seed=1)
+    assert load_checkpoint(path, other, its) is None
+    assert_same(everything(other, its), everything(model, optimizer))
+
+
+def test_numpy_integers_as_sizes_and_seed(path):
     """num_classes=labels.max() + 1 is an np.int64; so is any size out of a shape computation."""
     model = make_model(
         num_classes=np.array([0, 2, 1]).max() + 1, image_size=(np.int64(6), np.int32(4)),
         hidden_dim=np.int64(8), seed=np.int64(3), stochastic_depth=np.float32(0.25),
     )  # fmt: skip
-    model.save(tmp_path / "checkpoint.npz")
-    assert_same(Mixer.load(tmp_path / "checkpoint.npz").state_dict(), model.state_dict())
+    model.save(path)
+    assert_loaded(Mixer.load(path), model)
 
 
 # ---- what is on disk stays whole -----------------------------------------------------------
 
 
 @pytest.fixture
-def kept(tmp_path, good):
+def kept(path, good):
     """A checkpoint on disk, which is as it was when the test is over, and alone."""
-    path = tmp_path / "checkpoint.npz"
-    save_checkpoint(path, *good[1:])
+    save(path, *good[1:])
     before = path.read_bytes()
     yield path
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["checkpoint.npz"]
+    assert path.read_bytes() == before and os.listdir(path.parent) == ["checkpoint.npz"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -261,18 +221,16 @@ def test_broken_weights_are_not_written(kept, device, value):
         broken.reshape(-1)[-1] = value
         parameter.data = broken
         with pytest.raises(ValueError, match=name):
-            save_checkpoint(kept, model, optimizer)
+            save(kept, model, optimizer)
         parameter.data = whole
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_disk_that_refuses(kept, monkeypatch, call):
-    def refuse(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, call, refuse)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, call, lambda *arguments: raises(full))
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(kept, make_model())
+        save(kept, make_model())
 
 
 def nested(levels):
@@ -285,11 +243,10 @@ def nested(levels):
 ])  # fmt: skip
 def test_what_json_cannot_hold_is_not_written(kept, good, progress, said):
     with pytest.raises((TypeError, ValueError), match=said):
-        save_checkpoint(kept, *good[1:], progress)
+        save(kept, *good[1:], progress)
 
 
-def test_flushed_to_disk_before_it_takes_the_name(tmp_path, good, monkeypatch):
-    path = tmp_path / "checkpoint.npz"
+def test_flushed_to_disk_before_it_takes_the_name(path, good, monkeypatch):
     calls, replace = [], os.replace
 
     def fsync(descriptor):
@@ -302,7 +259,7 @@ def test_flushed_to_disk_before_it_takes_the_name(tmp_path, good, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", rename)
-    save_checkpoint(path, *good[1:])
+    save(path, *good[1:])
     inode, size = path.stat().st_ino, path.stat().st_size  # all of it was flushed
     of_the_file = [call for call in calls if call[1] == inode]
     assert of_the_file == [("fsync", inode, size), ("rename", inode, size)]
@@ -317,12 +274,8 @@ def with_meta(path, good, text=None, **changes):
     meta = json.loads(np.load(io.BytesIO(content["meta.npy"])).tobytes()) | changes
     meta = {key: value for key, value in meta.items() if value is not ...}
     text = json.dumps(meta) if text is None else text
-    return pack(path, content | {"meta.npy": npy_of_text(text)})
-
-
-def npy_of_text(text):
     data = text.encode() if isinstance(text, str) else text
-    return npy(np.frombuffer(data, dtype=np.uint8))
+    return pack(path, content | {"meta.npy": npy(np.frombuffer(data, np.uint8))})
 
 
 def read_or_refuse(path, expected):
@@ -340,34 +293,32 @@ def read_or_refuse(path, expected):
     return False
 
 
-def test_crafting_by_itself_is_harmless(tmp_path, good):
+def test_crafting_by_itself_is_harmless(path, good):
     """Else the refusals below could have another reason than the one that is meant."""
-    path = with_meta(tmp_path / "checkpoint.npz", good)
+    with_meta(path, good)
     assert not read_or_refuse(path, read_checkpoint(good[0]))
-    assert_same(everything(load_model(path))["config"], everything(good[1])["config"])
-    assert_unchanged_but_loaded(path)
+    assert_taken(path, good)
 
 
-def assert_unchanged_but_loaded(path):
-    model = make_model(seed=1)
-    assert load_checkpoint(path, model, AdamW(model.parameters())) == PROGRESS
+def assert_taken(path, good):
+    assert_loaded(load_model(path), good[1])
+    assert load_checkpoint(path, *trained(steps=0, seed=1)) == PROGRESS
 
 
-def test_truncated(tmp_path, good):
-    path, content = tmp_path / "checkpoint.npz", good[0].read_bytes()
+def test_truncated(path, good):
+    content = good[0].read_bytes()
     directory = content.index(b"PK\x01\x02")
     lengths = {*range(0, len(content), 97), *range(directory - 40, directory + 120)}
-    lengths |= set(range(len(content) - 100, len(content)))
-    for length in sorted(lengths):
+    for length in sorted(lengths | set(range(len(content) - 100, len(content)))):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="checkpoint"):
             read_checkpoint(path)
 
 
 @pytest.mark.parametrize("where", ["anywhere", "directory", "first header", "names", "end"])
-def test_a_flipped_byte(tmp_path, good, where):
+def test_a_flipped_byte(path, good, where):
     """Several at once are among the mutants of test_files.py."""
-    path, content = tmp_path / "checkpoint.npz", good[0].read_bytes()
+    content = good[0].read_bytes()
     expected, rng = read_checkpoint(good[0]), random.Random(where)
     size, directory = len(content), content.index(b"PK\x01\x02")
     places = {
@@ -389,22 +340,18 @@ def test_a_flipped_byte(tmp_path, good, where):
 @pytest.mark.parametrize("content", [
     b"", b"PK", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00", bytes(10_000), b"\x80\x04N.",
 ], ids=["empty", "PK", "zip without members", "npy", "zeros", "pickle"])  # fmt: skip
-def test_other_files(tmp_path, content):
-    path = tmp_path / "checkpoint.npz"
+def test_other_files(path, content):
     path.write_bytes(content)
     assert_refused(path, read_checkpoint, "checkpoint")
 
 
-def test_other_archives(tmp_path, good):
-    path = tmp_path / "other.npz"
+def test_other_archives(path, good):
     np.savez(path, a=np.zeros(3, np.float32))
     assert_refused(path, match="checkpoint")
     np.savez(path, meta=np.frombuffer(b'{"format": "other", "version": 1}', np.uint8))
     assert_refused(path, match="minimixer")
     with_meta(path, good, version=2)
     assert_refused(path, match="version 2, this minimixer reads version 1")
-    with pytest.raises(FileNotFoundError):
-        load_model(tmp_path / "none.npz")
 
 
 class Bomb:
@@ -424,19 +371,13 @@ def test_nothing_is_ever_unpickled(tmp_path, good, monkeypatch):
     ]
     files[3].write_bytes(pickle.dumps(Bomb()))
 
-    def refuse(*arguments, **options):
-        pytest.fail("unpickled")
-
     for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
+        monkeypatch.setattr(pickle, name, lambda *_, **options: pytest.fail("unpickled"))
     for path in files:
         assert_refused(path)
     assert not (tmp_path / "unpickled").exists()
-    assert_unchanged_but_loaded(good[0])
-    load_model(good[0])
+    assert_taken(good[0], good)
 
-
-# Meta.
 
 BAD_TEXTS = {
     "empty": "", "open": "{", "null": "null", "number": "5", "string": '"x"', "list": "[]",
@@ -451,11 +392,6 @@ BAD_TEXTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BAD_TEXTS)
-def test_bad_meta_texts(tmp_path, good, kind):
-    assert_refused(with_meta(tmp_path / "checkpoint.npz", good, BAD_TEXTS[kind]))
-
-
 def config(**changes):
     config = json.loads(json.dumps(make_model().config)) | changes
     return {"config": {key: value for key, value in config.items() if value is not ...}}
@@ -465,6 +401,7 @@ SIZES = ("patch_size", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_m
          "in_channels", "num_classes", "image_size")  # fmt: skip
 BAD_SIZES = (10**12, 10**9, 10**30, 7.5, 2.0, "8", True, 0, -8, None, [], [8, 8], {}, float("nan"))
 BAD_META = {
+    **{f"text {kind}": {"text": text} for kind, text in BAD_TEXTS.items()},
     **{f"{size} {value if type(value) is not int else f'{value:.0e}'}": config(**{size: value})
        for size in SIZES for value in BAD_SIZES if size != "image_size" or value != [8, 8]},
     "image_size [1e9, 1e9]": config(image_size=[10**9, 10**9], patch_size=1),
@@ -505,13 +442,12 @@ BAD_META = {
 
 
 @pytest.mark.parametrize("kind", BAD_META)
-def test_bad_meta(tmp_path, good, kind):
-    assert_refused(with_meta(tmp_path / "checkpoint.npz", good, **BAD_META[kind]))
+def test_bad_meta(path, good, kind):
+    assert_refused(with_meta(path, good, **BAD_META[kind]))
 
 
-def test_sizes_that_agree_by_accident(tmp_path, good):
+def test_sizes_that_agree_by_accident(path, good):
     """12 num_blocks + 6 numbers in one array are not 12 num_blocks + 6 arrays."""
-    path = tmp_path / "checkpoint.npz"
     for count, changes in (
         (18, {"num_blocks": 1, "hidden_dim": 1_000_000, "channels_mlp_dim": 4}),
         (240_006, {"num_blocks": 20_000}),
@@ -523,39 +459,40 @@ def test_sizes_that_agree_by_accident(tmp_path, good):
 
 
 @pytest.mark.parametrize("name", ["head.bias", "blocks.1.token_mixing.w1", "stem.weight"])
-def test_wrong_weights(tmp_path, good, name):
-    path, content = tmp_path / "checkpoint.npz", members(good[0])
+def test_wrong_weights(path, good, name):
+    content = members(good[0])
     key, bias = f"weights/{name}.npy", "weights/norm.bias.npy"
     value = np.load(io.BytesIO(content[key]))
     missing = {k: v for k, v in content.items() if k != key}
-    assert_refused(pack(path, missing))
     assert_refused(pack(path, missing | {"weights/other.npy": content[key]}), match="missing|fit")
-    assert_refused(pack(path, content | {"weights/more.npy": content[key]}))
-    for shape in ((value.size, 1), (1, *value.shape), (1, 1, value.size)):
-        assert_refused(pack(path, content | {key: npy(value.reshape(shape))}))
-    assert_refused(pack(path, content | {key: npy(value[:-1])}))
-    assert_refused(pack(path, content | {key: content[bias], bias: content[key]}))
+    shapes = (value.size, 1), (1, *value.shape), (1, 1, value.size)
+    for wrong in (
+        missing, content | {"weights/more.npy": content[key]},
+        *[content | {key: npy(value.reshape(shape))} for shape in shapes],
+        content | {key: npy(value[:-1])}, content | {key: content[bias], bias: content[key]},
+    ):  # fmt: skip
+        assert_refused(pack(path, wrong))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["weights/head.bias", "optimizer/exp_avg_sq/stem.weight"])
-def test_numbers_that_are_none_are_refused(tmp_path, good, name, value):
+def test_numbers_that_are_none_are_refused(path, good, name, value):
     content = members(good[0])
     array = np.load(io.BytesIO(content[f"{name}.npy"])).copy()
     array.reshape(-1)[-1] = value
-    path = pack(tmp_path / "checkpoint.npz", content | {f"{name}.npy": npy(array)})
+    pack(path, content | {f"{name}.npy": npy(array)})
     assert_refused(path, match=f"{name} holds NaN or infinity")
     assert_changes_nothing(path, f"{name} holds NaN or infinity")
 
 
-def test_the_same_in_another_form(tmp_path, good):
+def test_the_same_in_another_form(path, good):
     """In another order of members and of bytes, deflated, in Fortran's order: the same meaning."""
     content, expected = members(good[0]), read_checkpoint(good[0])
     key = "weights/blocks.0.token_mixing.w1.npy"
     array = np.load(io.BytesIO(content[key]))
     for other in (array.astype(">f4"), np.asfortranarray(array)):
         changed = dict(reversed((content | {key: npy(other)}).items()))
-        path = pack(tmp_path / "checkpoint.npz", changed, zipfile.ZIP_DEFLATED)
+        pack(path, changed, zipfile.ZIP_DEFLATED)
         assert npy(other) != content[key] and not read_or_refuse(path, expected)
     meta = json.loads(np.load(io.BytesIO(content["meta.npy"])).tobytes())
     spaced = json.dumps(meta, indent=3, sort_keys=True, ensure_ascii=False)
@@ -563,20 +500,17 @@ def test_the_same_in_another_form(tmp_path, good):
 
 
 @pytest.mark.parametrize("progress", [float("nan"), [float("inf")], 10**39, [[[]]] * 3])
-def test_progress_comes_back(tmp_path, good, progress):
-    path = tmp_path / "checkpoint.npz"
-    save_checkpoint(path, *good[1:], progress)
+def test_progress_comes_back(path, good, progress):
+    save(path, *good[1:], progress)
     assert repr(read_checkpoint(path)[0]["progress"]) == repr(progress)
 
 
 # ---- going on with what does not fit -------------------------------------------------------
 
 
-def assert_changes_nothing(path, match=None, make=None, **changes):
-    """A model and its optimizer, of which make(parameters) is another than AdamW, stay."""
-    model = redraw(make_model(**{"seed": 1} | changes))
-    optimizer = (make or AdamW)(model.parameters(), lr=0.1)
-    train(model, optimizer, 0, 2)
+def assert_changes_nothing(path, match=None, make=AdamW, **changes):
+    """A model and its optimizer stay as they are."""
+    model, optimizer = trained(steps=2, make=make, **{"seed": 1} | changes)
     before = everything(model, optimizer)
     assert_refused(path, lambda path: load_checkpoint(path, model, optimizer), match)
     assert_same(everything(model, optimizer), before)
@@ -596,25 +530,12 @@ def test_another_model_is_named_and_changes_nothing(good, changes):
 
 @pytest.mark.parametrize("saved, loading, match", [
     (AdamW, SGD, "SGD"), (SGD, AdamW, "AdamW"), (Adam, AdamW, "AdamW"),
-    (None, AdamW, "no state of AdamW"),
+    (None, AdamW, "no state of AdamW"), (some_parameters, AdamW, "exp_avg"),
+    (SGD, momentum, "set up in another way"),
 ])  # fmt: skip
-def test_another_kind_of_optimizer(tmp_path, saved, loading, match):
-    path = tmp_path / "checkpoint.npz"
-    model = make_model()
-    save_checkpoint(path, model, saved and saved(model.parameters(), lr=0.1))
+def test_another_optimizer(path, saved, loading, match):
+    save(path, *trained(steps=2, make=saved) if saved else [make_model()])
     assert_changes_nothing(path, match, loading)
-
-
-def test_an_optimizer_of_fewer_parameters_or_without_momentum(tmp_path):
-    path = tmp_path / "checkpoint.npz"
-    model = make_model()
-    optimizer = AdamW(model.parameters()[-2:])
-    train(model, optimizer, 0, 2)
-    save_checkpoint(path, model, optimizer)
-    assert_changes_nothing(path, "exp_avg")
-    save_checkpoint(path, model, SGD(model.parameters(), 0.1))
-    momentum = functools.partial(SGD, momentum=0.9)
-    assert_changes_nothing(path, "set up in another way", momentum)
 
 
 BAD_STATES = {
@@ -631,12 +552,12 @@ BAD_STATES = {
 
 
 @pytest.mark.parametrize("kind", BAD_STATES)
-def test_bad_states_change_nothing(tmp_path, good, kind):
-    assert_changes_nothing(with_meta(tmp_path / "checkpoint.npz", good, **BAD_STATES[kind]))
+def test_bad_states_change_nothing(path, good, kind):
+    assert_changes_nothing(with_meta(path, good, **BAD_STATES[kind]))
 
 
-def test_wrong_arrays_change_nothing(tmp_path, good):
-    path, content = tmp_path / "checkpoint.npz", members(good[0])
+def test_wrong_arrays_change_nothing(path, good):
+    content = members(good[0])
     for key in ("weights/head.bias.npy", "optimizer/exp_avg_sq/blocks.1.norm1.weight.npy"):
         assert_changes_nothing(pack(path, {k: v for k, v in content.items() if k != key}))
         value = np.load(io.BytesIO(content[key]))
@@ -652,21 +573,19 @@ def named(name, kind, **changes):
     return type(name, (kind,), changes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_norm_of_ones_own_comes_back_if_it_is_given(tmp_path, device, dtype):
-    path = tmp_path / "checkpoint.npz"
+@each_dtype
+def test_a_norm_of_ones_own_comes_back_if_it_is_given(path, device, dtype):
     model, optimizer = trained(device, norm=RMSNorm, dtype=dtype)
-    save_checkpoint(path, model, optimizer, 5)
+    save(path, model, optimizer, 5)
     assert read_checkpoint(path)[0]["config"]["norm"] == "RMSNorm"
     loaded = Mixer.load(path, norm=RMSNorm)
-    assert isinstance(loaded.blocks[1].norm2, RMSNorm) and not loaded.training
-    assert_same(loaded.state_dict(), model.state_dict())
-    other = make_model(norm=RMSNorm, seed=9, dtype=dtype).to(device)
-    other_optimizer = AdamW(other.parameters(), lr=0.01, weight_decay=0.05)
-    assert load_checkpoint(path, other, other_optimizer) == 5
-    for each in ((model, optimizer), (other, other_optimizer)):
+    assert isinstance(loaded.blocks[1].norm2, RMSNorm)
+    assert_loaded(loaded, model)
+    other, its = trained(device, 0, norm=RMSNorm, seed=9, dtype=dtype)
+    assert load_checkpoint(path, other, its) == 5
+    for each in ((model, optimizer), (other, its)):
         train(*each, 5, 8)
-    assert_same(everything(other, other_optimizer), everything(model, optimizer))
+    assert_same(everything(other, its), everything(model, optimizer))
     again = Mixer.from_pretrained(path, norm=RMSNorm, num_classes=5)
     assert isinstance(again.norm, RMSNorm) and again.head.weight.shape == (8, 5)
 
@@ -683,23 +602,22 @@ def test_a_norm_of_ones_own_comes_back_if_it_is_given(tmp_path, device, dtype):
         (LikeLayerNorm, named("LikeLayerNorm", RMSNorm), "blocks.0.norm1.bias is unexpected"),
     ], ids=str,
 )  # fmt: skip
-def test_another_norm_than_the_file_s_is_named(tmp_path, saved, given, match):
-    path = tmp_path / "checkpoint.npz"
+def test_another_norm_than_the_file_s_is_named(path, saved, given, match):
     make_model(norm=saved).save(path)
-    assert_refused(path, lambda path: Mixer.load(path, norm=given), match)
-    assert_refused(path, lambda path: Mixer.from_pretrained(path, norm=given), match)
+    for load in (Mixer.load, Mixer.from_pretrained):
+        assert_refused(path, lambda path, load=load: load(path, norm=given), match)
 
 
-def test_what_a_format_has_no_place_for_is_not_exported(tmp_path):
+def test_what_a_format_has_no_place_for_is_not_exported(path):
     for norm in (RMSNorm, LikeLayerNorm):
         for format in ("npz", "timm"):
             with pytest.raises(ValueError, match=f"{norm.__name__} has no place in the {format}"):
-                make_model(norm=norm).export(tmp_path / "out", format)
-    assert not (tmp_path / "out").exists()
+                make_model(norm=norm).export(path, format)
+    assert not path.exists()
     model = make_model(mean=0.5, std=0.5, class_names=None, approximate="tanh", image_size=4)
-    model.export(tmp_path / "out.npz", "npz")
+    model.export(path, "npz")
     with pytest.raises(ValueError, match="for checkpoints of minimixer"):
-        Mixer.from_pretrained(tmp_path / "out.npz", norm=RMSNorm)
+        Mixer.from_pretrained(path, norm=RMSNorm)
 
 
 class Network(Module):
@@ -751,18 +669,17 @@ class Wide(Mixer):
 def steps(model, optimizer, count):
     x = np.random.default_rng(0).standard_normal((6, 4)).astype("float32")
     for _ in range(count):
-        F.cross_entropy(model(Tensor(x, device=model.first.weight.device)), [0, 1] * 3).backward()
+        F.cross_entropy(model(to_device(x, model.first.weight.device)), [0, 1] * 3).backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("kind", [Network, Complete])
-def test_any_module_goes_on_as_if_it_had_not_stopped(tmp_path, device, kind):
-    path = tmp_path / "checkpoint.npz"
+def test_any_module_goes_on_as_if_it_had_not_stopped(path, device, kind):
     model, other = kind(seed=1).to(device), kind(seed=2).to(device)
     optimizer, its = AdamW(model.parameters(), lr=0.1), AdamW(other.parameters(), lr=0.1)
     steps(model, optimizer, 3)
-    save_checkpoint(path, model, optimizer, PROGRESS)
+    save(path, model, optimizer, PROGRESS)
     before = {name: value.copy() for name, value in model.state_dict().items()}
     steps(model, optimizer, 3)
     assert load_checkpoint(path, other, its) == PROGRESS
@@ -782,15 +699,10 @@ def test_any_module_goes_on_as_if_it_had_not_stopped(tmp_path, device, kind):
             load_checkpoint(path, wrong.to(device), AdamW(wrong.parameters()))
 
 
-def test_a_subclass_of_mixer_is_a_kind_of_its_own(tmp_path):
-    path = tmp_path / "checkpoint.npz"
+def test_a_subclass_of_mixer_is_a_kind_of_its_own(path):
     model = redraw(Wide(**make_model().config, mean=0.25, std=0.75, class_names=["a", "b", "c"]))
-    model.save(path)
-    loaded = Wide.load(path)
-    assert type(loaded) is Wide
-    wanted = everything(model) | {"seed": loaded.random.seed}
-    assert_same(everything(loaded), wanted)
-    assert loaded.mean[0] == 0.25 and loaded.class_names == ["a", "b", "c"]
+    model.eval().save(path)
+    assert_loaded(Wide.load(path), model)
     assert_refused(path, Mixer.load, "it holds a Wide")
     make_model().save(path)
     assert_refused(path, Wide.load, "it holds a Mixer")
@@ -801,18 +713,15 @@ KINDS = {f"kind {ascii(value)[:20]}": {"kind": value} for value in (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds_that_are_none(tmp_path, good, kind):
-    path = with_meta(tmp_path / "checkpoint.npz", good, **KINDS[kind])
-    assert_refused(path)
+def test_kinds_that_are_none(path, good, kind):
+    assert_refused(with_meta(path, good, **KINDS[kind]))
     assert_changes_nothing(path)
-    with_meta(path, good, kind=...)  # files without one are a Mixer's
-    assert_same(everything(load_model(path)), everything(load_model(good[0])))
-    assert_unchanged_but_loaded(path)
+    assert_taken(with_meta(path, good, kind=...), good)  # files without one are a Mixer's
 
 
-def test_names_of_arrays_can_be_printed(tmp_path, good):
+def test_names_of_arrays_can_be_printed(path, good):
     """Or a message that repeats them clears the terminal. They are not written either."""
-    path, content = tmp_path / "checkpoint.npz", members(good[0])
+    content = members(good[0])
     arrays = sorted(["weights/\x1b[2J", *[k[:-4] for k in content if k != "meta.npy"]])
     content = members(with_meta(path, good, arrays=arrays))
     pack(path, content | {"weights/\x1b[2J.npy": content["weights/head.bias.npy"]})
@@ -820,17 +729,17 @@ def test_names_of_arrays_can_be_printed(tmp_path, good):
     model = Network()
     vars(model)["\x1b[2J"] = Linear(2, 2)
     with pytest.raises(ValueError, match="not saved: arrays is not what minimixer writes"):
-        save_checkpoint(path, model)
-    with pytest.raises(ValueError, match="GELU has no weights"):
-        save_checkpoint(path, GELU())
+        save(path, model)
+    with pytest.raises(ValueError, match="Dropout has no weights"):
+        save(path, Dropout(0.5))
     for kind in ("Complete", Complete.__init__, 5):
         with pytest.raises(TypeError, match="load_model: kind must be a class, got"):
             load_model(path, kind=kind)
 
 
-def test_what_a_hostile_file_claims_is_not_made(tmp_path):
-    path, good = tmp_path / "checkpoint.npz", tmp_path / "good.npz"
-    save_checkpoint(good, Complete())
+def test_what_a_hostile_file_claims_is_not_made(path):
+    good = path.with_name("good.npz")
+    save(good, Complete())
     sizes = (10**12, 10**30, -1, 2.5, "x", None, [3], True)
     for given in (*[{"hidden": hidden} for hidden in sizes], {}, {"hidden": 3, "more": 1},
                   {"hidden": 3, "seed": 0}, {"self": 1}):  # fmt: skip
@@ -848,8 +757,7 @@ def test_what_a_hostile_file_claims_is_not_made(tmp_path):
 def test_a_layer_that_was_replaced_is_named(tmp_path):
     model = make_model()
     model.blocks[1].norm1 = RMSNorm(8)
-    with pytest.raises(ValueError, match=r"blocks.1.norm1.bias is missing"):
-        model.save(tmp_path / "checkpoint.npz")
-    with pytest.raises(ValueError, match=r"blocks.1.norm1.bias is missing"):
-        model.export(tmp_path / "out.npz", "npz")
+    for write in (model.save, lambda path: model.export(path, "npz")):
+        with pytest.raises(ValueError, match=r"blocks.1.norm1.bias is missing"):
+            write(tmp_path / "out.npz")
     assert not os.listdir(tmp_path)
