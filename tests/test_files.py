@@ -1,25 +1,26 @@
 """Files: what is opened, how a text of JSON and an archive are read, writers that race, locks."""
 
-import builtins
 import errno
+import functools
+import itertools
 import multiprocessing
 import os
 import resource
-import signal
 import socket
 import stat
-import subprocess
 import sys
 import threading
 import time
-import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from pathlib import Path
 
 import mutations
 import numpy as np
 import pytest
+from files_help import assert_refused
+from help import raises
 from minimixer.data import load_directory
-from processes import ENVIRONMENT
 
 from minimixer import Mixer
 from minimixer.kernels.gpu import cublas
@@ -44,12 +45,8 @@ def make_no_file(folder: Path, kind: str) -> Path:
     elif kind == "endless device":
         path.symlink_to("/dev/zero")
     elif kind == "socket":
-        listening = socket.socket(socket.AF_UNIX)
-        here = os.getcwd()
-        os.chdir(folder)  # the name of a socket has 107 bytes at most
-        listening.bind("x")
-        os.chdir(here)
-        listening.close()
+        with socket.socket(socket.AF_UNIX) as listening, chdir(folder):
+            listening.bind("x")  # its name has 107 bytes at most
     elif kind == "directory":
         path.mkdir()
     elif kind == "dangling":
@@ -64,7 +61,8 @@ def make_no_file(folder: Path, kind: str) -> Path:
 
 READERS = {
     "open_file": open_file, "read_file": read_file, "read_idx": read_idx, "load": Mixer.load,
-    "from_pretrained": Mixer.from_pretrained,
+    "from_pretrained": Mixer.from_pretrained, "class names": mutations.read_names,
+    "ReaL": mutations.read_real, "cifar": mutations.read_cifar,
 }  # fmt: skip
 
 
@@ -83,26 +81,11 @@ def test_only_regular_files_are_read(tmp_path, kind, reader):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless device", "directory"])
-def test_data_sets_and_scripts_read_only_regular_files(tmp_path, kind, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
-    import evaluate
-    import predict
-    from comparison import data as compare_data
-
-    path = make_no_file(tmp_path, kind)
-    model = mutations.small_model()
-    for read in (
-        lambda: predict.class_names(model, str(path)),
-        lambda: evaluate.read_real(str(path), ["a.png"], 5),
-        lambda: compare_data.read_cifar(path, (10,)),
-    ):
-        with pytest.raises((ValueError, OSError)) as caught:
-            read()
-        assert str(path) in str(caught.value)
-    folder = tmp_path / "set"
+def test_data_sets_are_of_regular_files(tmp_path, kind):
+    path, folder = make_no_file(tmp_path, kind), tmp_path / "set"
     folder.mkdir()
-    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        (folder / f"{name}-ubyte").symlink_to(path)
+    for split, part in itertools.product(("train", "t10k"), ("images-idx3", "labels-idx1")):
+        (folder / f"{split}-{part}-ubyte").symlink_to(path)
     with pytest.raises((ValueError, OSError), match=r"train-(images|labels)"):
         load_directory(folder)
 
@@ -171,21 +154,15 @@ def test_other_texts(text, said):
 @pytest.mark.slow
 def test_a_text_that_would_fill_a_memory_or_take_for_ever():
     for text in (
-        b"[" + b"[]," * 5_000_000 + b"0]",
-        b'"' + b'\\"' * 8_000_000,
-        b'{"a":' * 3_000_000,
+        b"[" + b"[]," * 5_000_000 + b"0]", b'"' + b'\\"' * 8_000_000, b'{"a":' * 3_000_000,
         b"{" + b",".join(b'"%d":0' % n for n in [*range(500_000), 499_999]) + b"}",
-    ):
+    ):  # fmt: skip
         began = time.process_time()
         with pytest.raises(ValueError):
             files.parse_json(text)
         assert time.process_time() - began < 2
-        tracemalloc.start()  # under which all takes longer
-        with pytest.raises(ValueError):
-            files.parse_json(text)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 100 << 20
+        read = functools.partial(files.parse_json, text)  # of no file
+        assert_refused("", lambda path, read=read: read(), seconds=60, megabytes=100)
 
 
 @pytest.mark.parametrize("text", [
@@ -224,30 +201,19 @@ def test_threads_and_processes_save_to_one_path(tmp_path, monkeypatch):
     """Each time the file is one writer's, whole; nobody's temporary file is taken away by another,
     although each of them looks for what killed ones have left."""
     path = tmp_path / "checkpoint"
-    code = "import sys; from test_files import write_often, Path;"
-    code += "write_often(Path(sys.argv[1]), int(sys.argv[2]), 30)"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, path, str(100 + n)],
-                         env=ENVIRONMENT, cwd=Path(__file__).parent, stderr=subprocess.PIPE)
-        for n in range(3)
-    ]  # fmt: skip
-    failed: list[BaseException] = []
-
-    def work(who: int) -> None:
-        try:
-            write_often(path, who, 30)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=work, args=(who,)) for who in range(8)]
-    for thread in threads:
-        thread.start()
-    while any(t.is_alive() for t in threads) or any(p.poll() is None for p in processes):
-        if path.exists():
-            check_whole(read_file(path))
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=write_often, args=(path, 100 + n, 30)) for n in range(3)]
     for process in processes:
-        assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
-    assert not failed and os.listdir(tmp_path) == ["checkpoint"]
+        process.start()
+    with ThreadPoolExecutor(8) as pool:
+        written = [pool.submit(write_often, path, who, 30) for who in range(8)]
+        while not all(w.done() for w in written) or any(p.is_alive() for p in processes):
+            if path.exists():
+                check_whole(read_file(path))
+    for process in processes:
+        process.join()
+    assert not any(w.exception() for w in written) and not any(p.exitcode for p in processes)
+    assert os.listdir(tmp_path) == ["checkpoint"]
     check_whole(read_file(path))
 
 
@@ -268,18 +234,16 @@ def test_what_is_swept_is_ours_and_dead(tmp_path):
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o640, 0o755])
 def test_the_mode_is_kept(tmp_path, mode):
-    path = tmp_path / "a"
-    path.write_bytes(b"")
-    path.chmod(mode)
+    (tmp_path / "a").touch()
+    (tmp_path / "a").chmod(mode)
     old = os.umask(0o027)
     try:
-        for name in ("a", "fresh"):
+        for name, wanted in (("a", mode), ("fresh", 0o640)):
             with replace_file(tmp_path / name):
                 pass
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == wanted
     finally:
         os.umask(old)
-    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "fresh")]
-    assert modes == [mode, 0o640]
 
 
 def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path, monkeypatch):
@@ -296,18 +260,20 @@ def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path, monkeypatch):
         assert stat.S_ISCHR(os.stat(device).st_mode)
 
 
-@pytest.mark.filterwarnings("ignore:.*GELU")
+WRITERS = (
+    Mixer.save, lambda model, path: model.export(path, "npz"),
+    lambda model, path: model.export(path, "timm"),
+    lambda model, path: write_idx(path, np.zeros(300_000, "uint8")),
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:loaders of", "ignore:.*GELU")
 @pytest.mark.parametrize("kind", [k for k in NO_FILES if k not in ("gone", "dangling")])
 def test_nothing_but_files_is_replaced(tmp_path, kind):
-    path, model = make_no_file(tmp_path, kind), mutations.small_model()
-    before = sorted(os.listdir(tmp_path))
-    for write in (
-        lambda: write_idx(path, np.ones(3, "uint8")),
-        lambda: model.save(path),
-        lambda: model.export(path, "timm"),
-    ):
+    path, before = make_no_file(tmp_path, kind), sorted(os.listdir(tmp_path))
+    for write in WRITERS:
         with pytest.raises((ValueError, OSError)) as caught:
-            write()
+            write(mutations.small_model(), path)
         real = os.path.realpath(path)
         assert str(path) in str(caught.value) or real in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == before
@@ -324,7 +290,7 @@ def test_a_directory_that_is_not_there_or_vanishes(tmp_path):
         assert str(path) in str(caught.value) and ".tmp" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:loaders of")
+@pytest.mark.filterwarnings("ignore:loaders of", "ignore:.*GELU")
 @pytest.mark.parametrize("room", [0, 100, 4096, "all but a byte"])
 def test_a_full_disk_is_named(tmp_path, room):
     """The limit on the size of a file makes the kernel refuse the write, as a full disk does."""
@@ -332,15 +298,14 @@ def test_a_full_disk_is_named(tmp_path, room):
     model.save(path)
     before = path.read_bytes()
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for save in (lambda: model.save(path), lambda: model.export(path, "npz"),
-                 lambda: write_idx(path, np.zeros(300_000, "uint8"))):  # fmt: skip
-        save()
+    for write in WRITERS:
+        write(model, path)
         most = room if isinstance(room, int) else path.stat().st_size - 1
         path.write_bytes(before)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
         try:
             with pytest.raises(OSError, match="too large") as caught:
-                save()
+                write(model, path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert caught.value.errno == errno.EFBIG and str(path) in str(caught.value)
@@ -350,27 +315,24 @@ def test_a_full_disk_is_named(tmp_path, room):
 # ---- locks --------------------------------------------------------------------------------------
 
 
-HOLD = """if True:
-    import sys, time
-    from minimixer.training.files import Lock
-    lock = Lock(sys.argv[1])
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(path, connection):
+    with Lock(path):
+        connection.send("held")
+        time.sleep(60)
 
 
 def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path):
-    path = tmp_path / ".lock"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], env=ENVIRONMENT,
-                              stdout=subprocess.PIPE)  # fmt: skip
+    path, (ours, theirs) = tmp_path / ".lock", multiprocessing.Pipe()
+    holder = multiprocessing.get_context("spawn").Process(target=hold, args=(path, theirs))
+    holder.start()
     try:
-        assert holder.stdout.readline() == b"held\n"
+        assert ours.recv() == "held"
         for _ in range(2):
             with pytest.raises(BlockingIOError, match=r"\.lock is locked"):
                 Lock(path)
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
+        holder.kill()
+        holder.join()
     with Lock(path) as lock:
         assert lock.refusal is None
         with pytest.raises(BlockingIOError):  # from this process, too
@@ -407,23 +369,15 @@ def test_a_released_lock_is_not_held_by_forked_processes(tmp_path):
         child.join()
 
 
-@pytest.mark.parametrize("who, refusal", [("file system", "No locks"), ("platform", "no msvcrt")])
+@pytest.mark.parametrize("who, refusal", [("file system", "No locks"), ("platform", "msvcrt")])
 def test_without_locks(tmp_path, monkeypatch, who, refusal):
     """Files are written as ever, and nobody is kept out; what killed writers leave stays."""
-    real = builtins.__import__
-
-    def refuse(descriptor, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    def without(name, *arguments, **options):
-        if name in ("fcntl", "msvcrt"):
-            raise ImportError(f"no {name}")
-        return real(name, *arguments, **options)
-
     if who == "platform":
-        monkeypatch.setattr(builtins, "__import__", without)
+        for module in ("fcntl", "msvcrt"):
+            monkeypatch.setitem(sys.modules, module, None)
     else:
-        monkeypatch.setattr(fcntl, "flock", refuse)
+        refusal_of_all = OSError(errno.ENOLCK, "No locks available")
+        monkeypatch.setattr(fcntl, "flock", lambda *arguments: raises(refusal_of_all))
     (tmp_path / ".a.0123456789ab.tmp").write_bytes(b"somebody's, perhaps")
     write_often(tmp_path / "a", 1, 3)
     check_whole(read_file(tmp_path / "a"))
