@@ -3,10 +3,7 @@ damaged or hostile in them."""
 
 import contextlib
 import itertools
-import os
 import struct
-import time
-import tracemalloc
 import warnings
 import zipfile
 
@@ -25,24 +22,27 @@ def read_npz(path) -> dict:
         return dict(Npz(file))
 
 
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "checkpoint.npz"
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f2", ">f4", ">f8", "|u1"])
-def test_arrays_of_other_machines_and_orders(tmp_path, dtype, method):
+def test_arrays_of_other_machines_and_orders(path, dtype, method):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
     wanted = {"c": array, "fortran": np.asfortranarray(array), "one": array[:1, 0, 0],
               "number": array[1, 1, 1], "empty": array[:0],
               "64 axes": array.reshape((1,) * 61 + (2, 3, 4))}  # fmt: skip
-    path = pack(tmp_path / "a", {k: npy(a) for k, a in wanted.items()}, method)
-    found = read_npz(path)
+    found = read_npz(pack(path, {k: npy(a) for k, a in wanted.items()}, method))
     assert list(found) == list(wanted)
     for name, expected in wanted.items():
         assert found[name].dtype == np.dtype(dtype).newbyteorder("=") and found[name].dtype.isnative
         assert found[name].shape == np.shape(expected) and (found[name] == expected).all()
 
 
-def test_members_are_read_when_they_are_asked_for(tmp_path):
-    path = pack(tmp_path / "a", {"good": npy(np.ones(3)), "bad\x1b": b"nonsense"})
-    with open_file(path) as file:
+def test_members_are_read_when_they_are_asked_for(path):
+    with open_file(pack(path, {"good": npy(np.ones(3)), "bad\x1b": b"nonsense"})) as file:
         arrays = Npz(file)
         assert len(arrays) == 2 and "good" in arrays and "other" not in arrays
         assert arrays["good"].tolist() == [1, 1, 1]
@@ -60,38 +60,25 @@ def test_members_are_read_when_they_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_small_file_does_not_become_a_large_one(tmp_path, method):
+def test_a_small_file_does_not_become_a_large_one(path, method):
     """Neither by what members claim, nor by what they hold and do not claim."""
-    path = pack(tmp_path / "bz", {"weights": bytes(50 << 20)}, method)
-    content = path.read_bytes()
-    size = (50 << 20).to_bytes(4, "little")
-    path.write_bytes(content.replace(size, (100).to_bytes(4, "little")))
-    deflated = pack(tmp_path / "a", {"weights": bytes(300 << 20)}, zipfile.ZIP_DEFLATED)
-    liar = tmp_path / "liar"
-    size = (300 << 20).to_bytes(4, "little")
-    liar.write_bytes(deflated.read_bytes().replace(size, (100).to_bytes(4, "little")))
-    for small, said in ((path, "packed in another way"), (deflated, "claim to hold"),
-                        (liar, "weights")):  # fmt: skip
-        tracemalloc.start()
-        with pytest.raises(ValueError, match=said):
-            read_npz(small)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 4 << 20
+    for size, packing, lies, said in (
+        (50 << 20, method, True, "packed in another way"),
+        (300 << 20, zipfile.ZIP_DEFLATED, False, "claim to hold"),
+        (300 << 20, zipfile.ZIP_DEFLATED, True, "meta: "),
+    ):
+        content = pack(path, {"meta.npy": bytes(size)}, packing).read_bytes()
+        claim = (100 if lies else size).to_bytes(4, "little")
+        path.write_bytes(content.replace(size.to_bytes(4, "little"), claim))
+        assert_refused(path, load_model, said, megabytes=4)
 
 
-def test_a_list_of_members_without_an_end(tmp_path):
-    path = tmp_path / "a"
+def test_a_list_of_members_without_an_end(path):
     with open(path, "wb") as file:
         file.write(b"PK\x03\x04")
-        file.truncate((1 << 32) - 100)
-        file.seek(0, os.SEEK_END)
-        end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 65535, 65535, (1 << 32) - 200, 4, 0)
-        file.write(end)
-    began = time.perf_counter()
-    with pytest.raises(ValueError, match="list of members"):
-        read_npz(path)
-    assert time.perf_counter() - began < 1
+        file.seek((1 << 32) - 100)
+        file.write(end_record(65535, (1 << 32) - 200, 4))
+    assert_refused(path, load_model, "list of members")
 
 
 # ---- the archive itself --------------------------------------------------------------------------
@@ -127,10 +114,9 @@ def content(whole):
 @pytest.mark.parametrize("field", ["both sizes", "size", "packed size", "offset"])
 @pytest.mark.parametrize("claim", [10**6, 2**31 - 2, 2**32 - 2])
 @pytest.mark.parametrize("which", [0, 1, -1])
-def test_a_directory_that_lies(tmp_path, content, field, claim, which):
+def test_a_directory_that_lies(path, content, field, claim, which):
     """Members that claim to be larger than the file, or to begin elsewhere."""
-    path = pack(tmp_path / "checkpoint.npz", content)
-    data = bytearray(path.read_bytes())
+    data = bytearray(pack(path, content).read_bytes())
     entry = list(directory_entries(bytes(data)))[which]
     for place in {"both sizes": [20, 24], "size": [24], "packed size": [20], "offset": [42]}[field]:
         struct.pack_into("<I", data, entry + place, claim)
@@ -140,10 +126,9 @@ def test_a_directory_that_lies(tmp_path, content, field, claim, which):
 
 @pytest.mark.parametrize("claim", [10**6, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("field, place", [("size", 24), ("packed size", 20), ("offset", 42)])
-def test_a_directory_that_lies_in_64_bits(tmp_path, field, place, claim):
+def test_a_directory_that_lies_in_64_bits(path, field, place, claim):
     """The zip64 extension: 8-byte fields."""
-    path = pack(tmp_path / "checkpoint.npz", {"meta.npy": npy(np.zeros(3, np.uint8))})
-    data = path.read_bytes()
+    data = pack(path, {"meta.npy": npy(np.zeros(3, np.uint8))}).read_bytes()
     (start,) = directory_entries(data)
     entry = bytearray(data[start : data.index(b"PK\x05\x06")])
     struct.pack_into("<I", entry, place, 0xFFFFFFFF)
@@ -153,40 +138,40 @@ def test_a_directory_that_lies_in_64_bits(tmp_path, field, place, claim):
     assert_refused(path)
 
 
-def test_overlapping_members(tmp_path, content):
-    """A thousand entries of the directory that all mean the same megabyte."""
-    more = {"weights/more.npy": npy(np.zeros(1 << 20, np.uint8))}
-    path = pack(tmp_path / "checkpoint.npz", content | more)
+def assert_refused_with(path, entry, count=1):
+    """The archive at that path, after the entry is added to its directory so many times."""
     data = path.read_bytes()
-    entries, end = list(directory_entries(data)), data.index(b"PK\x05\x06")
-    directory = data[entries[0] : end] + data[entries[-1] : end] * 1000
-    end = end_record(len(entries) + 1000, len(directory), entries[0])
-    path.write_bytes(data[: entries[0]] + directory + end)
-    assert_refused(path)
-
-
-def test_members_within_members(tmp_path, content):
-    """An entry that begins within the data of another one."""
-    inner = pack(tmp_path / "inner.zip", {"weights/inner.npy": npy(np.zeros(9, np.uint8))})
-    inner = inner.read_bytes()
-    outer = {"outer.npy": npy(np.frombuffer(inner, np.uint8))}
-    path = pack(tmp_path / "checkpoint.npz", content | outer)
-    data = path.read_bytes()
-    (entry,) = directory_entries(inner)
-    entry = bytearray(inner[entry : inner.index(b"PK\x05\x06")])
-    struct.pack_into("<I", entry, 42, data.index(b"PK\x03\x04", data.index(b"outer.npy")))
     entries = list(directory_entries(data))
-    directory = data[entries[0] : data.rindex(b"PK\x05\x06")] + entry
-    end = end_record(len(entries) + 1, len(directory), entries[0])
+    directory = data[entries[0] : data.rindex(b"PK\x05\x06")] + entry * count
+    end = end_record(len(entries) + count, len(directory), entries[0])
     path.write_bytes(data[: entries[0]] + directory + end)
     assert_refused(path)
+
+
+def last_entry(data):
+    *_, start = directory_entries(data)
+    return data[start : data.rindex(b"PK\x05\x06")]
+
+
+def test_overlapping_members(path, content):
+    """A thousand entries of the directory that all mean the same megabyte."""
+    pack(path, content | {"weights/more.npy": npy(np.zeros(1 << 20, np.uint8))})
+    assert_refused_with(path, last_entry(path.read_bytes()), 1000)
+
+
+def test_members_within_members(path, content):
+    """An entry that begins within the data of another one."""
+    inner = pack(path, {"weights/inner.npy": npy(np.zeros(9, np.uint8))}).read_bytes()
+    outer = {"outer.npy": npy(np.frombuffer(inner, np.uint8))}
+    data, entry = pack(path, content | outer).read_bytes(), bytearray(last_entry(inner))
+    struct.pack_into("<I", entry, 42, data.index(b"PK\x03\x04", data.index(b"outer.npy")))
+    assert_refused_with(path, bytes(entry))
 
 
 @pytest.mark.parametrize("name", ["meta.npy", "weights/head.bias.npy", "meta", "weights/head.bias"])
-def test_names_that_come_twice(tmp_path, content, name):
+def test_names_that_come_twice(path, content, name):
     """Which of the two would count? With and without .npy they are the same name."""
-    path = pack(tmp_path / "checkpoint.npz", content)
-    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+    with zipfile.ZipFile(pack(path, content), "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile warns of what is done here on purpose
         archive.writestr(name, content[name.removesuffix(".npy") + ".npy"])
     for read in (load_model, Mixer.from_pretrained):
@@ -276,8 +261,8 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("kind", BAD_ARRAYS)
-def test_bad_arrays(tmp_path, whole, kind):
-    (content, authors), path = whole, tmp_path / "file.npz"
+def test_bad_arrays(path, whole, kind):
+    content, authors = whole
     for name in ("weights/head.bias.npy", "meta.npy"):
         assert_refused(pack(path, content | {name: BAD_ARRAYS[kind]}))
     assert "head/bias.npy" in authors

@@ -2,38 +2,20 @@
 
 import copy
 import math
-import pickle
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+from help import close, put, same, small_mixer
 
 import minimixer
-from minimixer import (
-    SGD,
-    AdamW,
-    Linear,
-    Mixer,
-    Module,
-    Parameter,
-    Tensor,
-    concatenate,
-    no_grad,
-    ops,
-    rearrange,
-    stack,
-    where,
-)
+from minimixer import SGD, AdamW, Linear, Mixer, Module, Parameter, Tensor, no_grad, ops, rearrange
 from minimixer import functional as F
-from minimixer.backend import to_device, to_numpy
+from minimixer.backend import to_numpy
 from minimixer.engine import habits
 from minimixer.nn import Dropout
-from minimixer.training.checkpoint import save_checkpoint
-
-SIZES = {"num_blocks": 2, "hidden_dim": 8, "tokens_mlp_dim": 4, "channels_mlp_dim": 16}
-SIZES |= {"image_size": 4, "patch_size": 2, "in_channels": 1, "num_classes": 3}
 
 
 def test_every_kind_of_sequence_is_an_index():
@@ -44,21 +26,8 @@ def test_every_kind_of_sequence_is_an_index():
         if isinstance(rows, np.ndarray):
             rows[:] = 2
         y.sum().backward()
-        np.testing.assert_array_equal(x.grad, [[2, 2], [1, 1], [0, 0]])
+        same(x.grad, [[2, 2], [1, 1], [0, 0]])
     assert x[[]].shape == (0, 2) and x[range(2)].shape == (2, 2)
-
-
-@pytest.mark.parametrize("change", [
-    lambda m: setattr(m, "head", Linear(8, 5)), lambda m: m.blocks.pop(),
-    lambda m: setattr(m, "class_names", [1, 2, 3]),
-])  # fmt: skip
-def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, change):
-    model = Mixer(**SIZES)
-    change(model)
-    with pytest.raises(ValueError, match=r"replaced|class_names"):
-        save_checkpoint(tmp_path / "checkpoint.npz", model)
-    assert not list(tmp_path.iterdir())
-    assert model.to("float64").stem.weight.dtype == np.float64  # it moves all the same
 
 
 def test_a_step_that_is_skipped_leaves_no_clipping_behind():
@@ -72,11 +41,11 @@ def test_a_step_that_is_skipped_leaves_no_clipping_behind():
         before = layer.weight.data.copy()
         layer.weight.grad = np.ones((2, 1))
         optimizer.step()
-        np.testing.assert_allclose(layer.weight.data, before - lr, rtol=1e-6)
+        close(layer.weight.data, before - lr, rtol=1e-6)
 
 
 def test_predicting_from_several_threads_leaves_the_model_training():
-    model, images = Mixer(**SIZES, stochastic_depth=0.5), np.zeros((64, 4, 4, 1), np.uint8)
+    model, images = small_mixer(stochastic_depth=0.5), np.zeros((64, 8, 8, 1), np.uint8)
     threads = [threading.Thread(target=model.predict, args=(images, 1)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -110,21 +79,18 @@ def test_a_parameter_is_not_lost_by_assignment():
         layer.weight.grad = np.ones(2)
 
 
-def test_copies():
-    model = pickle.loads(pickle.dumps(Mixer(**SIZES)))
-    twin = copy.deepcopy(model)
-    AdamW(twin.parameters())
+def test_what_is_not_copied():
+    layer = Linear(2, 2)
     with pytest.raises(TypeError, match="state_dict"):
-        copy.deepcopy(AdamW(model.parameters()))
+        copy.deepcopy(AdamW(layer.parameters()))
     with pytest.raises(TypeError, match="detach"):
-        copy.deepcopy(model.head.weight * 2)
+        copy.deepcopy(layer.weight * 2)
 
 
 def test_tensors_and_numbers():
     x = Tensor([2.0], requires_grad=True)
-    assert float(x) == 2 and np.asarray(x).dtype == np.float32
     (x * x).backward(3.0)
-    np.testing.assert_array_equal(x.grad, [12])
+    same(x.grad, [12])
     with pytest.raises(TypeError, match="stack"):
         Tensor([x, "x"])
 
@@ -139,12 +105,12 @@ def test_a_snapshot_does_not_follow_the_training(device):
         for snapshot in (np.array(value), np.copy(value), np.array(value, dtype="float64")):
             before = snapshot.copy()
             value.data[...] = value.data + 1
-            np.testing.assert_array_equal(snapshot, before)
+            same(snapshot, before)
             snapshot[...] = 99
             assert not (value.numpy() == 99).any()
     state = layer.state_dict()
     layer.weight.data[...] = 7
-    assert not (np.asarray(to_numpy(state["weight"])) == 7).any()
+    assert not (state["weight"] == 7).any()
 
 
 def test_numpys_rules_for_copy_and_dtype(device):
@@ -154,12 +120,12 @@ def test_numpys_rules_for_copy_and_dtype(device):
         assert np.shares_memory(view, t.numpy()) is on_cpu
     assert np.asarray(t, dtype="float64").dtype == "float64"
     assert not np.shares_memory(np.array(t), t.numpy())
-    for options in ({"dtype": "float64"}, {}, {"dtype": "float32"}):
-        if on_cpu and options.get("dtype") != "float64":
-            assert np.shares_memory(np.array(t, copy=False, **options), t.data)
-            continue
-        with pytest.raises(ValueError, match="copy"):
-            np.array(t, copy=False, **options)
+    for dtype in ("float64", None, "float32"):
+        if on_cpu and dtype != "float64":
+            assert np.shares_memory(np.array(t, copy=False, dtype=dtype), t.data)
+        else:
+            with pytest.raises(ValueError, match="copy"):
+                np.array(t, copy=False, dtype=dtype)
 
 
 def test_numpys_functions_keep_the_gradient_or_say_that_they_cannot(device):
@@ -176,19 +142,16 @@ def test_numpys_functions_keep_the_gradient_or_say_that_they_cannot(device):
         (np.sum, lambda x: x.sum()), (lambda x: np.mean(x, axis=0), lambda x: x.mean(axis=0)),
         (lambda x: np.max(x, axis=1, keepdims=True), lambda x: x.max(axis=1)), (np.min, Tensor.min),
         (lambda x: np.reshape(x, (4, 1)), lambda x: x.reshape(4, 1)), (np.transpose, lambda x: x.T),
-        (lambda x: np.concatenate([x, x]), lambda x: concatenate([x, x])),
-        (lambda x: np.stack([x, x], axis=1), lambda x: stack([x, x], 1)),
-        (lambda x: np.where((x > 1).data, x, 0.0), lambda x: where(x > 1, x, 0)),
+        (lambda x: np.concatenate([x, x]), lambda x: rearrange.concatenate([x, x])),
+        (lambda x: np.stack([x, x], axis=1), lambda x: rearrange.stack([x, x], 1)),
+        (lambda x: np.where((x > 1).data, x, 0.0), lambda x: ops.where(x > 1, x, 0)),
         (lambda x: np.clip(x, 1, 3), lambda x: x.clip(1, 3)),
     ):  # fmt: skip
         for found, right in zip(gradient(theirs), gradient(ours), strict=True):
-            np.testing.assert_array_equal(found.ravel(), right.ravel())
+            same(found.ravel(), right.ravel())
     x = Tensor([1.0, 2.0], requires_grad=True, device=device)
-    for function in (np.sin, np.dot, np.prod, np.linalg.norm, np.cumsum, np.var, np.add.reduce):
-        two = (x, x) if function is np.dot else (x,)
-        with pytest.raises(TypeError, match=r"np\.\w+ of a Tensor .* gradient.*x\.numpy\(\)"):
-            function(*two)
-    for function in (  # floats inside of tuples and lists, and complex numbers
+    for function in (  # also floats inside of tuples and lists, and complex numbers
+        np.sin, lambda x: np.dot(x, x), np.prod, np.linalg.norm, np.cumsum, np.var, np.add.reduce,
         lambda x: np.split(x, 2), lambda x: np.meshgrid(x, x), np.gradient, np.fft.fft,
         lambda x: np.linalg.svd(x[None]),
     ):  # fmt: skip
@@ -200,7 +163,7 @@ def test_numpys_functions_keep_the_gradient_or_say_that_they_cannot(device):
     assert np.linalg.norm(x.detach()) == np.linalg.norm(x.numpy())
     with no_grad():
         assert np.prod(x) == 2
-    a = to_device(np.array([1.0, 2.0], "float32"), device)
+    a = put(device, [1.0, 2.0])
     for y in (a + x, a - x, a * x, a / x, a**x, a @ x):
         assert isinstance(y, Tensor) and y.requires_grad
     for y in (a == x, a <= x, a >= x, x == a, ~(a != x), ~(a < x), ~(a > x), (a == a) & (x == x)):
@@ -239,7 +202,7 @@ def test_a_tensor_of_one_number_is_a_number(device):
 
 def test_the_accuracy(device):
     logits = Tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], device=device)
-    labels = to_device(np.array([1, 0, 0, 0]), device)
+    labels = put(device, [1, 0, 0, 0], "int64")
     right = logits.argmax(axis=1) == labels
     assert right.mean().item() == 0.75 and right.mean().dtype == "float32"
     assert right.sum().item() == 3 and right.sum().dtype == np.int64
@@ -281,7 +244,7 @@ def test_pytorchs_short_names(device):
         (x.to(dtype="float32", device="cpu"), a), (x.to(device=device), a), (x.half(), a),
     ):  # fmt: skip
         assert y.requires_grad and y.shape == wanted.shape
-        np.testing.assert_allclose(y.numpy(), wanted, rtol=1e-6)
+        close(y.numpy(), wanted, rtol=1e-6)
     assert x.detach().long().dtype == np.int64 and x.numel() == 24 and x.dim() == 3
     assert x.argmin().item() == 0 and x.argmax(axis=2, keepdims=True).shape == (2, 3, 1)
     assert Tensor(2.0).flatten().shape == (1,)
@@ -317,17 +280,18 @@ def test_other_keywords_say_what_to_write():
         for axis in (1.0, "0", (0, 1.5)):
             with pytest.raises(TypeError, match=r"an axis .*must be a whole number, got ['01(]"):
                 getattr(x, name)(axis=axis)
-    for function in (F.softmax, F.log_softmax, lambda x, dim: concatenate([x, x], dim=dim),
-                     lambda x, dim: stack([x, x], dim=dim)):  # fmt: skip
+    for function, joined in (
+        (F.softmax, x), (F.log_softmax, x), (rearrange.concatenate, [x, x]),
+        (rearrange.stack, [x, x]),
+    ):  # fmt: skip
         with pytest.raises(TypeError, match="no dim= here: write axis="):
-            function(x, dim=1)
+            function(joined, dim=1)
     for name in ("argmax", "argmin"):
         with pytest.raises(TypeError, match=rf"{name}: goes along one axis, .* got \(0, 1\)"):
             getattr(x, name)(axis=(0, 1))
-    for join in (concatenate, stack):
-        with pytest.raises(TypeError, match=r"whole number, got 1\.0"):
-            join([x, x], 1.0)
     for wrong, error, message in (
+        (lambda: rearrange.concatenate([x, x], 1.0), TypeError, r"whole number, got 1\.0"),
+        (lambda: rearrange.stack([x, x], 1.0), TypeError, r"whole number, got 1\.0"),
         (lambda: x.reshape(2.0, 1), TypeError, "a length in a shape must be a whole number, got 2"),
         (lambda: x.to(x), TypeError, "to: expected a device .* or a dtype, got Tensor"),
         (lambda: x.reshape(1, 2, 1).transpose(0, 1), ValueError, "of the 3 axes once; swapaxes"),
