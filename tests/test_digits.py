@@ -2,17 +2,16 @@
 
 import contextlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import Runner, make_data
 
 from minimixer import Mixer, data
 from minimixer.pictures.folders import BadPicture
 from minimixer.training.checkpoint import BUILT_IN, read_checkpoint, save_checkpoint
-from minimixer.training.idx import write_idx
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
 ImageDraw = pytest.importorskip("PIL.ImageDraw")
@@ -107,16 +106,10 @@ def test_files_from_before_it_was_recorded(tmp_path, names, size, guessed):
 
 @pytest.mark.slow
 def test_train_mnist_records_it_for_the_embedded_mnist_alone(tmp_path):
-    folder = tmp_path / "other"
-    folder.mkdir()
-    for split, count in (("train", 40), ("t10k", 20)):
-        write_idx(folder / f"{split}-images-idx3-ubyte", np.zeros((count, 28, 28), np.uint8))
-        write_idx(folder / f"{split}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
-    small = ["--epochs=1", "--num-blocks=1", "--hidden-dim=8", "--limit-train=40", "--out"]
-    for given, expected in (([], "digit"), (["--data-dir", str(folder)], None)):
-        script = str(Path(__file__).parents[1] / "examples" / "train_mnist.py")
-        command = [sys.executable, script, *small, str(tmp_path / str(expected)), *given]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    folder = make_data(tmp_path / "other", 40, 20, (28, 28), 10, rows=range(10))
+    small = ["--epochs=1", "--num-blocks=1", "--hidden-dim=8", "--limit-train=40"]
+    for given, expected in (([], "digit"), ([f"--data-dir={folder}"], None)):
+        Runner(tmp_path)(*small, f"--out={expected}", *given)
         trained = Mixer.load(tmp_path / str(expected) / "checkpoint.npz")
         assert trained.class_names == NAMES and trained.preparation == expected
 

@@ -51,17 +51,15 @@ def command(processes, *runs):
     return words if processes == 1 else [MPIRUN, "-n", str(processes), *words]
 
 
-def launch(processes, *runs, cwd=None):
+def launch(processes, *runs):
     """(status, stdout, stderr) of the worker."""
-    return said(command(processes, *runs), cwd=cwd)
+    return said(command(processes, *runs))
 
 
-def said(words, **options):
+def said(words, env=ENVIRONMENT):
     """(status, stdout, stderr) of a command; what outlasts 60 s fails the test."""
-    done = subprocess.run(
-        words, capture_output=True, encoding="utf-8", timeout=60, stdin=subprocess.DEVNULL,
-        **{"env": ENVIRONMENT} | options,
-    )  # fmt: skip
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=60, env=env,
+                          stdin=subprocess.DEVNULL)  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
 
@@ -152,7 +150,7 @@ def test_sums_are_added_from_rank_0_on():
     assert said([MPIRUN, "-n", "3", sys.executable, "-c", SUMS]) == (0, "all\n", "")
 
 
-# ---- all end together ---------------------------------------------------------------------------
+# ---- all end together; test_parallel_examples.py kills a rank -----------------------------------
 
 
 def launch_to_fail(directory, processes, run, **fault):
@@ -199,22 +197,10 @@ def test_what_all_ranks_find_is_said_once_in_one_sentence(run, words):
 
 
 @needs_mpi
-def test_a_killed_rank_ends_the_run_and_the_checkpoint_is_whole(tmp_path, alone):
-    checkpoint = str(tmp_path / "checkpoint.npz")
-    run = {"checkpoint": checkpoint, "save_at": 20}
-    out, _ = launch_to_fail(tmp_path, 3, run, kind="kill", rank=1, step=30)
-    assert "saved 20" in out
-    resumed = results(tmp_path, 2, {"sgd": {"resume": checkpoint}})["sgd"]
-    assert_same(resumed | {"losses": alone["sgd"]["losses"]}, alone["sgd"], "sgd")
-
-
-@needs_mpi
 def test_no_process_is_left_when_mpirun_itself_is_ended():
-    runs = [{"fault": {"kind": "slow", "rank": 1, "step": 5}}]
-    process = subprocess.Popen(
-        command(2, *runs), env=ENVIRONMENT, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    words = command(2, {"fault": {"kind": "slow", "rank": 1, "step": 5}})
+    null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    process = subprocess.Popen(words, env=ENVIRONMENT, **null)
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) != 0
