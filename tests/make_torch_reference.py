@@ -133,36 +133,6 @@ def model_case(parameters, images, labels, form):
     return {"logits": logits, "loss": loss, "grad_images": x.grad} | grads
 
 
-def check_model_case(case, parameters, images, labels, form, rng):
-    """Nothing compared with zeros by accident, and the gradient agrees with finite differences."""
-    largest_zero = 0.0
-    for key, value in case.items():
-        if key.endswith("token_mixing.b2"):
-            largest_zero = max(largest_zero, value.abs().max().item())
-        else:
-            assert value.abs().min() > 1e-9 and value.abs().max() > 1e-4, (form, key)
-    assert largest_zero < 1e-12
-    print(
-        f"{form}: loss {case['loss'].item():.6f}, |gradient| of token_mixing.b2 {largest_zero:.1e}"
-    )
-
-    # One random direction through all parameters and the images at once, central differences.
-    point = parameters | {"images": images}
-    direction = {name: rng.standard_normal(value.shape) for name, value in point.items()}
-
-    def loss_at(t):
-        moved = {name: torch.tensor(value + t * direction[name]) for name, value in point.items()}
-        return F.cross_entropy(mixer(moved, moved["images"], form), torch.tensor(labels)).item()
-
-    step = 1e-6
-    measured = (loss_at(step) - loss_at(-step)) / (2 * step)
-    grads = {name: case[f"grad/{name}"].numpy() for name in parameters}
-    grads |= {"images": case["grad_images"].numpy()}
-    expected = sum(np.sum(grads[name] * direction[name]) for name in point)
-    print(f"{form}: directional derivative {expected:.10f}, by finite differences {measured:.10f}")
-    assert abs(measured - expected) < 1e-8 * abs(expected)
-
-
 def optimizer_case(name, parameters, images, labels):
     settings = dict(OPTIMIZERS[name])
     stored = {"steps": STEPS} | settings
@@ -250,15 +220,15 @@ def main():
             key = f"{prefix}/{key}"
             assert value.dtype in (np.float64, np.int64, np.bool_) and key not in arrays
             assert np.all(np.isfinite(value)), key
-            assert "grad" not in key or key.endswith("token_mixing.b2") or np.all(value != 0), key
+            if "grad" in key:  # nothing is compared with zeros by accident
+                zero, size = key.endswith("token_mixing.b2"), np.abs(value)
+                assert size.max() < 1e-12 if zero else size.min() > 0 and size.max() > 1e-4, key
             arrays[key] = value
 
     store("config", sizes)
     store("param", parameters)
     for form in ("tanh", "none"):
-        case = model_case(parameters, images, labels, form)
-        check_model_case(case, parameters, images, labels, form, np.random.default_rng(1))
-        store(form, case)
+        store(form, model_case(parameters, images, labels, form))
     for name in OPTIMIZERS:
         store(name, optimizer_case(name, parameters, images, labels))
     rng = np.random.default_rng(2)  # its own seed: another model leaves these cases as they are

@@ -432,7 +432,8 @@ def test_pickles_of_pytorch_are_refused_with_the_way_out(tmp_path):
     (b"<!DOCTYPE html>", "web page"), (b"\x1f\x8b\x08", "gunzip"),
     (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
     (b"\x93NUMPY\x01\x00", r"\.npy"), (b"\x80\x02}", r"(?s)save_file.*torch\.load"),
-    (b"something else", "neither"),
+    (b"something else", "neither"), (bytes(10_000), "neither"), (b"PK", "damaged|archive"),
+    (b"PK\x05\x06" + bytes(18), "no configuration|holds nothing"),
 ])  # fmt: skip
 def test_other_files_are_named_with_the_next_step(tmp_path, call, start, words):
     (tmp_path / "weights").write_bytes(start)
