@@ -7,6 +7,7 @@ import re
 import runpy
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,33 @@ def without_matplotlib():
     path = Path(folder.name, "matplotlib.py")
     path.write_text("raise ImportError('hidden')\n", encoding="utf-8")
     return folder
+
+
+def watch(patch, owner, name, note):
+    """Whatever calls owner.name tells note(...) before, with the same arguments."""
+    original = getattr(owner, name)
+
+    def watched(*arguments, **options):
+        note(*arguments, **options)
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, watched)
+
+
+def stopped_by(name, patch, owner, function, at):
+    """This process sends itself that signal at so manyth a call of owner.function; the list gets
+    longer with each call."""
+    number, calls = getattr(signal, name, None), []
+    if number is None or os.name == "nt":
+        pytest.skip(f"no {name} here")
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), number)
+
+    watch(patch, owner, function, stop)
+    return calls
 
 
 def history(out):
