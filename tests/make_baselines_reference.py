@@ -4,7 +4,7 @@ ResNets with their gradients, as PyTorch computes them.
 The tests read the stored file, so they need no PyTorch. It was made on a CPU by Python 3.11.7,
 torch 2.13.0+cpu and NumPy 2.4.6, from the root of the repository, with
 
-    python tests/make_baselines_reference.py
+    PYTHONPATH=.:examples python tests/make_baselines_reference.py
 
 All draws are NumPy's, from fixed seeds, rounded to float32: so inputs, images and parameters are
 stored as that, results and gradients as the float64 that PyTorch computed in. Layouts are those of
@@ -26,6 +26,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+
+import baselines
 
 if __name__ == "__main__":  # pytest imports all files here, where there may be no PyTorch
     import torch
@@ -164,30 +166,6 @@ def vit(p, x, config, body=None):
     return x @ p["head.weight"] + p["head.bias"]
 
 
-def vit_shapes(config, pixels, patches):
-    channels, hidden = config["hidden_dim"], config["mlp_dim"]
-    token = config["pool"] == "token"
-    shapes = {"stem.weight": (pixels, channels), "stem.bias": (channels,)}
-    shapes |= {"class_token": (channels,)} if token else {}
-    shapes["positions"] = (patches + token, channels)
-    for i in range(config["num_blocks"]):
-        block = {
-            "norm1.weight": (channels,), "norm1.bias": (channels,),
-            "attention.qkv.weight": (channels, 3 * channels), "attention.qkv.bias": (3 * channels,),
-            "attention.out.weight": (channels, channels), "attention.out.bias": (channels,),
-            "norm2.weight": (channels,), "norm2.bias": (channels,),
-            "mlp.w1": (channels, hidden), "mlp.b1": (hidden,),
-            "mlp.w2": (hidden, channels), "mlp.b2": (channels,),
-        }  # fmt: skip
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    shapes |= {"norm.weight": (channels,), "norm.bias": (channels,)}
-    return shapes | head_shapes(channels, config)
-
-
-def head_shapes(channels, config):
-    return {"head.weight": (channels, config["num_classes"]), "head.bias": (config["num_classes"],)}
-
-
 def resnet_body(p, x, config):
     """As BiT's: root, max pool after padding with zeros, pre-activation bottlenecks, norm, ReLU."""
     groups = config["groups"]
@@ -216,28 +194,6 @@ def resnet(p, x, config):
     return resnet_body(p, x, config).mean((1, 2)) @ p["head.weight"] + p["head.bias"]
 
 
-def body_shapes(config):
-    """The parameters' shapes, and the channels of the feature map."""
-    width, channels = config["width"], config["width"]
-    side = 7 if config["stem"] == "imagenet" else 3
-    shapes = {"root.weight": (side * side * config["in_channels"], width)}
-    for i, count in enumerate(config["block_counts"]):
-        inner, out = width * 2**i, 4 * width * 2**i
-        for j in range(count):
-            weights = {"projection": (channels, out)} if not j else {}
-            weights |= {"conv1": (channels, inner), "conv2": (9 * inner, inner)}
-            weights["conv3"] = (inner, out)
-            norms = {"norm1": channels, "norm2": inner, "norm3": inner}
-            for name, shape in weights.items():
-                shapes[f"stages.{i}.{j}.{name}.weight"] = shape
-            for name, size in norms.items():
-                shapes[f"stages.{i}.{j}.{name}.weight"] = (size,)
-                shapes[f"stages.{i}.{j}.{name}.bias"] = (size,)
-            channels = out
-    shapes |= {"norm.weight": (channels,), "norm.bias": (channels,)}
-    return {f"body.{name}": shape for name, shape in shapes.items()}, channels
-
-
 VIT = {
     "class": "ViT", "image_size": [6, 4], "patch_size": 2, "in_channels": 3, "num_classes": 5,
     "num_blocks": 2, "hidden_dim": 4, "mlp_dim": 7, "num_heads": 2, "approximate": "tanh",
@@ -264,15 +220,10 @@ MODELS = {
 
 
 def shapes_of(config):
-    kind = config["class"]
-    if kind == "ViT":
-        (height, width), patch = config["image_size"], config["patch_size"]
-        pixels = patch * patch * config["in_channels"]
-        return vit_shapes(config, pixels, height * width // patch**2)
-    body, channels = body_shapes(config)
-    if kind == "ResNet":
-        return body | head_shapes(channels, config)
-    return body | vit_shapes(config, channels, 3 * 2)  # one stage halves 6 x 4
+    """By the parameters' names, in their order in the model of examples/."""
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    kind = getattr(baselines, arguments.pop("class"))
+    return {name: value.shape for name, value in kind(**arguments).state_dict().items()}
 
 
 def scores(p, x, config):

@@ -1,7 +1,6 @@
 """examples/ablations.py: each variant is what it says, and the script writes its table."""
 
 import argparse
-import os
 import shutil
 import signal
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import read_csv
-from scripts import Runner
+from scripts import EXAMPLES, Runner, stopped_by, watch
 from test_baselines import count_products
 from test_oracles import redraw
 
@@ -18,7 +17,7 @@ import ablations
 from minimixer import Tensor, gradcheck
 from minimixer.model.block import MixerMLP
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "ablations.py"
+SCRIPT = EXAMPLES / "ablations.py"
 SIZES = {"patch_size": 2, "num_blocks": 3, "hidden_dim": 6, "tokens_mlp_dim": 5,
          "channels_mlp_dim": 7, "groups": 3}  # fmt: skip
 each_variant = pytest.mark.parametrize("name", ablations.VARIANTS)
@@ -89,11 +88,14 @@ def test_merged_tokens_are_neighbours():
         assert moved.tolist() == [token < 4, token >= 4]
 
 
+SMALL = ["--epochs=1", "--num-blocks=2", "--hidden-dim=8", "--tokens-mlp-dim=4",
+         "--channels-mlp-dim=8"]  # fmt: skip
+
+
 @pytest.fixture
 def run(tmp_path):
-    small = "--limit-train 256 --epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 "
-    small += "--channels-mlp-dim 8 --groups 2 --seeds 2 --out out/table.csv"
-    return Runner(tmp_path, SCRIPT, small.split())
+    more = ["--limit-train=256", "--groups=2", "--seeds=2", "--out=out/table.csv"]
+    return Runner(tmp_path, SCRIPT, [*SMALL, *more])
 
 
 def test_the_script_writes_its_table(run, tmp_path):
@@ -115,11 +117,10 @@ def script(monkeypatch, tmp_path):
     images = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
     monkeypatch.setattr(ablations.data, "load_mnist", lambda: (images, labels, images, labels))
     monkeypatch.chdir(tmp_path)
-    small = "ablations.py --epochs 1 --hidden-dim 8 --num-blocks 2 --tokens-mlp-dim 4 "
-    small += "--channels-mlp-dim 8 --seeds 1"
 
     def script(*arguments):
-        monkeypatch.setattr(sys, "argv", [*small.split(), *map(str, arguments)])
+        words = ["ablations.py", *SMALL, "--seeds=1", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", words)
         return ablations.main()
 
     return script
@@ -131,15 +132,12 @@ def test_seeds_and_test_images(script, monkeypatch):
     images, labels = rng.integers(0, 256, (40, 28, 28, 1), dtype=np.uint8), np.arange(40) % 10
     test = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8), np.arange(20) % 10
     monkeypatch.setattr(ablations.data, "load_mnist", lambda: (images, labels, *test))
-    original, predict = ablations.make, ablations.Mixer.predict_logits
-
-    def make(*arguments):
+    original = ablations.make
+    watch(monkeypatch, ablations, "make", lambda *arguments: (
         made.append((arguments[-1], original(*arguments).stem.weight.data.tobytes()))
-        return original(*arguments)
-
-    monkeypatch.setattr(ablations, "make", make)
-    monkeypatch.setattr(ablations.Mixer, "predict_logits", lambda model, images, size: (
-        judged.append(images) or predict(model, images, size)
+    ))  # fmt: skip
+    watch(monkeypatch, ablations.Mixer, "predict_logits", lambda model, images, size: (
+        judged.append(images)
     ))  # fmt: skip
     assert script("--only", "mixer", "--seeds=3") == 0
     assert [seed for seed, _ in made] == [0, 1, 2] and len({weights for _, weights in made}) == 3
@@ -168,11 +166,10 @@ def test_no_table_is_replaced_unasked(script, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"own\.csv is there already; --overwrite"):
         script("--only", "mixer", "--out", out)
     assert out.read_bytes() == b"mine"
-    with pytest.raises(ValueError, match="can't be cut into"):
-        script("--only", "grouped", "--groups=3", "--out", out, "--overwrite")
+    for other in ([out, "--overwrite"], [tmp_path / "new.csv"]):
+        with pytest.raises(ValueError, match="can't be cut into"):
+            script("--only", "grouped", "--groups=3", "--out", *other)
     assert out.read_bytes() == b"mine"
-    with pytest.raises(ValueError, match="can't be cut into"):
-        script("--only", "grouped", "--groups=3", "--out", tmp_path / "new.csv")
     assert not (tmp_path / "new.csv").exists()  # the name that was taken is free again
     assert script("--only", "mixer", "--out", out, "--overwrite") == 0
     assert [row["model"] for row in read_csv(out)] == ["mixer"]
@@ -202,21 +199,11 @@ def test_each_seed_has_its_order_and_its_schedule(script, tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("finished", [0, 2])
 def test_what_was_finished_is_kept(script, tmp_path, monkeypatch, capsys, name, finished):
-    number = getattr(signal, name, None)
-    if number is None or os.name == "nt":
-        pytest.skip(f"no {name} here")
-    train, calls, handler = ablations.train, [], signal.getsignal(number)
-
-    def stop(*arguments):
-        calls.append(1)
-        if len(calls) > finished:
-            os.kill(os.getpid(), number)
-        return train(*arguments)
-
-    monkeypatch.setattr(ablations, "train", stop)
+    stopped_by(name, monkeypatch, ablations, "train", at=finished + 1)
+    handler = signal.getsignal(signal.Signals[name])
     assert script("--only", "mixer", "untied", "merging", "--patch-size=7") == 130
     errors, table = capsys.readouterr().err, Path("runs") / "ablations.csv"
-    assert signal.getsignal(number) == handler
+    assert signal.getsignal(signal.Signals[name]) == handler
     if finished:
         assert [row["model"] for row in read_csv(table)] == ["mixer", "untied"]
         assert f"stopped; {table} has mixer untied; for the others: --only merging\n" in errors
@@ -226,10 +213,7 @@ def test_what_was_finished_is_kept(script, tmp_path, monkeypatch, capsys, name, 
 
 
 def test_a_directory_that_is_removed_meanwhile_is_made_anew(script, tmp_path, monkeypatch):
-    train = ablations.train
-    monkeypatch.setattr(
-        ablations, "train", lambda *a: (shutil.rmtree("runs", ignore_errors=True), train(*a))[1]
-    )
+    watch(monkeypatch, ablations, "train", lambda *_: shutil.rmtree("runs", ignore_errors=True))
     assert script("--only", "mixer", "untied") == 0
     assert len(read_csv(tmp_path / "runs" / "ablations.csv")) == 2
 

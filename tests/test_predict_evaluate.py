@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from help import raises
+from help import raises, redraw, small_mixer
 from processes import read_csv
 from scripts import EXAMPLES, Runner
 
@@ -18,8 +17,6 @@ from minimixer.training.checkpoint import save_checkpoint
 from minimixer.training.idx import write_idx
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.[images]'")
-
-import evaluate  # noqa: E402  (needs Pillow)
 
 ROOT = Path(__file__).parents[1]
 WHITE, BLACK = (0.1, 0.7, 0.2), (0.62, 0.1, 0.28)  # what the model below says to such pictures
@@ -281,11 +278,7 @@ def test_some_of_the_models_classes(tmp_path, run, folder):
     out = tmp_path / "runs" / "evaluate"
     rows = read_csv(out / "per_class.csv")
     found = [(row["name"], row["pictures"], row["accuracy"]) for row in rows]
-    assert found == [
-        ("eel", "0", ""),
-        ("cat", "3", str(2 / 3)),
-        ("dog", "0", ""),
-    ]
+    assert found == [("eel", "0", ""), ("cat", "3", str(2 / 3)), ("dog", "0", "")]
     assert metrics_in(out)["mean_per_class"] == 2 / 3
     picture(folder / "val" / "eel" / "1.png", 5)
     assert "no pictures of dog\n" in run("evaluate", *arguments).stdout
@@ -308,8 +301,8 @@ def test_where_no_thread_can_be_started(tmp_path, run, folder, script, monkeypat
     arguments = ["--weights", saved(tmp_path)]
     arguments += ["--data", folder] if script == "evaluate" else [folder / "val", "--batch-size=2"]
     expected = run(script, *arguments)
-    refuse = lambda thread: raises(RuntimeError("can't start new thread"))  # noqa: E731
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    error = RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: raises(error))
     done = run(script, *arguments)
     assert (done.stdout, done.stderr) == (expected.stdout, expected.stderr)
 
@@ -325,37 +318,36 @@ def test_the_part_that_is_evaluated(tmp_path, run, folder, name, said):
     assert said in done.stderr if said else f"evaluates on {folder / name}\n" in done.stdout
 
 
-def test_nan_counts_as_wrong(tmp_path, folder, monkeypatch, capsys):
+def test_nan_counts_as_wrong(tmp_path, run, folder, monkeypatch):
     """Of the four white ones, which are cat (1), cat, dog and eel, three get no answer."""
     original = Mixer.predict_logits
 
-    def broken(model, images, batch_size=256):
+    def broken(model, images, batch_size):
         logits = original(model, images, batch_size)
-        logits[[k for k, image in enumerate(images) if image.mean() > 245], 2] = np.nan
+        logits[images.mean(axis=(1, 2, 3)) > 245, 2] = np.nan
         return logits
 
     monkeypatch.setattr(Mixer, "predict_logits", broken)
-    words = ["evaluate.py", "--weights", saved(tmp_path), "--data", folder, "--out", tmp_path / "o"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    assert evaluate.main() == 0
-    metrics = metrics_in(tmp_path / "o")
+    (folder / "val" / "dog" / "c.png").unlink()  # the damaged one
+    words = ["evaluate", "--weights", saved(tmp_path), "--data", folder]
+    assert "NaN for 3 pictures, which count as wrong" in run(*words).stdout
+    metrics = metrics_in(tmp_path / "runs" / "evaluate")
     assert metrics["without_answer"] == 3 and metrics["pictures"] == 6
     assert metrics["top1"] == 2 / 6  # cat/d and eel/e
     assert metrics["mean_per_class"] == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
     # of those with an answer: 0.7 for one that is right, 0.62 for two of which one is
     assert metrics["expected_calibration_error"] == pytest.approx((0.3 + 2 * 0.12) / 3, abs=1e-5)
-    assert "NaN for 3 pictures, which count as wrong" in capsys.readouterr().out
     monkeypatch.setattr(Mixer, "predict_logits", lambda *_: np.full((6, 3), np.nan, "float32"))
-    with pytest.raises(ValueError, match="the model answers with NaN"):
-        evaluate.main()
+    assert "the model answers with NaN" in run(*words, status=2).stderr
 
 
 HARD = ["$a$ or $b$", "esc\x1b[31m", os.fsdecode(b"caf\xe9"), "two\nlines", "\u202egpj", " ", "-rf",
         "\u732b", "x" * 250, "x" * 249 + "y", "e" + "\u0301" * 30]  # fmt: skip
 
 
-def visible(text):
-    return all(line.isprintable() for line in text.splitlines())
+def assert_visible(said):
+    """And fit to be written where files are UTF-8."""
+    assert all(line.isprintable() and line.encode() for line in "\n".join(said).split("\n") if line)
 
 
 def test_names_of_every_kind(tmp_path, run):
@@ -367,9 +359,8 @@ def test_names_of_every_kind(tmp_path, run):
     for name in HARD:
         picture(tmp_path / "data" / name / "1.png", 9)
         (tmp_path / "data" / name / "\x1b[2J.png").write_bytes(b"no picture\x1b")
-    done = run("evaluate", "--weights", weights, "--data", tmp_path / "data", pictures=True,
-               apart=True)  # fmt: skip
-    assert visible(done.stdout) and visible(done.stderr)
+    for more in ({"apart": True}, {"pictures": True}):
+        assert_visible(run("evaluate", "--weights", weights, "--data", tmp_path / "data", **more))
     out = tmp_path / "runs" / "evaluate"
     assert (out / "confusion.png").stat().st_size > 5000
     names = [row["name"] for row in read_csv(out / "per_class.csv")]
@@ -378,14 +369,13 @@ def test_names_of_every_kind(tmp_path, run):
     assert codec == HARD
     skipped = metrics_in(out)["skipped"]
     assert {Path(path).parent.name for path, _ in skipped} == set(HARD)
-    done = run("predict", "--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()),
-               apart=True)  # fmt: skip
-    assert visible(done.stdout) and visible(done.stderr)
+    done = run("predict", "--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()))
+    assert_visible(done)
     shown = {line.split("%  ")[1] for line in done.stdout.splitlines() if "%  " in line}
     assert len(shown) == count
     for words in (["--weights", "gone\x1b[31m\n.npz", "x"], ["--top=\x1b", "x"],
                   ["--weights", weights, "--names", "\u202e", "x"]):  # fmt: skip
-        assert visible(run("predict", *words, status=2, apart=True).stderr)
+        assert_visible(run("predict", *words, status=2))
 
 
 def test_what_cannot_be_decoded_is_one_line(tmp_path, run):
@@ -407,11 +397,7 @@ def test_interpolation(tmp_path, run):
     """Another filter, other probabilities; bilinear unless it is asked for."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (37, 37, 3), np.uint8)).save(tmp_path / "1.png")
-    model = Mixer(image_size=8, patch_size=4, num_classes=3, num_blocks=1, hidden_dim=16,
-                  tokens_mlp_dim=4, channels_mlp_dim=8)  # fmt: skip
-    for parameter in model.parameters():
-        parameter.data = rng.standard_normal(parameter.shape).astype("float32")
-    save_checkpoint(tmp_path / "model.npz", model)
+    save_checkpoint(tmp_path / "model.npz", redraw(small_mixer(in_channels=3)))
     arguments = ["predict", "--weights", tmp_path / "model.npz", tmp_path / "1.png"]
     plain = run(*arguments).stdout
     assert run(*arguments, "--interpolation=bilinear").stdout == plain
