@@ -13,7 +13,7 @@ import pytest
 import test_operations as bar
 from baseline_operations import OPERATIONS
 from files_help import assert_refused
-from help import each_dtype, same_state
+from help import each_dtype, leaf, put, same_state
 from hypothesis import given
 from hypothesis import strategies as st
 from operations import in_backward, plants
@@ -25,7 +25,7 @@ from baselines import models as baselines
 from baselines import operations as baseline_ops
 from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, no_grad
 from minimixer import functional as F
-from minimixer.backend import to_device, to_numpy
+from minimixer.backend import to_numpy
 from minimixer.engine import ops as engine_ops
 from minimixer.engine import products
 from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
@@ -110,7 +110,7 @@ def test_worked_examples(module):
 
 
 def test_of_equal_pixels_the_first_wins(device):
-    x = Tensor(np.ones((1, 3, 3, 1)), requires_grad=True, device=device)
+    x = leaf(device, np.ones((1, 3, 3, 1)))
     baseline_ops.max_pool(x, kernel=2).sum().backward()
     assert to_numpy(x.grad)[0, :, :, 0].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
 
@@ -152,9 +152,9 @@ def test_attention_of_one_head_by_hand(device):
 
 
 def test_softmax_of_large_numbers_stays_finite(device):
-    z = Tensor(np.array([[1e4, 0.0, -1e4]], "float32"), requires_grad=True, device=device)
+    z = leaf(device, [[1e4, 0.0, -1e4]])
     p = baseline_ops.softmax(z)
-    p.backward(np.array([[1, 2, 3]], "float32") if device == "cpu" else p.data)
+    p.backward(put(device, [[1, 2, 3]]))
     assert p.numpy().tolist() == [[1, 0, 0]] and np.isfinite(to_numpy(z.grad)).all()
 
 
@@ -192,35 +192,33 @@ MODELS = [name.removeprefix("model/") for name in ABOUT if name.startswith("mode
 def test_operations_agree_with_pytorch(name, device):
     function = name.partition("/")[0]
     module = baseline_layers if function == "attention" else baseline_ops
-    stored = {key.removeprefix(f"{name}/"): STORED[key] for key in STORED if key.startswith(name)}
-    count = sum(key.startswith("in") for key in stored)
-    inputs = [
-        Tensor(stored[f"in{i}"].astype("f8"), requires_grad=True, device=device)
-        for i in range(count)
-    ]
+    count = sum(key.startswith(f"{name}/in") for key in STORED)
+    inputs = [leaf(device, STORED[f"{name}/in{i}"], "float64") for i in range(count)]
     y = getattr(module, function)(*inputs, **ABOUT[name])
-    y.backward(to_device(stored["grad_out"].astype("f8"), device))
-    assert_close(name, y.data, stored["out"], 1e-12)
+    y.backward(put(device, STORED[f"{name}/grad_out"], "float64"))
+    assert_close(name, y.data, STORED[f"{name}/out"], 1e-12)
     for i, x in enumerate(inputs):
-        assert_close(f"{name}, input {i}", x.grad, stored[f"grad_in{i}"], 1e-10)
+        assert_close(f"{name}, input {i}", x.grad, STORED[f"{name}/grad_in{i}"], 1e-10)
 
 
 def stored_model(name):
     """(the model with the stored parameters, in float64; images, labels; what PyTorch says)"""
     config = dict(ABOUT[f"model/{name}"])
     shapes, kind = config.pop("shapes"), getattr(baselines, config.pop("class"))
-    model = kind(**config, dtype="float64")
-    stored = {key: STORED[f"model/{name}/{key}"] for key in
-              ("images", "labels", "logits", "loss", "grad_images", "params", "grads")}  # fmt: skip
+    images, labels, params, grads, logits, loss, grad_images = (
+        STORED[f"model/{name}/{key}"] for key in
+        ("images", "labels", "params", "grads", "logits", "loss", "grad_images")
+    )  # fmt: skip
     borders = np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1]
     values, gradients = (
         {name: part.reshape(shapes[name])
-         for name, part in zip(shapes, np.split(stored[key], borders), strict=True)}
-        for key in ("params", "grads")
+         for name, part in zip(shapes, np.split(flat, borders), strict=True)}
+        for flat in (params, grads)
     )  # fmt: skip
+    model = kind(**config, dtype="float64")
     model.load_state_dict(values)
-    says = {"logits": stored["logits"], "loss": stored["loss"], "images": stored["grad_images"]}
-    return model, stored["images"].astype("f8"), stored["labels"], says | gradients
+    says = {"logits": logits, "loss": loss, "images": grad_images}
+    return model, images.astype("f8"), labels, says | gradients
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-10), ("float32", 2e-4)])
@@ -244,13 +242,12 @@ RESNET = {"image_size": (6, 5), "in_channels": 2, "num_classes": 3, "block_count
 HYBRID = {"image_size": (8, 6), "in_channels": 1, "num_classes": 3, "num_blocks": 1,
           "hidden_dim": 6, "mlp_dim": 5, "num_heads": 3, "block_counts": (1, 1), "width": 4,
           "stem": "small"}  # fmt: skip
+LARGE = RESNET | {"image_size": (11, 9), "block_counts": (2,), "stem": "imagenet"}
 SMALL = {
     "ViT": lambda **o: baselines.ViT(**VIT | o),
     "ViT, mean": lambda **o: baselines.ViT(**VIT | {"pool": "mean", "approximate": "none"} | o),
     "ResNet": lambda **o: baselines.ResNet(**RESNET | o),
-    "ResNet, large images": lambda **o: baselines.ResNet(
-        **RESNET | {"image_size": (11, 9), "block_counts": (2,), "stem": "imagenet"} | o
-    ),
+    "ResNet, large images": lambda **o: baselines.ResNet(**LARGE | o),
     "Hybrid": lambda **o: baselines.Hybrid(**HYBRID | o),
 }
 each_model = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
@@ -312,21 +309,18 @@ def test_a_model_starts_as_mixer_does(make, device):
     model, same, other = (make(seed=seed).to(device) for seed in (1, 1, 2))
     assert not model.head.weight.data.any() and not model(some_images(model)).data.any()
     state, differ = model.state_dict(), other.state_dict()
-    for name, value in same.state_dict().items():
-        np.testing.assert_array_equal(value, state[name])
+    same_state(same, state)
+    for name, value in state.items():
         if value.ndim == 2 and name != "head.weight":
             assert (value != differ[name]).any(axis=0).all(), name
-            assert np.isfinite(value).all() and 0.3 < value.std() * fan_in(name, value) < 2
+            expected = 1 / 50 if name == "positions" else len(value) ** -0.5
+            assert 0.3 < value.std() / expected < 2  # and so finite
     model.initialize(2)
     same_state(model, differ)
 
 
-def fan_in(name, value):
-    return 50 if name == "positions" else np.sqrt(len(value))
-
-
 @each_model
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_dtype
 def test_images_of_both_kinds(make, dtype, device):
     model = redraw(make(mean=0.3, std=0.2, dtype=dtype).to(device), seed=3)
     images = np.random.default_rng(1).integers(0, 256, some_images(model).shape, dtype="uint8")
@@ -356,12 +350,11 @@ def test_a_model_is_made_again_from_its_config(make):
 def train(model, optimizer, images, labels, steps):
     losses = []
     for _ in range(steps):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+        losses.append(F.cross_entropy(model(images), labels))
+        losses[-1].backward()
+        optimizer.step()
+    return [loss.item() for loss in losses]
 
 
 @each_model

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from help import by_kernels_and_plainly, functions
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import each_half, reference_functions
+from strategies import dtypes, each_half
 from test_oracles import SMALL, Case, cases, examples
 
 from minimixer import Function, Mixer, Tensor, backend, no_grad
@@ -21,8 +22,6 @@ from minimixer.backend import Array, is_array, namespace
 from minimixer.kernels import fused
 from minimixer.model.variants import VARIANTS
 from minimixer.training.summary import Summary
-
-dtypes = st.sampled_from(["float32", "float64"])
 
 
 def layer_names(model: Mixer) -> list[str]:
@@ -64,21 +63,18 @@ def test_output_shapes_are_those_of_a_real_model(device, monkeypatch):
     """Every call with a layer's Parameters, and what came out of it."""
     model = outputs = None
 
-    def record(name, weight_position, output_of):
-        right = getattr(F, name)
-
-        def recorded(*arguments, **options):
-            result = right(*arguments, **options)
+    def record(right):
+        def recorded(x, weight, *rest, **options):
+            result = right(x, weight, *rest, **options)
             for path, parameter in model.named_parameters():
-                if arguments[weight_position] is parameter:
-                    outputs[path.rpartition(".")[0]] = output_of(result).shape
+                if weight is parameter:
+                    outputs[path.rpartition(".")[0]] = result.shape
             return result
 
-        monkeypatch.setattr(F, name, recorded)
+        return recorded
 
-    record("linear", 1, lambda y: y)
-    record("linear_first", 1, lambda y: y)
-    record("layer_norm", 1, lambda y: y)
+    for name in ("linear", "linear_first", "layer_norm"):
+        monkeypatch.setattr(F, name, record(getattr(F, name)))
 
     @examples(device, cpu=25)
     @given(cases())
@@ -97,9 +93,7 @@ def test_output_shapes_are_those_of_a_real_model(device, monkeypatch):
 
 
 def address(array: Array) -> int:
-    if namespace(array) is np:
-        return array.__array_interface__["data"][0]
-    return array.data.ptr
+    return array.ctypes.data if namespace(array) is np else array.data.ptr
 
 
 @pytest.fixture
@@ -132,11 +126,8 @@ def test_multiplications_are_those_that_a_real_model_does(device, products, refe
         model = Mixer(**case.config, dtype=dtype).to(device)
         x = input_for(case, model)
         products.clear()
-        if for_backward:
+        with contextlib.nullcontext() if for_backward else no_grad():
             model(x)
-        else:
-            with no_grad():
-                model(x)
         owners = {
             address(p.data): name.rpartition(".")[0]
             for name, p in model.named_parameters()
@@ -211,14 +202,10 @@ def kept_by_the_graph(logits: Tensor, model: Mixer) -> dict[str, int]:
     return kept
 
 
-@pytest.mark.parametrize("kernels", ["reference", "auto"])
-def test_activation_bytes_are_those_that_the_graph_keeps(device, kernels):
+@by_kernels_and_plainly
+def test_activation_bytes_are_those_that_the_graph_keeps(device, kind):
     @examples(device, cpu=25)
     @given(cases(), dtypes)
-    def run(case, dtype):
-        with reference_functions() if kernels == "reference" else contextlib.nullcontext():
-            check(case, dtype)
-
     def check(case, dtype):
         model = Mixer(**case.config, dtype=dtype).to(device)
         logits = model(input_for(case, model))
@@ -227,7 +214,8 @@ def test_activation_bytes_are_those_that_the_graph_keeps(device, kernels):
         assert table.activation_bytes == sum(by_layer(table, "activation_bytes").values()) > 0
         assert table.itemsize == np.dtype(dtype).itemsize
 
-    run()
+    with functions(kind):
+        check()
 
 
 def test_activation_bytes_of_a_model_larger_than_a_block(device):
