@@ -108,10 +108,6 @@ def epochs_in(path):
     return len(read_checkpoint(path / "checkpoint.npz")[0]["progress"]["history"])
 
 
-def checkpoint_of(path):
-    return (path / "checkpoint.npz").read_bytes()
-
-
 # ---- a run ---------------------------------------------------------------------------------
 
 
@@ -120,9 +116,7 @@ def test_small_data(reference, small):
     assert results(out) == ["checkpoint.npz", "metrics.csv"]
     rows = history(out)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"] and list(rows[0]) == COLUMNS
-    for row in rows:
-        assert all(float(value) >= 0 for value in row.values())
-        assert float(row["seconds"]) > 0 and float(row["images_per_second"]) > 0
+    assert all(float(value) > 0 for row in rows for value in row.values())
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     accuracy = float(rows[-1]["test_accuracy"])
     assert accuracy > 0.6  # chance: 0.33
@@ -178,9 +172,8 @@ def test_the_figures_are_those_of_the_training(reference, small):
 @pytest.mark.parametrize("columns", quick([80, 132], 80))
 def test_a_terminal_has_a_bar_that_fits(run, columns):
     """Its end, the loss, is there, and its middle is a bar; the lines of the epochs are whole."""
-    pty = pytest.importorskip("pty", reason="no terminals here")
-    fcntl, termios = (importlib.import_module(name) for name in ("fcntl", "termios"))
-    ours, theirs = pty.openpty()
+    ours, theirs = pytest.importorskip("pty", reason="no terminals here").openpty()
+    fcntl, termios = map(importlib.import_module, ("fcntl", "termios"))
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     options = ["--limit-train=8000", "--epochs=2", "--num-blocks=1", "--hidden-dim=8"]
     with run.start(*options, "--out=run", terminal=theirs) as process, killed_at_last(process):
@@ -217,8 +210,7 @@ def test_the_embedded_mnist(run, tmp_path):
 
 def test_a_terminal_that_is_closed(run, train, tmp_path, as_undisturbed):
     """The run is told by SIGHUP, twice, and can't write a word any more; it saves all the same."""
-    pty = pytest.importorskip("pty", reason="no terminals here")
-    ours, theirs = pty.openpty()
+    ours, theirs = pytest.importorskip("pty", reason="no terminals here").openpty()
     with train.start(at="step 4 nap", terminal=theirs) as process, killed_at_last(process):
         os.close(theirs)
         met = b""
@@ -382,10 +374,8 @@ def test_the_command_to_go_on_can_be_shown_and_pasted(train, run, as_undisturbed
     name = "r\x1b[31mun it's"
     out = train(f"--out={name}", at="step 2 SIGINT", status=130).stdout
     assert out.replace("\n", "").isprintable()
-    words = subprocess.run(
-        ["bash", "-c", "printf '%s\\0' " + out.splitlines()[-1].split("to go on: ")[1]],
-        stdout=subprocess.PIPE, encoding="utf-8", check=True,
-    ).stdout.split("\0")[2:-1]  # fmt: skip
+    shown = ["bash", "-c", "printf '%s\\0' " + out.splitlines()[-1].split("to go on: ")[1]]
+    words = subprocess.check_output(shown, encoding="utf-8").split("\0")[2:-1]
     assert name in words
     run(*words)
     as_undisturbed(name)
@@ -458,17 +448,6 @@ def test_killed_at_random(run, small, long_reference, tmp_path, case):
     run(*(go_on if (out / "checkpoint.npz").is_file() else begin))
     assert met >= 2
     assert_same_run(out, long_reference)
-
-
-@pytest.mark.slow
-def test_mnist_interrupted_and_resumed(run, tmp_path):
-    """The same with the embedded MNIST and more than one thread."""
-    options = ["--limit-train=1500", "--epochs=3", "--num-blocks=2", "--hidden-dim=32"]
-    run(*options, "--out=whole")
-    run(*options, "--out=run", at="step 7 SIGINT", status=130)
-    run("--resume", "--out=run", at="step 9 SIGKILL", status=-signal.SIGKILL)
-    run("--resume", "--out=run")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_resuming_with_other_options(run, train, small, tmp_path, as_undisturbed):
@@ -791,25 +770,23 @@ def test_results_that_could_not_be_written_are_refused_before_training(train, tm
 
 def test_nan_in_the_first_epoch(train, finished):
     """An earlier run's checkpoint stays, but is not given out as this run's last good epoch."""
-    huge, before = ["--lr=1e30", "--warmup=0"], checkpoint_of(finished)
+    huge, before = ["--lr=1e30", "--warmup=0"], (finished / "checkpoint.npz").read_bytes()
     line = train.refused(*huge, "--out=new", warnings="ignore")
     assert re.search(r"(nan|inf) at step [23]\b", line) and "--lr" in line
     assert "checkpoint.npz" not in results(finished.with_name("new"))
     line = train.refused(*huge, "--overwrite", warnings="ignore")
-    assert "nothing was saved" in line and checkpoint_of(finished) == before
+    assert "nothing was saved" in line
+    assert (finished / "checkpoint.npz").read_bytes() == before
 
 
 def test_nan_keeps_the_last_good_epoch(train, tmp_path):
     """A learning rate that grows a hundredfold: fine in the first epoch, far too large later."""
     steep = ["--batch-size=80", "--epochs=100", "--warmup=1", "--lr=1e11"]
     line = train.refused(*steep, warnings="ignore")
-    step = int(re.search(r"at step (\d+)", line)[1])
-    checkpoint = tmp_path / "run" / "checkpoint.npz"
+    step, out = int(re.search(r"at step (\d+)", line)[1]), tmp_path / "run"
     assert step > 1 and "run/checkpoint.npz" in line
-    assert epochs_in(checkpoint.parent) == step - 1
-    assert len(history(tmp_path / "run")) == step - 1
-    model = Mixer.load(checkpoint)
-    assert all(np.isfinite(value).all() for value in model.state_dict().values())
+    assert epochs_in(out) == len(history(out)) == step - 1
+    assert np.isfinite(Mixer.load(out / "checkpoint.npz").buffer.values).all()
 
 
 def test_a_finished_run_gets_pictures_with_resume(run, finished):
