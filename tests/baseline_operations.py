@@ -38,12 +38,10 @@ def _padded(x, kernel, stride, padding, fill=0.0):
         widths = [(0, 0)] * 4
         widths[axis] = before, after
         if isinstance(x, Tensor):
-            xp, shape = namespace(x.data), list(x.shape)
-            pieces = []
-            for count in (before, after):
-                shape[axis] = count
-                pieces.append(xp.full(shape, fill, dtype=x.dtype))
-            x = concatenate([pieces[0], x, pieces[1]], axis=axis)
+            sides = [namespace(x.data).full(
+                (*x.shape[:axis], count, *x.shape[axis + 1 :]), fill, dtype=x.dtype
+            ) for count in (before, after)]  # fmt: skip
+            x = concatenate([sides[0], x, sides[1]], axis=axis)
         else:
             x = Rounded(np.pad(x.value, widths, constant_values=fill), np.pad(x.error, widths))
     return x, windows.rows, windows.columns
@@ -53,22 +51,16 @@ def _shifted(x, kernel, stride, padding, fill=0.0):
     """For each place (i, j) in the window, all windows' pixels there."""
     x, rows, columns = _padded(x, kernel, stride, padding, fill)
     bottom, right = stride * (rows - 1) + 1, stride * (columns - 1) + 1
-    return [
-        x[:, i : i + bottom : stride, j : j + right : stride]
-        for i in range(kernel)
-        for j in range(kernel)
-    ]
+    return [x[:, i : i + bottom : stride, j : j + right : stride]
+            for i in range(kernel) for j in range(kernel)]  # fmt: skip
 
 
 def conv_formula(x, weight, kernel, stride, padding):
     """A sum over places in the window, no patches: y = sum_ij x[.. + i, .. + j] W[i, j]."""
     weights = weight.reshape(kernel * kernel, x.shape[3], weight.shape[1])
     places = _shifted(x, kernel, stride, padding)
-    return functools.reduce(
-        lambda y, pair: y + pair[0] @ weights[pair[1]],
-        zip(places[1:], range(1, len(places)), strict=True),
-        places[0] @ weights[0],
-    )
+    terms = [place @ weights[number] for number, place in enumerate(places)]
+    return functools.reduce(lambda y, term: y + term, terms)
 
 
 def _larger(a, b):
@@ -268,26 +260,19 @@ def shifts_assigned(self, padded):
             yield np.zeros_like(padded)[:, : reach[0] : self.stride, : reach[1] : self.stride]
 
 
-def pool_to_all(x, dy, kernel, stride, padding, fill):
-    return _spread_windows(x, dy, kernel, stride, padding, lambda pixels, largest: 1.0)
+def pool_to(share, best=np.maximum):
+    """Each pixel of a window gets dy times share(the pixel, the window's best)."""
 
+    def change(x, dy, kernel, stride, padding, fill):
+        grid = baseline_ops.Windows(*x.shape[1:3], kernel, stride, padding)
+        padded = grid.padded(x, -np.inf if best is np.maximum else np.inf)
+        y = functools.reduce(best, grid.shifts(padded))
+        dx = np.zeros_like(padded)
+        for to, pixels in zip(grid.shifts(dx), grid.shifts(padded), strict=True):
+            to += dy * share(pixels, y)
+        return grid.cropped(dx)
 
-def pool_to_smallest(x, dy, kernel, stride, padding, fill):
-    return -pool_to_winner(-x, -dy, kernel, stride, padding, min)
-
-
-def pool_to_winner(x, dy, kernel, stride, padding, _):
-    return _spread_windows(x, dy, kernel, stride, padding, lambda pixels, y: pixels == y)
-
-
-def _spread_windows(x, dy, kernel, stride, padding, share):
-    grid = baseline_ops.Windows(*x.shape[1:3], kernel, stride, padding)
-    padded = grid.padded(x, -np.inf)
-    y = functools.reduce(np.maximum, grid.shifts(padded))
-    dx = np.zeros_like(padded)
-    for to, pixels in zip(grid.shifts(dx), grid.shifts(padded), strict=True):
-        to += dy * share(pixels, y)
-    return grid.cropped(dx)
+    return change
 
 
 # ---- the registry -------------------------------------------------------------------------------
@@ -314,21 +299,18 @@ def _conv_fixed(kernel, stride, padding, channels=(2, 3)):
 
 def _pool_fixed(kernel, stride, padding, fill=-math.inf):
     options = {"kernel": kernel, "stride": stride, "padding": padding, "fill": fill}
+    to_winner = pool_to(np.equal)
     terms = {
-        "to all of a window": wrong(pool_to_all),
-        "to the smallest": wrong(pool_to_smallest),
-        "shared by the window": wrong(lambda *a, **o: pool_to_all(*a, **o) / kernel**2),
+        "to all of a window": wrong(pool_to(lambda pixel, y: 1)),
+        "to the smallest": wrong(pool_to(np.equal, best=np.minimum)),
+        "shared by the window": wrong(pool_to(lambda pixel, y: 1 / kernel**2)),
     }
     if fill == 0:
-        terms["to the padding's neighbour"] = wrong(
-            lambda x, dy, kernel, stride, padding, fill: pool_to_winner(
-                x, dy, kernel, stride, padding, None)
-        )  # fmt: skip
+        terms["to the padding's neighbour"] = wrong(to_winner)
     if kernel > stride:
         terms["won twice, counted once"] = wrong(
-            lambda x, dy, **options: np.sign(pool_to_winner(x, np.sign(dy), _=0, **{
-                k: v for k, v in options.items() if k != "fill"}))
-        )  # fmt: skip
+            lambda x, dy, **options: np.sign(to_winner(x, np.sign(dy), **options))
+        )
     case = Case((distinct(_random(), (2, 5, 4, 2)) + (0.03 if fill == 0 else 0),), options)
     return Fixed(case, terms)
 

@@ -178,21 +178,15 @@ def test_no_table_is_replaced_unasked(script, tmp_path, capsys):
 def test_each_seed_has_its_order_and_its_schedule(script, tmp_path, monkeypatch):
     """Seconds are of one run; batches are the seed's; the rate follows the steps of the whole."""
     train, orders, asked = ablations.train, [], []
-
-    def note(model, batches, *others):
-        orders.append(batches.seed)
-        train(model, batches, *others)
-        return 3.0
-
-    def schedule(*arguments):
-        asked.append(arguments)
-        return 1.0
-
-    monkeypatch.setattr(ablations, "train", note)
-    monkeypatch.setattr(ablations, "schedule", schedule)
+    monkeypatch.setattr(ablations, "train", lambda *arguments: train(*arguments) and 3.0)
+    watch(monkeypatch, ablations, "schedule", lambda *arguments: asked.append(arguments))
+    watch(monkeypatch, ablations.data.Batches, "epoch", lambda batches, epoch: (
+        orders.append((batches.seed, epoch))
+    ))  # fmt: skip
     assert script("--only", "mixer", "--seeds=2", "--batch-size=1", "--epochs=2") == 0
     (row,) = read_csv(tmp_path / "runs" / "ablations.csv")
-    assert float(row["seconds"]) == 3 and orders == [0, 1]
+    assert float(row["seconds"]) == 3
+    assert orders == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert asked == 2 * [(step, 40, 4) for step in range(40)]
 
 

@@ -386,7 +386,9 @@ def test_stopped_and_resumed(run, step, extra, monkeypatch):
     said = run.process(*run.basic, *extra, "--out=run", at=f"step {step} SIGINT", status=130)
     assert f"stopped after step {step} of 6" in said.stdout.splitlines()[-1]
     begun = []
-    watch(monkeypatch, finetune.Run, "bar", lambda run, *counts: begun.append(counts))
+    watch(monkeypatch, run_module, "tqdm", lambda total, initial, **_: (
+        begun.append((total, initial))
+    ))  # fmt: skip
     run.script.resume(said)
     assert begun == [(48, 8 * step)]
     out = run.directory / "run"
