@@ -419,7 +419,7 @@ def test_arguments_of_layers():
         refuses(lambda s=seed: Linear(2, 2).initialize(s), *parts)
     assert Linear(2, 2, seed=2**64 - 1).weight.data.any()
     x, row = ones(2, 3), ones(3)
-    for epsilon in (0, -1, float("nan"), float("inf"), "1e-6", 1e-300, None, [0.1]):
+    for epsilon in (0, -1, float("nan"), float("inf"), "1e-6", 1e-300, 1.1e38, None, [0.1]):
         parts = "epsilon", repr(epsilon)
         refuses(lambda e=epsilon: LayerNorm(3, e), *parts, error=ValueError)
         refuses(lambda e=epsilon: F.layer_norm(x, row, row, e), *parts, error=ValueError)

@@ -121,7 +121,7 @@ def test_import_is_quick_and_touches_no_gpu():
         start = time.perf_counter()
         import minimixer
         print(time.perf_counter() - start)
-        assert 'cupy' not in sys.modules and 'matplotlib' not in sys.modules
+        assert not {'cupy', 'matplotlib', 'numpy.random'} & set(sys.modules)
     """
     command = [sys.executable, "-c", code]
     runs = [subprocess.run(command, capture_output=True, check=True).stdout for _ in range(3)]

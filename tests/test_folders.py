@@ -28,6 +28,7 @@ from minimixer.pictures import augment, folders
 from minimixer.pictures.augment import crop_box, mixup, mixup_share, one_hot
 from minimixer.pictures.folders import BadPicture, decode, find_images, find_splits
 from minimixer.pictures.loader import Loader, LoaderError
+from minimixer.pictures.tiff import _pixel_bytes
 
 try:
     from PIL import Image, ImageFilter
@@ -295,6 +296,12 @@ def test_tiffs_of_every_kind(tmp_path, method, more):
     except (OSError, ValueError) as error:
         pytest.skip(f"Pillow does not write it: {error}")
     same(decoded(tmp_path / "x", data), pixels)
+
+
+def test_what_a_tiff_does_not_say_is_one():
+    """Of height, bits and samples; what it says of all else is looked at by Pillow."""
+    assert _pixel_bytes({256: [80]}) == 10
+    assert _pixel_bytes({256: [80], 257: [3], 258: [8], 277: [3]}) == 720
 
 
 @pillow

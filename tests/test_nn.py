@@ -117,6 +117,12 @@ def test_shared_parameters_count_once(device):
     model.a.bias.requires_grad = False
     assert not copy.deepcopy(model).a.bias.requires_grad
 
+    class Doubled(Parameter):
+        def __init__(self, half):
+            super().__init__(2 * half)
+
+    same(copy.deepcopy(Doubled(np.ones(2))).data, np.full(2, 2.0))
+
 
 def test_state_dict_is_a_copy(device):
     model = Network().to(device)

@@ -103,14 +103,21 @@ def test_steps_names_and_pictures_taken_one_by_one(tmp_path, figures):
             assert number < 5  # only those that are drawn
             return images[number]
 
-    save_pictures(tmp_path, history, OneByOne(), labels, probabilities, ["hay", "ivy", "jar"])
+    names = np.array(["hay", "ivy", "a jar of very much ivy"])
+    save_pictures(tmp_path, history, OneByOne(), labels, probabilities, list(names))
     curves, mistakes = figures
     assert [axes.get_xlabel() for axes in curves.axes] == ["step", "step"]
     assert list(curves.axes[0].lines[1].get_xdata()) == [50, 100, 150]
     assert list(curves.axes[0].lines[1].get_ydata()) == [row["val_loss"] for row in history]
-    names, predicted = np.array(["hay", "ivy", "jar"]), probabilities.argmax(axis=1)
-    titles = {axes.get_title().partition(" (")[0] for axes in mistakes.axes if axes.images}
-    assert titles == {f"true: {names[labels[i]]}\nsaid: {names[predicted[i]]}" for i in range(5)}
+    predicted = probabilities.argmax(axis=1)
+    sizes = {
+        a.get_title().partition(" (")[0]: a.title.get_size() for a in mistakes.axes if a.images
+    }
+    assert set(sizes) == {
+        f"true: {names[labels[i]]}\nsaid: {names[predicted[i]]}" for i in range(5)
+    }
+    assert {size == 10 for title, size in sizes.items() if "jar" not in title} == {True}
+    assert {size < 10 for title, size in sizes.items() if "jar" in title} == {True}  # to fit
 
 
 def test_none_without_matplotlib(tmp_path, monkeypatch):

@@ -570,6 +570,7 @@ def test_rule_06_whole_numbers_alone_are_counted_with(device, dtype):
     ):  # fmt: skip
         assert is_array(y.data) and y.dtype == wanted.dtype and not y.requires_grad
         np.testing.assert_array_equal(to_numpy(y.data), wanted)
+    assert type(Parameter(host.astype("float32"), requires_grad=False).to(dtype)) is Tensor
     for y, wanted in (
         (x.mean(), host.mean()), (x.mean(axis=1), host.mean(axis=1)), (x / 2, host / 2),
         (x * 0.5, host * 0.5), (1.5 + x, host + 1.5), (x / (x + x + 1), host / (host + host + 1.0)),

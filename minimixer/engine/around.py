@@ -18,7 +18,6 @@ out
 4
 """
 
-import copy
 import functools
 import inspect
 import types
@@ -27,10 +26,16 @@ from typing import Any
 
 
 class Around(ContextDecorator):
-    """Subclasses define __enter__ and __exit__."""
+    """Subclasses define __enter__ and __exit__. What __init__ keeps, all calls share."""
 
-    def _recreate_cm(self) -> Any:  # ContextDecorator asks for one for each call
-        return copy.copy(self)
+    def again(self) -> Any:
+        """Another one like this: a decorator is one object for all calls and threads."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def _recreate_cm(self) -> Any:  # what ContextDecorator asks for
+        return self.again()
 
     def __call__(self, function: Any) -> Any:
         def generator(*args: Any, **options: Any) -> Any:
@@ -64,14 +69,14 @@ def _stepwise(around: Any, steps: Any) -> Any:
     step, sent = steps.send, None
     while True:
         try:
-            with copy.copy(around):
+            with around.again():
                 yielded = step(sent)
         except StopIteration as end:
             return end.value
         try:
             step, sent = steps.send, (yield yielded)
         except GeneratorExit:
-            with copy.copy(around):
+            with around.again():
                 steps.close()
             raise
         except BaseException as error:

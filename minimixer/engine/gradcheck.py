@@ -90,9 +90,9 @@ def gradcheck(
     too if forward or backward writes into an array that it did not make.
     """
     name = getattr(function, "__qualname__", repr(function))
-    tensors = as_tensors(inputs, name)
     if directions is not None and whole(directions, "directions") < 1:
         raise ValueError(f"gradcheck: directions must be at least 1, got {directions}")
+    tensors = as_tensors(inputs, name)
     random = np.random.default_rng(seed)
     with enable_grad():
         # L: number() computes it again, number.size is the sum of its terms' sizes.

@@ -51,7 +51,8 @@ class MoreOfTensor(Habits):
             return more_rearrange.to(self, dtype, device)
         if self.requires_grad:
             raise TypeError(f"to: there are no gradients in {dtype}; detach() first")
-        return type(self)(self.data, dtype=dtype, device=device)  # integers have no gradient
+        tensor: Any = Variable.result_class
+        return tensor(self.data, dtype=dtype, device=device)  # integers have no gradient
 
     def __deepcopy__(self: Any, memo: dict) -> Any:
         if self.node is not None:

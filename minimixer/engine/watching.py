@@ -53,7 +53,7 @@ class WeightedSum:
 
     def __init__(
         self, function: Callable[..., Any], tensors: Sequence[Tensor], name: str,
-        random: np.random.Generator,
+        random: "np.random.Generator",  # in quotes: NumPy imports it when it is asked for
     ):  # fmt: skip
         self._function, self._tensors, self._name = function, tensors, name
         self._given = Unchanged([(f"argument {i}", t.data) for i, t in enumerate(tensors)])

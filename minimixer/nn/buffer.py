@@ -154,15 +154,10 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-class Copied:
-    """How a Parameter is copied, and pickled: with a buffer of its own, and without its windows."""
+class Pickled:
+    """How a Parameter is pickled: with its buffer, and without its windows."""
 
     __slots__ = ()
-
-    def __deepcopy__(self: Any, memo: dict) -> Any:
-        memo[id(self)] = copy = type(self)(self.data.copy(), self.requires_grad)
-        copy.buffer.take_settings(self.buffer, memo)
-        return copy
 
     def __getstate__(self: Any) -> dict[str, Any]:
         names = ("node", "output_index", "requires_grad", "buffer", "start", "version", "has_grad")

@@ -31,11 +31,11 @@ from ..engine.aside import join  # waits for gradients that are computed beside 
 from ..engine.autograd import Variable
 from ..engine.precision import FLOAT_DTYPES
 from ..engine.tensor import Tensor
-from .buffer import Copied, ParameterBuffer, aligned  # Copied: copies, pickles; aligned: to 64s
+from .buffer import ParameterBuffer, Pickled, aligned  # Pickled: for pickle; aligned: to 64s
 from .loss_scale import unscaled  # a gradient that came multiplied, from float16
 
 
-class Parameter(Copied, Tensor):
+class Parameter(Pickled, Tensor):
     """A Tensor that a model learns. `data` and `grad` are views into its buffer.
 
     Assigning to `data` copies into the view (ValueError if the shape differs); a backward through
@@ -58,6 +58,11 @@ class Parameter(Copied, Tensor):
         self.requires_grad = requires_grad
         # Sets buffer and start, and binds: its own, until a model gathers its Parameters into one.
         ParameterBuffer([self])
+
+    def __deepcopy__(self, memo: dict) -> "Parameter":
+        memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
+        copy.buffer.take_settings(self.buffer, memo)
+        return copy
 
     def bind(self) -> None:
         """Open the windows anew, on the arrays that the buffer holds now."""
