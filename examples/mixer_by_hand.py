@@ -1,14 +1,14 @@
 """The whole MLP-Mixer (arXiv 2105.01601), forward and backward, by hand: NumPy and no engine.
 
-An image is cut into S patches; each, projected to C channels, is a row of X, a token. A block does
+An image is cut into S patches; the stem makes C numbers of each: a row of X, a token. A block does
 
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
 
-with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores. To mix
-columns the paper transposes, mixes rows and transposes back: so does this file. B: images, P: patch
-side, D: MLP width, d_x: gradient of the loss by x. `pip install -e .` goes before the first run.
-Next: tiny.py, where an engine finds the way back. Tokens come first, (S, B, C): x stays as it is.
+with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores, the head.
+To mix columns the paper transposes, mixes rows and transposes back: so does this file. B: images,
+P: patch side, D: MLP width, d_x: gradient of the loss by x. `pip install -e .` goes first.
+Next: tiny.py, where an engine finds the way back, and x is (S, B, C), which is never transposed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 
 def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
          hidden_dim, tokens_mlp_dim, channels_mlp_dim, dtype):  # fmt: skip
-    """The paper's initial weights: LeCun normal matrices, biases 0, and a head of zeros."""
+    """The paper's: normal matrices of variance 1 / inputs (LeCun), biases 0, a head of zeros."""
     height, width = (image_size, image_size) if np.ndim(image_size) == 0 else image_size
     S, C = (height // patch_size) * (width // patch_size), hidden_dim
     D_S, D_C, K = tokens_mlp_dim, channels_mlp_dim, num_classes
@@ -38,7 +38,7 @@ def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
         if len(shape) == 1 or name == "head.weight":  # only LayerNorm's scale (gamma) starts at 1
             params[name] = np.full(shape, "norm" in name and "weight" in name, dtype)  # shape
             continue
-        # Stored as (inputs, outputs): w1 = W1^T, W3, W4. But w2 = W2 is (outputs, inputs).
+        # (inputs, outputs): W1^T, W3, W4; token_mixing.w2 alone is (outputs, inputs): W2.
         fan_in = shape[1] if name.endswith("token_mixing.w2") else shape[0]
         z = rng.standard_normal(shape)  # shape
         while np.abs(z).max() > 2:  # truncated: what lies beyond 2 sigma is drawn again
@@ -139,7 +139,7 @@ def backward(params, cache, d_logits):
     d_x = np.repeat(d_mean[:, None, :], rows * columns, axis=1)  # (B, S, C)
     d_x, tree["norm"] = layer_norm_backward(norm, d_x)  # (B, S, C)
     for i, (norm1, token_mlp, norm2, channel_mlp) in reversed(list(enumerate(blocks))):
-        # A sum hands its gradient to both terms: at a skip connection two gradients are added.
+        # A sum hands its gradient to both terms: at the skips, "U +" and "X +", two are added.
         d_h, tree[f"blocks.{i}.channel_mixing"] = mlp_backward(channel_mlp, d_x)  # (B, S, C)
         d_h, tree[f"blocks.{i}.norm2"] = layer_norm_backward(norm2, d_h)  # (B, S, C)
         d_u = d_x + d_h  # (B, S, C)
@@ -156,7 +156,7 @@ def backward(params, cache, d_logits):
 
 
 def cross_entropy(logits, labels):
-    """The mean of -log softmax(logits)[label], whose gradient is (softmax - one_hot) / B."""
+    """Mean of -log p[label], p = softmax(logits): e^logits over their sum; and its gradient."""
     shifted = logits - logits.max(axis=1, keepdims=True)  # (B, K): exp cannot overflow
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # (B, K)
     one_hot = np.eye(logits.shape[1], dtype=logits.dtype)[labels]  # (B, K)

@@ -170,7 +170,7 @@ def cross_entropy(z, labels):
 
 
 def token_mixing(x, w1, b1, w2, b2):
-    """W2 gelu(W1 x) for each channel's S tokens; of w1 = W1^T and w2 = W2 a row is a place's."""
+    """W2 gelu(W1 x) for each channel's S tokens. w1 = W1^T, w2 = W2: row s of both is token s's."""
     return linear_first(gelu(linear_first(x, transpose(w1), b1)), w2, b2)
 
 

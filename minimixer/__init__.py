@@ -1,7 +1,7 @@
 """minimixer: MLP-Mixer (Tolstikhin et al. 2021) from scratch, in NumPy and CuPy.
 
 The package is a tutorial. Before it come `examples/mixer_by_hand.py` and `examples/tiny.py`, a page
-each. Then its four rooms; none needs anything of the rooms after it, but to save and to load:
+each. Then its four rooms; none needs the rooms after it, but to save, load and sum up a model:
 
     engine/autograd.py      Function, and the record of what was done
     engine/backward.py      the walk back along it

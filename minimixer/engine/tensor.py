@@ -31,7 +31,7 @@ class Tensor(Variable, MoreOfTensor):
     data            array (not copied: do not change it before backward; it keeps its dtype), number
                     or nested list (of floats, which become float32, or of integers)
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
-    dtype, device   convert to these: "float32", "float64"; "cpu", "cuda" (a GPU), "cuda:N"
+    dtype, device   convert to these: "float32" and others; "cpu", "cuda" (a GPU), "cuda:N"
 
     Arithmetic keeps the dtype: Python numbers and 0-d arrays never change it, and two Tensors of
     different dtype or device are a TypeError. In "float16" and "bfloat16" each operation computes
@@ -39,7 +39,7 @@ class Tensor(Variable, MoreOfTensor):
     integers have no gradient, and are divided and averaged as float32."""
 
     __slots__ = ()
-    __array_priority__ = 1000  # array + x calls x.__radd__; NumPy asks __array_ufunc__ (habits.py)
+    __array_priority__ = 1000  # array + x calls x.__radd__ for CuPy; NumPy looks at habits.py's
 
     def __init__(
         self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None

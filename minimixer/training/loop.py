@@ -19,11 +19,12 @@ otherwise kernels/ does the work of the trunk and of AdamW, the same and faster.
     data.py         Batches.epoch; in a thread, batch   images and labels
     mixer.py        Mixer.forward, pooled, trunk
     images.py       to_tokens                           tokens (S, B, P*P*in)
+    mixer.py        stem, a Linear of layers.py         (S, B, C)
     block.py        MixerBlock, MixerMLP                (S, B, C), by way of
-                    layers.py       Linear, LayerNorm as Modules
-                    functional.py   linear, gelu;  layer_norm.py, and ops.py's Add for the skips
+                    layers.py       LayerNorm, StochasticDepth as Modules
+                    functional.py   linear_first, linear, gelu;  layer_norm.py;  ops.py's Add
                     autograd.py     Function.apply: matched; choose, run (dispatch.py); record
-    mixer.py        mean over the tokens, head          scores (B, K)
+    mixer.py        mean over the tokens, head          scores (B, K): a Linear too
     loss.py         cross_entropy                       the loss
     backward.py     backward: from the last node to the first, each by its own backward
     parameters.py   accumulate_grad                     where each weight's gradient lies

@@ -7,7 +7,7 @@ steps (factor on lr, step count, the factor by which clip_grad_norm shortens lon
 gradients are finite) lies in one small array, `control`, on the model's device: a GPU reads it
 there and never waits for Python.
 
-Weight decay, w <- w - lr decay w (SGD adds it to g instead), shrinks what the loss does not hold.
+Weight decay, w <- w - lr decay w (SGD adds decay w to g), shrinks what the loss does not hold.
 Matrices of small numbers answer a small change of an image by a small change of scores. A bias only
 shifts, and a LayerNorm's gamma, which starts at 1, would silence its channel at 0: both are spared.
 
@@ -94,7 +94,7 @@ class Optimizer(SameModel, Settings):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, and how they were to be clipped. `set_to_none`, PyTorch's, can't
-        be otherwise: a gradient of zeros would move weights, by momentum and decay (ValueError)."""
+        be otherwise (ValueError): zeros would move weights, by decay and past gradients."""
         if not set_to_none:
             raise ValueError("zero_grad: gradients are forgotten, never set to 0: zero_grad()")
         if self.clipped:
