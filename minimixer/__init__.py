@@ -44,6 +44,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     engine/erf.py           how a special function is computed
     engine/checks.py        numbers and sizes that make sense
     engine/around.py        context managers that are decorators too
+    engine/weighted_sum.py  what gradcheck differentiates
     engine/watching.py      whether anybody writes into arrays of others
     engine/habits.py        what is typed out of habit, and what to write instead
     nn/buffer.py            the flat buffer behind Parameters

@@ -80,11 +80,11 @@ class Classifier(Module):
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, H, W, in) -> (B, channels)."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no features")
 
     def macs(self) -> int:
         """Multiply-accumulates of the matrix products for one image, from the sizes alone."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no macs")
 
     def forward(self, images: Any) -> Tensor:
         """images (B, H, W, in_channels) -> scores (B, num_classes).

@@ -31,11 +31,8 @@ from .arrays import describe, device_of, to_device
 from .checks import whole
 from .grad_mode import enable_grad
 from .tensor import Tensor
-from .watching import (  # L, and whether arrays stay as they are
-    GradientError,
-    WeightedSum,
-    as_tensors,
-)
+from .watching import GradientError
+from .weighted_sum import WeightedSum, as_tensors  # L; and what is checked, as Tensors
 
 
 def difference(tensor: Tensor, where: Any, move: Any, number: Callable[[], float]) -> float:

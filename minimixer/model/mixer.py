@@ -81,7 +81,7 @@ class Mixer(Trained, Precision, Module):
     class_names       optional, one for each class
     num_classes       K; 0: no head, and the features before it (B, C) in place of scores
     seed, dtype       initial weights (None: left at 0, LayerNorm's at 1); "float32" or "float64"
-    precision         "float32", "tf32", "bfloat16" or "float16": precision.py's
+    precision         "float32", "tf32", "bfloat16" or "float16", as set_precision says
     checkpoint_blocks keep only each block's input for backward, and compute the rest again: less
                       memory, more time, the same bits. It may be changed later
     norm              a class of your own in place of LayerNorm, made as norm(channels): (S, B, C)

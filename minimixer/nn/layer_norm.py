@@ -21,7 +21,7 @@ import numpy as np
 from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
 from ..engine.checks import check_number
-from ..engine.products import as_rows, row_means, sum_rows  # (..., C) as a matrix; of its rows
+from ..engine.products import as_rows, row_means, sum_rows  # each row's mean; all rows' sum
 from ..engine.tensor import Tensor
 
 

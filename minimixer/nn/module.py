@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..engine.checks import check_seed
-from .more_module import MoreOfModule, gather  # gather: into one buffer, unless they are in one
+from .more_module import MoreOfModule, gather_parameters  # into one buffer, if they are not yet
 from .parameters import Parameter
 from .state import load_state, state_of
 
@@ -71,7 +71,7 @@ class Module(MoreOfModule):
     def parameters(self) -> list[Parameter]:
         """All Parameters, gathered into one flat buffer if they are not in one already."""
         parameters = [p for _, p in self.named_parameters()]
-        gather(self, parameters)
+        gather_parameters(self, parameters)
         return parameters
 
     # ---- what can be done to it -----------------------------------------------------------------

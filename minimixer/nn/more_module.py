@@ -78,7 +78,7 @@ class MoreOfModule:
         return tree(self)
 
 
-def gather(module: Any, parameters: Sequence[Any]) -> None:
+def gather_parameters(module: Any, parameters: Sequence[Any]) -> None:
     """Bring all Parameters of a module into one flat buffer, if they are in several. The outermost
     module with all of them is its owner, whom optimizers ask what is new. Layers that draw at
     random are numbered, and draw from the buffer's seed and step."""
