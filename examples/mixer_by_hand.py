@@ -1,13 +1,18 @@
 """The whole MLP-Mixer (arXiv 2105.01601), forward and backward, by hand: NumPy and no engine.
 
-An image is cut into S patches; the stem makes C numbers of each: a row of X, a token. A block does
+Each image gets a score for each class. The loss, one number, says how wrong the scores are; its
+gradient, its derivative by each weight, how to move them to lower it: a small step against it,
+batch after batch of images, is training. How that step is taken (Adam) stands at the end.
+
+An image is cut into S patches; the stem makes C numbers of each, its channels: a row of X, a token.
+A block mixes by two MLPs, each two linear maps with a bend (GELU) between their D hidden units:
 
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
 
 with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores, the head.
 To mix columns the paper transposes, mixes rows and transposes back: so does this file. B: images,
-P: patch side, D: MLP width, d_x: gradient of the loss by x. `pip install -e .` goes first.
+P: patch side, d_x: the loss by x; what reaches it on several ways adds. `pip install -e .` first.
 Next: tiny.py, where an engine finds the way back, and x is (S, B, C), which is never transposed.
 """
 
@@ -51,7 +56,7 @@ def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
 def layer_norm(x, gamma, beta):
     """Bring each token to mean 0 and variance 1 over its channels, then scale and shift."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (B, S, C)
-    # A second pass over the data: E[x^2] - E[x]^2 loses its digits where the mean is large.
+    # A second pass over the data: mean(x^2) - mean(x)^2 loses its digits where the mean is large.
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # (B, S, 1)
     rstd = 1 / np.sqrt(variance + 1e-6)  # (B, S, 1), 1 / standard deviation
     x_hat = centred * rstd  # (B, S, C)
@@ -59,8 +64,9 @@ def layer_norm(x, gamma, beta):
 
 
 def layer_norm_backward(cache, d_y):
-    """x_hat_j = (x_j - mean) rstd with dmean/dx_k = 1/C and drstd/dx_k = -rstd^2 x_hat_k / C, so
-    dx_hat_j/dx_k = rstd ([j = k] - 1/C - x_hat_j x_hat_k / C): weigh by d_x_hat_j, sum over j."""
+    """x_hat_j = (x_j - mean) rstd with dmean/dx_k = 1/C, dvariance/dx_k = 2 (x_k - mean) / C and so
+    drstd/dx_k = -rstd^2 x_hat_k / C: dx_hat_j/dx_k = rstd ([j = k] - 1/C - x_hat_j x_hat_k / C),
+    where [j = k] is 1 if j = k, else 0. Weigh by d_x_hat_j, sum over j."""
     x_hat, rstd, gamma = cache
     d_gamma = (d_y * x_hat).sum(axis=(0, 1))  # (C,)
     d_x_hat = d_y * gamma  # (B, S, C)
@@ -71,7 +77,8 @@ def layer_norm_backward(cache, d_y):
 
 
 def gelu(u, approximate):
-    """u Phi(u), Phi the normal distribution function, and the slope of u Phi(u): both need Phi."""
+    """u Phi(u), Phi(u) the chance that a normal number is below u (by erf), and its slope. With no
+    bend between them, the two matrices of an MLP would be one."""
     if approximate == "none":
         phi = 0.5 * (1 + np.vectorize(math.erf, [u.dtype])(u / math.sqrt(2)))  # (B, rows, D)
         density = np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)  # (B, rows, D): Phi'
@@ -86,13 +93,14 @@ def gelu(u, approximate):
 
 
 def linear_backward(x, weight, d_y):
-    """y = x weight + bias in every row: d_x = d_y weight^T, and the rows' parts of d_weight add."""
+    """y_j = sum_i x_i weight_ij + bias_j in every row: x_i moves all y_j, and what they bring adds:
+    d_x_i = sum_j d_y_j weight_ij, d_x = d_y weight^T. The rows' parts of d_weight add too."""
     rows, d_rows = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])  # (B*rows, in or out)
     return d_y @ weight.T, rows.T @ d_rows, d_rows.sum(axis=0)  # (B, rows, in), (in, out), (out,)
 
 
 def mlp(x, w1, b1, w2, b2, approximate):
-    """Linear, GELU, Linear for each row of E numbers: a token's C or, transposed, a channel's S."""
+    """Linear, GELU, Linear for each row, of E: a token's C numbers; transposed, a channel's S."""
     hidden, slope = gelu(x @ w1 + b1, approximate)  # (B, rows, D)
     return hidden @ w2 + b2, (x, w1, hidden, slope, w2)  # (B, rows, E)
 
@@ -132,11 +140,11 @@ def forward(params, images, patch_size, approximate="tanh"):
 
 def backward(params, cache, d_logits):
     """The gradient of every parameter and of the images, given that of the logits."""
-    (B, rows, P, columns, _, channels), patches, blocks, norm, features = cache
+    (B, down, P, across, _, channels), patches, blocks, norm, features = cache
     d_features, d_w, d_b = linear_backward(features, params["head.weight"], d_logits)  # (B, C)
     tree = {"head": {"weight": d_w, "bias": d_b}}  # (C, K), (K,)
-    d_mean = d_features / (rows * columns)  # (B, C): each of the S tokens weighs 1/S in the mean
-    d_x = np.repeat(d_mean[:, None, :], rows * columns, axis=1)  # (B, S, C)
+    d_mean = d_features / (down * across)  # (B, C): each of the S tokens weighs 1/S in the mean
+    d_x = np.repeat(d_mean[:, None, :], down * across, axis=1)  # (B, S, C)
     d_x, tree["norm"] = layer_norm_backward(norm, d_x)  # (B, S, C)
     for i, (norm1, token_mlp, norm2, channel_mlp) in reversed(list(enumerate(blocks))):
         # A sum hands its gradient to both terms: at the skips, "U +" and "X +", two are added.
@@ -151,8 +159,8 @@ def backward(params, cache, d_logits):
     d_patches, d_w, d_b = linear_backward(patches, params["stem.weight"], d_x)  # (B, S, P*P*in)
     tree["stem"] = {"weight": d_w, "bias": d_b}  # (P*P*in, C), (C,)
     grads = {f"{part}.{name}": g for part in tree for name, g in tree[part].items()}
-    d_cut = d_patches.reshape(B, rows, columns, P, P, channels)  # (B, H/P, W/P, P, P, in)
-    return grads, d_cut.swapaxes(2, 3).reshape(B, rows * P, columns * P, channels)  # (B, H, W, in)
+    d_cut = d_patches.reshape(B, down, across, P, P, channels)  # (B, H/P, W/P, P, P, in)
+    return grads, d_cut.swapaxes(2, 3).reshape(B, down * P, across * P, channels)  # (B, H, W, in)
 
 
 def cross_entropy(logits, labels):
@@ -175,15 +183,16 @@ def main():
     test_images = (test_images.astype(np.float32) / 255 - 0.5) / 0.5  # (10000, 28, 28, 1)
     rng, start, P = np.random.default_rng(args.seed), time.perf_counter(), 7
     params = init(rng, 28, P, 1, 10, 3, 64, 32, 128, np.float32)  # N 3, C 64, D_S 32, D_C 128
-    m = {name: np.zeros_like(value) for name, value in params.items()}  # Adam divides the mean of g
-    v = {name: np.zeros_like(value) for name, value in params.items()}  # by the root of that of g^2
+    # Adam steps by the running mean of each gradient g, over the root of that of g^2.
+    m = {name: np.zeros_like(value) for name, value in params.items()}
+    v = {name: np.zeros_like(value) for name, value in params.items()}
     for epoch in range(args.epochs):
         batches = rng.permutation(10_000).reshape(100, 100)  # (100, B)
         for step, batch in enumerate(batches, start=100 * epoch + 1):
             logits, cache = forward(params, images[batch], P)  # (B, K)
             loss, d_logits = cross_entropy(logits, train_labels[batch])  # (), (B, K)
             grads, _ = backward(params, cache, d_logits)
-            learning_rate = 4e-3 * (1 - step / (100 * args.epochs + 1))  # linear decay to 0
+            learning_rate = 4e-3 * (1 - step / (100 * args.epochs + 1))  # smaller and smaller
             for name, g in grads.items():
                 m[name] = 0.9 * m[name] + 0.1 * g  # shape of g
                 v[name] = 0.999 * v[name] + 0.001 * g * g  # shape of g

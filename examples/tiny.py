@@ -18,8 +18,8 @@ minimixer/ has each step in full; there an operation is a class, Function, whose
     5  AdamW and the training loop      training/optim.py, training/data.py, training/loop.py
 
 S tokens, B images, C channels, D_S and D_C hidden units, K classes, P x P pixels in a patch; dx is
-the gradient of the loss by x. `python examples/tiny.py` reads 97.4% of MNIST's test images after
-1,500 steps, in 24 s with OPENBLAS_NUM_THREADS=1, 63 s without on 2 busy cores (2026-11-27).
+the gradient of the loss by x. `python examples/tiny.py` reads 97.4% of MNIST's digits after 1,500
+steps, in 24 s with OPENBLAS_NUM_THREADS=1, 63 s without on 2 busy cores (2026-11-27).
 Next: the package, page by page in the order that the docstring of minimixer/__init__.py gives.
 """
 
@@ -127,7 +127,7 @@ Tensor.__add__ = add
 def gelu(x):
     """y = x p, p = (1 + t) / 2 with t = tanh(k x (1 + a x^2)): p goes from 0 to 1 as x grows.
     dy/dx = p + x p', and as tanh' = 1 - tanh^2, p' = (1 - t^2) k (1 + 3 a x^2) / 2."""
-    k, a = math.sqrt(2 / math.pi), 0.044715
+    k, a = math.sqrt(2 / math.pi), 0.044715  # with which p is nearly the Phi of the page before
     t = np.tanh(k * x * (1 + a * x * x))
 
     def chain_rule(dy):

@@ -15,7 +15,7 @@ part of a batch (steps.py). Which pages of the package a step runs through, one 
 a table in minimixer/training/loop.py.
 """
 
-from support import begin  # noqa: F401  isort: skip
+from support import begin  # noqa: F401  isort: skip  (from here on Ctrl-C ends cleanly)
 
 import numpy as np
 
@@ -150,14 +150,14 @@ def train(run: Run) -> int:
     # On the CPU it calls train_step; on a GPU that is recorded once, and replayed.
     step = SharedStep(train_step, model, optimizer, world, options)
     with run.bar(options.epochs * len(train_images), run.images):
-        for epoch, _ in run.rows():  # those that are left, of a run that is resumed
+        for epoch, _ in run.rows():  # of metrics.csv, one an epoch: those that are left
             model.train()
             for images, labels in batches.epoch(epoch, start=run.step - epoch * len(batches)):
                 optimizer.lr_factor = schedule(
                     run.step, total_steps, warmup_steps, options.schedule
                 )
-                loss, right = step.split(images, labels)
-                run.add(len(labels), loss, right)
+                loss, right = step.split(images, labels)  # train_step, on this process's part
+                run.add(len(labels), loss, right)  # and run.step += 1
                 if run.interrupted:  # by Ctrl-C
                     return run.stop()
             run.end_row(validate)  # in metrics.csv, and a checkpoint

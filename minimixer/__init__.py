@@ -46,6 +46,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     engine/around.py        context managers that are decorators too
     engine/weighted_sum.py  what gradcheck differentiates
     engine/watching.py      whether anybody writes into arrays of others
+    engine/drawing.py       the recorded graph as a picture
     engine/habits.py        what is typed out of habit, and what to write instead
     nn/buffer.py            the flat buffer behind Parameters
     nn/state.py             weights by name, out and in
@@ -61,6 +62,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     model/inputs.py         plain arrays of images on their way into a model
     model/precision.py      activations in two bytes
     model/trained.py        files, predictions, features of a model
+    model/inspect.py        everything that a forward pass computes, by name
     training/settings.py    what an optimizer is told; its state
     training/same_model.py  whether a model is still the one its optimizer was made for
     training/norms.py       the norm of all gradients
@@ -136,7 +138,7 @@ def on_demand(
     return find, lambda: sorted({*vars(sys.modules[package]), *modules(), *(names or ())})
 
 
-_later = {"gradcheck": "engine.gradcheck"}
+_later = {"gradcheck": "engine.gradcheck", "draw_graph": "engine.drawing"}
 if importlib.util.find_spec(f"{__name__}.graph"):  # one launch a step
     _later |= {"record": "graph.recorded", "fetch": "graph.staging"}
 __getattr__, __dir__ = on_demand(__name__, _later)
@@ -144,8 +146,9 @@ __getattr__, __dir__ = on_demand(__name__, _later)
 __all__ = [
     "GELU", "SGD", "Adam", "AdamW", "Dropout", "Flatten", "Function", "GradientError", "LayerNorm",
     "Linear", "Mixer", "Module", "Parameter", "ReLU", "Sequential", "Tensor", "backend", "clip",
-    "concatenate", "data", "enable_grad", "functional", "gradcheck", "is_grad_enabled", "maximum",
-    "nn", "no_grad", "ops", "optim", "rearrange", "schedule", "stack", "where",
+    "concatenate", "data", "draw_graph", "enable_grad", "functional", "gradcheck",
+    "is_grad_enabled", "maximum", "nn", "no_grad", "ops", "optim", "rearrange", "schedule", "stack",
+    "where",
 ]  # fmt: skip
 
 __all__ += [name for name in ("fetch", "record") if name in _later]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import _cuda
 from help import small_mixer
-from minimixer.optim import FINITE, STEP
 from strategies import each_half
 from test_oracles import Case, has_no_gradient, redraw
 
@@ -22,7 +21,9 @@ from minimixer.engine.precision import HALF_DTYPES, as_dtype, check_precision, w
 from minimixer.model.mixer import MixerBlock
 from minimixer.model.precision import FIRST_SCALE
 from minimixer.nn import StochasticDepth, loss_scale
+from minimixer.nn.loss_scale import FINITE
 from minimixer.training import checkpoint
+from minimixer.training.settings import STEP
 
 # Relative error of one rounding; TF32 cuts the factors of products to 11 digits.
 UNIT = {"float32": 2.0**-24, "tf32": 2.0**-10, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from help import DTYPES, close, draw, each_dtype, leaf, put, redraw, same, small_mixer
-from minimixer.optim import CLIP, FINITE, LR_FACTOR, STEP
 from strategies import each_half, reference_functions, same_memory
 
 import minimixer
@@ -20,7 +19,9 @@ from minimixer.backend import Purpose, is_array, random_bits, to_device, to_nump
 from minimixer.engine import products
 from minimixer.engine.products import matmul
 from minimixer.nn import StochasticDepth
+from minimixer.nn.loss_scale import FINITE
 from minimixer.nn.parameters import ParameterBuffer
+from minimixer.training.settings import CLIP, LR_FACTOR, STEP
 
 PACKAGE = Path(minimixer.__file__).parent
 BOOK = "engine", "nn", "model", "training"

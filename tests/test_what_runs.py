@@ -555,11 +555,12 @@ PATCHES = {f"{called}.{name}": (owner, name, doubled) for called, owner, names i
     ("functional", F, "linear linear_first gelu layer_norm matmul as_rows sum_rows gelu_and_slope"),
     ("functional._PHI", F._PHI, "tanh"),
     ("layer_norm", layer_norm_py, "normalize gradients as_rows"), ("ops", ops_py, "add"),
-    ("Tensor", tensor_py.Tensor, "__add__"), ("MixerMLP", block_py.MixerMLP, "forward __call__"),
-    ("MixerBlock", block_py.MixerBlock, "forward"), ("Mixer", Mixer, "trunk"),
+    ("Tensor", tensor_py.Tensor, "__add__"), ("Mixer", Mixer, "trunk"),
+    ("MixerMLP", block_py.MixerMLP, "forward hidden __call__"),
+    ("MixerBlock", block_py.MixerBlock, "forward"),
     ("nn.LayerNorm", nn_py.LayerNorm, "forward __call__"), ("nn.Linear", nn_py.Linear, "forward"),
     ("StochasticDepth", nn_py.StochasticDepth, "forward keep"), ("Module", Module, "__call__"),
-    ("backward", backward_py, "_sum run_back"), ("optimizer", optimizer_py, "gradient_norm"),
+    ("backward", backward_py, "_sum run_back"), ("norms", norms_py, "gradient_norm"),
 ) for name in names.split()} | {
     "functional._A": (F, "_A", lambda value: 10 * value),
     "Parameter.accumulate_grad": (Parameter, "accumulate_grad", twice_as_much),
@@ -790,9 +791,6 @@ def test_a_model_with_its_own_patches(device, own):
 
     plain, model = Mixer.patches, make_model(device).eval()
     images = given(model)[0]
-    expected = to_numpy(model.trunk(images).data)
-    for y in (model.trunk(images, seen=None), model.trunk(images, None)):  # that nobody looks
-        np.testing.assert_array_equal(to_numpy(y.data), expected)
     with no_grad():
         expected = to_numpy(model(0.5 * images).data)
         if own == "a subclass":

@@ -108,13 +108,13 @@ class Function:
         any_dtype       it only moves numbers about, of whatever dtype. Otherwise forward and
                         backward get numbers of two bytes (float16) as float32, and their results
                         are rounded to two
-        wide_result     those of forward are not: a mean stays float32
-        integers        and booleans, which have no gradient: None refuses them, "kept" takes them
-                        as they are, "float32" reads them as that
+        wide_result     forward's results are not rounded: a mean stays float32
+        integers        what becomes of integers and booleans, which have no gradient: None, they
+                        are refused; "kept", taken as they are; "float32", read as that
         quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
     """
 
-    __slots__ = (
+    __slots__ = (  # the node's fields; what forward keeps goes to __dict__, which backward clears
         "__dict__", "__weakref__", "input_dtype", "needs", "outputs", "parents", "serial",
         "versions",
     )  # fmt: skip

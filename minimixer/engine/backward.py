@@ -24,16 +24,18 @@ Next: `grad_mode.py`, no_grad: whether operations are recorded.
 from operator import attrgetter
 from typing import Any
 
-from .arrays import Array, describe, is_array, namespace, native, one  # native: order of bytes
+from .arrays import Array, describe, is_array, namespace, native, one  # an order of bytes; a 1
 from .autograd import Function, Variable
 from .dispatch import run_back, surrounded  # a node's backward; the walk, NumPy's warnings off
 from .two_bytes import converted  # a gradient in its input's dtype; or what is wrong with it
 
 
 def backward(root: Variable, gradient: Array | None = None, retain_graph: bool = False) -> None:
-    """Add d(root)/d(leaf) * gradient into the `grad` of every leaf that `root` was made from.
+    """Add the gradient of sum(gradient * root) into the `grad` of every leaf behind `root` that
+    requires it.
 
-    `gradient` has root's shape and dtype; it may be left out (one) if root has one element.
+    `gradient`: an array of root's shape and dtype, a list, or one number for all; if root has one
+    element it may be left out (one).
     Each node forgets what it kept once its turn is over, so memory falls on the way; with
     `retain_graph` none does, and backward may be called again. A Function's backward may call this
     one, for a graph of its own."""
@@ -92,6 +94,7 @@ def _walk(
             if result is None or parents[position] is None:
                 continue
             source, index, shape = parents[position]
+            # (NumPy has one object for each dtype.)
             if getattr(result, "shape", None) != shape or result.dtype is not dtype:
                 result = converted(node, position, result, shape, index is None)
             if index is None:

@@ -6,8 +6,8 @@ For a number L and one element x_i of an input, the central difference is, by Ta
 
 In float64 with h = 1e-5 max(1, |x_i|) both the neglected term and the rounding of the difference
 are about 1e-10 of L. A gradient that is wrong by one part in a thousand shows, unless it is itself
-a thousand times smaller than the largest of the same input, or a million times smaller than L. To
-check a function with many outputs, L is their sum with random weights: a mistake in any shows.
+a thousand times smaller than the largest of the same input, or a million times smaller than 1 and
+L's terms. To check a function of many outputs, L is their sum with random weights: all show.
 
 Numbers do not show everything: a Function that writes into an array which is not its own may be
 right by itself and spoil what others make of that array. So it is also looked at whether forward
@@ -56,7 +56,7 @@ def compared(
     for index in np.ndindex(*tensor.shape) if directions is None else ():
         h = 1e-5 * max(1.0, abs(float(tensor.data[index])))
         yield f"index {index}", float(found[index]), difference(tensor, index, h, number) / h
-    h = 1e-5 / math.sqrt(tensor.size)
+    h = 1e-5 / math.sqrt(tensor.size)  # so the whole move is about 1e-5 long
     for step in [random.standard_normal(tensor.shape) for _ in range(directions or 0)]:
         move = to_device(np.asarray(h * step), device_of(tensor.data))
         with np.errstate(invalid="ignore"):  # infinite gradients are reported by who asks

@@ -95,7 +95,7 @@ class Multiply(_Binary):
 
 
 class Divide(_Binary):
-    """y = a / b: da = dy / b, db = -dy (y / b). (-da y is NaN where da overflows and y is 0.)"""
+    """y = a / b: da = dy / b, db = -dy (y / b). (Not -da y: infinity times 0 is NaN.)"""
 
     integers, quiet = "float32", True
 

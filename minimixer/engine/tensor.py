@@ -33,13 +33,13 @@ class Tensor(Variable, MoreOfTensor):
     requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
     dtype, device   convert to these: "float32" and others; "cpu", "cuda" (a GPU), "cuda:N"
 
-    Arithmetic keeps the dtype: Python numbers and 0-d arrays never change it, and two Tensors of
+    Arithmetic keeps a float's dtype: Python numbers and 0-d arrays don't change it, two Tensors of
     different dtype or device are a TypeError. In "float16" and "bfloat16" each operation computes
     in float32 and rounds its result; the mean stays float32. Comparisons give booleans: these and
     integers have no gradient, and are divided and averaged as float32."""
 
     __slots__ = ()
-    __array_priority__ = 1000  # array + x calls x.__radd__ for CuPy; NumPy looks at habits.py's
+    __array_priority__ = 1000  # array + x: CuPy's calls x.__radd__; NumPy's asks habits.py
 
     def __init__(
         self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None
@@ -97,7 +97,7 @@ class Tensor(Variable, MoreOfTensor):
     __hash__ = object.__hash__  # by identity, although == compares elements
 
     def item(self) -> Any:
-        """The only element as a Python number: waits for a GPU, ahead of which Python runs."""
+        """The only element as a Python number: waits until the GPU, behind Python, has it."""
         return self.data.item()
 
     def numpy(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class Tensor(Variable, MoreOfTensor):
         return Tensor(self.data)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
-        """Add d(this)/d(leaf) * gradient into every leaf's `grad`; see backward.py."""
+        """Add the gradient of sum(gradient * this) into every leaf's `grad`; see backward.py."""
         backward(self, gradient, retain_graph)
 
     # ---- operators ------------------------------------------------------------------------------

@@ -33,16 +33,15 @@ class Trunk:
     """Mixer.trunk."""
 
     @staticmethod
-    def suits(model: Any, images: Any, seen: Any = None) -> bool:
+    def suits(model: Any, images: Any) -> bool:
         return (
-            seen is None
-            and all(_is(*pair) for pair in _replaced(model))
+            all(_is(*pair) for pair in _replaced(model))
             and all(_mixes(block.token_mixing, 0) for block in model.blocks)
             and all(_mixes(block.channel_mixing, -1) for block in model.blocks)
         )
 
     @staticmethod
-    def run(model: Any, images: Any, seen: None = None) -> Tensor:
+    def run(model: Any, images: Any) -> Tensor:
         x, y, bias = F.linear(model.patches(images), model.stem.weight), None, model.stem.bias
         for block in map(_PutOff, model.blocks):
             run = functools.partial(recompute, block) if model.checkpoint_blocks else block
@@ -71,8 +70,9 @@ def _is(module: Any, kind: type) -> bool:
 
 
 def _mixes(layer: MixerMLP, axis: int) -> bool:
-    """Along that axis, and with both its biases?"""
-    return layer.axis == axis and layer.b1 is not None and layer.b2 is not None
+    """Along that axis, with both its biases, and with the hidden units that all have?"""
+    biased = layer.b1 is not None and layer.b2 is not None
+    return layer.axis == axis and biased and "hidden" not in vars(layer)
 
 
 class _PutOff(Module):

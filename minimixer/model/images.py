@@ -30,7 +30,7 @@ class Normalization:
     """How uint8 images are scaled: mean and std, each a number or one for each channel. ValueError
     unless they are, mean finite and std positive."""
 
-    warned = False  # that images seem not to be normalised: once is enough
+    warned = False  # that images seem not to be normalised (trained.py): once is enough
 
     def __init__(self, mean: Any, std: Any, channels: int):
         try:

@@ -27,7 +27,8 @@ x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the pap
 
 The head's weights start at 0, as the authors' do: all scores are 0, the loss is log K, and what the
 head sends back, dy W^T, is 0. So after the first backward all gradients but the head's are exactly
-0, as they should be: the first step moves the head (weight decay apart), the second everything.
+0, as they should be: the first step moves the head (and weight decay, optimizer.py, the matrices),
+the second everything.
 
 A place in the image has weights of its own in token mixing: a row of w1, w2 and b2. So shuffled
 patches give other scores. But one and the same shuffle of all images, with these rows shuffled
@@ -55,8 +56,6 @@ import numpy as np
 
 from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..engine.tensor import Tensor
-from ..nn.buffer import ParameterBuffer
-from ..nn.draws import RandomCounter  # seed and step
 from ..nn.layers import LayerNorm, Linear
 from ..nn.module import Module
 from ..nn.recompute import recompute  # forget, and compute again when backward comes
@@ -64,8 +63,8 @@ from .block import MixerBlock as MixerBlock
 from .block import MixerMLP as MixerMLP
 from .images import Normalization, to_tokens
 from .precision import Precision, advised, in_precision  # in float32 they only call the method
-from .trained import Trained  # files, predictions, features
-from .variants import check_config, check_names, check_preparation, expected_shapes, variant
+from .trained import Trained  # files, predictions, features, the paper's variants by name
+from .variants import check_config, check_names, check_preparation, expected_shapes
 
 
 class Mixer(Trained, Precision, Module):
@@ -144,30 +143,6 @@ class Mixer(Trained, Precision, Module):
 
     expected_shapes = staticmethod(expected_shapes)  # whoever loads a file asks before it is made
 
-    @classmethod
-    def from_name(cls, name: str, **changes: Any) -> "Mixer":
-        """A variant of the paper ("mixer_s32" ... "mixer_h14") with fresh weights; `changes` are
-        arguments of Mixer, such as num_classes."""
-        return cls(**variant(name, **changes))
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.stem.weight.dtype
-
-    @property
-    def device(self) -> str:
-        return self.stem.weight.device
-
-    @property
-    def buffer(self) -> ParameterBuffer:
-        """Where the Parameters lie, once `parameters()` has gathered them."""
-        return self.stem.weight.buffer
-
-    @property
-    def random(self) -> RandomCounter:
-        """What random draws in training depend on: seed and step."""
-        return self.buffer.random
-
     # ---- from images to scores ------------------------------------------------------------------
 
     @advised
@@ -175,8 +150,9 @@ class Mixer(Trained, Precision, Module):
         """images (B, H, W, in_channels) -> scores (B, num_classes).
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
-        and checked, unless they lie on a GPU; a Tensor is taken as it is. ValueError: shapes, NaN
-        or infinity; TypeError: other dtypes; MemoryError, with what to lower."""
+        and checked (on a GPU fast forms don't look for NaN); of a Tensor only the shape is.
+        ValueError: shapes, NaN or infinity; TypeError: other dtypes; MemoryError, with what to
+        lower."""
         pooled = self.pooled(images)
         return pooled if self.head is None else self.head(pooled)  # (B, K)
 
@@ -186,13 +162,11 @@ class Mixer(Trained, Precision, Module):
         return self.trunk(images).mean(axis=0)
 
     @replaceable
-    def trunk(self, images: Any, seen: list[Tensor] | None = None) -> Tensor:
-        """Images (B, H, W, in) -> (S, B, C); `seen`, a list, receives what every block returns."""
+    def trunk(self, images: Any) -> Tensor:
+        """Images (B, H, W, in) -> (S, B, C)"""
         x = self.stem(self.patches(images))
         for block in self.blocks:
             x = recompute(block, x) if self.checkpoint_blocks else block(x)
-            if seen is not None:
-                seen.append(x)
         return self.norm(x)
 
     def patches(self, images: Any) -> Tensor:

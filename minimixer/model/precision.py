@@ -15,6 +15,8 @@ import numpy as np
 from ..engine.arrays import device_of, use_device_of
 from ..engine.precision import check_precision, is_half
 from ..engine.tensor import Tensor
+from ..nn.buffer import ParameterBuffer
+from ..nn.draws import RandomCounter
 from ..nn.loss_scale import scale_gradient
 
 FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the optimizer lowers it
@@ -32,10 +34,7 @@ def in_precision(method: Callable) -> Callable:
         scale = model.buffer.loss_scale[:1]
         if isinstance(images, Tensor) and images.requires_grad:
             images = scale_gradient(images, 1 / scale)
-        found = method(model, images, *more, **options)
-        if isinstance(found, list):
-            return [scale_gradient(x, scale) for x in found]
-        return scale_gradient(found, scale)
+        return scale_gradient(method(model, images, *more, **options), scale)
 
     return run
 
@@ -58,7 +57,25 @@ def advised(method: Callable) -> Callable:
 
 
 class Precision:
-    """What a Mixer has of it."""
+    """What a Mixer has of it, and where its numbers lie."""
+
+    @property
+    def dtype(self: Any) -> np.dtype:
+        return self.stem.weight.dtype
+
+    @property
+    def device(self: Any) -> str:
+        return self.stem.weight.device
+
+    @property
+    def buffer(self: Any) -> ParameterBuffer:
+        """Where the Parameters lie, once `parameters()` has gathered them."""
+        return self.stem.weight.buffer
+
+    @property
+    def random(self: Any) -> RandomCounter:
+        """What random draws in training depend on: seed and step."""
+        return self.buffer.random
 
     def set_precision(self: Any, precision: str) -> Any:
         """How activations are stored and multiplied between the images and the pooled features.

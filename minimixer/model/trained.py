@@ -18,9 +18,11 @@ from ..engine.precision import as_dtype, is_floating, widen
 from ..engine.tensor import Tensor
 from ..nn import functional as F
 from ..nn.layers import LayerNorm, Module, evaluating
+from ..nn.loss_scale import scale_gradient
 from ..nn.more_loss import softmax
 from .inputs import check_shape, normalize
-from .precision import advised, in_precision
+from .inspect import telling
+from .precision import advised
 from .variants import check_config, variant
 
 if TYPE_CHECKING:
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 
 class Trained:
     """The half of Mixer that training needs nothing of."""
+
+    @classmethod
+    def from_name(cls: Any, name: str, **changes: Any) -> "Mixer":
+        """A variant of the paper ("mixer_s32" ... "mixer_h14") with fresh weights; `changes` are
+        arguments of Mixer, such as num_classes."""
+        return cls(**variant(name, **changes))
 
     def predict_logits(self: Any, images: Any, batch_size: int = 256) -> np.ndarray:
         """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time. A
@@ -59,15 +67,43 @@ class Trained:
         return self.predict_proba(images, batch_size).argmax(axis=1)
 
     @advised
-    @in_precision
+    def inspect(self: Any, images: Any) -> dict[str, Tensor]:
+        """Everything that model(images) computes, by name, in this order; images come first:
+
+            patches (B, S, P*P*in), tokens (B, S, C); of each block, "blocks.0.norm1" and so on:
+            norm1 (B, S, C), token_mixing.hidden (B, D_S, C), token_mixing (what it adds),
+            norm2, channel_mixing.hidden (B, S, D_C), channel_mixing, and "blocks.0", its output;
+            norm (B, S, C), pooled (B, C), logits (B, K).
+
+        A block or an MLP of one's own is one entry. Tensors, whose gradients lead to `images` and
+        to the Parameters; within no_grad() they keep nothing. inspect.py tells how.
+        """
+        return self._heard(images, lambda name: True)
+
     def features(self: Any, images: Any, blocks: Any) -> list[Tensor]:
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
         for number in (blocks := list(blocks)):
             if number not in range(-len(self.blocks), len(self.blocks)):
                 raise IndexError(f"there is no block {number!r:.40}, of {len(self.blocks)}")
-        seen: list[Tensor] = []
-        self.trunk(images, seen)
-        return [seen[number].transpose(1, 0, 2) for number in blocks]
+        names = [f"blocks.{number % len(self.blocks)}" for number in blocks]
+        heard = self._heard(images, set(names).__contains__)
+        return [heard[name] for name in names]
+
+    def _heard(self: Any, images: Any, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        """What the wanted parts return, images first, gradients of it not scaled (float16)."""
+        heard: dict[str, Tensor] = {}
+        scale = self.buffer.loss_scale[:1] if self.buffer.scaled else None
+
+        def tell(name: str, x: Tensor) -> None:
+            if wanted(name):
+                if x.ndim == 3:  # of the trunk
+                    x = (x if scale is None else scale_gradient(x, scale)).swapaxes(0, 1)
+                heard[name] = x
+
+        logits = telling(self, tell)(images)
+        if self.head is not None:
+            tell("logits", logits)
+        return heard
 
     def convert(self: Any, images: Any) -> Tensor:
         """A plain array as a Tensor of the model's dtype, on its device, checked and normalised."""

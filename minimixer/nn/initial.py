@@ -1,6 +1,7 @@
 """Initial weights: random, and of a size that keeps what passes through them at its size.
 
-Random, since units of equal weights get equal gradients and would stay equal. And were each layer
+Random, since hidden units of equal weights, in and out, get equal gradients and would stay equal.
+And were each layer
 to double its numbers, or to halve them, ten layers would change them a thousandfold.
 
 >>> import numpy as np
@@ -17,7 +18,8 @@ import math
 
 import numpy as np
 
-from ..engine.random import Purpose, random_bits, uniform  # of the same arguments, the same bits
+# Of the same arguments the same bits, one of them a Purpose; and bits as a number in [0, 1).
+from ..engine.random import Purpose, random_bits, uniform
 
 
 def lecun_normal(

@@ -1,7 +1,8 @@
 """Softmax cross-entropy: the number that training makes small.
 
 The network gives a row of scores z, one for each of K classes (logits); p = softmax(z) reads them
-as probabilities. Against a target distribution t (for a class label: 1 there, 0 elsewhere) it is
+as probabilities. Against a target distribution t (for a class label: 1 there, 0 elsewhere; then it
+is -log p of the label: 0 where p is 1, and without bound as p nears 0) the loss is
 
     p[k] = e^z[k] / sum_j e^z[j]
     loss = -sum_k t[k] log p[k] = log sum_j e^z[j] - sum_k t[k] z[k],       as sum_k t[k] = 1.
@@ -38,7 +39,7 @@ import numpy as np
 
 from ..engine.arrays import Array, namespace
 from ..engine.autograd import Function, Variable, constant
-from ..engine.checks import check_number
+from ..engine.checks import check_number  # in a range; from 0 on, if none is given
 from ..engine.tensor import Tensor
 from .targets import checked_target  # labels or distributions, as an array that fits z
 

@@ -94,6 +94,9 @@ class Parameter(Pickled, Tensor):
 
     data = property(attrgetter("_data"), _assign)  # type: ignore[assignment]
 
+    # `_grad` is the window, None before the first backward; `has_grad` says whether what it shows
+    # counts. `join` waits for what is computed beside (aside.py).
+
     @property
     def grad(self) -> Array | None:  # type: ignore[override]
         if not self.has_grad:
@@ -117,7 +120,7 @@ class Parameter(Pickled, Tensor):
         if read_as is not place.dtype:
             gradient = unscaled(gradient, read_as, self.buffer)
         if self.has_grad:
-            join()  # until what is being written there is complete
+            join()
             place += gradient.astype(place.dtype, copy=False)
         elif gradient is not place:  # else backward wrote it there
             place[...] = gradient
@@ -127,7 +130,7 @@ class Parameter(Pickled, Tensor):
     def grad_window(self) -> Array:
         """Its place among the gradients, whatever that holds."""
         if self._grad is None:
-            self.buffer.make_gradients()  # and opens all windows on them
+            self.buffer.make_gradients()  # which calls `bind` of all Parameters
         return self._grad
 
     def read(self, dtype: np.dtype) -> Array:

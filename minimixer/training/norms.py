@@ -11,12 +11,15 @@ array(6.e+19, dtype=float32)
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from ..engine.arrays import Array, namespace
+from ..engine.checks import check_number
 from ..engine.dispatch import replaceable
 from ..engine.products import matmul
+from .settings import CLIP
 
 
 @replaceable
@@ -29,3 +32,23 @@ def gradient_norm(parts: list[Array]) -> Array:
     squares = [matmul(p[None, :], p[:, None]) for p in (part / unit for part in parts)]
     with np.errstate(over="ignore"):
         return (xp.sqrt(sum(squares)) * unit).reshape(())
+
+
+class Clipping:
+    """The part of Optimizer that holds a step back."""
+
+    def clip_grad_norm(self: Any, max_norm: float) -> Array:
+        """Let the coming step see gradients of norm at most `max_norm`, all scaled alike: no odd
+        batch throws the weights far (Pascanu et al. 2013). Returns their norm before, 0-d."""
+        max_norm = check_number("max_norm", max_norm, ends="(]")
+        self._follow()
+        norm = self.gradient_norm()
+        self.control[CLIP] = namespace(norm).minimum(1, max_norm / (norm + 1e-6))
+        self.clipped = True
+        return norm
+
+    def gradient_norm(self: Any) -> Array:
+        """The norm of all gradients, 0-d, in the parameters' dtype."""
+        gradients = self.buffer.make_gradients()
+        parts = [gradients[start:stop] for start, stop, _, _ in self._active_ranges()]
+        return gradient_norm(parts or [gradients[:1] * 0])

@@ -21,10 +21,6 @@ from typing import Any
 
 from ..engine.checks import check_number
 from ..nn.layer_norm import check_epsilon
-from .optimizer import CLIP as CLIP
-from .optimizer import FINITE as FINITE
-from .optimizer import LR_FACTOR as LR_FACTOR
-from .optimizer import STEP as STEP
 from .optimizer import Optimizer as Optimizer
 
 

@@ -28,30 +28,25 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array, blocks, namespace, use_device_of
-from ..engine.checks import check_number
 from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..nn.buffer import ParameterBuffer
-from ..nn.loss_scale import FINITE as FINITE
-from ..nn.loss_scale import update_if_finite  # gradients from float16 may overflow
+from ..nn.loss_scale import FINITE, update_if_finite  # gradients from float16 may overflow
 from ..nn.module import Module
 from ..nn.parameters import Parameter
-from .norms import gradient_norm
+from .norms import Clipping  # clip_grad_norm
 from .same_model import SameModel  # _follow, _look_for_newcomers: has the model changed?
-from .settings import CLIP as CLIP
-from .settings import LR_FACTOR as LR_FACTOR
-from .settings import STEP as STEP
-from .settings import Settings, read_groups
+from .settings import CLIP, LR_FACTOR, STEP, Settings, read_groups
 
 Range = tuple[int, int, float, float]  # start, stop, lr, decay
 _has_grad = attrgetter("has_grad")  # at C's speed
 
 
-class Optimizer(SameModel, Settings):
+class Optimizer(Clipping, SameModel, Settings):
     """What all optimizers share. Subclasses define `moments` and `update`.
 
     parameters    a model, Parameters of one, or groups: dicts with "params" and, if they differ
                   from the defaults, "lr" and "weight_decay". Those with requires_grad=False stay.
-    lr            learning rate; `lr_factor`, set by a schedule, multiplies every group's
+    lr            learning rate; `lr_factor` (settings.py), set by a schedule, multiplies all
     weight_decay  pulls weights towards 0; only matrices, not biases and LayerNorms
 
     ValueError: no parameters, parameters of different models or twice, lr or weight_decay < 0;
@@ -74,7 +69,7 @@ class Optimizer(SameModel, Settings):
         self._ranges: tuple[Any, list[Range]] | None = None
         self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
         self._moves = -1  # how many moves of the buffer (`to`) it has followed
-        self.buffer.optimized |= {p.start for p in self.parameters}
+        self.buffer.optimized |= {p.start for p in self.parameters}  # same_model.py asks
         self._follow()
 
     # ---- what a training loop calls -------------------------------------------------------------
@@ -102,16 +97,6 @@ class Optimizer(SameModel, Settings):
             self.control[CLIP], self.clipped = 1, False
         for parameter in self.parameters:
             parameter.has_grad = False
-
-    def clip_grad_norm(self, max_norm: float) -> Array:
-        """Let the coming step see gradients of norm at most `max_norm`, all scaled alike: no odd
-        batch throws the weights far (Pascanu et al. 2013). Returns their norm before, 0-d."""
-        max_norm = check_number("max_norm", max_norm, ends="(]")
-        self._follow()
-        norm = self.gradient_norm()
-        self.control[CLIP] = namespace(norm).minimum(1, max_norm / (norm + 1e-6))
-        self.clipped = True
-        return norm
 
     @property
     def scaled(self) -> bool:
@@ -145,12 +130,6 @@ class Optimizer(SameModel, Settings):
                     raise TypeError(f"{type(self).__name__}.update returns nothing: write w -= ...")
             if buffer.low is not None:  # the same again in two bytes
                 buffer.refresh(start, stop)
-
-    def gradient_norm(self) -> Array:
-        """The norm of all gradients, 0-d, in the parameters' dtype."""
-        gradients = self.buffer.make_gradients()
-        parts = [gradients[start:stop] for start, stop, _, _ in self._active_ranges()]
-        return gradient_norm(parts or [gradients[:1] * 0])
 
     def update(self, w: Array, g: Array, state: list[Array], lr: Any, decay: float, t: Any) -> Any:
         """Change w and state in place, for one block of a range; g, the clipped gradient, is yours.

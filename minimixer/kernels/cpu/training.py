@@ -10,7 +10,8 @@ import numpy as np
 
 from ...engine.arrays import Array, namespace
 from ...training.norms import gradient_norm
-from ...training.optim import CLIP, LR_FACTOR, STEP, Adam, AdamW
+from ...training.optim import Adam, AdamW
+from ...training.settings import CLIP, LR_FACTOR, STEP
 from .blocks import BLOCK, parts
 from .threads import blas_on_one_thread
 
