@@ -13,13 +13,14 @@ skip connections do. Backward goes along these lines, upwards.
 """
 
 import html
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .autograd import Function, Variable
 
 MOST = 2000  # operations; a picture of more says nothing
-ROW, LEAF, BOX, LANE = 44, 250, 190, 14  # heights and widths in pixels
+ROW, GAP, LANE, LETTER = 44, 30, 14, 7.4  # heights and widths in pixels
 STYLE = """
 text { font: 12px ui-monospace, monospace; fill: #1c2733 } text.shape { fill: #5c6b7a }
 rect { fill: #e8eef6; stroke: #8193a8 } rect.leaf { fill: #fbeedb; stroke: #b08d57 }
@@ -55,27 +56,37 @@ def draw_graph(result: Any, model: Any = None) -> Drawing:
     row = {node: i for i, node in enumerate(nodes)}
     names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
     shapes = {(result.node, result.output_index): result.data.shape}
-    boxes, lines, drawn, lanes = [], [], set[int](), list[int]()
+    leaves: dict[Function, list[tuple[str, str]]] = {node: [] for node in nodes}
+    skips, drawn = [], set[int]()
     for node in nodes:
-        y, leaves = row[node] * ROW, []
         for source, output, shape in filter(None, node.parents or ()):
             if output is not None:
                 shapes[source, output] = shape
-                lines.append(_line(row[source], row[node], lanes))
+                skips.append((row[source], row[node]))
             elif id(source) not in drawn:
                 drawn.add(id(source))
-                leaves.append((names.get(id(source), _kind(source)), shape))
-        for i, (name, shape) in enumerate(leaves):
-            height = (ROW - 8) / len(leaves)
-            boxes.append(_box(0, y + i * height, LEAF - 30, height - 1, name, shape, "leaf"))
-        if leaves:
-            lines.append(f'<path d="M{LEAF - 30} {y + 17} H{LEAF}"/>')
-    for node in nodes:
-        made = [shapes[node, i] for i in range(node.outputs) if (node, i) in shapes]
-        boxes.append(_box(LEAF, row[node] * ROW, BOX, ROW - 10, type(node).__name__, *made[:1]))
-    width, height = LEAF + BOX + LANE * (len(lanes) + 1) + 2, len(nodes) * ROW
+                kind = "Parameter" if source.is_parameter else "Tensor"
+                leaves[node].append((names.get(id(source), kind), f"{shape}"))
+    made = [
+        next((f"{shapes[n, i]}" for i in range(n.outputs) if (n, i) in shapes), "") for n in nodes
+    ]
+    left = _width(pair for found in leaves.values() for pair in found)
+    width = _width((type(node).__name__, shape) for node, shape in zip(nodes, made, strict=True))
+    lines, boxes, lanes = [], [], list[int]()
+    start = left + GAP
+    for start_row, stop_row in skips:
+        lines.append(_line(start_row, stop_row, start, width, lanes))
+    for (node, found), shape in zip(leaves.items(), made, strict=True):
+        y = row[node] * ROW
+        boxes.append(_box(start, y, width, ROW - 10, type(node).__name__, shape))
+        height = (ROW - 8) / max(1, len(found))
+        for i, (name, of) in enumerate(found):
+            boxes.append(_box(0, y + i * height, left, height - 2, name, of, "leaf"))
+        if found:
+            lines.append(f'<path d="M{left} {y + 17} h{GAP}"/>')
+    whole, height = start + width + LANE * (len(lanes) + 1), len(nodes) * ROW
     return Drawing(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {width} {height}" width="{width}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {whole} {height}" width="{whole}" '
         f'height="{height}"><style>{STYLE}</style>\n' + "\n".join([*lines, *boxes]) + "\n</svg>\n"
     )
 
@@ -95,23 +106,22 @@ def _recorded(last: Function) -> list[Function]:
     return sorted(found, key=lambda node: node.serial)
 
 
-def _kind(leaf: Any) -> str:
-    return "Parameter" if leaf.is_parameter else "Tensor"
+def _width(texts: Iterable[tuple[str, str]]) -> int:
+    return int(max((len(a) + len(b) + 5 for a, b in texts), default=0) * LETTER)
 
 
-def _line(start: int, stop: int, lanes: list[int]) -> str:
+def _line(start: int, stop: int, x: int, width: int, lanes: list[int]) -> str:
     """From one row down to another. `lanes`: the row from which on each lane is free."""
     if stop == start + 1:
-        return f'<path d="M{LEAF + BOX // 2} {stop * ROW - 10} v10"/>'
+        return f'<path d="M{x + width // 2} {stop * ROW - 10} v10"/>'
     free = next((i for i, until in enumerate(lanes) if until <= start), len(lanes))
     lanes[free : free + 1] = [stop]
-    x, right = LEAF + BOX, LEAF + BOX + LANE * (free + 1)
-    top, bottom = start * ROW + 22, stop * ROW + 12
-    return f'<path class="skip" d="M{x} {top} H{right} V{bottom} H{x}"/>'
+    right, top, bottom = x + width + LANE * (free + 1), start * ROW + 24, stop * ROW + 10
+    return f'<path class="skip" d="M{x + width} {top} H{right} V{bottom} H{x + width}"/>'
 
 
 def _box(
-    x: float, y: float, width: float, height: float, name: str, shape: Any = "", kind: str = ""
+    x: float, y: float, width: float, height: float, name: str, shape: str, kind: str = ""
 ) -> str:
     middle = y + height / 2 + 4
     return (
