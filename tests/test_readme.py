@@ -1,4 +1,6 @@
-"""README is true: its Python blocks run in order, its commands are ones that the scripts accept."""
+"""README and docs/ are true: their Python blocks run in order, their commands are ones that the
+scripts accept, what they link to is there.
+"""
 
 import argparse
 import ast
@@ -17,34 +19,45 @@ from scripts import EXAMPLES, Runner
 import minimixer
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [
+FILES = ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
+README = PAGES["README.md"]
+BLOCKS = {
+    name: re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL) for name, text in PAGES.items()
+}
+COMMANDS = sorted({
     re.sub(r"^mpirun -n \d+ ", "", part.strip())  # what it starts
-    for language, block in BLOCKS
+    for blocks in BLOCKS.values()
+    for language, block in blocks
     if language == "bash"
     for line in block.splitlines()
     for part in line.split("&&")
-]
-SCRIPTS = [command for command in COMMANDS if command.startswith("python examples/")]
+})  # fmt: skip
+SCRIPTS = [c for c in COMMANDS if c.startswith(("python examples/", "python -m minimixer "))]
 
 
-def test_python_blocks(tmp_path, monkeypatch):
+def python_blocks(page):
+    return [block for language, block in BLOCKS[page] if language == "python"]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p != "docs/video.md" and python_blocks(p)])
+def test_python_blocks(page, tmp_path, monkeypatch):
+    """Each page is one session. (test_video.py runs the video's.)"""
     monkeypatch.chdir(tmp_path)
-    small = "--limit-train 300 --epochs 1 --hidden-dim 8 --num-blocks 1 --out runs/mnist"
-    Runner(tmp_path)(*small.split())
-    names: dict = {"__name__": "readme"}
-    blocks = [block for language, block in BLOCKS if language == "python"]
-    assert len(blocks) >= 4
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert len(names["predicted"]) == 5 and names["loss"].item() < 3
+    if page == "README.md":
+        small = "--limit-train 300 --epochs 1 --hidden-dim 8 --num-blocks 1 --out runs/mnist"
+        Runner(tmp_path)(*small.split())
+    names: dict = {"__name__": "page"}
+    for block in python_blocks(page):
+        exec(compile(block, page, "exec"), names)
+    if page == "README.md":
+        assert len(names["predicted"]) == 5 and names["loss"].item() < 3
 
 
-def test_the_function_that_readme_defines_is_right_everywhere():
-    block = next(b for _, b in BLOCKS if "class Softplus" in b)
+def test_the_function_that_the_docs_define_is_right_everywhere():
+    block = next(b for b in python_blocks("docs/extending.md") if "class Softplus" in b)
     names: dict = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "extending.md", "exec"), names)
     for dtype in ("float32", "float64", "float16"):
         x = np.array([-np.inf, -60000, -100, -1, 0, 1, 100, 60000, np.inf], dtype)
         t = minimixer.Tensor(x, requires_grad=True)
@@ -77,33 +90,65 @@ def test_scripts_accept_their_commands(command, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    if script == "-m":
+        script, *arguments = arguments
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     monkeypatch.syspath_prepend(ROOT / "examples")  # as Python does for a script
     with pytest.raises(Parsed):
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        if script == "minimixer":
+            runpy.run_module("minimixer", run_name="__main__", alter_sys=False)
+        else:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def test_every_command_is_understood():
-    assert len(SCRIPTS) >= 4
+    """A script's, or what every reader has: installing, testing, fetching the repository."""
+    assert len(SCRIPTS) >= 15
+    others = r"pip install -e|pytest|git clone <address>$|cd minimixer$|python docs/|ruff|mypy"
     for command in COMMANDS:
-        assert command in SCRIPTS or re.match(r"pip install -e|pytest", command), command
+        assert command in SCRIPTS or re.match(others, command), command
 
 
-def test_files_that_readme_names_are_there():
-    for name in re.findall(r"`((?:examples|minimixer)/[\w/.]+)`", README):
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_is_there(page):
+    text = PAGES[page]
+    for name in re.findall(r"`((?:examples|minimixer|docs|tests)/[\w/.]+)`", text):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / name).exists(), name
-
-
-def test_names_in_the_text_are_there():
-    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    for name in re.findall(r"!?\[[^]]*\]\(([^)#:]+)[^)]*\)", text):
+        assert ((ROOT / page).parent / name).exists(), name
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     roots = "minimixer|kernels|functional|weights|data|optim|backend"
-    found = {name for code in re.findall(r"`([^`\n]+)`", text)
-             for name in re.findall(rf"(?<![\w./])(?:{roots})(?:\.\w+)+", code)}  # fmt: skip
-    assert len(found) > 3
-    for name in found:
-        functools.reduce(getattr, name.removeprefix("minimixer.").split("."), minimixer)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        for name in re.findall(rf"(?<![\w./])(?:{roots})(?:\.\w+)+", code):
+            functools.reduce(getattr, name.removeprefix("minimixer.").split("."), minimixer)
+
+
+def test_readme_is_short_and_others_open_with_their_answer():
+    assert len(README.split()) <= 1100
+    results = README.split("## Results")[1].split("\n## ")[0]
+    assert results.count("\n|") - 2 <= 12
+    for page, text in PAGES.items():
+        if page.startswith("docs/"):
+            title, answer = text.split("\n\n")[:2]
+            assert title.startswith("# ") and len(answer.splitlines()) == 3, page
+    linked = set(re.findall(r"\((docs/\w+\.md)\)", README))
+    assert linked == {page for page in PAGES if page.startswith("docs/")}
+
+
+def test_the_drawing_is_what_its_script_draws(tmp_path, monkeypatch):
+    pytest.importorskip("PIL")
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("draw_mixer", ROOT / "docs" / "draw_mixer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "FILE", tmp_path / "mixer.svg")
+    module.main()
+    drawn, there = (path.read_text(encoding="utf-8")
+                    for path in (tmp_path / "mixer.svg", ROOT / "docs" / "mixer.svg"))  # fmt: skip
+    pixels = r"base64,[^\"]+"  # which may differ by a rounding
+    assert re.sub(pixels, "", drawn) == re.sub(pixels, "", there)
+    assert drawn.count("base64") == there.count("base64") == 5
 
 
 def count_lines(path):
