@@ -15,7 +15,7 @@ What is no Function has fast forms too: `replaceable` marks it, and asks at each
 import contextvars
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ with np.errstate(all="ignore"):
 ((_errors, _ignored),) = [pair for pair in _within.items() if _before.get(pair[0]) is not pair[1]]
 
 
-def quietly(function: Callable, /, *inputs: Any, **options: Any) -> Any:
+def quietly(function: Callable[..., Any], /, *inputs: Any, **options: Any) -> Any:
     """function(*inputs, **options), without warnings from NumPy."""
     token = _errors.set(_ignored)
     try:
@@ -63,11 +63,15 @@ def choose(
     return fast if suits else node
 
 
-def replaceable(plain: Callable) -> Callable:
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def replaceable(plain: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """Mark a function, or a method, that a fast form may stand in for: the first that suits."""
 
     @functools.wraps(plain)
-    def function(*inputs: Any, **options: Any) -> Any:
+    def function(*inputs: Given.args, **options: Given.kwargs) -> Returned:
         for form in forms.table.get(function, {}).values():
             if form.suits(*inputs, **options) and forms.unchanged(function):
                 return form.run(*inputs, **options)
@@ -104,7 +108,7 @@ def _run_with_care(node: Any, first: Any, arrays: Sequence[Any], options: dict[s
 # ---- backward -----------------------------------------------------------------------------------
 
 
-def surrounded(walk: Callable, /, *inputs: Any) -> None:
+def surrounded(walk: Callable[..., Any], /, *inputs: Any) -> None:
     """walk(*inputs). Infinite slopes, and NaN behind them, are what the derivatives are, and no
     reason to warn. What fast forms compute beside the walk is waited for."""
     try:

@@ -49,7 +49,7 @@ Next: `training/schedules.py`, gradient descent, and how its learning rate chang
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self, Unpack
 
 import numpy as np
 
@@ -65,7 +65,7 @@ from .block import MixerMLP as MixerMLP
 from .images import Normalization, to_tokens
 from .precision import Precision, advised, in_precision  # in float32 they only call the method
 from .trained import Trained  # files, predictions, features
-from .variants import check_config, check_names, check_preparation, expected_shapes, variant
+from .variants import Arguments, check_config, check_names, check_preparation, variant
 
 
 class Mixer(Trained, Precision, Module):
@@ -113,39 +113,42 @@ class Mixer(Trained, Precision, Module):
         preparation: str | None = None,
         norm: Callable[[int], Module] = LayerNorm,
     ):
-        self.config = check_config(
+        self.config: dict[str, Any] = check_config(
             image_size=image_size, patch_size=patch_size, in_channels=in_channels,
             num_classes=num_classes, num_blocks=num_blocks, hidden_dim=hidden_dim,
             tokens_mlp_dim=tokens_mlp_dim, channels_mlp_dim=channels_mlp_dim,
             stochastic_depth=stochastic_depth, approximate=approximate, norm=norm,
         )  # fmt: skip
-        self.height, self.width = self.config["image_size"]
-        self.patch_size, self.in_channels = patch_size, in_channels
-        self.num_classes, self.checkpoint_blocks = num_classes, bool(checkpoint_blocks)
+        self.height: int = self.config["image_size"][0]
+        self.width: int = self.config["image_size"][1]
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.checkpoint_blocks: bool = bool(checkpoint_blocks)
         tokens = (self.height // patch_size) * (self.width // patch_size)
-        self.stem = Linear(patch_size * patch_size * in_channels, hidden_dim, seed=None)
-        self.blocks = [
+        self.stem: Linear = Linear(patch_size * patch_size * in_channels, hidden_dim, seed=None)
+        self.blocks: list[MixerBlock] = [
             MixerBlock(
                 tokens, hidden_dim, tokens_mlp_dim, channels_mlp_dim, approximate,
                 stochastic_depth * (i / (num_blocks - 1) if num_blocks > 1 else 1), norm,
             )
             for i in range(num_blocks)
         ]  # fmt: skip
-        self.norm = norm(hidden_dim)
-        self.head = Linear(hidden_dim, num_classes, zero=True) if num_classes else None
+        self.norm: Module = norm(hidden_dim)
+        self.head: Linear | None = (
+            Linear(hidden_dim, num_classes, zero=True) if num_classes else None
+        )
         self.set_normalization(mean, std)
-        self.class_names = check_names(class_names, num_classes)
-        self.preparation = check_preparation(preparation, self.size)
+        self.class_names: list[str] | None = check_names(class_names, num_classes)
+        self.preparation: str | None = check_preparation(preparation, self.size)
         self.parameters()  # gathers them into one buffer
         if seed is not None:
             self.initialize(seed)
         self.to(np.dtype(dtype))
         self.set_precision(precision)
 
-    expected_shapes = staticmethod(expected_shapes)  # whoever loads a file asks before it is made
-
     @classmethod
-    def from_name(cls, name: str, **changes: Any) -> "Mixer":
+    def from_name(cls, name: str, **changes: Unpack[Arguments]) -> Self:
         """A variant of the paper ("mixer_s32" ... "mixer_h14") with fresh weights; `changes` are
         arguments of Mixer, such as num_classes."""
         return cls(**variant(name, **changes))
@@ -204,7 +207,7 @@ class Mixer(Trained, Precision, Module):
 
     def set_normalization(self, mean: Any, std: Any) -> None:
         """Record how uint8 images are scaled: a number, or one for each channel."""
-        self.normalization = Normalization(mean, std, self.in_channels)
+        self.normalization: Normalization = Normalization(mean, std, self.in_channels)
 
     @property
     def size(self) -> tuple[int, int, int]:

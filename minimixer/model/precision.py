@@ -8,7 +8,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,11 @@ from ..nn.loss_scale import scale_gradient
 FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the optimizer lowers it
 
 
-def in_precision(method: Callable) -> Callable:
+Method = TypeVar("Method", bound=Callable[..., Any])
+Model = TypeVar("Model", bound=Any)  # which gets itself back
+
+
+def in_precision(method: Method) -> Method:
     """A method of a model that takes images and gives features, with what two-byte activations need
     around it: float16's gradients are scaled on their way in, and back where they leave at the
     images, as at the Parameters (loss_scale.py)."""
@@ -37,10 +41,10 @@ def in_precision(method: Callable) -> Callable:
             return [scale_gradient(x, scale) for x in found]
         return scale_gradient(found, scale)
 
-    return run
+    return run  # type: ignore[return-value]
 
 
-def advised(method: Callable) -> Callable:
+def advised(method: Method) -> Method:
     """A method of a model that takes images, which says what to lower if memory runs out."""
 
     @functools.wraps(method)
@@ -54,13 +58,15 @@ def advised(method: Callable) -> Callable:
                 f"or, in training, checkpoint_blocks=True ({error})"
             ) from None
 
-    return run
+    return run  # type: ignore[return-value]
 
 
 class Precision:
     """What a Mixer has of it."""
 
-    def set_precision(self: Any, precision: str) -> Any:
+    precision: str
+
+    def set_precision(self: Model, precision: str) -> Model:
         """How activations are stored and multiplied between the images and the pooled features.
 
         "float32" (of a float64 model: float64); "tf32": products with short mantissas; "bfloat16",

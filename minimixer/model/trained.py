@@ -6,7 +6,7 @@ The methods that hand over to a later room say where, and import it when they ar
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ..nn.layers import LayerNorm, Module, evaluating
 from ..nn.more_loss import softmax
 from .inputs import check_shape, normalize
 from .precision import advised, in_precision
-from .variants import check_config, variant
+from .variants import Changes, Sizes, check_config, expected_shapes, variant
 
 if TYPE_CHECKING:
     from ..training.summary import Summary
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 class Trained:
     """The half of Mixer that training needs nothing of."""
+
+    expected_shapes: Any = staticmethod(expected_shapes)  # whoever loads a file asks before
+
+    if TYPE_CHECKING:  # what an editor is to know of `model(images)`, which calls `forward`
+
+        def __call__(self, *images: Any) -> Tensor: ...
 
     def predict_logits(self: Any, images: Any, batch_size: int = 256) -> np.ndarray:
         """images (N, H, W, in) -> scores (N, K), computed without dropout, a batch at a time. A
@@ -110,7 +116,7 @@ class Trained:
         save_checkpoint(path, self)
 
     @classmethod
-    def from_pretrained(cls: Any, path: str | Path, **changes: Any) -> "Mixer":
+    def from_pretrained(cls: Any, path: str | Path, **changes: Unpack[Changes]) -> "Mixer":
         """The model in a file of the authors', of timm's or of our own: weights/pretrained.py."""
         from ..weights.pretrained import load_pretrained
 
@@ -141,7 +147,7 @@ class Trained:
     @staticmethod
     def summary_of(
         name: str, batch_size: int = 1, precision: str = "float32", on_gpu: bool = False,
-        **changes: Any,
+        **changes: Unpack[Sizes],
     ) -> "Summary":  # fmt: skip
         """What `summary` says, from the sizes alone: no weights are made. `on_gpu`: of a GPU."""
         from ..training.summary import Summary

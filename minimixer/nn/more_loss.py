@@ -53,9 +53,9 @@ class Softmax(Function):
     quiet = True
 
     def forward(self, z: Array, axis: int) -> Array:
-        self.axis = _check_axis(z, axis)
+        self.axis: int = _check_axis(z, axis)
         p = shifted_softmax(z, axis)[1]
-        self.p = p if self.needs[0] else None
+        self.p: Array = p if self.needs[0] else None
         return p
 
     def backward(self, dp: Array) -> Array:
@@ -72,9 +72,9 @@ class LogSoftmax(Function):
     quiet = True
 
     def forward(self, z: Array, axis: int) -> Array:
-        self.axis = _check_axis(z, axis)
+        self.axis: int = _check_axis(z, axis)
         y, p, log_total = shifted_softmax(z, axis)
-        self.p = p if self.needs[0] else None
+        self.p: Array = p if self.needs[0] else None
         y -= log_total.astype(y.dtype)
         return y
 

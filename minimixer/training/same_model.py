@@ -12,7 +12,7 @@ dtype('float64')
 from operator import attrgetter
 from typing import Any
 
-from ..engine.arrays import to_device, use_device_of
+from ..engine.arrays import Array, to_device, use_device_of
 from ..nn.module import Module
 from ..nn.parameters import Parameter
 
@@ -21,6 +21,8 @@ _buffer = attrgetter("buffer")  # at C's speed
 
 class SameModel:
     """The part of Optimizer that keeps an eye on the model."""
+
+    control: Array
 
     def _follow(self: Any) -> None:
         """Go where the model went (`to`), and notice if it took other parameters."""
