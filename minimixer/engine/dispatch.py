@@ -15,11 +15,12 @@ What is no Function has fast forms too: `replaceable` marks it, and asks at each
 import contextvars
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 
 from . import forms
+from .around import Called  # what a decorator takes, and gives back
 from .arrays import Array, use_device_of
 from .aside import join
 from .inputs import explained
@@ -63,22 +64,18 @@ def choose(
     return fast if suits else node
 
 
-Given = ParamSpec("Given")
-Returned = TypeVar("Returned")
-
-
-def replaceable(plain: Callable[Given, Returned]) -> Callable[Given, Returned]:
+def replaceable(plain: Called) -> Called:
     """Mark a function, or a method, that a fast form may stand in for: the first that suits."""
 
     @functools.wraps(plain)
-    def function(*inputs: Given.args, **options: Given.kwargs) -> Returned:
+    def function(*inputs: Any, **options: Any) -> Any:
         for form in forms.table.get(function, {}).values():
             if form.suits(*inputs, **options) and forms.unchanged(function):
                 return form.run(*inputs, **options)
         return plain(*inputs, **options)
 
     function.plain = plain  # type: ignore[attr-defined]
-    return function
+    return function  # type: ignore[return-value]
 
 
 # ---- forward ------------------------------------------------------------------------------------

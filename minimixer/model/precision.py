@@ -7,24 +7,21 @@
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from ..engine.around import Called
 from ..engine.arrays import device_of, use_device_of
 from ..engine.precision import check_precision, is_half
 from ..engine.tensor import Tensor
 from ..nn.loss_scale import scale_gradient
+from ..nn.more_module import Model
 
 FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the optimizer lowers it
 
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-Model = TypeVar("Model", bound=Any)  # which gets itself back
-
-
-def in_precision(method: Method) -> Method:
+def in_precision(method: Called) -> Called:
     """A method of a model that takes images and gives features, with what two-byte activations need
     around it: float16's gradients are scaled on their way in, and back where they leave at the
     images, as at the Parameters (loss_scale.py)."""
@@ -44,7 +41,7 @@ def in_precision(method: Method) -> Method:
     return run  # type: ignore[return-value]
 
 
-def advised(method: Method) -> Method:
+def advised(method: Called) -> Called:
     """A method of a model that takes images, which says what to lower if memory runs out."""
 
     @functools.wraps(method)
@@ -64,8 +61,6 @@ def advised(method: Method) -> Method:
 class Precision:
     """What a Mixer has of it."""
 
-    precision: str
-
     def set_precision(self: Model, precision: str) -> Model:
         """How activations are stored and multiplied between the images and the pooled features.
 
@@ -80,7 +75,8 @@ class Precision:
         self.parameters()  # gathers them, as after a deep copy
         buffer = self.buffer
         use_device_of(buffer.values)
-        self.precision, buffer.low = precision, None
+        self.precision = precision
+        buffer.low = None
         buffer.precision = "tf32" if precision == "tf32" else None
         buffer.scaled = precision == "float16"
         buffer.loss_scale[0] = FIRST_SCALE if buffer.scaled else 1.0

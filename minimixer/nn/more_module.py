@@ -15,7 +15,7 @@ from ..engine.more_tensor import split_targets
 from .buffer import ParameterBuffer
 from .parameters import Parameter
 
-Model = TypeVar("Model", bound=Any)  # which gets itself back
+Model = TypeVar("Model", bound=Any)  # a method returns it itself
 
 
 class MoreOfModule:

@@ -22,8 +22,6 @@ _buffer = attrgetter("buffer")  # at C's speed
 class SameModel:
     """The part of Optimizer that keeps an eye on the model."""
 
-    control: Array
-
     def _follow(self: Any) -> None:
         """Go where the model went (`to`), and notice if it took other parameters."""
         buffer = self.buffer
@@ -34,7 +32,8 @@ class SameModel:
             )
         use_device_of(buffer.values)
         if self._moves != buffer.moves:
-            self._moves, self.control = buffer.moves, to_device(self.control, buffer.device)
+            self._moves = buffer.moves
+            self.control: Array = to_device(self.control, buffer.device)
             for name, array in self.state.items():
                 self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
 
