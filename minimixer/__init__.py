@@ -90,7 +90,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import nn
 from .engine.autograd import Function
@@ -108,6 +108,11 @@ from .nn.parameters import Parameter
 from .training import data, optim
 from .training.optim import SGD, Adam, AdamW
 from .training.schedules import schedule
+
+if TYPE_CHECKING:  # for editors: what is found when somebody asks for it
+    from .engine.gradcheck import gradcheck as gradcheck
+    from .graph.recorded import record as record
+    from .graph.staging import fetch as fetch
 
 if importlib.util.find_spec(f"{__name__}.kernels"):  # the same again for speed
     from . import kernels as kernels

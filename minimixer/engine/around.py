@@ -21,23 +21,26 @@ out
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from contextlib import ContextDecorator
-from typing import Any
+from typing import Any, Self, TypeVar, overload
+
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 
 class Around(ContextDecorator):
     """Subclasses define __enter__ and __exit__. What __init__ keeps, all calls share."""
 
-    def again(self) -> Any:
+    def again(self) -> Self:
         """Another one like this: a decorator is one object for all calls and threads."""
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         return other
 
-    def _recreate_cm(self) -> Any:  # what ContextDecorator asks for
+    def _recreate_cm(self) -> Self:  # what ContextDecorator asks for
         return self.again()
 
-    def __call__(self, function: Any) -> Any:
+    def __call__(self, function: Called) -> Called:
         def generator(*args: Any, **options: Any) -> Any:
             return (yield from _stepwise(self, function(*args, **options)))
 
@@ -45,9 +48,9 @@ class Around(ContextDecorator):
             return await types.coroutine(_stepwise)(self, function(*args, **options))
 
         if inspect.isgeneratorfunction(function):
-            return functools.wraps(function)(generator)
+            return functools.wraps(function)(generator)  # type: ignore[return-value]
         if inspect.iscoroutinefunction(function):
-            return functools.wraps(function)(coroutine)
+            return functools.wraps(function)(coroutine)  # type: ignore[return-value]
         if inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"{type(self).__name__} can't decorate an asynchronous generator: write `with "
@@ -58,6 +61,12 @@ class Around(ContextDecorator):
 
 class Bare(Around):
     """One that is made of nothing, and decorates without brackets too: `@no_grad`."""
+
+    @overload
+    def __new__(cls) -> Self: ...
+
+    @overload
+    def __new__(cls, function: Called) -> Called: ...  # type: ignore[misc]
 
     def __new__(cls, function: Any = None) -> Any:
         return super().__new__(cls) if function is None else cls()(function)

@@ -65,9 +65,12 @@ class Variable:
     __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
     is_parameter: ClassVar[bool] = False
     version = 0  # Parameters count their changes
-    result_class: ClassVar[type["Variable"]]  # what Functions return: Tensor, once that is known
+    result_class: ClassVar[Any]  # what Functions return: Tensor, once that is known
     data: Array
     grad: Array | None
+    requires_grad: bool
+    node: "Function | None"
+    output_index: int | None
 
     def __init__(
         self, data: Array, requires_grad: bool = False, node: "Function | None" = None,
@@ -109,7 +112,7 @@ class Function:
                         backward get numbers of two bytes (float16) as float32, and their results
                         are rounded to two
         wide_result     forward's results are not rounded: a mean stays float32
-        integers        what becomes of integers and booleans, which have no gradient: None, they
+        integers        what becomes of integers and booleans, which have no gradient: "", they
                         are refused; "kept", taken as they are; "float32", read as that
         quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
     """
@@ -120,10 +123,10 @@ class Function:
     )  # fmt: skip
 
     takes_numbers: ClassVar[bool] = True
-    optional: ClassVar[tuple[int, ...]] = ()
+    optional: tuple[int, ...] = ()
     any_dtype: ClassVar[bool] = False
     wide_result: ClassVar[bool] = False
-    integers: ClassVar[str | None] = None
+    integers: ClassVar[str] = ""
     quiet: ClassVar[bool] = False
 
     needs: tuple[bool, ...]  # per input: is its gradient wanted?

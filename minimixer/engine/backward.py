@@ -31,8 +31,7 @@ from .two_bytes import converted  # a gradient in its input's dtype; or what is 
 
 
 def backward(root: Variable, gradient: Array | None = None, retain_graph: bool = False) -> None:
-    """Add the gradient of sum(gradient * root) into the `grad` of every leaf behind `root` that
-    requires it.
+    """Add the gradient of sum(gradient * root) to `grad` of each leaf behind `root` that wants it.
 
     `gradient`: an array of root's shape and dtype, a list, or one number for all; if root has one
     element it may be left out (one).

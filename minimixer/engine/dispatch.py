@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from . import forms
+from .around import Called  # what a decorator takes, and gives back
 from .arrays import Array, use_device_of
 from .aside import join
 from .inputs import explained
@@ -34,7 +35,7 @@ with np.errstate(all="ignore"):
 ((_errors, _ignored),) = [pair for pair in _within.items() if _before.get(pair[0]) is not pair[1]]
 
 
-def quietly(function: Callable, /, *inputs: Any, **options: Any) -> Any:
+def quietly(function: Callable[..., Any], /, *inputs: Any, **options: Any) -> Any:
     """function(*inputs, **options), without warnings from NumPy."""
     token = _errors.set(_ignored)
     try:
@@ -63,7 +64,7 @@ def choose(
     return fast if suits else node
 
 
-def replaceable(plain: Callable) -> Callable:
+def replaceable(plain: Called) -> Called:
     """Mark a function, or a method, that a fast form may stand in for: the first that suits."""
 
     @functools.wraps(plain)
@@ -74,7 +75,7 @@ def replaceable(plain: Callable) -> Callable:
         return plain(*inputs, **options)
 
     function.plain = plain  # type: ignore[attr-defined]
-    return function
+    return function  # type: ignore[return-value]
 
 
 # ---- forward ------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def _run_with_care(node: Any, first: Any, arrays: Sequence[Any], options: dict[s
 # ---- backward -----------------------------------------------------------------------------------
 
 
-def surrounded(walk: Callable, /, *inputs: Any) -> None:
+def surrounded(walk: Callable[..., Any], /, *inputs: Any) -> None:
     """walk(*inputs). Infinite slopes, and NaN behind them, are what the derivatives are, and no
     reason to warn. What fast forms compute beside the walk is waited for."""
     try:

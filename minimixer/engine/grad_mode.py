@@ -24,11 +24,11 @@ from .around import Around, Bare  # `with no_grad():`, `@no_grad()`; Bare: and `
 class _Mode(threading.local):  # each thread has its own
     enabled = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.before: list[bool] = []  # what the open `with` blocks found
 
 
-mode = _Mode()
+mode: _Mode = _Mode()
 
 
 def is_grad_enabled() -> bool:
@@ -43,12 +43,12 @@ class set_grad_enabled(Around):
     def __init__(self, enabled: bool):
         self.enabled = enabled
 
-    def __enter__(self):
+    def __enter__(self) -> "set_grad_enabled":
         mode.before.append(mode.enabled)
         mode.enabled = self.enabled
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         mode.enabled = mode.before.pop()
 
 

@@ -14,7 +14,7 @@ AttributeError: Tensor has no clamp here: write x.clip(low, high)
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from .arrays import describe, to_numpy
 from .autograd import Variable
 from .checks import whole
 from .grad_mode import is_grad_enabled
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
 
 INSTEAD = {  # where a name of PyTorch's or NumPy's is looked for; the name; what to write here
     "Tensor": {
@@ -172,7 +175,7 @@ class Habits:
     """What Tensor has beside its own; see the module's text."""
 
     __slots__ = ()
-    __array_ufunc__ = _Ufunc()
+    __array_ufunc__: Any = _Ufunc()
     data: Any
     requires_grad: bool
     reshape: Callable[..., Any]  # Tensor's own, like the next
@@ -209,7 +212,7 @@ class Habits:
     def __format__(self, how: str) -> str:
         return format(self._number(f"the format {how!r}"), how) if how else str(self)
 
-    def __pos__(self):
+    def __pos__(self) -> Self:
         return self
 
     def __contains__(self, value: Any) -> bool:
@@ -217,51 +220,53 @@ class Habits:
 
     # ---- whole numbers and booleans -------------------------------------------------------------
 
-    def __invert__(self):
+    def __invert__(self) -> "Tensor":
         return _ungraded("~", lambda a, _: ~a, self, self)
 
-    def __and__(self, other):
+    def __and__(self, other: Any) -> "Tensor":
         return _ungraded("&", operator.and_, self, other)
 
-    def __or__(self, other):
+    def __or__(self, other: Any) -> "Tensor":
         return _ungraded("|", operator.or_, self, other)
 
-    def __xor__(self, other):
+    def __xor__(self, other: Any) -> "Tensor":
         return _ungraded("^", operator.xor, self, other)
 
-    def __floordiv__(self, other):
+    def __floordiv__(self, other: Any) -> "Tensor":
         return _ungraded("//", operator.floordiv, self, other)
 
-    def __rfloordiv__(self, other):
+    def __rfloordiv__(self, other: Any) -> "Tensor":
         return _ungraded("//", operator.floordiv, other, self)
 
-    def __mod__(self, other):
+    def __mod__(self, other: Any) -> "Tensor":
         return _ungraded("%", operator.mod, self, other)
 
-    def __rmod__(self, other):
+    def __rmod__(self, other: Any) -> "Tensor":
         return _ungraded("%", operator.mod, other, self)
 
-    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+    __rand__: Any = __and__
+    __ror__: Any = __or__
+    __rxor__: Any = __xor__
 
     # ---- PyTorch's names ------------------------------------------------------------------------
 
-    def relu(self):
+    def relu(self) -> "Tensor":
         return more_ops.relu(self)
 
-    def view(self, *shape):
+    def view(self, *shape: Any) -> "Tensor":
         return self.reshape(*shape)
 
-    def permute(self, *axes):
+    def permute(self, *axes: Any) -> "Tensor":
         return self.transpose(*axes)
 
-    def swapaxes(self, first: int, second: int):
+    def swapaxes(self, first: int, second: int) -> "Tensor":
         """Two axes in each other's place, as PyTorch's transpose(first, second)."""
         axes = list(range(self.data.ndim))
         first, second = self._axis(first), self._axis(second)
         axes[first], axes[second] = axes[second], axes[first]
         return self.transpose(axes)
 
-    def flatten(self, start_dim: int = 0, end_dim: int = -1):
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
         """The axes from start_dim to end_dim, the last one included, become one."""
         shape = self.data.shape or (1,)
         first, last = self._axis(start_dim, len(shape)), self._axis(end_dim, len(shape))
@@ -271,13 +276,13 @@ class Habits:
             *shape[:first], int(np.prod(shape[first : last + 1])), *shape[last + 1 :]
         )
 
-    def squeeze(self, axis: int | None = None):
+    def squeeze(self, axis: int | None = None) -> "Tensor":
         """Without the axes of length 1; or without this one, if its length is 1."""
         axes = range(self.data.ndim) if axis is None else [self._axis(axis)]
         shape = self.data.shape
         return self.reshape([n for i, n in enumerate(shape) if n != 1 or i not in axes])
 
-    def unsqueeze(self, axis: int):
+    def unsqueeze(self, axis: int) -> "Tensor":
         """With a new axis of length 1, which is number `axis` of the result."""
         shape = list(self.data.shape)
         shape.insert(self._axis(axis, len(shape) + 1), 1)
@@ -291,25 +296,25 @@ class Habits:
             raise ValueError(f"axis {axis} is out of range for {ndim} dimensions")
         return number % ndim
 
-    def cpu(self):
+    def cpu(self) -> "Tensor":
         return self.to("cpu")
 
-    def cuda(self, device: int | None = None):
+    def cuda(self, device: int | None = None) -> "Tensor":
         return self.to("cuda" if device is None else f"cuda:{device}")
 
-    def float(self):
+    def float(self) -> "Tensor":
         return self.to("float32")
 
-    def double(self):
+    def double(self) -> "Tensor":
         return self.to("float64")
 
-    def half(self):
+    def half(self) -> "Tensor":
         return self.to("float16")
 
-    def bfloat16(self):
+    def bfloat16(self) -> "Tensor":
         return self.to("bfloat16")
 
-    def long(self):
+    def long(self) -> "Tensor":
         return self.to("int64")
 
     def dim(self) -> int:

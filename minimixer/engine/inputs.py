@@ -6,13 +6,19 @@ all. Each is brought to one floating dtype on one device, or refused in a senten
 do. No mathematics needs to know of it.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .arrays import Array, describe, is_array, namespace, native, same_device
 from .precision import FLOAT_DTYPES, is_half
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+Result: TypeAlias = "Tensor"  # for annotations in what Tensor is made of
+Operation = Callable[..., Result]  # of Tensors, arrays or numbers
 
 
 def read_inputs(
@@ -87,7 +93,7 @@ def _read_whole_numbers(
             raise _unexpected(function, position, value)
     odd = [a for a in values if is_array(a) and a.dtype.kind in "iub"]
     kinds = {a.dtype.kind in "iub" for a in values if is_array(a)}
-    if kinds == {True} and function.integers is not None:
+    if kinds == {True} and function.integers:
         for array in odd:
             if not same_device(array, odd[0]):
                 _check_match(function.__name__, odd[0], array)

@@ -14,6 +14,7 @@ from typing import Any
 from .arrays import Array, device_of, is_array, namespace, to_device
 from .autograd import Function, Gradients, constant
 from .erf import erf as erf_of_array
+from .inputs import Operation, Result
 from .ops import _Binary
 
 
@@ -21,12 +22,14 @@ class Power(_Binary):
     """y = a^b: da = dy b a^(b-1), 0 where b = 0: a^0 is 1 everywhere, though a^-1 be infinite.
     db = dy y ln a, 0 where a = 0 and b >= 0: 0^b is 0 around there, but at b = 0 itself."""
 
-    integers, quiet = "kept", True
+    integers = "kept"
+    quiet = True
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
         y = _power(a, b)
-        self.a, self.b = a, b
+        self.a = a
+        self.b = b
         self.y: Array = y if self.needs[1] else None
         return y
 
@@ -67,7 +70,7 @@ class Exp(Function):
     quiet = True
 
     def forward(self, x: Array) -> Array:
-        self.y = namespace(x).exp(x)
+        self.y: Array = namespace(x).exp(x)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -93,7 +96,7 @@ class Sqrt(Function):
     quiet = True
 
     def forward(self, x: Array) -> Array:
-        self.y = namespace(x).sqrt(x)
+        self.y: Array = namespace(x).sqrt(x)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -106,7 +109,7 @@ class Tanh(Function):
     quiet = True
 
     def forward(self, x: Array) -> Array:
-        self.y = namespace(x).tanh(x)
+        self.y: Array = namespace(x).tanh(x)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -145,7 +148,7 @@ class Relu(Function):
     integers = "kept"
 
     def forward(self, x: Array) -> Array:
-        self.y = namespace(x).maximum(x, 0)
+        self.y: Array = namespace(x).maximum(x, 0)
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -157,7 +160,7 @@ class Clip(Function):
 
     def forward(self, x: Array, low: float | None, high: float | None) -> Array:
         y = namespace(x).clip(x, low, high)
-        self.inside = y == x
+        self.inside: Array = y == x
         return y
 
     def backward(self, dy: Array) -> Array:
@@ -171,7 +174,8 @@ class Maximum(_Binary):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.keep_shapes(a, b)
-        self.a, self.b = a, b
+        self.a = a
+        self.b = b
         return namespace(a if is_array(a) else b).maximum(a, b)
 
     def backward(self, dy: Array) -> Gradients:
@@ -188,7 +192,7 @@ class Where(_Binary):
 
     def forward(self, a: Array, b: Array, condition: Array) -> Array:
         self.keep_shapes(a, b)
-        self.condition = to_device(condition, device_of(a if is_array(a) else b))
+        self.condition: Array = to_device(condition, device_of(a if is_array(a) else b))
         return namespace(self.condition).where(self.condition, a, b)
 
     def backward(self, dy: Array) -> Gradients:
@@ -197,18 +201,18 @@ class Where(_Binary):
         return self.undo(da, where(self.condition, 0, dy) if self.needs[1] else None)
 
 
-power = Power.apply
-exp = Exp.apply
-log = Log.apply
-sqrt = Sqrt.apply
-tanh = Tanh.apply
-erf = Erf.apply
-absolute = Abs.apply
-maximum = Maximum.apply
-relu = Relu.apply
+power: Operation = Power.apply
+exp: Operation = Exp.apply
+log: Operation = Log.apply
+sqrt: Operation = Sqrt.apply
+tanh: Operation = Tanh.apply
+erf: Operation = Erf.apply
+absolute: Operation = Abs.apply
+maximum: Operation = Maximum.apply
+relu: Operation = Relu.apply
 
 
-def clip(x, low: float | None = None, high: float | None = None):
+def clip(x: Any, low: float | None = None, high: float | None = None) -> Result:
     """Every element limited to [low, high]; None: no limit on that side. TypeError if one is no
     number, or wants a gradient."""
     limits = [constant("clip: a limit", limit) for limit in (low, high)]
@@ -219,7 +223,7 @@ def clip(x, low: float | None = None, high: float | None = None):
     return Clip.apply(x, low=low, high=high)
 
 
-def where(condition, a, b):
+def where(condition: Any, a: Any, b: Any) -> Result:
     """Elementwise a or b; `condition` is a boolean array or Tensor."""
     condition = constant("where: the condition", condition)
     if not is_array(condition) or condition.dtype != bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .arrays import Array, device_of, is_array, namespace, to_device, to_numpy
 from .autograd import Function, Gradients, Variable
+from .inputs import Result
 from .precision import as_dtype
 from .products import add_at
 from .rearrange import Axis, _Reduction, axes
@@ -31,7 +32,8 @@ class Max(_Reduction):
     def forward(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
         y = namespace(x).asarray(getattr(x, self.pick)(axis=axis, keepdims=keepdims))
-        self.x, self.y = x, y
+        self.x: Array = x
+        self.y: Array = y
         return y
 
     def backward(self, dy: Array) -> Array:
@@ -60,8 +62,8 @@ class Var(_Reduction):
     ) -> Array:
         self.keep_axis(x, axis)
         count = x.size // math.prod(self.kept_shape) if x.size else 0
-        self.m = count - correction if count > correction else 0
-        self.centred = x - x.sum(axis=axis, keepdims=True) / count
+        self.m: float = count - correction if count > correction else 0
+        self.centred: Array = x - x.sum(axis=axis, keepdims=True) / count
         self.centred -= self.centred.sum(axis=axis, keepdims=True) / count  # what rounding left
         squares = self.centred * self.centred
         return namespace(x).asarray(squares.sum(axis=axis, keepdims=keepdims) / self.m)
@@ -76,7 +78,7 @@ class Std(Var):
     def forward(
         self, x: Array, axis: Axis = None, keepdims: bool = False, correction: int = 1
     ) -> Array:
-        self.y = namespace(x).sqrt(super().forward(x, axis, keepdims, correction))
+        self.y: Array = namespace(x).sqrt(super().forward(x, axis, keepdims, correction))
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -86,7 +88,8 @@ class Std(Var):
 class Concatenate(Function):
     """Arrays joined along an axis; backward cuts dy where they meet."""
 
-    takes_numbers, integers = False, "kept"
+    takes_numbers = False
+    integers = "kept"
 
     def forward(self, *arrays: Array, axis: int) -> Array:
         xp = namespace(arrays[0])
@@ -95,7 +98,7 @@ class Concatenate(Function):
         if len({array.ndim for array in arrays}) > 1:
             raise ValueError("all must have the same number of dimensions")
         self.axis = axis
-        self.borders = [0]
+        self.borders: list[int] = [0]
         for array in arrays:
             self.borders.append(self.borders[-1] + array.shape[axis])
         return xp.concatenate(arrays, axis=axis)
@@ -111,7 +114,8 @@ class Concatenate(Function):
 class Stack(Function):
     """Arrays side by side along a new axis; backward takes dy apart along it."""
 
-    takes_numbers, integers = False, "kept"
+    takes_numbers = False
+    integers = "kept"
 
     def forward(self, *arrays: Array, axis: int) -> Array:
         self.axis = axis
@@ -121,23 +125,27 @@ class Stack(Function):
         return tuple(namespace(dy).moveaxis(dy, self.axis, 0))
 
 
-def max(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
+def max(x: Any, axis: Axis = None, keepdims: bool = False, **unknown: Any) -> Result:
     """The largest element along one axis, several or all; see `sum`."""
     return Max.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def min(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
+def min(x: Any, axis: Axis = None, keepdims: bool = False, **unknown: Any) -> Result:
     """The smallest element along one axis, several or all; see `sum`."""
     return Min.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def var(x, axis: Axis = None, keepdims: bool = False, correction: float = 1, **unknown: Any):
+def var(
+    x: Any, axis: Axis = None, keepdims: bool = False, correction: float = 1, **unknown: Any
+) -> Result:
     """The variance along one axis, several or all; see `sum`. As in PyTorch it is the unbiased one,
     a sum of squares divided by n - 1; with correction=0 by n, as NumPy does."""
     return Var.apply(x, axis=axes(axis, unknown), keepdims=keepdims, correction=correction)
 
 
-def std(x, axis: Axis = None, keepdims: bool = False, correction: float = 1, **unknown: Any):
+def std(
+    x: Any, axis: Axis = None, keepdims: bool = False, correction: float = 1, **unknown: Any
+) -> Result:
     """The standard deviation, the root of `var`."""
     return Std.apply(x, axis=axes(axis, unknown), keepdims=keepdims, correction=correction)
 
@@ -148,12 +156,12 @@ def _some(tensors: Sequence[Any]) -> Sequence[Any]:
     return tensors
 
 
-def concatenate(tensors, axis: int = 0, **unknown: Any):
+def concatenate(tensors: Sequence[Any], axis: int = 0, **unknown: Any) -> Result:
     """Join along an existing axis. ValueError if there is nothing to join, or shapes differ."""
     return Concatenate.apply(*_some(tensors), axis=axes(axis, unknown))
 
 
-def stack(tensors, axis: int = 0, **unknown: Any):
+def stack(tensors: Sequence[Any], axis: int = 0, **unknown: Any) -> Result:
     """Join along a new axis. ValueError if there is nothing to join, or shapes differ."""
     return Stack.apply(*_some(tensors), axis=axes(axis, unknown))
 
@@ -164,14 +172,15 @@ class To(Function):
     any_dtype = True
 
     def forward(self, x: Array, dtype: Any, device: Any) -> Array:
-        self.dtype, self.device = x.dtype, device_of(x)
+        self.dtype: np.dtype = x.dtype
+        self.device: str = device_of(x)
         return to_device(x, device).astype(dtype, copy=False)
 
     def backward(self, dy: Array) -> Array:
         return to_device(dy, self.device).astype(self.dtype, copy=False)
 
 
-def to(x, dtype: Any = None, device: str | None = None):
+def to(x: Any, dtype: Any = None, device: str | None = None) -> Result:
     """x in another dtype, on another device, or both."""
     dtype = x.data.dtype if dtype is None else as_dtype(dtype)
     return To.apply(x, dtype=dtype, device=device_of(x.data) if device is None else device)
@@ -187,8 +196,8 @@ class Index(Function):
 
     def forward(self, x: Array, index: Any) -> Array:
         index = index if isinstance(index, tuple) else (index,)
-        self.index = tuple(_index_array(i, x) for i in index)
-        self.shape = x.shape
+        self.index: tuple[Any, ...] = tuple(_index_array(i, x) for i in index)
+        self.shape: tuple[int, ...] = x.shape
         if namespace(x) is not np:  # CuPy reads past the end; NumPy, of a dummy, says so
             host = tuple(to_numpy(i) if is_array(i) else i for i in self.index)
             np.broadcast_to(np.empty((), dtype=bool), x.shape)[host]
@@ -214,6 +223,6 @@ def _index_array(index: Any, x: Array) -> Any:
     return to_device(index.copy(), device_of(x)) if is_array(index) else index
 
 
-def index(x, key):
+def index(x: Any, key: Any) -> Result:
     """x[key], as in NumPy. IndexError if it reaches outside."""
     return Index.apply(x, index=key)

@@ -21,6 +21,7 @@ from typing import Any
 
 from .arrays import Array
 from .autograd import Function, Gradients
+from .inputs import Operation  # a function of Tensors, arrays or numbers: a Tensor
 from .products import matmul as matrix_product  # a @ b; by the fast form, where there is one
 from .products import sum_rows  # of a matrix: one row
 
@@ -42,7 +43,7 @@ class _Binary(Function):
     """Two operands that broadcast against each other."""
 
     def keep_shapes(self, a: Any, b: Any) -> None:
-        self.shapes = [getattr(a, "shape", ()), getattr(b, "shape", ())]
+        self.shapes: list[Any] = [getattr(a, "shape", ()), getattr(b, "shape", ())]
 
     def undo(self, da: Array | None, db: Array | None) -> tuple[Array | None, Array | None]:
         if da is not None and da.shape != self.shapes[0]:
@@ -132,7 +133,7 @@ class MatMul(Function):
     def forward(self, a: Array, b: Array) -> Array:
         if a.ndim == 0 or b.ndim == 0:
             raise ValueError("a matrix product needs two arrays of at least one dimension")
-        self.shapes = a.shape, b.shape
+        self.shapes: tuple[Any, Any] = a.shape, b.shape
         a_matrix = a if a.ndim > 1 else a[None, :]
         b_matrix = b if b.ndim > 1 else b[:, None]
         if a_matrix.shape[-1] != b_matrix.shape[-2]:
@@ -165,9 +166,9 @@ class MatMul(Function):
 
 # ---- the functions, of Tensors, arrays or numbers: what each does, its class says ---------------
 
-add = Add.apply
-subtract = Subtract.apply
-multiply = Multiply.apply
-divide = Divide.apply
-negative = Negative.apply
-matmul = MatMul.apply
+add: Operation = Add.apply
+subtract: Operation = Subtract.apply
+multiply: Operation = Multiply.apply
+divide: Operation = Divide.apply
+negative: Operation = Negative.apply
+matmul: Operation = MatMul.apply

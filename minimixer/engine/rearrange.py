@@ -21,6 +21,7 @@ from typing import Any
 from .arrays import Array, namespace
 from .autograd import Function
 from .checks import no_others, whole, whole_numbers  # no_others: for dim= write axis=
+from .inputs import Result  # a Tensor: see the next page
 
 Axis = int | tuple[int, ...] | None
 
@@ -29,9 +30,9 @@ class _Reduction(Function):
     """y collects the elements of x along `axis`; backward spreads dy over them again."""
 
     def keep_axis(self, x: Array, axis: Axis) -> None:
-        self.shape = x.shape
+        self.shape: tuple[int, ...] = x.shape
         axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-        self.kept_shape = list(x.shape)
+        self.kept_shape: list[int] = list(x.shape)
         for i in axes:
             if not -x.ndim <= i < x.ndim:
                 raise ValueError(f"axis {i} is out of range for {x.ndim} dimensions")
@@ -78,7 +79,7 @@ class Reshape(Function):
     any_dtype, integers = True, "kept"
 
     def forward(self, x: Array, shape: tuple[int, ...]) -> Array:
-        self.shape = x.shape
+        self.shape: tuple[int, ...] = x.shape
         return x.reshape(shape)
 
     def backward(self, dy: Array) -> Array:
@@ -96,7 +97,7 @@ class Transpose(Function):
             raise ValueError(
                 f"axes {axes} must name each of the {x.ndim} axes once; swapaxes swaps two"
             )
-        self.back = [positive.index(i) for i in range(x.ndim)]
+        self.back: list[int] = [positive.index(i) for i in range(x.ndim)]
         return x.transpose(positive)
 
     def backward(self, dy: Array) -> Array:
@@ -116,23 +117,23 @@ def axes(axis: Any, unknown: dict[str, Any]) -> Axis:
     return whole(axis, "an axis (or None, or a tuple of axes)")
 
 
-def sum(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
+def sum(x: Any, axis: Axis = None, keepdims: bool = False, **unknown: Any) -> Result:
     """The sum along one axis, several (a tuple) or all (None); keepdims leaves them as length 1.
     TypeError if an axis is no whole number, ValueError if there is no such axis."""
     return Sum.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def mean(x, axis: Axis = None, keepdims: bool = False, **unknown: Any):
+def mean(x: Any, axis: Axis = None, keepdims: bool = False, **unknown: Any) -> Result:
     """The mean along one axis, several or all; see `sum`."""
     return Mean.apply(x, axis=axes(axis, unknown), keepdims=keepdims)
 
 
-def reshape(x, shape: Sequence[int] | int):
+def reshape(x: Any, shape: Sequence[int] | int) -> Result:
     """The same elements in another shape, last axis fastest; one length may be -1."""
     lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
     return Reshape.apply(x, shape=whole_numbers(lengths, "a length in a shape"))
 
 
-def transpose(x, axes: Sequence[int]):
+def transpose(x: Any, axes: Sequence[int]) -> Result:
     """Axis k of the result is axis `axes[k]` of x; `axes` names each of x's axes once."""
     return Transpose.apply(x, axes=whole_numbers(axes, "an axis"))

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from . import more_ops, more_rearrange, ops, rearrange
+from . import ops, rearrange
 from .arrays import describe, device_of, is_array, native, to_device, to_numpy
 from .autograd import Variable
 from .backward import backward
-from .more_tensor import MoreOfTensor, holds_variables
+from .more_tensor import MoreOfTensor, holds_variables  # powers, parts, comparisons and the like
 from .precision import as_dtype, is_floating
 
 
@@ -114,64 +114,52 @@ class Tensor(Variable, MoreOfTensor):
 
     # ---- operators ------------------------------------------------------------------------------
 
-    def __add__(self, other):
+    def __add__(self, other: Any) -> "Tensor":
         return ops.add(self, other)
 
-    def __radd__(self, other):
+    def __radd__(self, other: Any) -> "Tensor":
         return ops.add(other, self)
 
-    def __sub__(self, other):
+    def __sub__(self, other: Any) -> "Tensor":
         return ops.subtract(self, other)
 
-    def __rsub__(self, other):
+    def __rsub__(self, other: Any) -> "Tensor":
         return ops.subtract(other, self)
 
-    def __mul__(self, other):
+    def __mul__(self, other: Any) -> "Tensor":
         return ops.multiply(self, other)
 
-    def __rmul__(self, other):
+    def __rmul__(self, other: Any) -> "Tensor":
         return ops.multiply(other, self)
 
-    def __truediv__(self, other):
+    def __truediv__(self, other: Any) -> "Tensor":
         return ops.divide(self, other)
 
-    def __rtruediv__(self, other):
+    def __rtruediv__(self, other: Any) -> "Tensor":
         return ops.divide(other, self)
 
-    def __pow__(self, other):
-        return more_ops.power(self, other)
-
-    def __rpow__(self, other):
-        return more_ops.power(other, self)
-
-    def __matmul__(self, other):
+    def __matmul__(self, other: Any) -> "Tensor":
         return ops.matmul(self, other)
 
-    def __rmatmul__(self, other):
+    def __rmatmul__(self, other: Any) -> "Tensor":
         return ops.matmul(other, self)
 
-    def __neg__(self):
+    def __neg__(self) -> "Tensor":
         return ops.negative(self)
-
-    def __abs__(self):
-        return more_ops.absolute(self)
-
-    def __getitem__(self, key):
-        return more_rearrange.index(self, key)
 
     # ---- methods --------------------------------------------------------------------------------
 
-    def sum(self, axis=None, keepdims=False, **unknown):
+    def sum(self, axis: Any = None, keepdims: bool = False, **unknown: Any) -> "Tensor":
         return rearrange.sum(self, axis, keepdims, **unknown)
 
-    def mean(self, axis=None, keepdims=False, **unknown):
+    def mean(self, axis: Any = None, keepdims: bool = False, **unknown: Any) -> "Tensor":
         return rearrange.mean(self, axis, keepdims, **unknown)
 
-    def reshape(self, *shape):
+    def reshape(self, *shape: Any) -> "Tensor":
         """reshape(2, 3) or reshape((2, 3)); one length may be -1."""
         return rearrange.reshape(self, shape[0] if len(shape) == 1 else shape)
 
-    def transpose(self, *axes):
+    def transpose(self, *axes: Any) -> "Tensor":
         """transpose(1, 0, 2) or transpose((1, 0, 2)): axis k of the result is axis axes[k].
         No axes: reversed."""
         if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
@@ -179,7 +167,7 @@ class Tensor(Variable, MoreOfTensor):
         return rearrange.transpose(self, axes or range(self.ndim)[::-1])
 
     @property
-    def T(self):
+    def T(self) -> "Tensor":
         return self.transpose()
 
 

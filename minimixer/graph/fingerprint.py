@@ -84,6 +84,7 @@ class Same:
     no other one can take its place in memory."""
 
     __slots__ = ("value",)
+    value: Any
 
     def __init__(self, value: Any):
         self.value = value

@@ -65,7 +65,10 @@ _has_grad, _requires_grad = attrgetter("has_grad"), attrgetter("requires_grad") 
 
 
 def record(
-    function: Callable, model: Module, optimizer: Optimizer | None = None, graph: str = "auto"
+    function: Callable[..., Any],
+    model: Module,
+    optimizer: Optimizer | None = None,
+    graph: str = "auto",
 ) -> "Recorded":
     """`function` as a callable that, with the model on a GPU, records and replays what it does.
 
@@ -90,9 +93,12 @@ class Recorded:
     """What `record` returns. `recordings` counts those it holds."""
 
     def __init__(
-        self, function: Callable, model: Module, optimizer: Optimizer | None, graph: str
+        self, function: Callable[..., Any], model: Module, optimizer: Optimizer | None, graph: str
     ):  # fmt: skip
-        self.function, self.model, self.optimizer, self.graph = function, model, optimizer, graph
+        self.function = function
+        self.model = model
+        self.optimizer = optimizer
+        self.graph = graph
         self._recordings: dict[Any, Recording] = {}
         self._seen: set[Any] = set()  # keys, as those of all but the last dict
         self._refused: dict[Any, float] = {}  # can't be recorded before that call
@@ -330,7 +336,7 @@ def _of_optimizer(optimizer: Optimizer) -> tuple[Any, ...]:
     return (*places, optimizer.changes, optimizer.clipped, *settings)
 
 
-def _give_back(recordings: dict, inboxes: dict, pools: dict) -> None:
+def _give_back(recordings: dict[Any, Any], inboxes: dict[Any, Any], pools: dict[Any, Any]) -> None:
     """The memory of a Recorded that is gone, but for what a caller still holds."""
     recordings.clear()
     inboxes.clear()
@@ -350,7 +356,7 @@ def _detached(results: Any) -> Any:
     return _each(results, lambda array: array)
 
 
-def _each(results: Any, function: Callable) -> Any:
+def _each(results: Any, function: Callable[..., Any]) -> Any:
     """The results with `function` applied to every array, Tensors staying Tensors."""
     if isinstance(results, Variable):
         return Tensor(function(results.data))

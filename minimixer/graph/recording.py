@@ -20,12 +20,16 @@ from ..training.optim import Optimizer
 class Recording:
     """A graph, its results, and what the function did to Parameters besides arrays."""
 
-    def __init__(self, graph: Any, result: Any, parameters: list, before: list, after: list):
-        self.graph, self.result, self.last_call = graph, result, 0
-        self.forms = forms.table  # whose id is part of the key: no other may have it meanwhile
+    def __init__(
+        self, graph: Any, result: Any, parameters: list[Any], before: list[Any], after: list[Any]
+    ):  # fmt: skip
+        self.graph = graph
+        self.result = result
+        self.last_call = 0
+        self.forms: Any = forms.table  # whose id is part of the key: no other may have it meanwhile
         changes = [(p, *b, *a) for p, b, a in zip(parameters, before, after, strict=True)]
-        self.flags = [(p, has) for p, had, _, has, _ in changes if had != has]
-        self.versions = [(p, new - old) for p, _, old, _, new in changes if new != old]
+        self.flags: list[Any] = [(p, has) for p, had, _, has, _ in changes if had != has]
+        self.versions: list[Any] = [(p, new - old) for p, _, old, _, new in changes if new != old]
         self.clipped: tuple[Optimizer, bool] | None = None
 
     def replay(self) -> Any:
@@ -43,12 +47,13 @@ class Pool:
     """Memory of one GPU for recordings. What CuPy takes from the GPU stays taken while there are
     any: short of memory, CuPy would give back what no array uses, and graphs use that."""
 
-    def __init__(self, device: int, recordings: dict):
+    def __init__(self, device: int, recordings: dict[Any, Any]):
         cupy = sys.modules["cupy"]
-        self.device, self.recordings = cupy.cuda.Device(device), recordings
+        self.device: Any = cupy.cuda.Device(device)
+        self.recordings = recordings
         self.taken: list[Any] = []
-        self.pool = cupy.cuda.MemoryPool(self._take)
-        self.most = 0  # bytes that were in use at once
+        self.pool: Any = cupy.cuda.MemoryPool(self._take)
+        self.most: int = 0  # bytes that were in use at once
 
     def _take(self, size: int) -> Any:
         cupy = sys.modules["cupy"]

@@ -29,7 +29,7 @@ class Inbox:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
         cupy = sys.modules["cupy"]
-        self.array = cupy.empty(shape, dtype=dtype)
+        self.array: Array = cupy.empty(shape, dtype=dtype)
         self._slots: list[tuple[np.ndarray, Any]] = []  # pinned memory, when it may be written to
         self._turn = 0
 

@@ -11,7 +11,7 @@ and gpu/ have the MLP and that LayerNorm fast.
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 from ..engine.arrays import Array
 from ..engine.autograd import Function, Gradients
@@ -154,7 +154,8 @@ class MLP(Function):
     ) -> Array:
         self.check(x, w1, b1, w2, axis, approximate)
         first = axis == 0
-        self.first, self.shape = first, x.shape
+        self.first: bool = first
+        self.shape: tuple[int, ...] = x.shape
         x = as_columns(x) if first else as_rows(x)
         if first:
             u = matmul(w1.T, x)  # (D_S, n)
@@ -165,7 +166,11 @@ class MLP(Function):
         g, slope = gelu_and_slope(u, approximate, want_slope=any(self.needs))
         y = matmul(w2, g) if first else matmul(g, w2)
         if any(self.needs):
-            self.x, self.w1, self.w2, self.g, self.slope = x, w1, w2, g, slope
+            self.x: Array = x
+            self.w1: Array = w1
+            self.w2: Array = w2
+            self.g: Array = g
+            self.slope: Any = slope
         return y.reshape(self.shape)
 
     def backward(self, dy: Array) -> Gradients:
@@ -183,7 +188,7 @@ class MLP(Function):
                 dx = matmul(du, self.w1.T).reshape(self.shape)
         return dx, dw1, db1, dw2
 
-    def _backward_first(self, dy):
+    def _backward_first(self, dy: Array) -> Gradients:
         dx = dw1 = db1 = None
         dw2 = matmul(dy, self.g.T) if self.needs[3] else None
         if any(self.needs[:3]):
@@ -215,7 +220,7 @@ class AddLayerNorm(Function):
     is added to what h gives."""
 
     takes_numbers = False
-    optional = (1, 2)
+    optional: tuple[int, ...] = (1, 2)
 
     @staticmethod
     def check(
@@ -245,7 +250,9 @@ class AddLayerNorm(Function):
         h = x_hat * gamma
         h += beta
         if any(self.needs):
-            self.x_hat, self.inverse_sigma, self.gamma = x_hat, inverse_sigma, gamma
+            self.x_hat: Array = x_hat
+            self.inverse_sigma: Array = inverse_sigma
+            self.gamma: Array = gamma
         return s, h
 
     def backward(self, ds: Array, dh: Array) -> Gradients:
@@ -289,10 +296,10 @@ def add_layer_norm(
 class LayerNormAlone(Fast, F.LayerNorm):
     """LayerNorm by a fast form of AddLayerNorm, with nothing to add."""
 
-    form: ClassVar[type[Fast]]
+    form: type[Fast]
 
     def suits(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> bool:
-        self.inner = self.form()
+        self.inner: Any = self.form()
         self.inner.needs = (self.needs[0], False, False, *self.needs[1:])
         self.inner.precision = self.precision
         return self.inner.suits(x, None, None, gamma, beta, epsilon, -1)
@@ -310,7 +317,9 @@ class LayerNormAlone(Fast, F.LayerNorm):
 class AddBias(Function):
     """y = x + bias along the first (0) or the last axis (-1): dx = dy, dbias = sum dy."""
 
-    takes_numbers, any_dtype, quiet = False, True, True
+    takes_numbers = False
+    any_dtype = True
+    quiet = True
 
     @staticmethod
     def check(x: Array, bias: Array, axis: int) -> None:

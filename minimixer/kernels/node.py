@@ -26,7 +26,7 @@ class Fast(Function):
 
     def read(self, inputs: Sequence[Any]) -> None:
         """Look at the inputs themselves, before `suits`."""
-        self.precision = next(
+        self.precision: Any = next(
             (v.buffer.precision for v in inputs if isinstance(v, Parameter)), None
         )
 

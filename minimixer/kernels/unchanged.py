@@ -144,7 +144,7 @@ def _counts(name: str, value: Any) -> bool:
     return name != "changes" and (not name.startswith("__") or callable(value))
 
 
-def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple, int, int]]:
+def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple[Any, ...], int, int]]:
     """What `unpatched` looks at for these modules."""
     found = []
     for place, held in (pair for module in modules for pair in _held.get(module, ())):
@@ -154,7 +154,7 @@ def watched(modules: Iterable[str]) -> list[tuple[Any, Any, tuple, int, int]]:
     return found
 
 
-def unpatched(places: list[tuple[Any, Any, tuple, int, int]]) -> bool:
+def unpatched(places: list[tuple[Any, Any, tuple[Any, ...], int, int]]) -> bool:
     """Do these modules, classes and tables hold what they held, and no more?"""
     for place, get, values, size, counted in places:
         try:

@@ -34,8 +34,8 @@ class Normalization:
 
     def __init__(self, mean: Any, std: Any, channels: int):
         try:
-            self.mean = np.broadcast_to(np.asarray(mean, dtype=np.float64), (channels,)).copy()
-            self.std = np.broadcast_to(np.asarray(std, dtype=np.float64), (channels,)).copy()
+            self.mean: np.ndarray = np.broadcast_to(np.asarray(mean, float), (channels,)).copy()
+            self.std: np.ndarray = np.broadcast_to(np.asarray(std, float), (channels,)).copy()
         except (ValueError, TypeError):
             raise ValueError(f"mean and std must be numbers, or {channels} of them") from None
         if not (np.isfinite([self.mean, self.std]).all() and (self.std > 0).all()):

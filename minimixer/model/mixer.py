@@ -64,7 +64,7 @@ from .block import MixerMLP as MixerMLP
 from .images import Normalization, to_tokens
 from .precision import Precision, advised, in_precision  # in float32 they only call the method
 from .trained import Trained  # files, predictions, features, the paper's variants by name
-from .variants import check_config, check_names, check_preparation, expected_shapes
+from .variants import check_config, check_names, check_preparation
 
 
 class Mixer(Trained, Precision, Module):
@@ -112,36 +112,39 @@ class Mixer(Trained, Precision, Module):
         preparation: str | None = None,
         norm: Callable[[int], Module] = LayerNorm,
     ):
-        self.config = check_config(
+        self.config: dict[str, Any] = check_config(
             image_size=image_size, patch_size=patch_size, in_channels=in_channels,
             num_classes=num_classes, num_blocks=num_blocks, hidden_dim=hidden_dim,
             tokens_mlp_dim=tokens_mlp_dim, channels_mlp_dim=channels_mlp_dim,
             stochastic_depth=stochastic_depth, approximate=approximate, norm=norm,
         )  # fmt: skip
-        self.height, self.width = self.config["image_size"]
-        self.patch_size, self.in_channels = patch_size, in_channels
-        self.num_classes, self.checkpoint_blocks = num_classes, bool(checkpoint_blocks)
+        self.height: int = self.config["image_size"][0]
+        self.width: int = self.config["image_size"][1]
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.checkpoint_blocks: bool = bool(checkpoint_blocks)
         tokens = (self.height // patch_size) * (self.width // patch_size)
-        self.stem = Linear(patch_size * patch_size * in_channels, hidden_dim, seed=None)
-        self.blocks = [
+        self.stem: Linear = Linear(patch_size * patch_size * in_channels, hidden_dim, seed=None)
+        self.blocks: list[MixerBlock] = [
             MixerBlock(
                 tokens, hidden_dim, tokens_mlp_dim, channels_mlp_dim, approximate,
                 stochastic_depth * (i / (num_blocks - 1) if num_blocks > 1 else 1), norm,
             )
             for i in range(num_blocks)
         ]  # fmt: skip
-        self.norm = norm(hidden_dim)
-        self.head = Linear(hidden_dim, num_classes, zero=True) if num_classes else None
+        self.norm: Module = norm(hidden_dim)
+        self.head: Linear | None = (
+            Linear(hidden_dim, num_classes, zero=True) if num_classes else None
+        )
         self.set_normalization(mean, std)
-        self.class_names = check_names(class_names, num_classes)
-        self.preparation = check_preparation(preparation, self.size)
+        self.class_names: list[str] | None = check_names(class_names, num_classes)
+        self.preparation: str | None = check_preparation(preparation, self.size)
         self.parameters()  # gathers them into one buffer
         if seed is not None:
             self.initialize(seed)
         self.to(np.dtype(dtype))
         self.set_precision(precision)
-
-    expected_shapes = staticmethod(expected_shapes)  # whoever loads a file asks before it is made
 
     # ---- from images to scores ------------------------------------------------------------------
 
@@ -151,8 +154,7 @@ class Mixer(Trained, Precision, Module):
 
         Plain arrays are converted to the model's dtype and device (uint8 is scaled by mean and std)
         and checked (on a GPU fast forms don't look for NaN); of a Tensor only the shape is.
-        ValueError: shapes, NaN or infinity; TypeError: other dtypes; MemoryError, with what to
-        lower."""
+        ValueError: shapes, NaN, infinity; TypeError: other dtypes; MemoryError: what to lower."""
         pooled = self.pooled(images)
         return pooled if self.head is None else self.head(pooled)  # (B, K)
 
@@ -178,7 +180,7 @@ class Mixer(Trained, Precision, Module):
 
     def set_normalization(self, mean: Any, std: Any) -> None:
         """Record how uint8 images are scaled: a number, or one for each channel."""
-        self.normalization = Normalization(mean, std, self.in_channels)
+        self.normalization: Normalization = Normalization(mean, std, self.in_channels)
 
     @property
     def size(self) -> tuple[int, int, int]:

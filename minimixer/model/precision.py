@@ -7,22 +7,23 @@
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..engine.around import Called
 from ..engine.arrays import device_of, use_device_of
 from ..engine.precision import check_precision, is_half
 from ..engine.tensor import Tensor
 from ..nn.buffer import ParameterBuffer
 from ..nn.draws import RandomCounter
 from ..nn.loss_scale import scale_gradient
+from ..nn.more_module import Model
 
 FIRST_SCALE = 2.0**16  # of float16's gradients: too much, if anything; the optimizer lowers it
 
 
-def in_precision(method: Callable) -> Callable:
+def in_precision(method: Called) -> Called:
     """A method of a model that takes images and gives features, with what two-byte activations need
     around it: float16's gradients are scaled on their way in, and back where they leave at the
     images, as at the Parameters (loss_scale.py)."""
@@ -36,10 +37,10 @@ def in_precision(method: Callable) -> Callable:
             images = scale_gradient(images, 1 / scale)
         return scale_gradient(method(model, images, *more, **options), scale)
 
-    return run
+    return run  # type: ignore[return-value]
 
 
-def advised(method: Callable) -> Callable:
+def advised(method: Called) -> Called:
     """A method of a model that takes images, which says what to lower if memory runs out."""
 
     @functools.wraps(method)
@@ -53,7 +54,7 @@ def advised(method: Callable) -> Callable:
                 f"or, in training, checkpoint_blocks=True ({error})"
             ) from None
 
-    return run
+    return run  # type: ignore[return-value]
 
 
 class Precision:
@@ -77,7 +78,7 @@ class Precision:
         """What random draws in training depend on: seed and step."""
         return self.buffer.random
 
-    def set_precision(self: Any, precision: str) -> Any:
+    def set_precision(self: Model, precision: str) -> Model:
         """How activations are stored and multiplied between the images and the pooled features.
 
         "float32" (of a float64 model: float64); "tf32": products with short mantissas; "bfloat16",
@@ -91,7 +92,8 @@ class Precision:
         self.parameters()  # gathers them, as after a deep copy
         buffer = self.buffer
         use_device_of(buffer.values)
-        self.precision, buffer.low = precision, None
+        self.precision = precision
+        buffer.low = None
         buffer.precision = "tf32" if precision == "tf32" else None
         buffer.scaled = precision == "float16"
         buffer.loss_scale[0] = FIRST_SCALE if buffer.scaled else 1.0

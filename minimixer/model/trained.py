@@ -6,7 +6,7 @@ The methods that hand over to a later room say where, and import it when they ar
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..nn.more_loss import softmax
 from .inputs import check_shape, normalize
 from .inspect import telling
 from .precision import advised
-from .variants import check_config, variant
+from .variants import Arguments, Changes, Sizes, check_config, expected_shapes, variant
 
 if TYPE_CHECKING:
     from ..training.summary import Summary
@@ -33,8 +33,14 @@ if TYPE_CHECKING:
 class Trained:
     """The half of Mixer that training needs nothing of."""
 
+    expected_shapes: Any = staticmethod(expected_shapes)  # whoever loads a file asks before
+
+    if TYPE_CHECKING:  # what an editor is to know of `model(images)`, which calls `forward`
+
+        def __call__(self, *images: Any) -> Tensor: ...
+
     @classmethod
-    def from_name(cls: Any, name: str, **changes: Any) -> "Mixer":
+    def from_name(cls, name: str, **changes: Unpack[Arguments]) -> Self:
         """A variant of the paper ("mixer_s32" ... "mixer_h14") with fresh weights; `changes` are
         arguments of Mixer, such as num_classes."""
         return cls(**variant(name, **changes))
@@ -146,7 +152,7 @@ class Trained:
         save_checkpoint(path, self)
 
     @classmethod
-    def from_pretrained(cls: Any, path: str | Path, **changes: Any) -> "Mixer":
+    def from_pretrained(cls: Any, path: str | Path, **changes: Unpack[Changes]) -> "Mixer":
         """The model in a file of the authors', of timm's or of our own: weights/pretrained.py."""
         from ..weights.pretrained import load_pretrained
 
@@ -177,7 +183,7 @@ class Trained:
     @staticmethod
     def summary_of(
         name: str, batch_size: int = 1, precision: str = "float32", on_gpu: bool = False,
-        **changes: Any,
+        **changes: Unpack[Sizes],
     ) -> "Summary":  # fmt: skip
         """What `summary` says, from the sizes alone: no weights are made. `on_gpu`: of a GPU."""
         from ..training.summary import Summary

@@ -6,8 +6,8 @@ they make the weights.
 512
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict, Unpack
 
 from ..engine.checks import check_number, check_sizes
 from ..nn.layers import LayerNorm, Module
@@ -24,7 +24,50 @@ VARIANTS = {
 }
 
 
-def variant(name: str, **changes: Any) -> dict[str, Any]:
+class Sizes(TypedDict, total=False):
+    """The arguments of Mixer that say what it computes: what a checkpoint records."""
+
+    image_size: int | tuple[int, int]
+    patch_size: int
+    num_blocks: int
+    hidden_dim: int
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    in_channels: int
+    num_classes: int
+    stochastic_depth: float
+    approximate: str
+    norm: Callable[[int], Module]
+
+
+class Arguments(Sizes, total=False):
+    """All arguments of Mixer, for whoever hands some of them on."""
+
+    mean: Any
+    std: Any
+    class_names: Any
+    seed: int | None
+    dtype: str
+    precision: str
+    checkpoint_blocks: bool
+    preparation: str | None
+
+
+class Changes(TypedDict, total=False):
+    """Those that say what a file of weights does not say, or another thing than it."""
+
+    num_classes: int | None
+    in_channels: int | None
+    approximate: str | None
+    mean: Any
+    std: Any
+    image_size: Any
+    class_names: Any
+    preparation: str | None
+    norm: Callable[[int], Module]
+
+
+def variant(name: str, **changes: Unpack[Arguments]) -> dict[str, Any]:
     """The arguments of Mixer for a variant of the paper. ValueError for an unknown name."""
     if name not in VARIANTS:
         raise ValueError(f"unknown variant {name!r}; there are {', '.join(VARIANTS)}")
@@ -32,21 +75,15 @@ def variant(name: str, **changes: Any) -> dict[str, Any]:
     return {"image_size": 224, **dict(zip(keys, VARIANTS[name], strict=True)), **changes}
 
 
-_CONFIG_KEYS = {
-    "image_size", "patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim",
-    "tokens_mlp_dim", "channels_mlp_dim", "stochastic_depth", "approximate", "norm",
-}  # fmt: skip
-
-
 def check_config(**config: Any) -> dict[str, Any]:
     """The architecture, checked and complete: what a checkpoint records. ValueError if wrong.
     "norm" is in it if it is another than LayerNorm."""
-    unknown = set(config) - _CONFIG_KEYS
+    unknown = set(config) - set(Sizes.__annotations__)
     if unknown:
         raise TypeError(f"Mixer has no {', '.join(map(repr, sorted(unknown))):.80}")
     config = {"in_channels": 3, "num_classes": 1000, "stochastic_depth": 0.0,
               "approximate": "tanh", "norm": LayerNorm, **config}  # fmt: skip
-    missing = _CONFIG_KEYS - set(config)
+    missing = set(Sizes.__annotations__) - set(config)
     if missing:
         raise TypeError(f"Mixer needs {', '.join(sorted(missing))}")
     size = config["image_size"]

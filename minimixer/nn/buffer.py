@@ -36,7 +36,7 @@ class ParameterBuffer:
     moves      how often `to` was asked for other arrays, for who has some of their own
     """
 
-    owner: weakref.ref | None = None
+    owner: weakref.ref[Any] | None = None
 
     def __init__(self, parameters: Sequence[Any]):
         # The parts join the largest of the buffers they come from, in its dtype and on its device.
@@ -46,11 +46,11 @@ class ParameterBuffer:
         xp = namespace(first)
         order = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices, then vectors
         self.members: list[weakref.ref[Any]] = []  # whose windows look at it
-        self.size = sum(aligned(p.size) for p in order)
+        self.size: int = sum(aligned(p.size) for p in order)
         self.values: Array = xp.zeros(self.size, dtype=first.dtype)
         self.gradients: Array = None
         self.optimized: set[int] = set()
-        self.moves = 0
+        self.moves: int = 0
         self.low: Array | None = None
         self.precision: str | None = None if home is None else home.precision
         self.scaled: bool = home is not None and home.scaled
@@ -117,7 +117,7 @@ class ParameterBuffer:
             self.read_low(dtype)
         return parameter.low
 
-    def take_settings(self, other: "ParameterBuffer", memo: dict) -> None:
+    def take_settings(self, other: "ParameterBuffer", memo: dict[int, Any]) -> None:
         """What a copy of a Parameter needs of the buffer of the first."""
         self.random = deepcopy(other.random, memo)
         self.precision, self.scaled = other.precision, other.scaled

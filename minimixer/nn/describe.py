@@ -30,7 +30,8 @@ class Table:
 
     def __init__(self, cells: list[list[str]], words: int):
         """`words`: how many columns stand on the left; the others are numbers."""
-        self.cells, self.words = cells, words
+        self.cells = cells
+        self.words = words
 
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(*self.cells, strict=True)]

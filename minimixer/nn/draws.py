@@ -33,7 +33,7 @@ class RandomCounter:
 
     def __init__(self, seed: int = 0):
         self.seed = seed
-        self.counters = np.zeros(2, dtype=np.uint64)
+        self.counters: Array = np.zeros(2, dtype=np.uint64)
 
     @property
     def step(self) -> Array:

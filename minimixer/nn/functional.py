@@ -42,7 +42,7 @@ class Linear(Function):
     """
 
     takes_numbers = False
-    optional = (2,)
+    optional: tuple[int, ...] = (2,)
 
     @staticmethod
     def check(x: Array, weight: Array, bias: Array | None = None) -> None:
@@ -54,7 +54,7 @@ class Linear(Function):
     def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         self.check(x, weight, bias)
         rows = as_rows(x)
-        self.shape = x.shape
+        self.shape: tuple[int, ...] = x.shape
         self.x: Array = rows if self.needs[1] else None
         self.weight: Array = weight if self.needs[0] else None
         y = matmul(rows, weight)
@@ -84,7 +84,7 @@ class LinearFirst(Function):
     """
 
     takes_numbers = False
-    optional = (2,)
+    optional: tuple[int, ...] = (2,)
 
     @staticmethod
     def check(x: Array, weight: Array, bias: Array | None, transposed: bool) -> None:

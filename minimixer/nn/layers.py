@@ -44,8 +44,8 @@ class Linear(Module):
         seed: int | None = 0,
     ):  # fmt: skip
         check_sizes(in_features=in_features, out_features=out_features)
-        self.weight = Parameter(np.zeros((in_features, out_features), dtype=np.float32))
-        self.bias = Parameter(np.zeros(out_features, dtype=np.float32)) if bias else None
+        self.weight: Parameter = Parameter(np.zeros((in_features, out_features), dtype=np.float32))
+        self.bias: Parameter | None = Parameter(np.zeros(out_features, "float32")) if bias else None
         self.zero = zero
         if seed is not None:
             self.draw_weights(check_seed(seed), 0)
@@ -65,13 +65,13 @@ class Linear(Module):
 class LayerNorm(Module):
     """Each row of x (..., channels) to mean 0 and variance 1, times weight plus bias."""
 
-    shown = ("epsilon",)
+    shown: tuple[str, ...] = ("epsilon",)
 
     def __init__(self, channels: int, epsilon: float = EPSILON):
         check_sizes(channels=channels)
-        self.weight = Parameter(np.ones(channels, dtype=np.float32))
-        self.bias = Parameter(np.zeros(channels, dtype=np.float32))
-        self.epsilon = check_epsilon(epsilon)
+        self.weight: Parameter = Parameter(np.ones(channels, dtype=np.float32))
+        self.bias: Parameter = Parameter(np.zeros(channels, dtype=np.float32))
+        self.epsilon: float = check_epsilon(epsilon)
 
     def draw_weights(self, seed: int, layer: int) -> None:
         self.weight.data = np.ones(self.weight.shape, dtype=np.float32)
@@ -89,13 +89,13 @@ class RandomLayer(Module):
     first, so that its layers are numbered. One called twice in a step draws the same twice."""
 
     draws = True
-    shown = ("p",)
+    shown: tuple[str, ...] = ("p",)
     purpose: Purpose
     layer = 0  # its number in the whole model, which tells its draws from other layers'
 
     def __init__(self, p: float = 0.5):
-        self.p = check_number(f"{type(self).__name__}: p", p, 0, 1)
-        self.random = RandomCounter()
+        self.p: float = check_number(f"{type(self).__name__}: p", p, 0, 1)
+        self.random: RandomCounter = RandomCounter()
 
     @property
     def active(self) -> bool:

@@ -83,7 +83,7 @@ class CrossEntropy(Function):
             if smoothing:
                 p -= smoothing / classes
             self.dz = p
-        self.scale = 1 / batch if reduction == "mean" else 1.0
+        self.scale: float = 1 / batch if reduction == "mean" else 1.0
         loss = loss if reduction == "none" else xp.asarray(loss.sum() * self.scale)
         return loss.astype(z.dtype)
 

@@ -23,7 +23,7 @@ Next: `initial.py`, initial weights.
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Module(MoreOfModule):
 
     training = True
     draws: ClassVar[bool] = False  # at random in training: such layers are numbered
-    shown: ClassVar[tuple[str, ...]] = ()  # the names of settings that `repr` shows
+    shown: tuple[str, ...] = ()  # the names of settings that `repr` shows
 
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -76,13 +76,13 @@ class Module(MoreOfModule):
 
     # ---- what can be done to it -----------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> "Module":
+    def train(self, mode: bool = True) -> Self:
         """Switch what differs between training and use (random layers) on, or off."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self) -> "Module":
+    def eval(self) -> Self:
         return self.train(False)
 
     def initialize(self, seed: int = 0) -> None:

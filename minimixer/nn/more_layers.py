@@ -63,10 +63,10 @@ class Flatten(Module):
 class GELU(Module):
     """functional.gelu as a layer."""
 
-    shown = ("approximate",)
+    shown: tuple[str, ...] = ("approximate",)
 
     def __init__(self, approximate: str = "none"):
-        self.approximate = F.check_form(approximate)
+        self.approximate: str = F.check_form(approximate)
 
     def forward(self, x: Any) -> Tensor:
         return F.gelu(x, self.approximate)

@@ -12,7 +12,7 @@ loss. Then softmax has a gradient of its own, which is not as simple as with the
 [0.09  0.245 0.665] [-0.06  -0.163  0.223]
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine.arrays import Array, is_array
 from ..engine.autograd import Function, Variable
@@ -24,6 +24,8 @@ from ..engine.rearrange import mean
 from ..engine.rearrange import sum as sum_of
 from ..engine.tensor import Tensor
 from .loss import REDUCTIONS, shifted_softmax
+
+Scores = TypeVar("Scores")  # a Tensor or an array: what goes in comes out
 
 
 def mse_loss(x: Any, target: Any, reduction: str = "mean") -> Tensor:
@@ -53,9 +55,9 @@ class Softmax(Function):
     quiet = True
 
     def forward(self, z: Array, axis: int) -> Array:
-        self.axis = _check_axis(z, axis)
+        self.axis: int = _check_axis(z, axis)
         p = shifted_softmax(z, axis)[1]
-        self.p = p if self.needs[0] else None
+        self.p: Array = p if self.needs[0] else None
         return p
 
     def backward(self, dp: Array) -> Array:
@@ -72,9 +74,9 @@ class LogSoftmax(Function):
     quiet = True
 
     def forward(self, z: Array, axis: int) -> Array:
-        self.axis = _check_axis(z, axis)
+        self.axis: int = _check_axis(z, axis)
         y, p, log_total = shifted_softmax(z, axis)
-        self.p = p if self.needs[0] else None
+        self.p: Array = p if self.needs[0] else None
         y -= log_total.astype(y.dtype)
         return y
 
@@ -89,13 +91,13 @@ def _check_axis(z: Array, axis: Any) -> int:
     return axis
 
 
-def softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
+def softmax(logits: Scores, axis: int = -1, **unknown: Any) -> Scores:
     """Scores -> probabilities along `axis`: of a Tensor a Tensor, which has its gradient; of an
     array an array, float32 or float64. ValueError: no such axis, or an empty one."""
     return _along_axis(Softmax, logits, axis, unknown)
 
 
-def log_softmax(logits: Any, axis: int = -1, **unknown: Any) -> Any:
+def log_softmax(logits: Scores, axis: int = -1, **unknown: Any) -> Scores:
     """The logarithm of `softmax`, which stays finite where a probability is too small for a
     number: of a Tensor a Tensor, of an array an array."""
     return _along_axis(LogSoftmax, logits, axis, unknown)

@@ -8,12 +8,14 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ..engine.habits import missing
 from ..engine.more_tensor import split_targets
 from .buffer import ParameterBuffer
 from .parameters import Parameter
+
+Model = TypeVar("Model", bound=Any)  # a method returns it itself
 
 
 class MoreOfModule:
@@ -48,13 +50,13 @@ class MoreOfModule:
         for _, parameter in self.named_parameters():
             parameter.grad = None
 
-    def requires_grad_(self: Any, requires_grad: bool = True) -> Any:
+    def requires_grad_(self: Model, requires_grad: bool = True) -> Model:
         """Train all Parameters, or none; an optimizer made afterwards takes those that train."""
         for _, parameter in self.named_parameters():
             parameter.requires_grad = requires_grad
         return self
 
-    def to(self: Any, *targets: Any, dtype: Any = None, device: Any = None) -> Any:
+    def to(self: Model, *targets: Any, dtype: Any = None, device: Any = None) -> Model:
         """`to("cuda")`, `to("float64")`, or both, also by name: in place; optimizers follow.
         ValueError if the device can't be used here, or if the Parameters share a buffer with
         others'."""

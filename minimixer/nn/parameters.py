@@ -47,19 +47,22 @@ class Parameter(Pickled, Tensor):
     is_parameter = True
     buffer: Any  # a ParameterBuffer, from the first moment on
     start: int  # in the buffer
+    low: Array | None
 
     def __init__(self, data: Any, requires_grad: bool = True):
         value = Tensor(data).data
         if value.dtype not in FLOAT_DTYPES:
             raise TypeError(f"Parameter: must be float32 or float64, got {describe(value)}")
         self._data, self._shape, self.buffer = value, value.shape, None
-        self.version, self.has_grad = 0, False
-        self.node = self.output_index = None
+        self.version: int = 0
+        self.has_grad: bool = False
+        self.node: None = None  # a leaf
+        self.output_index: None = None
         self.requires_grad = requires_grad
         # Sets buffer and start, and binds: its own, until a model gathers its Parameters into one.
         ParameterBuffer([self])
 
-    def __deepcopy__(self, memo: dict) -> "Parameter":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Parameter":
         memo[id(self)] = copy = Parameter(self.data.copy(), self.requires_grad)
         copy.buffer.take_settings(self.buffer, memo)
         return copy
@@ -92,10 +95,9 @@ class Parameter(Pickled, Tensor):
         self.version += 1
         self.buffer.write(self.start, value)
 
-    data = property(attrgetter("_data"), _assign)  # type: ignore[assignment]
+    data: Array = property(attrgetter("_data"), _assign)
 
-    # `_grad` is the window, None before the first backward; `has_grad` says whether what it shows
-    # counts. `join` waits for what is computed beside (aside.py).
+    # `_grad`: the window, None before the first backward. `has_grad`: does what it shows count?
 
     @property
     def grad(self) -> Array | None:  # type: ignore[override]

@@ -49,12 +49,13 @@ class Overlap:
 
     def __init__(self, model: Any, all_reduce: Callable[[Array], None]):
         cupy = sys.modules["cupy"]
-        self.model, self.all_reduce = model, all_reduce
-        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.model = model
+        self.all_reduce = all_reduce
+        self.stream: Any = cupy.cuda.Stream(non_blocking=True)
         self.summed: int | None = None  # from here to the last matrix
         blocks = model.blocks
-        self.last = max(p.stop for p in model.parameters() if p.ndim > 1)
-        self.first = self.last  # where the stretch that is summed first begins
+        self.last: int = max(p.stop for p in model.parameters() if p.ndim > 1)
+        self.first: int = self.last  # where the stretch that is summed first begins
         for index in sorted({len(blocks) * part // BUCKETS for part in range(1, BUCKETS)} - {0}):
             matrices = [p for p in blocks[index].parameters() if p.ndim > 1]
             self.first = min(p.start for p in matrices)

@@ -73,7 +73,7 @@ class NcclSum:
         # NVLink's switches can add by themselves, but in no fixed order (NCCL issue 1497).
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
         number = comm.bcast(nccl.get_unique_id() if comm.rank == 0 else None)
-        self.comm = nccl.NcclCommunicator(comm.size, number, comm.rank)
+        self.comm: Any = nccl.NcclCommunicator(comm.size, number, comm.rank)
         # Never destroyed: that would wait for all CUDA graphs that use it to be destroyed before,
         # and for the other ranks. The end of the process frees it.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.comm))

@@ -82,8 +82,12 @@ class World:
 
     def __init__(self, comm: Any = None, plain: tuple[type[Exception], ...] = ()):
         self._plain: tuple[type[BaseException], ...] = (*_PLAIN, *plain)
-        self.comm, self.rank, self.size, self.device = comm, 0, 1, "cpu"
-        self.local_rank, self.local_size = 0, 1
+        self.comm = comm
+        self.rank: int = 0
+        self.size: int = 1
+        self.device: str = "cpu"
+        self.local_rank: int = 0
+        self.local_size: int = 1
         self._all_reduce: Callable[[Array], None] | None = None
         self._streams: tuple[Any, Any] | None = None
         self._overlaps: dict[int, Any] = {}  # by id of models, which they hold

@@ -74,7 +74,7 @@ def prepare_digit(picture: Any, steps: list[tuple[str, np.ndarray]] | None = Non
 
 
 def read_digit(
-    path: str | os.PathLike, steps: list[tuple[str, np.ndarray]] | None = None
+    path: str | os.PathLike[str], steps: list[tuple[str, np.ndarray]] | None = None
 ) -> np.ndarray:
     """The digit in a picture's file, prepared: uint8 (28, 28). BadPicture if there is none. `steps`
     as in `prepare_digit`."""
@@ -259,7 +259,7 @@ def blocks(ink: np.ndarray, cell: int) -> np.ndarray:
     return padded.reshape(height, cell, width, cell)
 
 
-def pieces(ink: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, dict]:
+def pieces(ink: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, dict[Any, Any]]:
     """Ink that hangs together, or nearly: in cells of `cell` x `cell` pixels, the number of the
     piece (0: paper), how much ink each has, and boxes around those that have more than a little."""
     cell = max(1, -(-max(ink.shape) // 100))

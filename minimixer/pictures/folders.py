@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from ..training.files import open_file
+from ..training.files import Place, open_file
 from ..training.names import printable, some
 from .tiff import check_tiff, is_tiff
 
@@ -47,7 +47,7 @@ ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".
            ".dng")  # fmt: skip
 
 
-def find_images(directory: str | os.PathLike, class_names: Sequence[str] | None = None) -> Found:
+def find_images(directory: Place, class_names: Sequence[str] | None = None) -> Found:
     """The pictures of a folder that holds one folder for each class, at any depth in it.
 
     Returns (paths, labels, class_names): N names of files, int64 (N,), and the names of the
@@ -84,7 +84,7 @@ def find_images(directory: str | os.PathLike, class_names: Sequence[str] | None 
     return paths, labels.astype(np.int64), list(class_names)
 
 
-def find_splits(directory: str | os.PathLike) -> tuple[Found, Found | None]:
+def find_splits(directory: Place) -> tuple[Found, Found | None]:
     """(train, val), each as of `find_images`; val is None if the folder holds classes itself. The
     classes are those of train, of which val may lack some. Besides the errors of `find_images`,
     ValueError if there is only one of the two."""
@@ -100,7 +100,7 @@ def find_splits(directory: str | os.PathLike) -> tuple[Found, Found | None]:
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 
 
-def find_split(directory: str | os.PathLike) -> tuple[Path, Path] | None:
+def find_split(directory: Place) -> tuple[Path, Path] | None:
     """The folders train/ and val/ in a folder, under the names usual for them; None if it holds
     classes itself. ValueError if only one is there, or two of one kind."""
     directory = _check_directory(directory)
@@ -128,14 +128,14 @@ def find_part(directory: Path, *names: Sequence[str]) -> Path | None:
     return None
 
 
-def class_folders(directory: str | os.PathLike) -> list[str]:
+def class_folders(directory: Place) -> list[str]:
     """The names of the folders in a folder, sorted; none of those that begin with a dot."""
     directory = _check_directory(directory)
     names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
     return [name for name in names if os.path.isdir(directory / name)]
 
 
-def _check_directory(directory: str | os.PathLike) -> Path:
+def _check_directory(directory: Place) -> Path:
     if not os.path.isdir(directory):
         raise NotADirectoryError(f"{directory} is not a directory; give one with image folders")
     return Path(directory)
@@ -260,7 +260,7 @@ class _Counted(io.BytesIO):
         return found
 
 
-def decode(path: str | os.PathLike, shortest: int | None = None, behind: str = "white") -> Image:
+def decode(path: Place, shortest: int | None = None, behind: str = "white") -> Image:
     """The picture in a file, as a PIL image of mode RGB, the right way up.
 
     With `shortest`, a larger JPEG may come smaller, by 2, 4 or 8, with neither side below it: that
@@ -301,7 +301,7 @@ def decode(path: str | os.PathLike, shortest: int | None = None, behind: str = "
         raise BadPicture(f"damaged ({type(error).__name__}: {error})"[:300]) from None
 
 
-def _read_file(path: str | os.PathLike, most: int = _MOST_FILE_BYTES) -> bytes:
+def _read_file(path: Place, most: int = _MOST_FILE_BYTES) -> bytes:
     """All of it, or its first `most` bytes."""
     try:
         if os.path.isdir(path):

@@ -76,26 +76,27 @@ class Loader:
     """
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike], labels: Any, size: int, batch_size: int,
+        self, paths: Sequence[str | os.PathLike[str]], labels: Any, size: int, batch_size: int,
         seed: int = 0, train: bool = True, workers: int = 0,
         scale: tuple[float, float] = (0.05, 1.0), layers: int = 0, magnitude: float = 10,
         flip: bool = True, drop_last: bool = False, part: tuple[int, int] = (0, 1),
         interpolation: str = "bilinear",
     ):  # fmt: skip
-        self.paths, self.labels = [os.fsdecode(path) for path in paths], np.asarray(labels)
+        self.paths: list[str] = [os.fsdecode(path) for path in paths]
+        self.labels: np.ndarray = np.asarray(labels)
         if not self.paths or self.labels.shape != (len(self.paths),):
             met = f"{len(self.paths)} paths and labels {self.labels.shape}"
             raise ValueError(f"Loader: needs as many labels as paths, at least one; got {met}")
         if self.labels.dtype.kind not in "iu":
             raise TypeError(f"Loader: labels must be integers, not {self.labels.dtype}")
         self.labels = self.labels.astype(np.int64)
-        self.workers = check_integer("workers", workers, 0, 1024)
+        self.workers: int = check_integer("workers", workers, 0, 1024)
         crop_box(1, 1, 0, 0, 0, scale)  # for its ValueError, here rather than in a worker
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"Loader: interpolation must be bilinear or bicubic: {interpolation}")
         if not magnitude >= 0:
             raise ValueError(f"Loader: magnitude must be 0 or more, not {magnitude}")
-        self.recipe = Recipe(
+        self.recipe: Recipe = Recipe(
             size=check_integer("size", size, 1, 4096),
             batch_size=min(check_integer("batch_size", batch_size, 1, 1 << 63), len(self.paths)),
             seed=check_integer("seed", seed, 0, (1 << 64) - 1),
@@ -108,7 +109,7 @@ class Loader:
             ranks=part[1],
             interpolation=interpolation,
         )
-        self.drop_last = bool(drop_last)
+        self.drop_last: bool = bool(drop_last)
         self.skipped: list[tuple[str, str]] = []
         self._skipped_paths: set[str] = set()
         self._team: _Team | None = None

@@ -51,7 +51,10 @@ BUILT_IN = {"digits": Path(__file__).with_name("digits.npz")}  # by examples/mak
 
 
 def save_checkpoint(
-    path: str | os.PathLike, model: Module, optimizer: Optimizer | None = None, progress: Any = None
+    path: str | os.PathLike[str],
+    model: Module,
+    optimizer: Optimizer | None = None,
+    progress: Any = None,
 ) -> None:
     """Write model, optimizer and `progress` (anything JSON can hold, else TypeError) to `path`.
 
@@ -92,7 +95,7 @@ def save_checkpoint(
         np.savez(file, meta=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
 
 
-def load_model(path: str | os.PathLike, kind: Any = None, **classes: Any) -> Any:
+def load_model(path: str | os.PathLike[str], kind: Any = None, **classes: Any) -> Any:
     """The model in a checkpoint, on the CPU, in eval mode. ValueError if it can't be had.
 
     kind      its class (else TypeError); None: Mixer
@@ -131,7 +134,7 @@ def load_model(path: str | os.PathLike, kind: Any = None, **classes: Any) -> Any
     return model.eval()
 
 
-def find_weights(path: str | os.PathLike) -> str | os.PathLike:
+def find_weights(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """`path`, or the file that a name of BUILT_IN, no file being called so, stands for."""
     if not isinstance(path, str) or os.path.isfile(path):
         return path
@@ -152,7 +155,7 @@ def _guess_preparation(meta: dict[str, Any]) -> str | None:
     return "digit" if sizes == [[28, 28], 1] and meta["class_names"] == names else None
 
 
-def load_checkpoint(path: str | os.PathLike, model: Module, optimizer: Optimizer) -> Any:
+def load_checkpoint(path: str | os.PathLike[str], model: Module, optimizer: Optimizer) -> Any:
     """Put a checkpoint's weights and optimizer state into these two; returns its `progress`.
 
     ValueError, and nothing is changed, if it is of another model or optimizer.
@@ -254,7 +257,7 @@ def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 # ---- reading a file that somebody else may have made ---------------------------------------
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(meta, arrays by name) of a checkpoint. ValueError for any other file; OSError if there is
     none or it may not be read."""
     where = os.fspath(path)
@@ -285,7 +288,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
     )
 
 
-def is_checkpoint(path: str | os.PathLike) -> bool:
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Does it look like a checkpoint of minimixer's? Only OSError, if it can't be opened."""
     try:
         with open_file(path) as file:

@@ -80,15 +80,16 @@ class Batches:
         max_shift: int = 0,
         shuffle: bool = True,
     ):
-        self.images, self.labels = np.asarray(images), np.asarray(labels)
+        self.images: np.ndarray = np.asarray(images)
+        self.labels: np.ndarray = np.asarray(labels)
         if self.images.ndim != 4 or self.labels.ndim < 1 or self.images.size == 0:
             met = f"{self.images.shape} and {self.labels.shape}"
             raise ValueError(f"Batches: needs (N, H, W, channels) and labels (N, ...), not {met}")
         if len(self.images) != len(self.labels):
             raise ValueError(f"Batches: {len(self.images)} images, but {len(self.labels)} labels")
-        self.batch_size = check_integer("batch_size", batch_size, 1, 1 << 63)
-        self.seed = check_integer("seed", seed, 0, (1 << 64) - 1)
-        self.max_shift = check_integer("max_shift", max_shift, 0, 1 << 31)
+        self.batch_size: int = check_integer("batch_size", batch_size, 1, 1 << 63)
+        self.seed: int = check_integer("seed", seed, 0, (1 << 64) - 1)
+        self.max_shift: int = check_integer("max_shift", max_shift, 0, 1 << 31)
         self.shuffle = shuffle
         self._last_order = (-1, np.arange(len(self.images)))  # one tuple: threads see both or none
 

@@ -35,7 +35,7 @@ def load_mnist() -> DataSet:
     return load_directory(Path(__file__).with_name("mnist"))
 
 
-def load_directory(path: str | os.PathLike) -> DataSet:
+def load_directory(path: str | os.PathLike[str]) -> DataSet:
     """A data set in MNIST's format: (train_images, train_labels, test_images, test_labels).
 
     Recognised names: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte,

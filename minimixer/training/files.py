@@ -31,13 +31,14 @@ from typing import Any, BinaryIO
 
 from .names import printable
 
+Place = str | os.PathLike[str]  # where a file is
 MOST_BYTES = 1 << 36  # a larger file, or a claim of more, is taken for damage: 64 GiB
 MOST_TEXT = 1 << 24  # bytes of what is read as text: 16 MiB
 MOST_VALUES, MOST_NESTED = 1 << 20, 100  # of a JSON text: "[],[],[]" takes 20 times its size
 PACKED, ROOM = 16, 64 << 20  # what unpacks to more than so many times its size, and so much more
 
 
-def open_file(path: str | os.PathLike, most: int = MOST_BYTES) -> BufferedReader:
+def open_file(path: Place, most: int = MOST_BYTES) -> BufferedReader:
     """The file `path`, open for reading bytes. ValueError, whose text does not name it, if it is a
     pipe or a device or has more than `most` bytes; OSError, which names it, if it can't be opened.
     """
@@ -56,7 +57,7 @@ def open_file(path: str | os.PathLike, most: int = MOST_BYTES) -> BufferedReader
     return file
 
 
-def read_file(path: str | os.PathLike, most: int = MOST_TEXT) -> bytes:
+def read_file(path: Place, most: int = MOST_TEXT) -> bytes:
     """All bytes of the file `path`; errors as those of `open_file`."""
     with open_file(path, most) as file:
         return file.read(os.fstat(file.fileno()).st_size)
@@ -115,7 +116,7 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
+def _check_regular(path: Place, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         text = "it is a directory; give a file, perhaps one in it"
         raise IsADirectoryError(errno.EISDIR, text, os.fspath(path))
@@ -130,7 +131,7 @@ def _check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
 
 
 @contextlib.contextmanager
-def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replace_file(path: Place) -> Iterator[BinaryIO]:
     """A file to write that takes the name `path` once it is whole; until then, and if the block
     raises, whatever had that name before stays as it was. A new one keeps the old one's mode.
 
@@ -218,7 +219,7 @@ class Lock:
     BlockingIOError if another holds it and `wait` is False; OSError if the file can't be made.
     """
 
-    def __init__(self, path: str | os.PathLike, wait: bool = False):
+    def __init__(self, path: Place, wait: bool = False):
         self.refusal: str | None = None
         self._file = open(path, "ab", opener=_at_once)  # noqa: SIM115  # open while it is locked
         while True:

@@ -29,7 +29,7 @@ _ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4
 _CHUNK_BYTES = 1 << 20
 
 
-def read_idx(path: str | os.PathLike) -> np.ndarray:
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """The array in an IDX file, gzip or plain (told apart by content, not by name).
 
     Returns a writable array in native byte order: uint8, int8, int16, int32, float32 or float64,
@@ -83,7 +83,7 @@ def _read_array(file: BinaryIO | gzip.GzipFile, packed: int | None = None) -> np
     return array.reshape(shape)
 
 
-def write_idx(path: str | os.PathLike, array: np.ndarray) -> None:
+def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
     """Write `array` as an IDX file, compressed if the name ends in .gz; equal arrays, equal bytes.
 
     The file appears whole or not at all. ValueError if IDX can't hold the array: its type is not

@@ -49,10 +49,14 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 class Metrics:
     """Sums over labelled examples of `num_classes` classes. Without examples the means are NaN."""
 
+    class_counts: np.ndarray
+    class_right: np.ndarray
+
     def __init__(self, num_classes: int):
         check_sizes(num_classes=num_classes)
-        k = self.num_classes = num_classes
-        self.sums = np.zeros(1 + 3 * k)  # the loss; of each class: examples, right ones; ranks
+        self.num_classes = k = num_classes
+        # the loss; of each class: examples, right ones; ranks
+        self.sums: np.ndarray = np.zeros(1 + 3 * k)
         self.class_counts, self.class_right, self._ranks = (
             self.sums[1 + i * k : 1 + (i + 1) * k] for i in range(3)
         )

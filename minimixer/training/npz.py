@@ -59,7 +59,7 @@ _OTHERS = {
 }
 
 
-def other_kind(path: str | os.PathLike, start: bytes) -> str:
+def other_kind(path: str | os.PathLike[str], start: bytes) -> str:
     """What a file that is no .npz seems to be, from its first bytes, and what to do about it."""
     name = os.fspath(path)
     for begin, text in _OTHERS.items():

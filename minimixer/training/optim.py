@@ -19,6 +19,7 @@ Next: `data.py`, random batches and shifts.
 from collections.abc import Sequence
 from typing import Any
 
+from ..engine.arrays import Array
 from ..engine.checks import check_number
 from ..nn.layer_norm import check_epsilon
 from .optimizer import Optimizer as Optimizer
@@ -30,18 +31,18 @@ class SGD(Optimizer):
     v, a decaying sum of past gradients, keeps going where they agree and cancels where they do not.
     g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013."""
 
-    constants = ("momentum", "nesterov")
+    constants: tuple[str, ...] = ("momentum", "nesterov")
 
     def __init__(
         self, parameters: Sequence[Any], lr: float, momentum: float = 0.0, nesterov: bool = False,
         weight_decay: float = 0.0,
     ):  # fmt: skip
-        self.moments = ("momentum_buffer",) if momentum else ()
+        self.moments: tuple[str, ...] = ("momentum_buffer",) if momentum else ()
         self.nesterov = nesterov  # first: `check` of momentum asks for it
         self.momentum = momentum
         super().__init__(parameters, lr, weight_decay)
 
-    def check(self, name, value):
+    def check(self, name: str, value: Any) -> Any:
         if name == "nesterov":
             return bool(value)
         if value and not self.moments:
@@ -52,7 +53,7 @@ class SGD(Optimizer):
             return check_number("momentum, with nesterov,", value, 0, 1, "()")
         return check_number("momentum", value, 0, 1)
 
-    def update(self, w, g, state, lr, decay, t):
+    def update(self, w: Array, g: Array, state: list[Array], lr: Any, decay: float, t: Any) -> Any:
         if decay:
             g += decay * w
         if self.momentum:
@@ -74,24 +75,25 @@ class AdamW(Optimizer):
     So rounding noise is enlarged: token mixing's b2 (block.py), with gradients of 1e-8 that should
     be 0, goes as far as 0.01 in 300 steps of lr 0.001 on MNIST. The scores hardly notice (2e-6)."""
 
-    moments = ("exp_avg", "exp_avg_sq")  # m and v, by the names that PyTorch gives them
-    constants = ("betas", "eps")
+    moments: tuple[str, ...] = ("exp_avg", "exp_avg_sq")  # m and v, as PyTorch names them
+    constants: tuple[str, ...] = ("betas", "eps")
 
     def __init__(
         self, parameters: Sequence[Any], lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01,
     ):  # fmt: skip
-        self.betas, self.eps = betas, eps
+        self.betas = betas
+        self.eps = eps
         super().__init__(parameters, lr, weight_decay)
 
-    def check(self, name, value):
+    def check(self, name: str, value: Any) -> Any:
         if name == "eps":  # where all gradients were 0 so far, 0 is divided by it
             return check_epsilon(value, "eps")
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise ValueError(f"betas must be two numbers, got {value!r:.60}")
         return tuple([check_number(f"betas[{i}]", beta, 0, 1) for i, beta in enumerate(value)])
 
-    def update(self, w, g, state, lr, decay, t):
+    def update(self, w: Array, g: Array, state: list[Array], lr: Any, decay: float, t: Any) -> Any:
         (b1, b2), (m, v) = self.betas, state
         m += (1 - b1) * (g - m)
         v += (1 - b2) * (g * g - v)

@@ -54,6 +54,7 @@ class Optimizer(Clipping, SameModel, Settings):
 
     moments: tuple[str, ...] = ()  # names of running averages of g, g^2 (moments), an array each
     constants: tuple[str, ...] = ()  # other attributes that an update depends on: see `check`
+    parameters: list[Parameter]
 
     def __init__(self, parameters: Sequence[Any] | Module, lr: float, weight_decay: float):
         # _settings: (lr, decay) of each; decay is 0 but for matrices
@@ -61,11 +62,11 @@ class Optimizer(Clipping, SameModel, Settings):
         self.changes = 0  # how often the settings were changed, for who remembers
         self.buffer: ParameterBuffer = self.parameters[0].buffer
         self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])  # LR_FACTOR, STEP, CLIP, FINITE
-        self.clipped = False  # is `control` to clip the next step?
+        self.clipped: bool = False  # is `control` to clip the next step?
         if isinstance(self.moments, str):
             raise TypeError(f"moments must be a tuple of names: ({self.moments!r},)")
         size, dtype = self.buffer.size, self.buffer.dtype
-        self.state = {name: np.zeros(size, dtype) for name in self.moments}
+        self.state: dict[str, Array] = {name: np.zeros(size, dtype) for name in self.moments}
         self._ranges: tuple[Any, list[Range]] | None = None
         self._looked, self._newcomers = -1, list[tuple[str, Parameter]]()
         self._moves = -1  # how many moves of the buffer (`to`) it has followed

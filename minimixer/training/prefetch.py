@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 
-class Epoch(Generator):
+class Epoch(Generator[Any, Any, None]):
     """The batches of an epoch, one after another; len() is how many there are from its start."""
 
     def __init__(self, batches: Iterator[Any], length: int):
@@ -48,7 +48,7 @@ def prefetched(batch: Callable[[int, int], Any], epoch: int, start: int, stop: i
 
 def _prefetch(batch: Callable[[int, int], Any], epoch: int, start: int, stop: int) -> Iterator[Any]:
     pool = start_threads(1)
-    process, ahead = os.getpid(), deque[Future]()
+    process, ahead = os.getpid(), deque[Future[Any]]()
     try:
         for index in range(start, stop):
             if os.getpid() != process:  # a forked process lacks the thread

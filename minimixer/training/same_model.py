@@ -12,7 +12,7 @@ dtype('float64')
 from operator import attrgetter
 from typing import Any
 
-from ..engine.arrays import to_device, use_device_of
+from ..engine.arrays import Array, to_device, use_device_of
 from ..nn.module import Module
 from ..nn.parameters import Parameter
 
@@ -32,7 +32,8 @@ class SameModel:
             )
         use_device_of(buffer.values)
         if self._moves != buffer.moves:
-            self._moves, self.control = buffer.moves, to_device(self.control, buffer.device)
+            self._moves = buffer.moves
+            self.control: Array = to_device(self.control, buffer.device)
             for name, array in self.state.items():
                 self.state[name] = to_device(array, buffer.device).astype(buffer.dtype, copy=False)
 

@@ -164,7 +164,7 @@ class Settings:
     def __getattr__(self: Any, name: str) -> Any:  # what is not there
         raise missing("Optimizer", name, type(self).__name__)
 
-    def __deepcopy__(self: Any, memo: dict) -> Any:
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
         raise TypeError(
             "copy the model, make a new optimizer from its parameters, and give that this one's "
             "state_dict()"

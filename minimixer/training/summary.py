@@ -39,11 +39,13 @@ class Summary:
     def __init__(
         self, config: dict[str, Any], batch_size: int = 1, itemsize: int = 4, kernels: str = "cpu"
     ):
-        self.batch_size, self.itemsize, self.config = batch_size, itemsize, config
-        self.rows = _rows(config, batch_size, itemsize, kernels)
-        self.parameters = sum(row.parameters for row in self.rows)
-        self.macs = sum(row.macs for row in self.rows)
-        self.activation_bytes = sum(row.activation_bytes for row in self.rows)
+        self.batch_size = batch_size
+        self.itemsize = itemsize
+        self.config = config
+        self.rows: list[Row] = _rows(config, batch_size, itemsize, kernels)
+        self.parameters: int = sum(row.parameters for row in self.rows)
+        self.macs: int = sum(row.macs for row in self.rows)
+        self.activation_bytes: int = sum(row.activation_bytes for row in self.rows)
 
     def training_bytes(self, checkpoint_blocks: bool = False) -> int:
         """About how much memory a training step with AdamW takes, at its peak.

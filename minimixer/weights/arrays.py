@@ -27,7 +27,7 @@ _HALVES = ("float16", "bfloat16")
 _DTYPES = ("F16", "BF16", "F32", "F64", "U8")
 
 
-def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays by name, metadata) of a .npz or .safetensors file, whatever it is called.
 
     Two-byte floating-point arrays come as float32; all have finite values alone. ValueError for any

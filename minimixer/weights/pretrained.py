@@ -48,7 +48,7 @@ UNSAID = (
 
 
 def load_pretrained(
-    path: str | os.PathLike, num_classes: int | None = None, in_channels: int | None = None,
+    path: str | os.PathLike[str], num_classes: int | None = None, in_channels: int | None = None,
     approximate: str | None = None, mean: Any = None, std: Any = None, image_size: Any = None,
     class_names: Any = None, preparation: str | None = None,
     norm: Callable[[int], Module] = LayerNorm,
@@ -210,7 +210,7 @@ def _other_channels(stem: np.ndarray, config: dict, in_channels: int) -> np.ndar
     return np.repeat(mean, in_channels, axis=1).reshape(-1, stem.shape[-1]).astype(stem.dtype)
 
 
-def export(model: Mixer, path: str | os.PathLike, format: str) -> None:
+def export(model: Mixer, path: str | os.PathLike[str], format: str) -> None:
     """Write the weights for others: format "npz", the authors', or "timm", as .safetensors.
 
     ValueError for another format, or weights that are not finite. A warning that says what the

@@ -10,14 +10,17 @@
 Next: `higher_resolution.py`.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from ..model.mixer import Mixer
+from ..model.variants import Arguments
 
 
-def remake(model: Mixer, weights: dict[str, np.ndarray] | None = None, **changes: Any) -> Mixer:
+def remake(
+    model: Mixer, weights: dict[str, np.ndarray] | None = None, **changes: Unpack[Arguments]
+) -> Mixer:
     """A new Mixer of the same kind, device, precision, mode and seed, but for `changes`: arguments
     of Mixer. `weights` by name, or else the old ones, which must fit (ValueError)."""
     described: dict[str, Any] = {
@@ -26,7 +29,8 @@ def remake(model: Mixer, weights: dict[str, np.ndarray] | None = None, **changes
     }  # fmt: skip
     if not {"image_size", "in_channels", "num_classes", "class_names"} & changes.keys():
         described["preparation"] = model.preparation  # else it is for other images
-    new = Mixer(**described | changes, seed=None)
+    described |= changes
+    new = Mixer(**described, seed=None)
     new.load_state_dict(model.state_dict() if weights is None else weights)
     new.random.seed = model.random.seed
     new.to(model.device)

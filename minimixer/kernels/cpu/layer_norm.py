@@ -62,7 +62,8 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
         bias_axis: int,
     ) -> tuple[Array, Array]:  # fmt: skip
-        self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
+        bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
+        self.bias_axis: int = bias_axis
         channels, shape, dtype = x.shape[-1], x.shape, x.dtype
         x = np.ascontiguousarray(x).reshape(-1, channels)
         y = None if y is None else np.ascontiguousarray(y).reshape(-1, channels)
@@ -110,7 +111,10 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
                 h[some] = _with_care(s[some], some, mean, inverse_sigma, epsilon) * gamma + beta
         s = s.reshape(shape)
         if any(self.needs):
-            self.s, self.mean, self.inverse_sigma, self.gamma = s, mean, inverse_sigma, gamma
+            self.s: Array = s
+            self.mean: Array = mean
+            self.inverse_sigma: Array = inverse_sigma
+            self.gamma: Array = gamma
         return s, h.reshape(shape)
 
     def backward(self, ds: Array, dh: Array) -> Gradients:
@@ -172,4 +176,4 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
 class FastLayerNorm(LayerNormAlone):
     """With nothing to add."""
 
-    form = FastAddLayerNorm
+    form: type[Fast] = FastAddLayerNorm

@@ -7,6 +7,7 @@ product with w1 to its product with w2; what lies between is done in blocks (blo
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ class FastGELU(Fast, GELU):
             for part in pieces:
                 block, slopes = u[part], None if slope is None else slope[part]
                 _gelu_block(block, g[part], slopes, approximate, scratch[:, : len(block)])
-        self.slope = None if slope is None else slope.reshape(x.shape)
+        self.slope: Any = None if slope is None else slope.reshape(x.shape)
         return g.reshape(x.shape)
 
 
@@ -161,23 +162,32 @@ class FastMLP(Fast, MLP):
     does the next LayerNorm.
     """
 
+    rows: Array
+    w2: Array
+    slope: Any
+    all_g: list[Array]
+    all_slope: list[Array]
+
     def suits(self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str) -> bool:
         return w1.size > 0 and x.size // len(w1) * len(b1) >= SMALL
 
     def forward(
         self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str
     ) -> Array:
-        self.first, self.shape, self.approximate = axis == 0, x.shape, approximate
+        self.first: bool = axis == 0
+        self.shape: tuple[int, ...] = x.shape
+        self.approximate = approximate
         x = np.ascontiguousarray(x)
         if self.first:
             self.rows, self.w2 = x.reshape(len(x), math.prod(x.shape[1:])).T, w2.T
             size = max(COLUMNS[0], COLUMNS[1] // w1.shape[1])
         else:
             self.rows, self.w2, size = as_rows(x), w2, ROWS
-        self.w1, self.b1 = w1, b1
-        self.parts = staggered(len(self.rows), size)
+        self.w1 = w1
+        self.b1 = b1
+        self.parts: list[slice] = staggered(len(self.rows), size)
         # A single part's products are cut themselves.
-        self.product = multiply if len(self.parts) == 1 else np.matmul
+        self.product: Any = multiply if len(self.parts) == 1 else np.matmul
         return self.compute(keep=any(self.needs))
 
     def like(self, rows: int, columns: int) -> Array:
@@ -219,7 +229,7 @@ class FastMLP(Fast, MLP):
         self.slope, self.all_g, self.all_slope = slope, all_g, all_slope
         return self.as_given(y)
 
-    def for_each_part(self, task) -> None:
+    def for_each_part(self, task: Callable[[int], None]) -> None:
         if len(self.parts) == 1:
             task(0)
         else:
@@ -240,10 +250,10 @@ class FastMLP(Fast, MLP):
             self.rows, self.first, self.product, self.all_g, self.all_slope)  # fmt: skip
         pieces = self.parts if first else [slice(0, len(x))]
 
-        def add_up_dw2(out, product, hidden):
+        def add_up_dw2(out: Array, product: Any, hidden: slice) -> None:
             _sum_products(product, all_g, dy, pieces, out.T if first else out, hidden)
 
-        def add_up_dw1(out, product, hidden):
+        def add_up_dw1(out: Array, product: Any, hidden: slice) -> None:
             _sum_products(product, all_du, x, pieces, out.T, hidden)
 
         dw2 = self.gradient(3, add_up_dw2, product)
@@ -262,7 +272,7 @@ class FastMLP(Fast, MLP):
         db1 = self.gradient(2, lambda out, *_: _sum_rows(all_du, out), product)
         return None if dx is None else self.as_given(dx), dw1, db1, dw2
 
-    def gradient(self, position: int, add_up, product) -> Array | None:
+    def gradient(self, position: int, add_up: Any, product: Any) -> Array | None:
         """A weight's gradient: put aside if it has a place to go to, else computed at once, for
         the engine takes it from here. Large ones are cut in two, between hidden units, so that two
         threads can share the last."""
@@ -283,7 +293,9 @@ class FastMLP(Fast, MLP):
         return out
 
 
-def _sum_products(product, left, right, pieces, out, hidden) -> None:
+def _sum_products(
+    product: Any, left: list[Array], right: Array, pieces: list[slice], out: Array, hidden: slice
+) -> None:
     """out[hidden] = sum of left[i][:, hidden]^T @ right[pieces[i]], in the order of the pieces."""
     out = out[hidden]
     product(left[0][:, hidden].T, right[pieces[0]], out=out)

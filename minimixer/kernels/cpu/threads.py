@@ -45,7 +45,7 @@ from ...engine.aside import join_later
 MOST_THREADS = 8  # beyond, they would wait for their turns
 MOST_ASIDE = 4  # tasks put off at most, since each keeps arrays alive
 
-turn = threading.Lock()
+turn: Any = threading.Lock()
 
 # ---- BLAS on one thread -------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ _NAMES = [
 
 
 @functools.cache
-def _blas() -> tuple[Callable, Callable] | None:
+def _blas() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     """Those of the library that NumPy was linked to; None if it is one that can't be told."""
     try:  # a name is looked for in this module, and in all that it is linked to
         # PyDLL: without letting go of Python's lock, which a busy thread would keep for 5 ms
@@ -104,7 +104,7 @@ class _BlasOnOneThread:
                     set_count(self.allowed)
 
 
-blas_on_one_thread = _BlasOnOneThread()
+blas_on_one_thread: Any = _BlasOnOneThread()
 
 
 def use_threads(count: int | None) -> None:

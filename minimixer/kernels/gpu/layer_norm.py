@@ -41,10 +41,12 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
     ) -> bool:  # fmt: skip
         if not x.size:
             return False
-        self.bias_axis = bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
+        bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
+        self.bias_axis: int = bias_axis
         columns_bias = bias if bias_axis == -1 else None  # which is read in packs
-        self.template = template = _row_template(x.shape[-1], x, y, columns_bias, gamma, beta)
-        self.name = (
+        template = _row_template(x.shape[-1], x, y, columns_bias, gamma, beta)
+        self.template: str | None = template
+        self.name: str = (
             f"add_layer_norm<{template}>" if template else f"add_layer_norm_any<{type_of(x)}>"
         )
         names = [self.name]
@@ -76,7 +78,10 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
             *([] if template else [np.int32(channels)]), s, h, mean, inverse_sigma,
         ))  # fmt: skip
         if any(self.needs):
-            self.s, self.mean, self.inverse_sigma, self.gamma = s, mean, inverse_sigma, gamma
+            self.s: Array = s
+            self.mean: Array = mean
+            self.inverse_sigma: Array = inverse_sigma
+            self.gamma: Array = gamma
         return s, h
 
     def backward(self, ds: Array, dh: Array) -> Gradients:
@@ -136,4 +141,5 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
 class FastLayerNorm(LayerNormAlone):
     """With nothing to add."""
 
-    form, any_dtype = FastAddLayerNorm, True
+    form: type[Fast] = FastAddLayerNorm
+    any_dtype = True

@@ -35,9 +35,9 @@ class FastLinear(Fast, Linear):
 
     def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         rows = as_rows(x)
-        self.shape = x.shape
-        self.x = rows if self.needs[1] else None
-        self.weight = weight if self.needs[0] else None
+        self.shape: tuple[int, ...] = x.shape
+        self.x: Array = rows if self.needs[1] else None
+        self.weight: Array = weight if self.needs[0] else None
         y = cublas.matmul(rows, weight, precision=self.precision, bias=bias)
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
@@ -87,7 +87,8 @@ class FastMean(Fast, Mean):
 
     def forward(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         self.keep_axis(x, axis)
-        self.count, self.dtype = len(x), x.dtype
+        self.count: int = len(x)
+        self.dtype: np.dtype = x.dtype
         return mean_rows(x.reshape(len(x), -1)).reshape(x.shape[1:])
 
     def backward(self, dy: Array) -> Array:
@@ -177,12 +178,13 @@ class FastGELU(Fast, GELU):
     def suits(self, x: Array, approximate: str) -> bool:
         return x.size > 0 and self.kernel(x, approximate).usable(backward=self.needs[0])
 
-    def kernel(self, x, approximate):
+    def kernel(self, x: Array, approximate: str) -> Any:
         u = x if x.flags.c_contiguous else None
         return _Gelu(x, (1, x.size), None, 0, approximate, u)
 
     def forward(self, x: Array, approximate: str) -> Array:
-        self.shape, x = x.shape, namespace(x).ascontiguousarray(x)
+        self.shape: tuple[int, ...] = x.shape
+        x = namespace(x).ascontiguousarray(x)
         self.approximate = approximate
         self.x: Array = x if self.needs[0] else None
         return self.kernel(x, approximate).forward(x.reshape(1, -1)).reshape(self.shape)
@@ -208,19 +210,22 @@ class FastMLP(Fast, MLP):
         if not x.size or not w1.size:
             return False
         rows, units = x.size // x.shape[axis], w1.shape[1]
-        self.axis, self.first, self.approximate = axis, axis == 0, approximate
-        self.hidden = (units, rows) if self.first else (rows, units)
-        self.biased = False
+        self.axis = axis
+        self.first: bool = axis == 0
+        self.approximate = approximate
+        self.hidden: tuple[int, int] = (units, rows) if self.first else (rows, units)
+        self.biased: bool = False
         return self.gelu(x, b1).usable(backward=any(self.needs))
 
     def forward(
         self, x: Array, w1: Array, b1: Array, w2: Array, axis: int, approximate: str
     ) -> Array:
-        self.shape = x.shape
+        self.shape: tuple[int, ...] = x.shape
         xp = namespace(x)
         x, b1 = xp.ascontiguousarray(x), xp.ascontiguousarray(b1)
         x = x.reshape(len(x), math.prod(x.shape[1:])) if self.first else as_rows(x)
-        self.x1, keep = None, any(self.needs)
+        self.x1: Array = None
+        keep = any(self.needs)
         can_fuse = approximate == "tanh" and cublas.can_fuse(x.dtype)
         both = self.fused(x, w1, b1, keep) if can_fuse else None
         g, u = both or (None, self.make_u(x, w1))
@@ -229,11 +234,15 @@ class FastMLP(Fast, MLP):
             g = self.gelu(x, b1).forward(u, out=None if keep else u)
         y = self.product(w2, g) if self.first else self.product(g, w2)
         if keep:
-            self.x, self.w1, self.b1, self.w2, self.u = x, w1, b1, w2, u
-            self.g = g if self.first or g.nbytes <= LARGEST else None
+            self.x: Array = x
+            self.w1: Array = w1
+            self.b1: Array = b1
+            self.w2: Array = w2
+            self.u: Array = u
+            self.g: Array = g if self.first or g.nbytes <= LARGEST else None
         return y.reshape(self.shape)
 
-    def fused(self, x, w1, b1, keep):
+    def fused(self, x: Array, w1: Array, b1: Array, keep: bool) -> Any:
         """(g, u) from one product with GELU, or None."""
         if not self.first:
             return cublas.matmul_gelu(x, w1, b1, keep)
@@ -244,13 +253,13 @@ class FastMLP(Fast, MLP):
         self.x1 = x1 if both and keep else None
         return both
 
-    def product(self, a, b):
+    def product(self, a: Array, b: Array) -> Array:
         return cublas.matmul(a, b, precision=self.precision)
 
-    def make_u(self, x, w1):
+    def make_u(self, x: Array, w1: Array) -> Array:
         return self.product(w1.T, x) if self.first else self.product(x, w1)
 
-    def gelu(self, x, b1):
+    def gelu(self, x: Array, b1: Array) -> Any:
         bias = None if self.biased else b1
         return _Gelu(x, self.hidden, bias, self.axis, self.approximate)
 
@@ -268,7 +277,8 @@ class FastMLP(Fast, MLP):
             du = self.product(self.w2.T, dy) if self.first else self.product(dy, self.w2.T)  # dg
             partial = self.gelu(u, self.b1).backward(u, du, g is None)
             if g is None:
-                g, self.u = u, None
+                g = u
+                self.u = None
         with aside(self, (1, 2, 3), partial, x, du, dy, g):
             if partial is None and self.first:
                 both = sum_of_products(self.x1, du.T)

@@ -39,7 +39,7 @@ class FastCrossEntropy(Fast, CrossEntropy):
             labels = xp.ascontiguousarray(labels, dtype=np.int64)
         scale = 1 / batch if reduction == "mean" else 1.0
         losses = xp.empty(batch, dtype=z.dtype)
-        self.dz = xp.empty_like(z) if self.needs[0] else None
+        self.dz: Array = xp.empty_like(z) if self.needs[0] else None
         kernel = get("cross_entropy.cu", f"cross_entropy<{type_of(z)}>")
         kernel((batch,), (min(1024, 32 * ceil_div(classes, 32)),), (
             z, pointer(labels), pointer(targets), float(smoothing), scale, np.int32(classes),
@@ -126,12 +126,18 @@ class Tokens:
     """Of plain images, in one kernel; their values are checked if they come from the CPU."""
 
     @staticmethod
-    def suits(images, size, normalization, patch, dtype, device):
+    def suits(
+        images: Any, size: tuple[int, int, int], normalization: Normalization, patch: int,
+        dtype: np.dtype, device: str,
+    ) -> bool:  # fmt: skip
         first = f"cut_patches<unsigned char,{c_name(dtype)},1>"
         return device != "cpu" and not isinstance(images, Tensor) and usable("patches.cu", first)
 
     @staticmethod
-    def run(images, size, normalization, patch, dtype, device):
+    def run(
+        images: Any, size: tuple[int, int, int], normalization: Normalization, patch: int,
+        dtype: np.dtype, device: str,
+    ) -> Tensor:  # fmt: skip
         images = check_shape(images, size)
         return Tensor(_cut(_on_gpu(images, dtype, device), normalization, patch, dtype, device))
 
