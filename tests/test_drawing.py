@@ -10,6 +10,7 @@ from strategies import reference_functions
 
 from minimixer import Function, Tensor, draw_graph, no_grad
 from minimixer import functional as F
+from minimixer.rearrange import concatenate
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -24,6 +25,12 @@ def parsed(picture):
     for box in boxes:
         assert float(box.get("x")) + float(box.get("width")) < width
         assert float(box.get("y")) + float(box.get("height")) < height
+    for kind in ("", "leaf"):  # boxes one below the other, each with room for letters of 12 pixels
+        bottom = 0.0
+        for box in boxes:
+            if box.get("class") == kind:
+                assert float(box.get("y")) >= bottom and float(box.get("height")) > 14
+                bottom = float(box.get("y")) + float(box.get("height"))
     lines = [path.get("d") for path in root.findall(f"{SVG}path")]
     between = [line for line in lines if not re.search(r" h\d+$", line)]
     return ([pair for pair, kind in zip(pairs, kinds, strict=True) if kind == ""],
@@ -70,6 +77,15 @@ def test_several_outputs_values_used_twice_and_files(device, tmp_path):
     )  # fmt: skip
     picture.save(tmp_path / "graph.svg")
     assert (tmp_path / "graph.svg").read_text(encoding="utf-8") == picture
+
+
+def test_many_leaves_of_one_operation(device):
+    tensors = [Tensor([[float(i)] * (i + 1)], requires_grad=True, device=device) for i in range(5)]
+    picture = draw_graph((concatenate(tensors, axis=1) * 2).sum())
+    operations, leaves, lines = parsed(picture)
+    assert [name for name, _ in operations] == ["Concatenate", "Multiply", "Sum"] and lines == 2
+    assert leaves == [("Tensor", f"{t.shape}") for t in tensors]
+    assert len(repr(picture)) < 80 and f"{len(picture):,}" in repr(picture)
 
 
 def test_what_can_not_be_drawn(device):

@@ -13,6 +13,7 @@ skip connections do. Backward goes along these lines, upwards.
 """
 
 import html
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,18 @@ from typing import Any
 from .autograd import Function, Variable
 
 MOST = 2000  # operations; a picture of more says nothing
-ROW, GAP, LANE, LETTER = 44, 30, 14, 7.4  # heights and widths in pixels
+ROW, LEAF, GAP, LANE, LETTER = 44, 18, 30, 14, 7.4  # heights and widths in pixels
 STYLE = """
-text { font: 12px ui-monospace, monospace; fill: #1c2733 } text.shape { fill: #5c6b7a }
-rect { fill: #e8eef6; stroke: #8193a8 } rect.leaf { fill: #fbeedb; stroke: #b08d57 }
-path { fill: none; stroke: #8193a8; stroke-width: 1.5 } path.skip { stroke: #c05a3c }
+.graph text { font: 12px ui-monospace, monospace; fill: #1c2733 }
+.graph text.shape { fill: #5c6b7a } .graph rect { fill: #e8eef6; stroke: #8193a8 }
+.graph rect.leaf { fill: #fbeedb; stroke: #b08d57 }
+.graph path { fill: none; stroke: #8193a8; stroke-width: 1.5 } .graph path.skip { stroke: #c05a3c }
 @media (prefers-color-scheme: dark) {
-text { fill: #e4eaf1 } text.shape { fill: #9fb0c2 } rect { fill: #22303f; stroke: #6f859d }
-rect.leaf { fill: #3d3222; stroke: #a98a58 } path { stroke: #6f859d }
-path.skip { stroke: #e0876b } }
-"""
+.graph text { fill: #e4eaf1 } .graph text.shape { fill: #9fb0c2 }
+.graph rect { fill: #22303f; stroke: #6f859d } .graph rect.leaf { fill: #3d3222; stroke: #a98a58 }
+.graph path { stroke: #6f859d } .graph path.skip { stroke: #e0876b }
+}
+"""  # with a class: a page that has the picture may have others
 
 
 class Drawing(str):
@@ -37,6 +40,9 @@ class Drawing(str):
 
     def _repr_svg_(self) -> str:
         return str(self)
+
+    def __repr__(self) -> str:  # not some thousand characters
+        return f"Drawing({len(self):,} characters of SVG; .save(path) writes them)"
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self, encoding="utf-8")
@@ -72,22 +78,25 @@ def draw_graph(result: Any, model: Any = None) -> Drawing:
     ]
     left = _width(pair for found in leaves.values() for pair in found)
     width = _width((type(node).__name__, shape) for node, shape in zip(nodes, made, strict=True))
+    tall = [max(ROW, LEAF * len(found) + 8) for found in leaves.values()]
+    tops = [0, *itertools.accumulate(tall)]  # of the rows
     lines, boxes, lanes = [], [], list[int]()
     start = left + GAP
     for start_row, stop_row in skips:
-        lines.append(_line(start_row, stop_row, start, width, lanes))
-    for (node, found), shape in zip(leaves.items(), made, strict=True):
-        y = row[node] * ROW
-        boxes.append(_box(start, y, width, ROW - 10, type(node).__name__, shape))
-        height = (ROW - 8) / max(1, len(found))
+        lines.append(_line(start_row, stop_row, start, width, lanes, tops))
+    for node, y, high, shape in zip(nodes, tops, tall, made, strict=False):
+        boxes.append(_box(start, y, width, high - 10, type(node).__name__, shape))
+        found = leaves[node]
+        height = (high - 8) / max(1, len(found))
         for i, (name, of) in enumerate(found):
             boxes.append(_box(0, y + i * height, left, height - 2, name, of, "leaf"))
         if found:
-            lines.append(f'<path d="M{left} {y + 17} h{GAP}"/>')
-    whole, height = start + width + LANE * (len(lanes) + 1), len(nodes) * ROW
+            lines.append(f'<path d="M{left} {y + high // 2 - 5} h{GAP}"/>')
+    whole, height = start + width + LANE * (len(lanes) + 1), tops[-1]
+    body = "\n".join([*lines, *boxes])
     return Drawing(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {whole} {height}" width="{whole}" '
-        f'height="{height}"><style>{STYLE}</style>\n' + "\n".join([*lines, *boxes]) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="graph" viewBox="-1 -1 {whole} {height}" '
+        f'width="{whole}" height="{height}"><style>{STYLE}</style>\n{body}\n</svg>\n'
     )
 
 
@@ -110,13 +119,13 @@ def _width(texts: Iterable[tuple[str, str]]) -> int:
     return int(max((len(a) + len(b) + 5 for a, b in texts), default=0) * LETTER)
 
 
-def _line(start: int, stop: int, x: int, width: int, lanes: list[int]) -> str:
+def _line(start: int, stop: int, x: int, width: int, lanes: list[int], tops: list[int]) -> str:
     """From one row down to another. `lanes`: the row from which on each lane is free."""
     if stop == start + 1:
-        return f'<path d="M{x + width // 2} {stop * ROW - 10} v10"/>'
+        return f'<path d="M{x + width // 2} {tops[stop] - 10} v10"/>'
     free = next((i for i, until in enumerate(lanes) if until <= start), len(lanes))
     lanes[free : free + 1] = [stop]
-    right, top, bottom = x + width + LANE * (free + 1), start * ROW + 24, stop * ROW + 10
+    right, top, bottom = x + width + LANE * (free + 1), tops[start] + 24, tops[stop] + 10
     return f'<path class="skip" d="M{x + width} {top} H{right} V{bottom} H{x + width}"/>'
 
 
