@@ -19,6 +19,7 @@ from scripts import Runner, stopped_by
 from test_devices import fake_cupy, uncached  # noqa: F401
 from test_rooms import COPY_ALONE, MACHINERY
 
+import minimixer
 from minimixer import Mixer, app
 from minimixer.app import info, options
 from minimixer.pictures import reading
@@ -109,6 +110,11 @@ def test_extras_are_those_of_the_package():
         "optional-dependencies"
     ]
     assert sorted(re.split(r"\W", name)[0] for name in project["dependencies"]) == ["numpy", "tqdm"]
+
+
+def test_the_version_is_said_once_more_where_it_is_cited():
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", cited, re.M)[1] == minimixer.__version__
 
 
 def test_packages_that_are_missing_or_broken(run, monkeypatch):
