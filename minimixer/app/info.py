@@ -12,7 +12,7 @@ import platform
 import re
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
     return 0
 
 
-def _survive(tell) -> Iterator[str]:
+def _survive(tell: Callable[[], Iterator[str]]) -> Iterator[str]:
     """The lines of a part, and of its error instead of those that did not come."""
     try:
         with warnings.catch_warnings():
