@@ -27,6 +27,8 @@ import numpy as np
 from minimixer.functional import softmax
 
 from minimixer import Mixer, data
+from minimixer.app.model import NO_ANSWER, load_model, make_parser
+from minimixer.app.options import positive
 from minimixer.pictures.folders import (
     TEST,
     TRAIN,
@@ -39,11 +41,11 @@ from minimixer.pictures.folders import (
     pictures_beside,
     tell_skipped,
 )  # fmt: skip
+from minimixer.pictures.reading import Failures, read_batches
 from minimixer.training.files import parse_json, read_file, replace_file
 from minimixer.training.metrics import Metrics
 from minimixer.training.names import distinct, escaped, for_picture, printable, some
-from support.options import positive, run_script
-from support.pictures import NO_ANSWER, Failures, load_model, make_parser, read_batches
+from support.options import run_script
 
 BINS = 15
 MOST_CELLS = 1 << 27  # of the confusion matrix: more classes than 11,585 would fill the memory

@@ -84,6 +84,7 @@ After it the machinery; any of these rooms can be taken away, and the book still
     weights/    other people's checkpoints
     pictures/   images of one's own
     parallel/   several processes that train one model
+    app/        what `python -m minimixer` does
 """
 
 import importlib.util

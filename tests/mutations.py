@@ -334,7 +334,7 @@ def read_picture(path: Path) -> Any:
 
 
 def read_names(path: Path) -> Any:
-    import predict
+    from minimixer.app import predict
 
     return predict.class_names(small_model(), str(path))
 

@@ -131,7 +131,8 @@ class Said(NamedTuple):
 
 class Runner:
     """run(*options) runs the script in `cwd`, after the `usual` options, without matplotlib unless
-    `pictures`: in this process, or in one of its own if `apart`, or for what only start can do."""
+    `pictures`: in this process, or in one of its own if `apart`, or for what only start can do.
+    `script`: its path, or what `python -m` runs: a string."""
 
     def __init__(self, cwd, script=SCRIPT, usual=()):
         self.cwd, self.script, self.usual = cwd, script, usual
@@ -139,18 +140,25 @@ class Runner:
     def start(self, *options, at=None, warnings="error", pictures=False, terminal=None, **more):
         """The process; at="WHEN NUMBER ACTION" makes something happen to it."""
         paths = [] if pictures else [without_matplotlib().name]
-        paths += [EXAMPLES.parent, self.script.parent, *sys.path]
+        paths += [EXAMPLES.parent, *self._path(), *sys.path]
         environment = {
             **os.environ, "PYTHONPATH": os.pathsep.join(str(path) for path in paths if path),
             "PYTHONWARNINGS": warnings, "PYTHONUNBUFFERED": "1",
             "OPENBLAS_NUM_THREADS": "1",  # two threads on busy processors wait for each other
         }  # fmt: skip
-        command = [sys.executable, *(["-c", DRIVER, at] if at else []), self.script]
+        command = [sys.executable, *(["-c", DRIVER, at] if at else self._module())]
+        command += [self.script]
         return subprocess.Popen(
             [str(word) for word in (*command, *self.usual, *options)], cwd=self.cwd,
             env=environment, encoding="utf-8", stdin=subprocess.DEVNULL,
             **dict.fromkeys(("stdout", "stderr"), terminal or subprocess.PIPE) | more,
         )  # fmt: skip
+
+    def _module(self):
+        return ["-m"] if isinstance(self.script, str) else []
+
+    def _path(self):
+        return [] if isinstance(self.script, str) else [self.script.parent]
 
     def __call__(self, *options, status=0, apart=False, **more):
         """What it said, until it ended with `status` and without a traceback."""
@@ -175,7 +183,11 @@ class Runner:
                 patch.setitem(sys.modules, name, None)
             patch.setattr(sys, "argv", words)
             with pytest.raises(SystemExit) as ended:
-                runpy.run_path(str(self.script), run_name="__main__")
+                if isinstance(self.script, str):
+                    patch.delitem(sys.modules, f"{self.script}.__main__", raising=False)
+                    runpy.run_module(self.script, run_name="__main__")
+                else:
+                    runpy.run_path(str(self.script), run_name="__main__")
         return Said(out.getvalue(), err.getvalue()), ended.value.code or 0
 
     def refused(self, *options, match="", status=2, **more):

@@ -57,10 +57,10 @@ CASES = {  # what fake_cupy is given, what is said, and what is advised
     "zero GPUs": ({"count": 0}, "no NVIDIA GPU", "nvidia-smi"),
     "no headers": ({"count": 1, "compile_error": "catastrophic error: cannot open cuda_fp16.h"},
                    "can't compile for the GPU (catastrophic error: cannot open cuda_fp16.h)",
-                   "'.[cuda]'"),
+                   "'cupy-cuda12x[ctk]>=14.2'"),
     "headers of another CUDA": (  # which the sum of floats doesn't read
         {"count": 1, "of": "bool", "compile_error": "cuda/std/limits(9): error: no\n" * 142},
-        "can't compile for the GPU (cuda/std/limits(9): error: no)", "'.[cuda]'"),
+        "can't compile for the GPU (cuda/std/limits(9): error: no)", "'cupy-cuda12x[ctk]>=14.2'"),
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_cupy_missing_or_broken(error, says, uncached):
     uncached.setattr(builtins, "__import__", refuse)
     with pytest.raises(ValueError) as caught:
         backend.check_device("cuda:0")
-    assert says in str(caught.value) and "pip install -e '.[cuda]'" in str(caught.value)
+    assert says in str(caught.value) and "pip install 'cupy-cuda12x[ctk]" in str(caught.value)
 
 
 def test_the_number_of_a_gpu_is_checked(uncached):

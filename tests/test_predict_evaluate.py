@@ -1,4 +1,4 @@
-"""predict.py and evaluate.py as a user runs them, on models with known answers."""
+"""Predicting, by both of its entries, and evaluate.py, on models with known answers."""
 
 import json
 import os
@@ -63,6 +63,21 @@ def run(tmp_path):
     return run
 
 
+@pytest.fixture(params=["script", "command"])
+def predict(request, tmp_path):
+    """examples/predict.py, and `python -m minimixer predict`."""
+    script = EXAMPLES / "predict.py" if request.param == "script" else "minimixer"
+
+    def predict(*arguments, status=0, **more):
+        usual = ["predict"] if request.param == "command" else []
+        done = Runner(tmp_path, script, usual)(*arguments, status=status, **more)
+        if status == 2:
+            assert done.stderr.startswith("predict: ") and done.stderr.count("\n") == 1
+        return done
+
+    return predict
+
+
 def metrics_in(out):
     return json.loads((out / "metrics.json").read_bytes())
 
@@ -70,7 +85,7 @@ def metrics_in(out):
 # ---- predict ------------------------------------------------------------------------------------
 
 
-def test_classes_and_probabilities_of_pictures_and_directories(tmp_path, run):
+def test_classes_and_probabilities_of_pictures_and_directories(tmp_path, predict):
     weights, folder = saved(tmp_path), tmp_path / "pictures"
     picture(folder / "b" / "deep" / "1.png", 250)
     picture(folder / "a" / "2.png", 5, (30, 20))
@@ -78,7 +93,7 @@ def test_classes_and_probabilities_of_pictures_and_directories(tmp_path, run):
     (folder / "a" / "bad.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("not a picture by name", encoding="utf-8")
     single = picture(tmp_path / "single.png", 250)
-    done = run("predict", "--weights", weights, single, folder, "gone.png", "--batch-size=2")
+    done = predict("--weights", weights, single, folder, "gone.png", "--batch-size=2")
     white = ["   70.00%  cat", "   20.00%  dog", "   10.00%  eel"]
     black = ["   62.00%  eel", "   28.00%  dog", "   10.00%  cat"]
     assert done.stdout.splitlines() == [
@@ -91,82 +106,82 @@ def test_classes_and_probabilities_of_pictures_and_directories(tmp_path, run):
     assert count == "predict: 2 of 5 could not be read"
 
 
-def test_a_hand_set_bias_always_wins(tmp_path, run):
+def test_a_hand_set_bias_always_wins(tmp_path, predict):
     pytest.importorskip("safetensors", reason="needs safetensors: pip install -e '.[weights]'")
     even = (0.5, 0.3, 0.2)
     with pytest.warns(UserWarning, match="GELU"):
         two_faced(even, even).export(tmp_path / "m.safetensors", "timm")
     paths = [picture(tmp_path / f"{grey}.png", grey) for grey in (3, 128, 200)]
-    done = run("predict", "--weights", tmp_path / "m.safetensors", "--top=1", *paths)
+    done = predict("--weights", tmp_path / "m.safetensors", "--top=1", *paths)
     assert done.stdout.splitlines()[1::2] == ["   50.00%  eel"] * 3
 
 
-def test_names_from_a_file(tmp_path, run):
+def test_names_from_a_file(tmp_path, predict):
     weights, image = saved(tmp_path, names=None), picture(tmp_path / "1.png", 250)
     names = tmp_path / "names.txt"
     names.write_text("Aal\nKatze\nHund\n\n", encoding="utf-8")
-    done = run("predict", "--weights", weights, "--names", names, "--top=1", image)
+    done = predict("--weights", weights, "--names", names, "--top=1", image)
     assert done.stdout.splitlines()[1] == "   70.00%  Katze"
     names.write_text("Aal\nKatze\n", encoding="utf-8")
-    done = run("predict", "--weights", weights, "--names", names, image, status=2)
+    done = predict("--weights", weights, "--names", names, image, status=2)
     assert "names.txt has 2 names, the model 3 classes" in done.stderr
 
 
-def test_normalisation_can_be_overridden_and_sizes_need_not_be_square(tmp_path, run):
+def test_normalisation_can_be_overridden_and_sizes_need_not_be_square(tmp_path, predict):
     weights, image = saved(tmp_path, size=(4, 12), names=None), picture(tmp_path / "1.png", 100)
     arguments = ["--weights", weights, "--top=1", image]
-    assert "62.00%  class 0" in run("predict", *arguments).stdout  # darker than grey
+    assert "62.00%  class 0" in predict(*arguments).stdout  # darker than grey
     arguments += ["--mean=0.1,0.1,0.2", "--std", "0.3", "--approximate=none"]
-    assert "70.00%  class 1" in run("predict", *arguments).stdout
-    done = run("predict", "--weights", weights, "--mean=1,2", image, status=2)
+    assert "70.00%  class 1" in predict(*arguments).stdout
+    done = predict("--weights", weights, "--mean=1,2", image, status=2)
     assert "mean and std must be numbers, or 3 of them" in done.stderr
 
 
-def test_grey_models_see_grey_and_the_whole_picture(tmp_path, run):
+def test_grey_models_see_grey_and_the_whole_picture(tmp_path, predict):
     pixels = np.full((16, 16, 3), (255, 255, 0), "uint8")  # yellow: 226 as grey
     pixels[3:13, 3:13] = (30, 30, 80)
     Image.fromarray(pixels).save(tmp_path / "1.png")
     arguments = ["--weights", saved(tmp_path, channels=1), "--top=1", tmp_path / "1.png"]
-    assert "70.00%  cat" in run("predict", *arguments).stdout
-    assert "62.00%  eel" in run("predict", *arguments, "--crop=0.6").stdout
+    assert "70.00%  cat" in predict(*arguments).stdout
+    assert "62.00%  eel" in predict(*arguments, "--crop=0.6").stdout
 
 
-def test_what_predict_refuses(tmp_path, run):
+def test_what_predict_refuses(tmp_path, predict):
     weights, bad = saved(tmp_path), tmp_path / "bad.png"
     bad.write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    done = run("predict", "--weights", weights, bad, tmp_path / "empty", status=1)
+    done = predict("--weights", weights, bad, tmp_path / "empty", status=1)
     assert not done.stdout and "the file is empty" in done.stderr
     assert "it has no pictures" in done.stderr and "2 of 2 could not be read" in done.stderr
-    assert "nothing.npz" in run("predict", "--weights=nothing.npz", bad, status=2).stderr
-    assert "can't be read" in run("predict", "--weights", bad, bad, status=2).stderr
-    assert "--top" in run("predict", "--weights", weights, "--top=0", bad, status=2).stderr
+    assert "nothing.npz" in predict("--weights=nothing.npz", bad, status=2).stderr
+    assert "can't be read" in predict("--weights", bad, bad, status=2).stderr
+    assert "--top" in predict("--weights", weights, "--top=0", bad, status=2).stderr
     two = picture(tmp_path / "two.png", 9)
     weights = saved(tmp_path, channels=2)
-    assert "1 or 3 channels" in run("predict", "--weights", weights, two, status=2).stderr
+    assert "1 or 3 channels" in predict("--weights", weights, two, status=2).stderr
 
 
-def test_a_digit_of_ones_own(tmp_path, run):
+def test_a_digit_of_ones_own(tmp_path, predict):
     three = str(ROOT / "tests" / "digits" / "3_003.png")  # a pencil's, on white, off the middle
-    done = run("predict", three, picture(tmp_path / "blank.png", 250), "--top=1")
+    done = predict(three, picture(tmp_path / "blank.png", 250), "--top=1")
     name, first = done.stdout.splitlines()
     assert name == three and first.endswith("%  3") and float(first.split("%")[0]) > 90
     note, skipped, count = done.stderr.splitlines()
     assert note == "predict: no --weights, so the pictures are taken for digits"
     assert "blank.png: it shows no ink" in skipped and "1 of 2" in count
     (tmp_path / "digits").write_text("a file of this name is no model", encoding="utf-8")
-    assert run("predict", three, "--top=1").stdout == done.stdout
+    assert predict(three, "--top=1").stdout == done.stdout
     (tmp_path / "digits").unlink()
     arguments = ["--weights=digits", three, "--top=1"]
-    assert run("predict", *arguments).stdout == done.stdout
-    as_is = run("predict", *arguments, "--prepare=none")
+    assert predict(*arguments).stdout == done.stdout
+    as_is = predict(*arguments, "--prepare=none")
     assert as_is.stdout != done.stdout and not as_is.stderr
-    run("predict", *arguments, "--prepare=none", "--crop=0.5")
-    refused = run("predict", *arguments, "--crop=0.5", status=2)
+    predict(*arguments, "--prepare=none", "--crop=0.5")
+    refused = predict(*arguments, "--crop=0.5", status=2)
     assert "--crop is for pictures taken as they are: add --prepare none" in refused.stderr
-    refused = run("predict", "--weights", saved(tmp_path), "--prepare=digit", three, status=2)
+    refused = predict("--weights", saved(tmp_path), "--prepare=digit", three, status=2)
     assert "28 x 28 with 1 channel" in refused.stderr
-    refused = run("predict", "--weights=digit", three, status=2)
+    refused = predict("--weights=digit", three, status=2)
     assert "nor a model that comes with" in refused.stderr
 
 
@@ -350,7 +365,7 @@ def assert_visible(said):
     assert all(line.isprintable() and line.encode() for line in "\n".join(said).split("\n") if line)
 
 
-def test_names_of_every_kind(tmp_path, run):
+def test_names_of_every_kind(tmp_path, run, predict):
     """Through pictures, tables and lines of both scripts."""
     pytest.importorskip("matplotlib")
     count = len(HARD)
@@ -369,16 +384,16 @@ def test_names_of_every_kind(tmp_path, run):
     assert codec == HARD
     skipped = metrics_in(out)["skipped"]
     assert {Path(path).parent.name for path, _ in skipped} == set(HARD)
-    done = run("predict", "--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()))
+    done = predict("--weights", weights, "--top=99", *sorted((tmp_path / "data").iterdir()))
     assert_visible(done)
     shown = {line.split("%  ")[1] for line in done.stdout.splitlines() if "%  " in line}
     assert len(shown) == count
     for words in (["--weights", "gone\x1b[31m\n.npz", "x"], ["--top=\x1b", "x"],
                   ["--weights", weights, "--names", "\u202e", "x"]):  # fmt: skip
-        assert_visible(run("predict", *words, status=2))
+        assert_visible(predict(*words, status=2))
 
 
-def test_what_cannot_be_decoded_is_one_line(tmp_path, run):
+def test_what_cannot_be_decoded_is_one_line(tmp_path, predict):
     for number in range(9):
         (tmp_path / f"{number}.heic").write_bytes(b"ftypheic")
     picture(tmp_path / "deep" / "1.gif", 250)
@@ -386,20 +401,20 @@ def test_what_cannot_be_decoded_is_one_line(tmp_path, run):
     Image.new("RGB", (80, 80), "red").save(tmp_path / "deep" / "cut.jpg")
     whole = (tmp_path / "deep" / "cut.jpg").read_bytes()
     (tmp_path / "deep" / "cut.jpg").write_bytes(whole[:-80])
-    done = run("predict", "--weights", saved(tmp_path), "--top=1", tmp_path)
+    done = predict("--weights", saved(tmp_path), "--top=1", tmp_path)
     said, count = done.stderr.splitlines()
     assert len(done.stdout.splitlines()) == 4
     assert "skipped 10 files: 9 files (" in said and "0.heic" in said and " and 6 more)" in said
     assert count == "predict: 10 of 12 could not be read"
 
 
-def test_interpolation(tmp_path, run):
+def test_interpolation(tmp_path, predict):
     """Another filter, other probabilities; bilinear unless it is asked for."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (37, 37, 3), np.uint8)).save(tmp_path / "1.png")
     save_checkpoint(tmp_path / "model.npz", redraw(small_mixer(in_channels=3)))
-    arguments = ["predict", "--weights", tmp_path / "model.npz", tmp_path / "1.png"]
-    plain = run(*arguments).stdout
-    assert run(*arguments, "--interpolation=bilinear").stdout == plain
-    assert run(*arguments, "--interpolation=bicubic").stdout != plain
-    assert "invalid choice" in run(*arguments, "--interpolation=nearest", status=2).stderr
+    arguments = ["--weights", tmp_path / "model.npz", tmp_path / "1.png"]
+    plain = predict(*arguments).stdout
+    assert predict(*arguments, "--interpolation=bilinear").stdout == plain
+    assert predict(*arguments, "--interpolation=bicubic").stdout != plain
+    assert "invalid choice" in predict(*arguments, "--interpolation=nearest", status=2).stderr

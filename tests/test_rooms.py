@@ -15,7 +15,7 @@ from minimixer import Tensor, kernels
 
 ROOT = Path(__file__).parents[1]
 BOOK = ("engine", "nn", "model", "training")  # each may import itself and those before it
-MACHINERY = ("kernels", "graph", "weights", "pictures", "parallel")
+MACHINERY = ("kernels", "graph", "weights", "pictures", "parallel", "app")
 PACKAGE = ROOT / "minimixer"
 PAGES, APPENDICES = (
     re.findall(r"^    (\w+/\w+)\.py ", part, flags=re.MULTILINE)
@@ -64,6 +64,18 @@ def test_imports_go_down(room):
         assert {i for i in imports_of(name) if i.partition("/")[0] not in known} == set(), name
         above = {i for i in imports_of(name, inside=True) if i.partition("/")[0] not in known}
         assert above <= UPWARDS.get(name, set()), name
+
+
+def test_who_imports_commands_and_what_they_import():
+    """A command imports another room of the machinery when it runs, so that all others run without
+    that room; and nothing but `python -m minimixer` imports commands."""
+    for path in PACKAGE.rglob("*.py"):
+        name = "/".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if name.startswith("app/"):
+            assert {i.partition("/")[0] for i in imports_of(name)} <= {*BOOK, "app"}, name
+        elif name != "__main__":
+            assert "app" not in {i.partition("/")[0] for i in imports_of(name, inside=True)}, name
+    assert imports_of("__main__") == {"app/main"}
 
 
 UPWARDS = {

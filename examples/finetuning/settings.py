@@ -9,8 +9,9 @@ import argparse
 import contextlib
 import os
 
+from minimixer.app.options import numbers
 from minimixer.pictures.augment import INTERPOLATIONS
-from support.options import Parser, numbers
+from support.options import Parser
 from support.settings import SIZES, Between, OneOf, Setting, Text, dashes
 from train_mnist import SETTINGS as MNIST
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from minimixer import Mixer
+from minimixer.app.options import numbers
 from minimixer.backend import Purpose, random_bits
 from minimixer.pictures.folders import (
     TEST,
@@ -21,7 +22,6 @@ from minimixer.pictures.folders import (
 )  # fmt: skip
 from minimixer.training.names import escaped, printable, some
 from minimixer.weights.remake import remake
-from support.options import numbers
 from support.run import Run
 from support.run_directory import write_rows
 from support.settings import SIZES

@@ -32,7 +32,8 @@ def check_device(device: str) -> str:
 @functools.cache
 def _count_gpus() -> int:
     """How many GPUs CuPy can use; each reason for none has a sentence of its own."""
-    install = "pip install -e '.[cuda]' (CUDA 12) or '.[cuda13]' (CUDA 13)"
+    either = "'cupy-cuda12x[ctk]>=14.2' (CUDA 12) or 'cupy-cuda13x[ctk]>=14.2' (CUDA 13)"
+    install = f"pip install {either}"
     try:
         import cupy
     except ModuleNotFoundError:

@@ -53,7 +53,7 @@ def start(plain: tuple[type[Exception], ...] = ()) -> "World":
     size = next((int(os.environ[name]) for name in _SIZES if name in os.environ), 1)
     if size == 1:
         return World()
-    install = "pip install -e '.[distributed]'"
+    install = "pip install mpi4py mpich"
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -5,8 +5,9 @@
     digits.py   a digit of one's own as MNIST has it
     augment.py  crops, flips, RandAugment, mixup: pictures changed at random
     loader.py   batches of pictures, decoded by several processes
+    reading.py  pictures as a trained model wants to see them
 
-They need Pillow: pip install -e '.[images]'.
+They need Pillow: pip install pillow.
 """
 
 from .. import on_demand

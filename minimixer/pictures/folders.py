@@ -236,9 +236,7 @@ def import_pillow() -> Any:
     try:
         import PIL.Image
     except ImportError as error:
-        raise ImportError(
-            f"reading pictures needs Pillow ({error}): pip install -e '.[images]'"
-        ) from None
+        raise ImportError(f"reading pictures needs Pillow ({error}): pip install pillow") from None
     return PIL.Image
 
 

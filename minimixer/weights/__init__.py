@@ -8,7 +8,7 @@
     freeze.py             which weights stay as they are
     probe.py              a linear classifier on frozen features, in closed form
 
-timm's weights need safetensors: pip install -e '.[weights]'.
+timm's weights need safetensors: pip install safetensors.
 """
 
 from .. import on_demand

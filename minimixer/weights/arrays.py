@@ -63,7 +63,7 @@ def _read_safetensors(
     try:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError:
-        raise ValueError("it needs safetensors: pip install -e '.[weights]'") from None
+        raise ValueError("it needs safetensors: pip install safetensors") from None
     arrays: dict[str, np.ndarray] = {}
     name = "its list of arrays"
     try:

@@ -116,6 +116,12 @@ def use_threads(count: int | None) -> None:
     blas_on_one_thread.limit = count
 
 
+def blas_threads() -> int | None:
+    """How many BLAS may use; None if it can't be told."""
+    functions = _blas()
+    return functions and functions[0]()
+
+
 def limit_blas(count: int) -> None:
     """BLAS, and so all of this, is to use at most so many: where processes share a machine."""
     functions = _blas()

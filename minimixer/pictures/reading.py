@@ -1,8 +1,13 @@
-"""What predict.py and evaluate.py share: a model from a file, pictures read as it wants them, and
-the options that say how.
+"""Pictures as a trained model wants to see them: found, decoded, cut, in batches.
+
+    paths, failures = find_pictures(["cat.jpg", "holiday/"])
+    for numbers, images, failed in read_batches(paths, model, batch_size=64):
+        model.predict(images)       # of paths[n] for n in numbers
+        failures += failed          # what could not be read, and why
+
+Which size, how many channels, whether it learned from MNIST's digits: the model says it.
 """
 
-import argparse
 import contextlib
 import os
 import warnings
@@ -10,28 +15,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from minimixer import Mixer, backend
-from minimixer.pictures.augment import INTERPOLATIONS, resize, resize_crop
-from minimixer.pictures.digits import read_digit
-from minimixer.pictures.folders import BadPicture, decode, is_picture
-from minimixer.training.prefetch import start_threads
-from minimixer.weights.remake import remake
-from support.options import Parser, numbers, positive, share
+from ..model.mixer import Mixer
+from ..training.prefetch import start_threads
+from .augment import resize, resize_crop
+from .digits import read_digit
+from .folders import BadPicture, decode, is_picture
 
 Failures = list[tuple[str, str]]  # (path, why)
-NO_ANSWER = "the model answers with NaN: its weights, --mean or --std are extreme"
-
-
-def load_model(options: argparse.Namespace) -> Mixer:
-    device = backend.check_device(options.device)
-    model = Mixer.from_pretrained(
-        options.weights, approximate=options.approximate, mean=options.mean, std=options.std
-    )
-    if options.prepare is not None:
-        model = remake(model, preparation=None if options.prepare == "none" else options.prepare)
-    if model.preparation and options.crop is not None:
-        raise ValueError("--crop is for pictures taken as they are: add --prepare none")
-    return model.to(device)
 
 
 def find_pictures(arguments: Sequence[str]) -> tuple[list[str], Failures]:
@@ -122,38 +112,3 @@ def read_batches(
                 np.array([item for _, item in good]),
                 [(paths[n], str(item)) for n, item in found if isinstance(item, BadPicture)],
             )
-
-
-def make_parser(description: str | None, weights: str | None = None) -> Parser:
-    """The options that predict.py and evaluate.py have in common; the weights by default."""
-    parser = Parser(description=description)
-    parser.add_argument(
-        "--weights", required=weights is None, default=weights,
-        help=".npz or .safetensors" + (" (default: minimixer's own digits)" if weights else ""),
-    )  # fmt: skip
-    parser.add_device()
-    parser.add_argument(
-        "--batch-size", type=positive, default=64, help="pictures at a time (default: 64)"
-    )
-    parser.add_argument(
-        "--crop", type=share,
-        help="share of each picture that the model sees (default: 0.875; grey models: 1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--prepare", choices=("digit", "none"),
-        help="make pictures like MNIST's digits, or take them as they are (default: digit for "
-        "models trained on the embedded MNIST, else none)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, default="bilinear",
-        help="how pictures are made smaller (default: bilinear; the authors' weights: bicubic)",
-    )  # fmt: skip
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}", type=numbers, metavar="NUMBER[,NUMBER...]",
-            help="of the pixels, in units of their range, instead of what the weights say",
-        )  # fmt: skip
-    parser.add_argument(
-        "--approximate", choices=("tanh", "none"), help="GELU's form, instead of the weights' own"
-    )
-    return parser
