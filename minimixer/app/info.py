@@ -36,7 +36,8 @@ EXTRAS = {
     "cuda13": ("NVIDIA GPUs, CUDA 13",
                ["cupy-cuda13x[ctk]>=14.2", "nvidia-nccl-cu13", "ml_dtypes"]),
     "test": ("running the tests",
-             ["pytest", "pytest-xdist", "hypothesis", "ml_dtypes", "pillow", "safetensors"]),
+             ["pytest", "pytest-xdist", "hypothesis", "ml_dtypes", "pillow", "safetensors",
+              "nbclient", "ipykernel"]),
 }  # fmt: skip
 # What is imported to see whether it works: not MPI, which would start, nor CuPy, see gpu().
 MODULES = {"pillow": "PIL.Image", "safetensors": "safetensors.numpy", "matplotlib": "matplotlib"}
