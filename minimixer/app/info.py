@@ -35,9 +35,12 @@ EXTRAS = {
              ["cupy-cuda12x[ctk]>=14.2", "nvidia-nccl-cu12>=2.18.1", "ml_dtypes"]),
     "cuda13": ("NVIDIA GPUs, CUDA 13",
                ["cupy-cuda13x[ctk]>=14.2", "nvidia-nccl-cu13", "ml_dtypes"]),
+    "book": ("the package as pages to read",
+             ["pygments", "markdown-it-py", "mdit-py-plugins", "latex2mathml"]),
     "test": ("running the tests",
              ["pytest", "pytest-xdist", "hypothesis", "ml_dtypes", "pillow", "safetensors",
-              "nbclient", "ipykernel"]),
+              "nbclient", "ipykernel", "pygments", "markdown-it-py", "mdit-py-plugins",
+              "latex2mathml"]),
 }  # fmt: skip
 # What is imported to see whether it works: not MPI, which would start, nor CuPy, see gpu().
 MODULES = {"pillow": "PIL.Image", "safetensors": "safetensors.numpy", "matplotlib": "matplotlib"}

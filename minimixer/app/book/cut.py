@@ -1,0 +1,83 @@
+"""A source, cut into rows: a note and the code that it is about.
+
+Notes are docstrings and the comments that have lines of their own; a comment at the end of a line
+stays there. A row begins where its note does, or where the class or function does whose docstring
+it is, and ends where the next row begins.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from typing import NamedTuple
+
+RULER = re.compile(r"^-{4,} *(.*?) *-*$")  # ---- a heading among the comments ----
+
+
+class Row(NamedTuple):
+    line: int  # its first
+    note: str  # "" for code that nothing is said about
+    heading: str
+    code: list[int]  # numbers of lines, from 1 on
+
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def rows(source: str, tree: ast.Module) -> list[Row]:
+    notes = sorted([*docstrings(tree), *comments(source)])
+    lines = source.split("\n")
+    count = len(lines)
+    found: list[Row] = []
+    if not notes or notes[0][0] > 1:
+        notes.insert(0, (1, 1, 0, ""))
+    for (start, first, last, note), follows in zip(notes, [*notes[1:], None], strict=True):
+        end = follows[0] if follows else count + 1
+        while last < count and first > start and not lines[last].strip():
+            last += 1  # the blank lines after a docstring
+        code = [n for n in range(start, end) if not first <= n <= last]
+        heading = ""
+        if ruler := RULER.match(note):
+            heading, note = ruler[1], "\n".join(note.splitlines()[1:]).strip("\n")
+        found.append(Row(start, note, heading, code))
+    return found
+
+
+def docstrings(tree: ast.Module) -> list[tuple[int, int, int, str]]:
+    """(where the row begins, first line, last line, text) of each."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | Definition):
+            continue
+        text = ast.get_docstring(node)
+        if text is None:
+            continue
+        string = node.body[0]
+        start = 1
+        if not isinstance(node, ast.Module):
+            start = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+        found.append((start, string.lineno, string.end_lineno or string.lineno, text))
+    return found
+
+
+def comments(source: str) -> list[tuple[int, int, int, str]]:
+    """The same of each block of comments."""
+    blocks: list[tuple[int, int, list[str]]] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT or token.line[: token.start[1]].strip():
+            continue
+        line, column = token.start
+        text = re.sub(r"^#:? ?", "", token.string)
+        if blocks and blocks[-1][0] + len(blocks[-1][2]) == line and blocks[-1][1] == column:
+            blocks[-1][2].append(text)
+        else:
+            blocks.append((line, column, [text]))
+    return [
+        (line, line, line + len(texts) - 1, "\n".join(texts).strip("\n"))
+        for line, _, texts in blocks
+    ]
+
+
+def words_only(note: str) -> str:
+    """A note in one line, for the search."""
+    return " ".join(note.split())

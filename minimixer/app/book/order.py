@@ -1,0 +1,125 @@
+"""What is in the book, and in which order.
+
+The order of modules is the package's docstring: those of the path, then the appendices, then the
+machinery room by room, then what is left. Two scripts come before, where the repository is there,
+and essays stand before the page that their third line names: "Before: engine/autograd.py".
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).parents[2]
+SCRIPTS = ("examples/mixer_by_hand.py", "examples/tiny.py")
+ESSAYS = "docs/book"
+PARTS = {
+    "before": "Before the first page", "path": "The path", "appendix": "Appendices",
+    "machinery": "Machinery",
+}  # fmt: skip
+ROLES = {
+    "before": "a script before the first page", "path": "a page of the path", "essay": "an essay",
+    "appendix": "an appendix: to look up when you want to know more",
+    "machinery": "machinery: the book runs without it",
+}  # fmt: skip
+
+
+class Page(NamedTuple):
+    name: str  # such as engine/autograd.py
+    file: Path
+    part: str  # in PARTS
+    kind: str  # the same, or "essay"
+    says: str  # what it explains, in a few words
+    title: str
+
+    @property
+    def href(self) -> str:
+        return address(self.name)
+
+
+def address(name: str) -> str:
+    """The page of a file: all lie in one folder, so that every link is a name."""
+    for ending in (".py", ".md"):
+        name = name.removesuffix(ending)
+    return name.replace("/", ".") + ".html"
+
+
+def text_of(file: Path) -> str:
+    """UTF-8 text. ValueError, OSError name the file."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text ({error.reason})") from None
+
+
+def tree_of(file: Path) -> ast.Module:
+    """ValueError names the file and the line of a source that does not parse."""
+    try:
+        return ast.parse(text_of(file))
+    except SyntaxError as error:
+        raise ValueError(
+            f"{file}, line {error.lineno}: this is not Python ({error.msg}); mend it, then build "
+            "the book again"
+        ) from None
+
+
+def first_sentence(file: Path) -> str:
+    words = (ast.get_docstring(tree_of(file)) or "").split("\n\n")[0]
+    return re.split(r"(?<=[a-z)])\. ", " ".join(words.split()))[0].rstrip(".")
+
+
+def modules(package: Path = PACKAGE) -> list[Page]:
+    """Every module of the package, each once."""
+    said = ast.get_docstring(tree_of(package / "__init__.py")) or ""
+    path, _, rest = said.partition("Appendices")
+    appendices, _, machinery = rest.partition("machinery")
+    found = []
+    for part, text in ("path", path), ("appendix", appendices):
+        for name, says in re.findall(r"^    (\S+\.py) +(\S.*)$", text, re.MULTILINE):
+            found.append(Page(name, package / name, part, part, says, name))
+    rooms = re.findall(r"^    (\w+)/ +\S", machinery, re.MULTILINE)
+    files = []
+    for room in rooms:
+        files += sorted((package / room).rglob("*.py"), key=_inits_first)
+    files += sorted(package.rglob("*.py"), key=_inits_first)
+    known = {page.file for page in found}
+    for file in files:
+        if file not in known and "__pycache__" not in file.parts:
+            known.add(file)
+            name = file.relative_to(package).as_posix()
+            found.append(Page(name, file, "machinery", "machinery", first_sentence(file), name))
+    return found
+
+
+def _inits_first(file: Path) -> tuple[Path, bool, str]:
+    return file.parent, file.name != "__init__.py", file.name
+
+
+def book(package: Path = PACKAGE) -> list[Page]:
+    """All pages in the order of reading."""
+    root, pages = package.parent, modules(package)
+    scripts = [
+        Page(name, root / name, "before", "before", first_sentence(root / name), name)
+        for name in SCRIPTS
+        if (root / name).is_file()
+    ]
+    pages = scripts + pages
+    for file in sorted((root / ESSAYS).glob("*.md")):
+        essay, before = _essay(file)
+        if essay is None:
+            continue
+        places = [i for i, page in enumerate(pages) if page.name == before]
+        if not places:
+            raise ValueError(f'{file}: its third line says "Before: {before}": no page\'s name')
+        pages.insert(places[0], essay._replace(part=pages[places[0]].part))
+    return pages
+
+
+def _essay(file: Path) -> tuple[Page | None, str]:
+    """The essay, and the page before which it is read; None for what is none."""
+    lines = text_of(file).splitlines()
+    if len(lines) < 3 or not lines[2].startswith("Before: "):
+        return None, ""
+    title = lines[0].lstrip("# ")
+    name = f"{ESSAYS}/{file.name}"
+    return Page(name, file, "path", "essay", title, title), lines[2].removeprefix("Before: ")
