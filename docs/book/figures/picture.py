@@ -29,13 +29,18 @@ text { font: 14px system-ui, sans-serif; fill: #1c2733; text-anchor: middle }
 .back { fill: none; stroke: #dd7722; stroke-width: 2 } text.back { stroke: none; fill: #a8500c }
 .mark { fill: none; stroke: #b0307a; stroke-width: 2 } text.mark { stroke: none; fill: #b0307a }
 .shade { fill: #8193a8; fill-opacity: .13 } .tip { fill: context-stroke }
+.in { font-size: 13px }
+.kind0 { fill: #3478c8; fill-opacity: .25 } .kind1 { fill: #3478c8; fill-opacity: .55 }
+.kind2 { fill: #dd7722; fill-opacity: .25 } .kind3 { fill: #dd7722; fill-opacity: .55 }
+.kind4 { fill: #b0307a; fill-opacity: .2 } .kind5 { fill: #b0307a; fill-opacity: .45 }
+rect[class^=kind] { stroke: #ffffff }
 .dashed { stroke-dasharray: 4 4 }
 @media (prefers-color-scheme: dark) {
 text { fill: #e4eaf1 } .small { fill: #a9b8c8 } .page { fill: #0f161e }
 .box { fill: #1b2733; stroke: #6f859d } .frame { stroke: #6f859d } .thin { stroke: #4a5b6d }
 .line { stroke: #a9b8c8 } .plus { fill: #f08a35 } .minus { fill: #5b9bea } .ink { fill: #93a4b7 }
 .forth { stroke: #5b9bea } text.forth { fill: #8dbbf5 } .back { stroke: #f08a35 }
-text.back { fill: #f7ad70 } .mark { stroke: #f07ab8 } text.mark { fill: #f07ab8 } }
+text.back { fill: #f7ad70 } rect[class^=kind] { stroke: #0f161e } .mark { stroke: #f07ab8 } text.mark { fill: #f07ab8 } }
 """
 
 
@@ -60,7 +65,6 @@ class Picture:
         )
 
     def text(self, x: float, y: float, words: str, kind: str = "") -> None:
-        """`words` may hold `^2` and `_1`, which are set above and below the line."""
         named = f' class="{kind}"' if kind else ""
         self.parts.append(f'<text{named} x="{n(x)}" y="{n(y)}">{html.escape(words)}</text>')
 
@@ -89,10 +93,11 @@ class Picture:
 
     def table(
         self, x: float, y: float, values: np.ndarray, cell: float, largest: float | None = None,
-        frame: bool = True,
+        tall: float | None = None,
     ) -> None:  # fmt: skip
-        """(rows, columns), each a square; its colour full at `largest`, 0 has none. Squares of one
-        colour are one path, so that large tables stay small files."""
+        """(rows, columns), each a square, or `tall`; its colour full at `largest`, 0 has none. Those
+        of one colour are one path, so that large tables stay small files."""
+        tall = cell if tall is None else tall
         largest = abs(values).max() if largest is None else largest
         levels = np.ceil(np.minimum(1, abs(values) / (largest or 1)) * LEVELS)
         levels[abs(values) < 1e-9 * (largest or 1)] = 0
@@ -100,14 +105,20 @@ class Picture:
             for level in range(1, LEVELS + 1):
                 rows, columns = np.nonzero((np.sign(values) == sign) & (levels == level))
                 squares = "".join(
-                    f"M{n(x + j * cell)} {n(y + i * cell)}h{n(cell)}v{n(cell)}h-{n(cell)}z"
+                    f"M{n(x + j * cell)} {n(y + i * tall)}h{n(cell)}v{n(tall)}h-{n(cell)}z"
                     for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
                 )
                 if squares:
                     shade = f' fill-opacity="{n(level / LEVELS)}"'
                     self.parts.append(f'<path class="{kind}"{shade} d="{squares}"/>')
-        if frame:
-            self.rect(x, y, values.shape[1] * cell, values.shape[0] * cell, "frame")
+        self.rect(x, y, values.shape[1] * cell, values.shape[0] * tall, "frame")
+
+    def numbered(self, x: float, y: float, values: np.ndarray, kinds: np.ndarray, cell: float) -> None:
+        """Whole numbers (rows, columns) in squares, coloured by `kinds`, 0 to 5."""
+        for i, j in np.ndindex(*values.shape):
+            left, top = x + j * cell, y + i * cell
+            self.rect(left, top, cell, cell, f"kind{kinds[i, j]}")
+            self.text(left + cell / 2, top + cell / 2 + 5, str(values[i, j]), "in")
 
 
 def n(number: float) -> str:
