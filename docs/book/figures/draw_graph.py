@@ -1,7 +1,7 @@
 """A small graph with the numbers on its arrows: forward, then back.
 
-h = w x is used twice, by u = h - 4 and by v = h u. The numbers on the way back are what the engine's
-walk hands from node to node: every node's backward is listened to while it runs.
+h = w x is used twice, by u = h - 4 and by v = h u. The numbers on the way back are those that the
+engine's walk hands from node to node: every node's backward is listened to while it runs.
 """
 
 from typing import Any
@@ -98,9 +98,7 @@ def _arrows(picture: Picture, kind: str, back: bool) -> None:
     picture.path(bend, kind, tip=True)
 
 
-def _box(
-    picture: Picture, name: str, formula: str, value: str, kind: str, more: str = ""
-) -> None:
+def _box(picture: Picture, name: str, formula: str, value: str, kind: str, more: str = "") -> None:
     x, y = PLACES[name]
     picture.rect(x - 68, y - 18, 136, 36, "box", 7)
     picture.text(x - 60, y + 5, formula, "left")

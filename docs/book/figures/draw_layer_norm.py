@@ -1,7 +1,7 @@
 """LayerNorm of rows of three numbers, in space: onto a plane, onto a circle; and its gradients.
 
 All points, y and dx, are the engine's. The plane is that of rows whose mean is 0, the circle on it
-that of rows whose variance is 1 too, radius sqrt(3). `flat` looks down on the plane along (1, 1, 1).
+that of rows whose variance is 1 too, radius sqrt(3). `flat` looks down on it along (1, 1, 1).
 """
 
 import numpy as np

@@ -6,9 +6,9 @@ the package or of examples/baselines, with random weights and a random input. 16
 """
 
 import numpy as np
-from baselines.layers import Attention, Conv
 from picture import Picture
 
+from baselines.layers import Attention, Conv
 from minimixer import Tensor
 from minimixer.model.block import MixerMLP
 

@@ -33,7 +33,9 @@ def start() -> tuple[Mixer, AdamW]:
     return model, AdamW(model.parameters(), lr=0.01, weight_decay=0.05)
 
 
-def go_on(model: Mixer, optimizer: AdamW, step: int, stop: int, position: int | None = None) -> None:
+def go_on(
+    model: Mixer, optimizer: AdamW, step: int, stop: int, position: int | None = None
+) -> None:
     """From `step` to `stop`. `position`: from where in the order of batches, if not from there."""
     images, labels, _, _ = data.load_mnist()
     batches = data.Batches(images[:IMAGES], labels[:IMAGES], BATCH, max_shift=1)

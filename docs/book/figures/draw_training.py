@@ -69,11 +69,11 @@ def draw() -> dict[str, str]:
     for epoch, mean in enumerate(means):
         start, stop = x[epoch * length], x[(epoch + 1) * length]
         picture.path(f"M{n(start)} {n(height(mean))}H{n(stop)}", "back")
-        picture.text((start + stop) / 2 + 14, height(mean) - 22, f"{mean:.2f}", "bold back")
+        picture.text((start + stop) / 2 + 14, height(mean) - 22, f"{mean:.2f}", "bold back halo")
     picture.text(x[30], height(losses[0]) + 1, "log 10 = 2.30: nothing learnt", "small left")
-    picture.text(right_edge - 6, 84, f"{right:.0%} of test digits right", "right")
-    picture.text(right_edge - 6, 124, "loss of a step", "forth right")
-    picture.text(right_edge - 6, 143, "mean of an epoch", "back right")
+    picture.text(right_edge - 6, 106, f"{right:.0%} of test digits right", "right")
+    picture.text(right_edge - 6, 130, "loss of a step", "forth right")
+    picture.text(right_edge - 6, 149, "mean of an epoch", "back right")
     picture.path(f"M{left} {base}H{right_edge}", "thin")
     picture.curve(x[1:], base - (base - low) * factors, "mark")
     picture.text(right_edge - 6, low + 14, "learning rate", "mark right")

@@ -23,7 +23,10 @@ def draw() -> dict[str, str]:
     colours = f"{S} tokens (colours), {B} images (light, dark), {C} channels"
     picture.text(220, 46, colours, "small")
     for half in (0, 12):  # too long for one line
-        flat, kind = x.reshape(1, -1)[:, half : half + 12], kinds.reshape(1, -1)[:, half : half + 12]
+        flat, kind = (
+            x.reshape(1, -1)[:, half : half + 12],
+            kinds.reshape(1, -1)[:, half : half + 12],
+        )
         picture.numbered(76, 58 + half * 2.25, flat, kind, CELL)
 
     top = 168

@@ -22,14 +22,15 @@ STYLE = """
 text { font: 14px system-ui, sans-serif; fill: #1c2733; text-anchor: middle }
 .small { font-size: 13px; fill: #52616f } .bold { font-weight: 600 }
 .left { text-anchor: start } .right { text-anchor: end }
-.page { fill: #ffffff } .box { fill: #f3f6fa; stroke: #8193a8 } .frame { fill: none; stroke: #8193a8 }
+.page { fill: #ffffff } .box { fill: #f3f6fa; stroke: #8193a8 }
+.frame { fill: none; stroke: #8193a8 }
 .thin { fill: none; stroke: #a9b8c8 } .line { fill: none; stroke: #52616f; stroke-width: 1.5 }
 .plus { fill: #dd7722 } .minus { fill: #3478c8 } .ink { fill: #6e7d8e }
 .forth { fill: none; stroke: #3478c8; stroke-width: 2 } text.forth { stroke: none; fill: #2463ad }
 .back { fill: none; stroke: #dd7722; stroke-width: 2 } text.back { stroke: none; fill: #a8500c }
 .mark { fill: none; stroke: #b0307a; stroke-width: 2 } text.mark { stroke: none; fill: #b0307a }
 .shade { fill: #8193a8; fill-opacity: .13 } .tip { fill: context-stroke }
-.in { font-size: 13px }
+.in { font-size: 13px } text.halo { paint-order: stroke; stroke: #ffffff; stroke-width: 4px }
 .kind0 { fill: #3478c8; fill-opacity: .25 } .kind1 { fill: #3478c8; fill-opacity: .55 }
 .kind2 { fill: #dd7722; fill-opacity: .25 } .kind3 { fill: #dd7722; fill-opacity: .55 }
 .kind4 { fill: #b0307a; fill-opacity: .2 } .kind5 { fill: #b0307a; fill-opacity: .45 }
@@ -40,7 +41,8 @@ text { fill: #e4eaf1 } .small { fill: #a9b8c8 } .page { fill: #0f161e }
 .box { fill: #1b2733; stroke: #6f859d } .frame { stroke: #6f859d } .thin { stroke: #4a5b6d }
 .line { stroke: #a9b8c8 } .plus { fill: #f08a35 } .minus { fill: #5b9bea } .ink { fill: #93a4b7 }
 .forth { stroke: #5b9bea } text.forth { fill: #8dbbf5 } .back { stroke: #f08a35 }
-text.back { fill: #f7ad70 } rect[class^=kind] { stroke: #0f161e } .mark { stroke: #f07ab8 } text.mark { fill: #f07ab8 } }
+text.back { fill: #f7ad70 } rect[class^=kind], text.halo { stroke: #0f161e }
+.mark { stroke: #f07ab8 } text.mark { fill: #f07ab8 } }
 """
 
 
@@ -95,7 +97,7 @@ class Picture:
         self, x: float, y: float, values: np.ndarray, cell: float, largest: float | None = None,
         tall: float | None = None,
     ) -> None:  # fmt: skip
-        """(rows, columns), each a square, or `tall`; its colour full at `largest`, 0 has none. Those
+        """(rows, columns), each a square, or `tall`; full of colour at `largest`, 0 has none. Those
         of one colour are one path, so that large tables stay small files."""
         tall = cell if tall is None else tall
         largest = abs(values).max() if largest is None else largest
@@ -113,7 +115,9 @@ class Picture:
                     self.parts.append(f'<path class="{kind}"{shade} d="{squares}"/>')
         self.rect(x, y, values.shape[1] * cell, values.shape[0] * tall, "frame")
 
-    def numbered(self, x: float, y: float, values: np.ndarray, kinds: np.ndarray, cell: float) -> None:
+    def numbered(
+        self, x: float, y: float, values: np.ndarray, kinds: np.ndarray, cell: float
+    ) -> None:
         """Whole numbers (rows, columns) in squares, coloured by `kinds`, 0 to 5."""
         for i, j in np.ndindex(*values.shape):
             left, top = x + j * cell, y + i * cell
