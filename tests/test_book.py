@@ -28,13 +28,17 @@ each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 each_picture = pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
 
 
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
 def prose(path):
-    return without_blocks(path.read_text(encoding="utf-8"))
+    return without_blocks(read(path))
 
 
 def heading(path):
     """(title, the page before which it is read)"""
-    title, blank, before = path.read_text(encoding="utf-8").splitlines()[:3]
+    title, blank, before = read(path).splitlines()[:3]
     assert title.startswith("# ") and blank == "" and before.startswith("Before: ")
     return title.removeprefix("# "), before.removeprefix("Before: ")
 
@@ -55,7 +59,7 @@ def test_blocks_print_what_the_page_says(path, monkeypatch, capsys):
 def test_an_essay_is_short_and_says_where_it_belongs(path):
     assert 300 <= len(prose(path).split()) <= 600
     assert (ROOT / "minimixer" / heading(path)[1]).is_file()
-    assert all(len(line) <= 110 for line in path.read_text(encoding="utf-8").splitlines())
+    assert all(len(line) <= 110 for line in read(path).splitlines())
 
 
 def test_the_table_names_every_essay_in_the_order_of_the_book():
@@ -73,9 +77,9 @@ def test_links_and_names_of_files_lead_somewhere(path):
         target, _, part = target.partition("#")
         assert words and (path.parent / target).resolve().is_file(), target
         assert bool(image) == target.endswith(".svg")
-        titles = [line.lower() for line in (path.parent / target).read_text("utf-8").splitlines()
-                  if line.startswith("#")] if part else []  # fmt: skip
-        assert not part or any(t.lstrip("# ").replace(" ", "-") == part for t in titles), part
+        if part:
+            titles = re.findall(r"^#+ (.+)", read(path.parent / target), re.MULTILINE)
+            assert part in [title.lower().replace(" ", "-") for title in titles], part
     for name in re.findall(r"`(\w+/[\w/]+\.py)`", text):
         assert (ROOT / "minimixer" / name).is_file() or (ROOT / name).is_file(), name
     assert "://" not in text
@@ -97,10 +101,8 @@ def test_formulas_stand_by_themselves(path):
 @each_essay
 def test_shares_are_those_of_its_figures_and_blocks(path):
     """A number in per cent comes from a run: it stands in a figure, or was printed."""
-    said = " ".join(
-        block for language, block in blocks(path.read_text("utf-8")) if language != "python"
-    )
-    shown = " ".join((path.parent / target).read_text("utf-8")
+    said = " ".join(block for language, block in blocks(read(path)) if language != "python")
+    shown = " ".join(read(path.parent / target)
                      for image, _, target in LINK.findall(prose(path)) if image)  # fmt: skip
     for share in re.findall(r"\d+%", prose(path)):
         assert share in said + shown
@@ -113,7 +115,7 @@ def test_shares_are_those_of_its_figures_and_blocks(path):
 def test_figures_are_what_the_engine_gives(name, monkeypatch):
     monkeypatch.syspath_prepend(FIGURES)
     for file, svg in importlib.import_module(f"draw_{name}").draw().items():
-        assert same(svg, (FIGURES / file).read_text(encoding="utf-8")), (
+        assert same(svg, read(FIGURES / file)), (
             f"python docs/book/figures/draw.py {name} draws {file} anew"
         )
 
@@ -127,7 +129,7 @@ def same(one, other):
 
 
 def test_another_picture_is_noticed():
-    text = (FIGURES / "gradients.svg").read_text(encoding="utf-8")
+    text = read(FIGURES / "gradients.svg")
     assert same(text, text) and same(text, text.replace(' x="', ' x="0'))
     assert not same(text, text.replace("800 multi", "801 multi"))
     assert not same(text, text.replace("begun", "ended"))
@@ -135,7 +137,7 @@ def test_another_picture_is_noticed():
 
 @each_picture
 def test_a_figure_is_small_has_words_for_who_cannot_see_it_and_letters_that_can_be_read(path):
-    text = path.read_text(encoding="utf-8")
+    text = read(path)
     root = ET.fromstring(text)
     assert root.get("role") == "img" and len(root.find(f"{SVG}title").text) > 60
     assert len(text.encode()) <= 120_000 and float(root.get("viewBox").split()[2]) <= 440

@@ -90,7 +90,7 @@ def ranges() -> str:
     picture.text(floor - 22, 250, "one batch", "back right")
     picture.text(floor + 46, 232, "the same", "mark left")
     picture.text(floor + 46, 250, "\N{MULTIPLICATION SIGN} 65,536", "mark left")
-    picture.text(220, 376, f"left of the dashed line float16 holds 0: {lost(sizes):.0%} of them",
+    picture.text(220, 376, f"float16 makes {lost(sizes):.0%} of them 0, left of the dashes",
                  "small")  # fmt: skip
     return picture.svg()
 

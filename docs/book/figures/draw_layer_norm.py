@@ -91,25 +91,25 @@ def in_space() -> str:
 
 def above(points) -> np.ndarray:
     points = np.asarray(points, "float64")
-    return np.stack([220 + 72 * (points @ RIGHT), 212 - 72 * (points @ UP)], -1)
+    return np.stack([220 + 72 * (points @ RIGHT), 222 - 72 * (points @ UP)], -1)
 
 
 def flat() -> str:
-    """Three rows in one direction from the middle, three times as far out and more; one dy."""
+    """Three rows in one direction from the middle, near and far; one dy."""
     picture = Picture(
-        388,
+        398,
         "The same plane seen from above. Whatever gradient arrives at a point of the circle, what "
         "goes on to x lies along the circle's tangent: nothing along (1, 1, 1), nothing outwards. "
         "Rows farther out get the same direction, shorter.",
     )
     picture.text(220, 28, "what goes back: along the circle only", "bold")
     picture.curve(*above(circle()).T, "mark")
-    picture.circle(220, 212, 3, "ink")
+    picture.circle(220, 222, 3, "ink")
     dy = np.array([0.75, -0.45, 0.3])
-    for degrees, radii in ((100, (1.0, 2.2)), (225, (0.9,)), (15, (1.15, 2.5))):
+    for degrees, radii in ((100, (1.0, 2.2)), (225, (0.9,)), (15, (1.15, 2.35))):
         outwards = direction(degrees)
-        edge = above(2.75 * outwards)
-        picture.path(f"M220 212 L{n(edge[0])} {n(edge[1])}", "thin dashed")
+        edge = above(2.6 * outwards)
+        picture.path(f"M220 222 L{n(edge[0])} {n(edge[1])}", "thin dashed")
         x = np.outer(radii, outwards) + 0.7
         y, dx = layer_norm(x, np.tile(dy, (len(radii), 1)))
         (x1, y1), (x2, y2) = above([y[0], y[0] + dy])
@@ -119,8 +119,8 @@ def flat() -> str:
             (x1, y1), (x2, y2) = above([point, point + gradient])
             picture.arrow(x1, y1, x2, y2, "back")
             picture.circle(x1, y1, 4.5, "minus")
-    picture.text(20, 372, "dy, the same for all", "small left")
-    picture.text(420, 372, "dx", "back right bold")
+    picture.text(20, 382, "dy, the same for all", "small left")
+    picture.text(420, 382, "dx", "back right bold")
     return picture.svg()
 
 

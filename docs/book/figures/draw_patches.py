@@ -45,7 +45,7 @@ def digit() -> str:
         picture.path(f"M{right} {top + s * tall:g}h{49 * cell}", "thin")
     picture.rect(right - 1, top + CHOSEN * tall - 1, 49 * cell + 2, tall + 2, "mark", 2)
     picture.text(left + 2 * side, 256, "numbered in reading order", "small")
-    picture.text(right + 49 * cell / 2, 256, "a patch is a row, row after row", "small")
+    picture.text(right + 49 * cell / 2, 256, "one row for each patch", "small")
     return picture.svg()
 
 
