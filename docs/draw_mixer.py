@@ -17,7 +17,7 @@ from PIL import Image
 from minimixer import Mixer, data, no_grad
 
 FILE = Path(__file__).with_name("mixer.svg")
-WIDTH, HEIGHT = 960, 316
+WIDTH, HEIGHT = 984, 316
 TOP, TALL = 104, 128  # of pictures and tables
 ORANGE, BLUE = (221, 119, 34), (52, 120, 200)
 STYLE = """
@@ -45,8 +45,8 @@ def main() -> None:
     S, C = seen["tokens"].shape
     parts = [
         f'<rect class="page" width="{WIDTH}" height="{HEIGHT}" rx="10"/>',
-        '<rect class="room" x="304" y="22" width="432" height="272" rx="8"/>',
-        text(520, 42, f"{len(model.blocks)} Mixer blocks, one after the other", "bold"),
+        '<rect class="room" x="304" y="22" width="460" height="272" rx="8"/>',
+        text(534, 42, f"{len(model.blocks)} Mixer blocks, one after the other", "bold"),
         digit(16, images[0, ..., 0], model.patch_size),
         *said(80, "image", f"cut into {S} patches"),
         arrow(144, 190), text(167, TOP + TALL / 2 - 8, "stem", "small"),
@@ -54,16 +54,16 @@ def main() -> None:
         arrow(288, 322),
         text(372, TOP - 8, "LayerNorm", "small"), text(588, TOP - 8, "LayerNorm", "small"),
         table(324, seen["blocks.0.norm1"]), mark(324 + 36, TOP - 3, 7, TALL + 6),
-        mlp(436), *said(415, "token mixing", "one MLP for all columns"), skip(309, 514),
-        arrow(506, 538),
+        mlp(436), *said(415, "token mixing", "one MLP for all columns"), skip(309, 521),
+        arrow(502, 515), arrow(527, 541),
         table(540, seen["blocks.0.norm2"]), mark(540 - 3, TOP + 40, C + 6, 8),
-        mlp(652), *said(631, "channel mixing", "one MLP for all rows"), skip(525, 728),
-        arrow(722, 760),
-        table(762, seen["pooled"][None], TOP + TALL / 2 - 4, 8),
-        text(810, TOP + 50, "mean", "small"),
-        *said(810, "features", "mean over all tokens"),
-        arrow(858, 886), text(871, TOP + TALL / 2 - 8, "head", "small"),
-        bars(890, probabilities), *said(916, "scores", "one a class"),
+        mlp(652), *said(631, "channel mixing", "one MLP for all rows"), skip(535, 744),
+        arrow(720, 738), arrow(750, 772),
+        table(776, seen["pooled"][None], TOP + TALL / 2 - 4, 8),
+        text(824, TOP + 32, "LayerNorm", "small"), text(824, TOP + 48, "and mean", "small"),
+        *said(826, "features", "of the whole image"),
+        arrow(872, 904), text(888, TOP + TALL / 2 - 8, "head", "small"),
+        bars(906, probabilities), *said(934, "classes", "how likely"),
     ]  # fmt: skip
     tip = (
         '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" '
@@ -100,9 +100,10 @@ def skip(start: float, stop: float) -> str:
     """Around a LayerNorm and an MLP, from the line before them into the line after."""
     y = TOP + TALL / 2
     return (
-        f'<path class="line" d="M{start} {y - 2} V{TOP - 26} H{stop} V{y - 2}"/>'
+        f'<path class="line" d="M{start} {y - 2} V{TOP - 26} H{stop} V{y - 8}"/>'
         + text((start + stop) / 2, TOP - 32, "skip", "small")
-        + text(stop + 10, TOP - 12, "+", "bold")
+        + f'<circle class="mlp" cx="{stop}" cy="{y}" r="8"/>'
+        + text(stop, y + 4.5, "+", "bold")
     )
 
 
@@ -113,7 +114,11 @@ def mlp(x: float) -> str:
         + text(x + 37, TOP + 38 + 30 * i, name, "small")
         for i, name in enumerate(("Linear", "GELU", "Linear"))
     )
-    return f'<path class="line" d="M{x - 14} {TOP + TALL / 2} h17"/>{steps}'
+    joints = "".join(f"M{x + 37} {TOP + 46 + 30 * i} v6 " for i in range(2))
+    return (
+        f'<path class="line" d="M{x - 14} {TOP + TALL / 2} h17"/>'
+        f'<path class="grid" d="{joints}"/>{steps}'
+    )
 
 
 def mark(x: float, y: float, width: float, height: float) -> str:

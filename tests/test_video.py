@@ -10,15 +10,13 @@ writes the right numbers into the page, and says of which links the code is gone
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from pages import ROOT, run_blocks, without_blocks
 
-ROOT = Path(__file__).parent.parent
 PATH = ROOT / "docs" / "video.md"
 PAGE = PATH.read_text(encoding="utf-8")
-TEXT = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
+TEXT = without_blocks(PAGE)
 LINK = re.compile(r"\[((?:`[^`]+`|[^]`])*)\]\(([^)\s]+)\)")  # what is shown, and where it leads
 LINKS = LINK.findall(TEXT)
 TO_LINES = [link for link in LINKS if ".py#" in link[1]]
@@ -90,13 +88,7 @@ def test_every_statement_has_one_answer_and_the_opening_counts_them():
 
 
 def test_blocks_print_what_the_page_says(reference, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the page adds to it
-    names: dict = {}
-    for (language, block), (following, said) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True):
-        if language == "python":
-            exec(compile(block, PATH.name, "exec"), names)
-            assert capsys.readouterr().out == (said if following == "text" else "")
+    names = run_blocks(PATH, monkeypatch, capsys)
     assert names["transposed"].shape == (5, 10)
 
 
