@@ -1,6 +1,6 @@
 """The error function: how a special function is computed, from + - * / and one exp.
 
-    erf(x) = 2/sqrt(pi) * integral of exp(-t^2) for t from 0 to x
+    erf(x) = 2/sqrt(pi) integral_0^x e^(-t^2) dt
 
 is the probability that a normal variable of variance 1/2 lies within x of 0, and the heart of
 GELU. It has no closed form. A library cuts the line into intervals, and in each takes a ratio of

@@ -36,9 +36,9 @@ from .more_loss import softmax as softmax
 class Linear(Function):
     """y = x W + b, that is y[m, j] = sum_i x[m, i] W[i, j] + b[j]  (m: all leading axes).
 
-        dx[m, i] = sum_j dy[m, j] W[i, j]       dx = dy W^T
-        dW[i, j] = sum_m x[m, i] dy[m, j]       dW = x^T dy
-        db[j]    = sum_m dy[m, j]               the broadcast of b, undone
+    dx[m, i] = sum_j dy[m, j] W[i, j]       dx = dy W^T
+    dW[i, j] = sum_m x[m, i] dy[m, j]       dW = x^T dy
+    db[j]    = sum_m dy[m, j]               the broadcast of b, undone
     """
 
     takes_numbers = False
@@ -78,7 +78,7 @@ class LinearFirst(Function):
     """The same along the first axis: y = W x + b, y[j, m] = sum_i W[j, i] x[i, m] + b[j], where m
     are all other axes. Nothing is transposed for it: x[i, :] is one long row already.
 
-        dx = W^T dy,  dW = dy x^T,  db[j] = sum_m dy[j, m]
+    dx = W^T dy,  dW = dy x^T,  db[j] = sum_m dy[j, m]
 
     W is stored as it stands here, or the other way round, as `linear` has it: `transposed`.
     """

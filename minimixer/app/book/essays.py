@@ -45,8 +45,8 @@ class Essay:
                 self.headings.append((heading, slug(heading)))
             for child in token.children or []:
                 self._inline(child)
-        reader.add_render_rule("fence", self._fence)
-        reader.add_render_rule("code_inline", self._name)
+        rules: Any = reader.renderer
+        rules.rules |= {"fence": self._fence, "code_inline": self._name}
         return str(reader.renderer.render(tokens, reader.options, {}))
 
     def _formula(self, text: str, options: dict[str, Any]) -> str:

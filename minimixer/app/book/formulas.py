@@ -23,7 +23,7 @@ from functools import cache
 
 GREEK = {
     name: f"\\{name}"
-    for name in ("alpha", "beta", "gamma", "delta", "sigma", "phi", "Phi", "pi", "mu", "lambda")
+    for name in ("alpha", "beta", "gamma", "delta", "sigma", "phi", "Phi", "pi", "mu")
 } | {"epsilon": r"\varepsilon"}
 FUNCTIONS = {"log", "exp", "tanh", "max", "min", "erf", "gelu", "mean", "softmax", "LayerNorm"}
 WORDS = {
@@ -54,7 +54,7 @@ def name(word: str) -> str:
     bare = word.rstrip("'")
     primes = word[len(bare) :]
     base, *subs = bare.split("_")
-    found = re.fullmatch(r"(d?)([A-Za-z]+?)(\d*)", base)
+    found = re.fullmatch(r"(d?)([A-Za-z]+?)(\d{0,2})", base)
     if found is None:
         raise NoFormulaError(word)
     d, letter, number = found.groups()
@@ -125,8 +125,8 @@ class Reader:
     def expression(self, commas: bool = False) -> str:
         out: list[str] = []
         wanting = True  # wanting: an operator has nothing after it yet
-        while (token := self.peek()) not in ("", ")", "]", "|"):
-            if token in ",:" and not commas:
+        while (token := self.peek()) not in ("", ")", "]"):
+            if (token in ",:" and not commas) or (token == "|" and not wanting):
                 break
             if token in RELATIONS or token in OPERATORS or token in ",:":
                 self.take()
@@ -136,15 +136,26 @@ class Reader:
                     raise NoFormulaError(token)
                 out.append((RELATIONS | OPERATORS | {",": ",", ":": ":"})[token])
                 wanting = token not in ("...", ":", ",")
+            elif token == "x" and not wanting and self.is_times():
+                self.take()
+                out.append(r"\times")
+                wanting = True
             else:
                 factor = self.fraction()
-                if not wanting and (len(factor) > 1 or len(out[-1]) > 1):
+                letters = not wanting and len(factor) == len(out[-1]) == 1
+                if not (wanting or letters or factor.startswith(r"\sum")):
                     factor = rf"\, {factor}"  # a product: a thin space, but between letters
                 out.append(factor)
                 wanting = False
         if wanting and not commas:
             raise NoFormulaError("nothing follows")
         return " ".join(out)
+
+    def is_times(self) -> bool:
+        """Is this x between sizes, as in S x (B*C)?"""
+        before, after = (self.tokens[i][1] if i < len(self.tokens) else "" for i in
+                         (self.at - 1, self.at + 1))  # fmt: skip
+        return bool(re.match(r"[A-Z\d)]", before) and re.match(r"[A-Z\d(]", after))
 
     def fraction(self) -> str:
         above, bare = self.factor()
@@ -161,6 +172,8 @@ class Reader:
     def factor(self) -> tuple[str, str]:
         """A factor, and the same without its brackets if it has any."""
         kind, token, _ = self.tokens[self.at] if self.at < len(self.tokens) else ("", "", True)
+        if token == "|":
+            return f"|{self.bracket('|', '|')}|{self.power()}", ""
         if token == "(":
             inside = self.bracket("(", ")")
             power = self.power()
@@ -205,8 +218,6 @@ class Reader:
         if self.peek() == "(" and self.beside():
             inside = self.bracket("(", ")")
             return f"{core}({inside})"
-        if token in FUNCTIONS and self.peek() != "sum" and re.match(r"\w", self.peek()):
-            core += r"\,"
         return core
 
     def differential(self) -> bool:
@@ -247,7 +258,7 @@ class Reader:
 # ---- formulas among words -----------------------------------------------------------------------
 
 STRONG = re.compile(
-    r"_|\^|\[|'|=|<-|>>|(?<![A-Za-z])d?(?:" + "|".join(GREEK) + r")(?![a-z])"
+    r"_|\^|\[|'|=|<-|->|>>|(?<![A-Za-z])d?(?:" + "|".join(GREEK) + r")(?![a-z])"
     r"|(?<![A-Za-z])d[A-Z]?[a-zA-Z]\d?(?![A-Za-z])|(?<![A-Za-z])[A-Za-z]\d(?!\d)"
 )
 
@@ -313,15 +324,27 @@ def _longest(
 def _meant(part: str, letters: str, bold: bool) -> bool:
     """Does a formula look like this, and nothing else?"""
     names = re.findall(r"[A-Za-z]+", re.sub(r"\d+(?:\.\d+)?e[-+]?\d+", "0", part))
-    if not names or part[0] == "," or re.fullmatch(r"\([^()]*\)", part):
+    if re.fullmatch(r"\d+\^-?\d+", part):
+        return True
+    if (
+        not names
+        or re.match(r",|->", part)
+        or re.search(r"\b\d-d\b", part)
+        or re.fullmatch(r"\([^()]*\)", part)
+    ):
         return False
     if len(part) == 1:
         return part in letters
-    if not bold and (re.match(r"[aAI] [^-+=/<]", part) or re.search(r" [aAI]$", part)):
+    if not bold and re.search(rf"^(?:[aAI]|{ENGLISH}) [\w(]|^{ENGLISH}$| [aAI]$", part):
         return False
-    if not STRONG.search(part) and not re.search(r"[A-Za-z)\d] ?[-+/*] ?[A-Za-z(\d]|\(", part):
-        functions = part.split()[0].lstrip("-") in FUNCTIONS
-        return functions and all(len(word) == 1 for word in part.split()[1:])
-    if "=" not in part and "<-" not in part and part.split()[-1].strip("()") in WORDS:
+    if not bold and not RELATED.search(part) and re.search(rf"(?:^| ){ENGLISH}$", part):
         return False
-    return all(word not in WORDS for word in names) or bool(re.search(r"[-+/*=<>]", part))
+    if not STRONG.search(part) and not re.search(r"[A-Za-z)\d] ?[-+/*<>] ?[A-Za-z(\d]|\(", part):
+        words = part.split()
+        return len(words) == 2 and words[0].lstrip("-") in FUNCTIONS and len(words[1]) == 1
+    return True
+
+
+# Words that are formulas only beside an operator or a bracket.
+ENGLISH = f"(?:{'|'.join(WORDS | {'erf', 'gelu', 'mean', 'softmax', 'LayerNorm', 'sum'})})"
+RELATED = re.compile(r"=|<-|>>|<")

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from . import code
 from .formulas import NoFormulaError, latex, spans
 
-SIZE = r"(?:[A-Z]\w*|\d+|\.\.\.|in|out|[nm])"
-SHAPE = rf"\((?:{SIZE}(?:[*+ ]+{SIZE})*(?:, (?=[^)])|,?(?=\))))+\)"  # such as (S, B, P*P*in)
+SIZE = r"(?:[A-Za-z]\w*|\d+|\.\.\.)"
+SHAPE = rf"\({SIZE}(?:\*{SIZE})*(?:(?:, {SIZE}(?:\*{SIZE})*)+|,)\)"  # such as (S, B, P*P*in)
 INLINE = re.compile(
     rf"(`[^`]+`)|({SHAPE})|(?<![\w/`])((?:\w+/)*\w+\.py)\b|(?<![\w/`.])(\w+/)(?=[\s,.;:)])"
 )
-RELATION = re.compile(r"(?<![<>\[(])(?:<-|\+=|>>|<|(?<!=)=)(?!=)")
+RELATION = re.compile(r"(?<![<>\[(])(?:<-|\+=|>>|<|(?<!=)=)(?![=-])")
 
 
 class Part(NamedTuple):
@@ -39,7 +39,7 @@ class Notes:
         self.left: list[str] = []  # lines set off, with a relation, that were left as text
         self.letters = "".join(sorted({
             letter for text in texts for part, formula in spans(text) if formula
-            for letter in re.findall(r"(?<![A-Za-z_])[A-Za-z](?![A-Za-z])", part)
+            for letter in re.findall(r"(?<![A-Za-z_])d?([A-Za-z])(?![A-Za-z])", part)
         } - {"a", "A", "I", "s"}))  # fmt: skip
 
     def parts(self, note: str) -> list[Part]:
@@ -64,7 +64,10 @@ class Notes:
         if all(item.startswith("- ") for item in items):
             inside = "".join(f"<li>{self.prose(item[2:])}</li>" for item in items)
             return Part("prose", f"<ul>{inside}</ul>")
-        return Part("prose", f"<p>{self.prose(' '.join(line.strip() for line in lines))}</p>")
+        between = "<br>" if all("  " in line for line in lines) else " "
+        if between == " ":
+            lines = [" ".join(line.strip() for line in lines)]
+        return Part("prose", f"<p>{between.join(map(self.prose, lines))}</p>")
 
     # ---- sentences ------------------------------------------------------------------------------
 
@@ -98,51 +101,63 @@ class Notes:
 
     @staticmethod
     def _words(text: str, letters: str, bold: bool) -> str:
-        return "".join(
-            html.escape(part, quote=False) if formula is None else mathml(formula, bold)
-            for part, formula in spans(text, letters, bold)
-        )
+        out: list[str] = []
+        for part, formula in spans(text, letters, bold):
+            if formula is not None:
+                out.append(mathml(formula, bold))
+                continue
+            mark = re.match(r"[.,;:)']\S*", part) if out else None
+            if mark:  # stays with the formula before it, whatever the width
+                out[-1] = f'<span class="whole">{out[-1]}{html.escape(mark[0])}</span>'
+                part = part[mark.end() :]
+            out.append(html.escape(part.replace(" -> ", " → "), quote=False))
+        return "".join(out)
 
     # ---- what is set off ------------------------------------------------------------------------
 
     def formulas(self, lines: list[str]) -> str | None:
         """Lines with a relation, each a row; what follows two spaces is a cell of its own, and a
         line further in goes on with the last. None if these lines are something else."""
-        if not lines[0].startswith("    ") or any(DRAWN.search(line) for line in lines):
+        if any(DRAWN.search(line) for line in lines):
             return None
+        whole = not lines[0].startswith("    ")  # a paragraph: every line begins with one
         rows: list[list[str]] = []
         margin = min(len(line) - len(line.lstrip()) for line in lines)
         for line in lines:
-            cells = re.split(
-                r"  +(?![=<])", re.sub(r"  +(?=(=|<-)  )|(?<=[=-])  +", " ", line).strip()
-            )
+            cells = re.split(r"  +", re.sub(r" +(=|<-) +", r" \1 ", line.strip()))
             try:
-                row = self._row(cells)
+                row = self._row(cells, whole)
             except NoFormulaError:
-                if not rows or len(line) - len(line.lstrip()) == margin or RELATION.search(line):
+                further = len(line) - len(line.lstrip()) > margin
+                if whole or not rows or not further or RELATION.search(line):
                     return None
                 rows[-1][-1] += " " + self.prose(line.strip())
                 continue
             rows.append(row)
+        words = re.sub(r"<math.*?</math>|<[^>]*>", "", " ".join(rows[0]))
+        if whole and len(rows) == 1 and re.search(r"\w", words):
+            return None  # a sentence that begins with one
         self.typeset += len(rows)
-        inside = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-        return f'<div class="formulas"><table>{inside}</table></div>'
+        return f'<div class="formulas"><table>{"".join(map(_in_table, rows))}</table></div>'
 
-    def _row(self, cells: list[str]) -> list[str]:
+    def _row(self, cells: list[str], whole: bool) -> list[str]:
         """Left of the relation, right of it, and what else is in the row."""
-        found = next(
-            (n for n, c in enumerate(cells) if RELATION.search(c) and self._first(c)[0]), None
-        )
-        if found is None or found > 1:
+        formulas = [n for n, cell in enumerate(cells[:2]) if self._first(cell)[0]]
+        formulas.sort(key=lambda n: "=" not in cells[n])  # a < 1   y = x: the first is a condition
+        if not formulas:
             raise NoFormulaError(str(cells))
-        before = " ".join(cells[:found])
+        found = formulas[0]
         formula, rest = self._first(cells[found])
+        if whole and (found or rest.strip(".,;:")):
+            raise NoFormulaError(str(cells))
         relation = RELATION.search(formula)
         assert relation
         left, right = formula[: relation.start()].strip(), formula[relation.start() :]
+        if found:
+            left, right = "", formula
         row = [
-            html.escape(before) if before else mathml(latex(left), True) if left else "",
-            mathml(latex(formula if before else right), True) + self.prose(rest, bold=True),
+            self.prose(cells[0], bold=True) if found else mathml(latex(left), True) if left else "",
+            mathml(latex(right), True) + self.prose(rest, bold=True),
         ]
         return row + [self.prose(cell, bold=True) for cell in cells[found + 1 :]]
 
@@ -197,6 +212,19 @@ class Notes:
         return "".join(p if not p.strip(" ,") else self.name(p) for p in parts)
 
 
+def _in_table(row: list[str]) -> str:
+    """A row of formulas; long words about it stand below."""
+    plain = [len(re.sub(r"<[^>]*>|&\w+;", "", re.sub(r"<math.*?</math>", "", c))) for c in row]
+    if len(row) == 3 and plain[2] > 16:
+        words = f'<tr class="about"><td></td><td>{row.pop()}</td></tr>'
+        return _in_table(row) + words
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
+
+
+# A minus that follows a bracket or a relation belongs to what comes after it.
+SIGN = re.compile(
+    r"(<mo[^>]*>(?:&#x0003D;|&#x00028;|&#x0005B;|&#x02190;|&#x0002C;)</mo>)<mo>(?=&#x02212;)"
+)
 # Signs of drawings.
 DRAWN = re.compile(r"-->|<--|\+-|-\+|\||>>>|\w\.\w+\(|['\"#]\w|\w\(\w+=")
 
@@ -235,6 +263,7 @@ def mathml(formula: str, display: bool = False) -> str:
     made = convert(formula, display="block" if display else "inline")
     made = made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     made = made.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
+    made = SIGN.sub(r'\1<mo form="prefix">', made)
     return made.replace('<math display="block">', '<math displaystyle="true">').replace(
         '<math display="inline">', "<math>"
     )

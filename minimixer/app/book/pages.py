@@ -76,22 +76,33 @@ class Site:
     def _row(
         line: int, note: str, lines: list[str], notes: Notes, opening: bool
     ) -> list[str]:  # fmt: skip
-        """A row; of a module's own docstring one for each session, which stands on the right."""
+        """A row; of a module's own docstring one for each session or drawing, on the right."""
         beside = "\n".join(lines)
         right = f'<pre class="code">{beside}</pre>' if beside.strip() else ""
-        out, left = [], ""
-        mark = f'<section class="row" id="L{line}">'
-        for part in notes.parts(note):
-            if opening and part.kind == "session":
-                out.append(f'{mark}<div class="note">{left}</div>'
-                           f'<div class="beside">{part.html}</div></section>')  # fmt: skip
-                left, mark = "", '<section class="row">'
-            else:
-                left += part.html
-        if left or right:
-            empty = "" if left else " empty"
-            out.append(f'{mark}<div class="note{empty}">{left}</div>'
-                       f'<div class="beside">{right}</div></section>')  # fmt: skip
+        out, left, sessions = [], "", ""
+
+        def flush(beside: str) -> None:
+            if left or beside:
+                place = "" if out else f' id="L{line}"'
+                out.append(
+                    f'<section class="row"{place}><div class="note{"" if left else " empty"}">'
+                    f'{left}</div><div class="beside">{beside}</div></section>'
+                )
+
+        parts = notes.parts(note)
+        for number, part in enumerate(parts):
+            before_drawing = [after.kind for after in parts[number + 1 : number + 2]] == ["drawing"]
+            if opening and part.kind in ("session", "drawing"):
+                sessions += part.html
+                continue
+            if sessions or (opening and before_drawing):
+                flush(sessions)  # a drawing stands beside the paragraph before it
+                left = sessions = ""
+            left += part.html
+        if sessions:
+            flush(sessions)
+            left = ""
+        flush(right)
         return out
 
     def link(self, name: str, page: Page) -> str:
@@ -101,8 +112,9 @@ class Site:
             for full in (f"{room}/{name}", name, f"examples/{name}", f"{ESSAYS}/{name}"):
                 if full.lstrip("/") in self.known:
                     return self.known[full.lstrip("/")]
-            same = {h for n, h in self.known.items() if n.endswith(f"/{name}")}
-            return same.pop() if len(same) == 1 else ""
+            same = [other for other in self.pages if other.name.endswith(f"/{name}")]
+            nearest = [other.href for other in same if other.part == same[0].part]
+            return nearest[0] if len(nearest) == 1 else ""  # the path before the appendices
         if name.endswith("/"):
             return self.known.get(f"{name}__init__.py", "")
         name = name.removesuffix("()").removeprefix("minimixer.")

@@ -1,0 +1,396 @@
+"""`python -m minimixer book`: all of the package is there, every link leads somewhere, every
+formula is set, and nothing is asked of anybody. What the pages do in a browser is in
+test_book_in_browser.py; whether the essays are true, in test_book.py."""
+
+import ast
+import doctest
+import html
+import itertools
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+pytest.importorskip("markdown_it", reason="pip install markdown-it-py, for the book")
+pytest.importorskip("mdit_py_plugins", reason="pip install mdit-py-plugins, for the book")
+pytest.importorskip("latex2mathml", reason="pip install latex2mathml, for the book")
+
+import minimixer
+from minimixer import app
+from minimixer.app import book
+from minimixer.app.book import cut, formulas, notes, order
+from minimixer.app.book.pages import SHIPPED, Site
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minimixer"
+VOID = {"meta", "link", "input", "img", "br", "hr", "mspace"}
+
+
+class Page(HTMLParser):
+    """A page's links and anchors; every element is closed where it should be."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids, self.open, self.tags = [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.tags.add(tag)
+        self.links += [found[name] for name in ("href", "src") if name in found]
+        self.ids += [found["id"]] if "id" in found else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def site():
+    made = Site()
+    made.build()
+    return made
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    names = [name for name in site.files if name.endswith(".html")]
+    return {name: Page(site.files[name].decode()) for name in names}
+
+
+def text_of(site, name):
+    """What a reader sees on a page, in one line."""
+    without = re.sub(r"<[^>]+>", "", site.files[name].decode())
+    return " ".join(html.unescape(without).split())
+
+
+def copy_of_the_package(tmp_path):
+    """minimixer/ by itself, as a wheel has it."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.npz", "*.gz")
+    return shutil.copytree(PACKAGE, tmp_path / "there" / "minimixer", ignore=ignored)
+
+
+# ---- what is there ------------------------------------------------------------------------------
+
+
+def test_every_module_is_there_in_the_order_of_reading(site):
+    there = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
+    modules = [page.name for page in site.pages if page.file.is_relative_to(PACKAGE)]
+    assert sorted(modules) == there and len(site.pages) > 150
+    said = re.findall(r"^    (\S+\.py) ", minimixer.__doc__, re.MULTILINE)
+    assert modules[: len(said)] == said
+    parts = [page.part for page in site.pages]
+    assert [part for part, before in zip(parts, [None, *parts], strict=False) if part != before] \
+        == list(order.PARTS)  # fmt: skip
+    assert [page.name for page in site.pages[:2]] == list(order.SCRIPTS)
+
+
+def test_essays_stand_before_the_page_that_they_name(site):
+    names = [page.name for page in site.pages]
+    essays = [page for page in site.pages if page.kind == "essay"]
+    assert len(essays) == len(list((ROOT / order.ESSAYS).glob("*.md"))) - 1 >= 10
+    for page in essays:
+        before = page.file.read_text(encoding="utf-8").splitlines()[2].removeprefix("Before: ")
+        assert names[names.index(page.name) + 1] == before
+        assert "Before:" not in text_of(site, page.href)
+    figures = {file.name for file in (ROOT / order.ESSAYS / "figures").glob("*.svg")}
+    assert figures <= set(site.files)
+
+
+def test_the_start_names_every_page_and_what_it_explains(site, pages):
+    start = text_of(site, "index.html")
+    for page in site.pages:
+        assert page.href in pages["index.html"].links and page.title in start
+        assert " ".join(page.says.split()) in start and page.says
+
+
+def test_next_goes_through_all_pages_and_previous_back(site):
+    hrefs = ["index.html", *(page.href for page in site.pages)]
+    for here, after in itertools.pairwise(hrefs):
+        assert f'rel="next" href="{after}"' in site.files[here].decode()
+        if here != "index.html":
+            assert f'rel="prev" href="{here}"' in site.files[after].decode()
+    assert 'rel="next"' not in site.files[hrefs[-1]].decode()
+
+
+def test_nothing_of_a_source_is_lost(site):
+    """Each line of code is there, and each longer word of a note."""
+    for page in site.pages:
+        if page.kind == "essay":
+            continue
+        source, shown = page.file.read_text(encoding="utf-8"), text_of(site, page.href)
+        lines, words = source.split("\n"), set(re.findall(r"\w+", shown))
+        for row in cut.rows(source, ast.parse(source)):
+            for number in row.code:
+                assert " ".join(lines[number - 1].split()) in shown, (page.name, number)
+            for word in re.findall(r"\b[A-Za-z]{5,}\b", row.note + row.heading):
+                assert word in words or word.removeprefix("d") in formulas.GREEK, page.name
+
+
+def test_sessions_are_shown_with_what_they_print(site):
+    count = 0
+    for page in site.pages:
+        if page.kind != "essay":
+            for example in doctest.DocTestParser().get_examples(
+                "\n\n".join(note for *_, note in cut.docstrings(order.tree_of(page.file)))
+            ):
+                shown = text_of(site, page.href)
+                typed = ">>> " + "\n... ".join(example.source.splitlines())
+                assert " ".join(typed.split()) in shown, page.name
+                assert " ".join(example.want.split()) in shown, page.name
+                count += 1
+    assert count > 300
+
+
+# ---- links --------------------------------------------------------------------------------------
+
+
+def test_every_link_and_anchor_leads_somewhere(site, pages):
+    for name, page in pages.items():
+        assert len(page.ids) == len(set(page.ids)), name
+        for link in page.links:
+            if link == "data:,":  # no icon, and no request for one
+                continue
+            file, _, anchor = unquote(link).partition("#")
+            assert file or anchor, name
+            assert not file or file in site.files, (name, link)
+            assert not anchor or anchor in pages[file or name].ids, (name, link)
+    index = json.loads(site.files["index.js"].decode().removeprefix("const INDEX = ").rstrip(";\n"))
+    for title, link, _ in index:
+        file, _, anchor = link.partition("#")
+        assert title and (not anchor or anchor in pages[file].ids), link
+
+
+def test_every_public_name_has_an_anchor_and_is_linked_where_it_is_used(site, pages):
+    linked = {link for name, page in pages.items() for link in
+              (link if "#" not in link[:1] else name + link for link in page.links)}  # fmt: skip
+    for name in minimixer.__all__:
+        home = getattr(getattr(minimixer, name), "__module__", "").removeprefix("minimixer.")
+        found = site.names.find(name) or site.names.find(
+            f"{home}.{name}"
+        )  # or found when asked for
+        assert found, name
+        if found[1]:
+            file, _, anchor = site.names.href(found).partition("#")
+            assert anchor in pages[file].ids and f"{file}#{anchor}" in linked, name
+
+
+def test_names_are_followed_to_where_they_are_made(site):
+    layers = site.names.modules["nn.layers"].page
+    text = site.files[layers.href].decode()
+    assert re.search(r'<a href="nn.module.html#Module">Module</a>', text)
+    assert site.link("Module.forward", layers) in ("nn.module.html#Module.forward", "")
+    assert site.link("block.py", layers) == "model.block.html"  # the only one of that name
+    assert site.link("layer_norm.py", layers) == "nn.layer_norm.html"  # of the same room
+    assert site.link("nothing_of_that_name", layers) == ""
+
+
+def test_a_name_that_a_function_binds_itself_is_no_link(tmp_path):
+    package = copy_of_the_package(tmp_path)
+    path = package / "engine" / "habits.py"
+    path.write_text(path.read_text(encoding="utf-8") + """
+
+def hidden(missing):
+    return missing.x
+
+
+seen = missing
+""", encoding="utf-8")  # fmt: skip
+    made = Site(package)
+    page = made.names.modules["engine.habits"].page
+    lines = path.read_text(encoding="utf-8").split("\n")
+    links = made.names.links(page)
+    inside, outside = len(lines) - 4, len(lines) - 1
+    assert lines[inside - 1].endswith("missing.x") and lines[outside - 1] == "seen = missing"
+    assert not any(line == inside for line, _ in links)
+    assert links[outside, 7] == "#missing"
+
+
+# ---- nothing is asked of anybody ----------------------------------------------------------------
+
+
+def test_no_page_makes_a_request(site, pages):
+    for name, data in site.files.items():
+        if name.endswith((".html", ".css", ".js", ".svg")):
+            text = data.decode().replace("http://www.w3.org/2000/svg", "")
+            loads = re.findall(r"(?:src|href|url|@import|fetch)[=(\s\"']+(?:https?:)?//", text)
+            assert not loads, name
+            if not name.endswith(("index.js", ".svg")):
+                assert not re.search(r"<[^>]*https?://", text), name
+    assert all(not page.tags & {"iframe", "object", "embed"} for page in pages.values())
+    assert set(SHIPPED) <= set(site.files)
+
+
+def test_it_is_small(site):
+    assert sum(map(len, site.files.values())) < 6e6
+    assert max(map(len, site.files.values())) < 1e6
+
+
+# ---- formulas -----------------------------------------------------------------------------------
+
+
+# Lines that are set off and have a relation in them: what they begin with if they are Python.
+PYTHON = {
+    "graph/recorded.py": ("loss = F.cross_entropy(", "step = record(", "loss = step("),
+    "pictures/loader.py": ("with Loader(",),
+    "pictures/reading.py": ("paths, failures = ", "for numbers, images, failed in", "failures +="),
+}
+
+
+def test_no_formula_that_is_set_off_is_left_as_text(site):
+    left = [line.split(": ", 1) for line in site.left]
+    assert [f"{page}: {line}" for page, line in left if not line.startswith(PYTHON.get(page, ()))] \
+        == []  # fmt: skip
+    assert len(left) == sum(map(len, PYTHON.values())) and site.typeset > 90
+
+
+@pytest.mark.parametrize("text, latex", [
+    ("dx = dy W^T", r"{dx} = {dy} \, W^{\top}"),
+    ("dW[i, j] = sum_m x[m, i] dy[m, j]", r"{dW}_{i,j} = \sum_{m} x_{m,i} \, {dy}_{m,j}"),
+    ("p[k] = e^z[k] / sum_j e^z[j]", r"p_{k} = \frac{e^{z_{k}}}{\sum_{j} e^{z_{j}}}"),
+    ("x_hat = (x - mean) / sigma", r"\hat{x} = \frac{x - \text{mean}}{\sigma}"),
+    ("d_hat - mean(d_hat x_hat)", r"\hat{d} - \text{mean}(\hat{d} \, \hat{x})"),
+    ("Phi(x) = (1 + erf(x / sqrt 2)) / 2",
+     r"\Phi(x) = \frac{1 + \text{erf}(x/\sqrt{2})}{2}"),
+    ("w <- w - lr g", r"w \leftarrow w - \text{lr} \, g"),
+    ("-log p[k]", r"- \text{log}\, p_{k}"),
+    ("(L(x + h) - L(x - h)) / 2h", r"\frac{L(x + h) - L(x - h)}{2h}"),
+    ("|x| >> 2^-24", r"|x| \gg 2^{-24}"),
+    ("6e-8", r"6 \cdot 10^{-8}"),
+    ("S x (B*C)", r"S \times (B \cdot C)"),
+    ("E[x^2] - E[x]^2", "E[x^{2}] - E[x]^{2}"),
+    ("dL/dx", r"\frac{{dL}}{{dx}}"),
+    ("d sigma / d x[i]", r"\frac{d\sigma}{dx_{i}}"),
+])  # fmt: skip
+def test_formulas_are_read(text, latex):
+    assert re.sub(r"\s", "", formulas.latex(text)) == re.sub(r"\s", "", latex)
+    assert "<math" in notes.mathml(formulas.latex(text))
+
+
+@pytest.mark.parametrize("text", ["", "x =", "(x", "x)", "x / / y", "the end", "x[", "x^", "+ x"])
+def test_what_is_no_formula_is_refused(text):
+    with pytest.raises(formulas.NoFormulaError):
+        formulas.latex(text)
+
+
+@pytest.mark.parametrize("text", [
+    "It is what it is: a matrix, I think.", "p.data and x.grad", "the x-axis", "a 0-d array",
+    "what we do", "--prepare none", "W4 mean this", "LayerNorm gives numbers of one size",
+    "e.g. 3 of 4", "in C++ and R", "mixer_b16", "and/or", "float32", "(see below)",
+])  # fmt: skip
+def test_words_are_left_alone(text):
+    found = [part for part, formula in formulas.spans(text) if formula]
+    assert found in ([], ["W4"])
+
+
+@pytest.mark.parametrize("text, found", [
+    ("where mean >> sigma. It is", ["mean >> sigma"]), ("z's numbers, for z", ["z", "z"]),
+    ("With m = max z nothing", ["m = max z"]), ("gives log K.", ["log K"]),
+    ("x -> y -> z. Each", ["x -> y -> z"]),
+])  # fmt: skip
+def test_formulas_are_found_among_words(text, found):
+    assert [part for part, formula in formulas.spans(text, "xyzK") if formula] == found
+
+
+# ---- sources that are not as they should be -----------------------------------------------------
+
+
+def test_what_looks_like_html_is_shown_and_does_nothing(tmp_path):
+    package = copy_of_the_package(tmp_path)
+    evil = "<script>alert(1)</script> & <img src=x onerror=alert(1)>"
+    (package / "engine" / "evil.py").write_text(f'''"""{evil}
+
+    y = x </math>{evil}
+
+{evil}  {evil}
+
+>>> print("{evil}")
+{evil}
+"""
+
+# {evil}
+NAME = "{evil}"  # {evil}
+''', encoding="utf-8")  # fmt: skip
+    made = Site(package)
+    made.build()
+    text = made.files["engine.evil.html"].decode()
+    assert "<script>alert" not in text and "<img" not in text and "</math>&" not in text
+    assert text.count("&lt;script&gt;alert(1)") >= 7
+    Page(text)
+    assert (
+        "<script" in made.files["index.js"].decode()
+        and "innerHTML" not in made.files["search.js"].decode()
+    )  # it is text there, and stays text
+
+
+def test_a_source_that_is_not_python_is_one_clear_error(tmp_path, monkeypatch, capsys):
+    package = copy_of_the_package(tmp_path)
+    path = package / "nn" / "loss.py"
+    for text, said in ("x = (\n", "nn/loss.py, line 1: this is not Python"), (None, "not UTF-8"):
+        path.write_bytes(b"# \xff\n" if text is None else text.encode())
+        with pytest.raises(ValueError, match=said):
+            Site(package)
+
+
+def test_without_the_repository_there_are_the_modules_only(tmp_path, monkeypatch, capsys):
+    package = copy_of_the_package(tmp_path)
+    monkeypatch.setattr(book, "Site", lambda: Site(package))
+    assert app.main(["book", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "modules only" in said and "145" not in said.partition(" pages")[2]
+    start = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "Before the first page" not in start and "engine.autograd.html" in start
+
+
+def test_an_essay_that_belongs_nowhere_is_named(tmp_path):
+    package = copy_of_the_package(tmp_path)
+    essay = package.parent / order.ESSAYS / "lost.md"
+    essay.parent.mkdir(parents=True)
+    essay.write_text("# Lost\n\nBefore: nn/nowhere.py\n\nText.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"lost\.md.*nn/nowhere\.py"):
+        Site(package)
+
+
+# ---- where it goes ------------------------------------------------------------------------------
+
+
+def test_a_folder_of_others_is_not_touched(tmp_path, capsys):
+    (tmp_path / "index.html").write_text("mine", encoding="utf-8")
+    assert app.main(["book", "--out", str(tmp_path)]) == 2
+    assert "holds other things" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+    assert app.main(["book", "--out", str(tmp_path / "index.html")]) == 2
+    assert (tmp_path / "index.html").read_text(encoding="utf-8") == "mine"
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_book_may_be_built_again_and_leaves_what_else_is_there(tmp_path, site):
+    out = tmp_path / "new" / "book"
+    book.write(out, site.files)
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    book.write(out, site.files)
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
+    there = {path.name for path in out.iterdir()}
+    assert there == {*site.files, book.MARK, "notes.txt"}
+
+
+def test_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "latex2mathml", None)
+    assert app.main(["book", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "pip install pygments markdown-it-py mdit-py-plugins latex2mathml" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_must_be_given(capsys):
+    assert app.main(["book"]) == 2
+    assert "--out" in capsys.readouterr().err
