@@ -19,14 +19,16 @@ def css_class(kind: Any) -> str:
 
 
 def lines(
-    source: str, links: dict[Place, str] | None = None, anchors: dict[Place, str] | None = None
-) -> list[str]:
-    """Each line of Python as HTML. `links`: {place: address}; `anchors`: {place: id}."""
-    from pygments.lexers import PythonLexer
+    source: str, links: dict[Place, str] | None = None, anchors: dict[Place, str] | None = None,
+    language: str = "python",
+) -> list[str]:  # fmt: skip
+    """Each line of code as HTML. `links`: {place: address}; `anchors`: {place: id}."""
+    from pygments.lexers import get_lexer_by_name
 
     links, anchors = links or {}, anchors or {}
+    lexer: Any = get_lexer_by_name(language, stripnl=False)
     found, line, column = [""], 1, 0
-    for _, kind, value in PythonLexer(stripnl=False).get_tokens_unprocessed(source):
+    for _, kind, value in lexer.get_tokens_unprocessed(source):
         for number, part in enumerate(value.split("\n")):
             if number:
                 found.append("")

@@ -24,8 +24,9 @@ class Row(NamedTuple):
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def rows(source: str, tree: ast.Module) -> list[Row]:
-    notes = sorted([*docstrings(tree), *comments(source)])
+def rows(source: str, tree: ast.Module | None) -> list[Row]:
+    """The rows of Python, whose tree this is, or of CUDA, which has none."""
+    notes = sorted([*docstrings(tree), *comments(source)] if tree else blocks(source, r"\s*// ?"))
     lines = source.split("\n")
     count = len(lines)
     found: list[Row] = []
@@ -37,8 +38,9 @@ def rows(source: str, tree: ast.Module) -> list[Row]:
             last += 1  # the blank lines after a docstring
         code = [n for n in range(start, end) if not first <= n <= last]
         heading = ""
-        if ruler := RULER.match(note):
-            heading, note = ruler[1], "\n".join(note.splitlines()[1:]).strip("\n")
+        before, _, after = note.partition("\n")
+        if ruler := RULER.match(before):
+            heading, note = ruler[1], after.strip("\n")
         found.append(Row(start, note, heading, code))
     return found
 
@@ -62,19 +64,32 @@ def docstrings(tree: ast.Module) -> list[tuple[int, int, int, str]]:
 
 def comments(source: str) -> list[tuple[int, int, int, str]]:
     """The same of each block of comments."""
-    blocks: list[tuple[int, int, list[str]]] = []
+    own = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT or token.line[: token.start[1]].strip():
             continue
-        line, column = token.start
-        text = re.sub(r"^#:? ?", "", token.string)
-        if blocks and blocks[-1][0] + len(blocks[-1][2]) == line and blocks[-1][1] == column:
-            blocks[-1][2].append(text)
+        own.add(token.start[0])
+    return blocks(source, r"\s*#:? ?", own)
+
+
+def blocks(
+    source: str, mark: str, own: set[int] | None = None
+) -> list[tuple[int, int, int, str]]:  # fmt: skip
+    """The same of lines that begin with the mark, those in `own` or all: one block as long as they
+    follow each other, equally far in."""
+    found: list[tuple[int, int, list[str]]] = []
+    for line, text in enumerate(source.split("\n"), 1):
+        begins = re.match(mark, text) if own is None or line in own else None
+        if begins is None:
+            continue
+        margin = len(text) - len(text.lstrip())
+        if found and found[-1][0] + len(found[-1][2]) == line and found[-1][1] == margin:
+            found[-1][2].append(text[begins.end() :])
         else:
-            blocks.append((line, column, [text]))
+            found.append((line, margin, [text[begins.end() :]]))
     return [
         (line, line, line + len(texts) - 1, "\n".join(texts).strip("\n"))
-        for line, _, texts in blocks
+        for line, _, texts in found
     ]
 
 

@@ -46,7 +46,7 @@ class Essay:
             for child in token.children or []:
                 self._inline(child)
         rules: Any = reader.renderer
-        rules.rules |= {"fence": self._fence, "code_inline": self._name}
+        rules.rules |= {"fence": self._fence, "code_inline": self._name, "text": self._text}
         return str(reader.renderer.render(tokens, reader.options, {}))
 
     def _formula(self, text: str, options: dict[str, Any]) -> str:
@@ -78,6 +78,18 @@ class Essay:
             inside = "\n".join(code.lines(token.content.strip("\n")))
             return f'<pre class="session">{inside}</pre>'
         return f'<pre class="printed">{html.escape(token.content.rstrip())}</pre>'
+
+    def _text(self, tokens: Any, number: int, *_: Any) -> str:
+        """Words, the names of files in them linked; but within a link there is no other."""
+        shown = html.escape(tokens[number].content, quote=False)
+        inside = sum(t.nesting for t in tokens[:number] if t.type.startswith("link_"))
+        if inside:
+            return shown
+        return re.sub(
+            r"(?<![\w/])(?:\w+/)+\w+\.py\b",
+            lambda m: f'<a href="{self.link(m[0])}">{m[0]}</a>' if self.link(m[0]) else m[0],
+            shown,
+        )
 
     def _name(self, tokens: Any, number: int, *_: Any) -> str:
         name = tokens[number].content

@@ -37,7 +37,7 @@ class Names:
     def __init__(self, pages: list[Page]):
         self.modules: dict[str, Module] = {}
         for page in pages:
-            if page.kind != "essay":
+            if page.name.endswith(".py"):
                 self.modules[dotted(page.name)] = self._read(page)
 
     def _read(self, page: Page) -> Module:

@@ -20,7 +20,7 @@ from .formulas import NoFormulaError, latex, spans
 SIZE = r"(?:[A-Za-z]\w*|\d+|\.\.\.)"
 SHAPE = rf"\({SIZE}(?:\*{SIZE})*(?:(?:, {SIZE}(?:\*{SIZE})*)+|,)\)"  # such as (S, B, P*P*in)
 INLINE = re.compile(
-    rf"(`[^`]+`)|({SHAPE})|(?<![\w/`])((?:\w+/)*\w+\.py)\b|(?<![\w/`.])(\w+/)(?=[\s,.;:)])"
+    rf"(`[^`]+`)|(?<!\w)({SHAPE})|(?<![\w/`])((?:\w+/)*\w+\.(?:py|cu))\b|(?<![\w/`.])(\w+/)(?=[\s,.;:)])"
 )
 RELATION = re.compile(r"(?<![<>\[(])(?:<-|\+=|>>|<|(?<!=)=)(?![=-])")
 
@@ -40,7 +40,7 @@ class Notes:
         self.letters = "".join(sorted({
             letter for text in texts for part, formula in spans(text) if formula
             for letter in re.findall(r"(?<![A-Za-z_])d?([A-Za-z])(?![A-Za-z])", part)
-        } - {"a", "A", "I", "s"}))  # fmt: skip
+        } - {"a", "A", "I"}))  # fmt: skip
 
     def parts(self, note: str) -> list[Part]:
         return [self.part(block) for block in blocks(note)]
@@ -94,7 +94,7 @@ class Notes:
     def linked(self, lines: list[str]) -> str:
         """Text as it stands, the names of files linked."""
         return re.sub(
-            r"(?<![\w/])((?:\w+/)*\w+\.py)\b",
+            r"(?<![\w/])((?:\w+/)*\w+\.(?:py|cu))\b",
             lambda m: f'<a href="{self.link(m[1])}">{m[1]}</a>' if self.link(m[1]) else m[1],
             html.escape("\n".join(lines)),
         )
@@ -104,10 +104,15 @@ class Notes:
         out: list[str] = []
         for part, formula in spans(text, letters, bold):
             if formula is not None:
-                out.append(mathml(formula, bold))
+                before = re.search(r"[^\s;]+$", out[-1]) if out and "<" not in out[-1] else None
+                if before:  # a bracket stays with its formula, whatever the width
+                    out[-1] = out[-1][: before.start()]
+                    out.append(f'<span class="whole">{before[0]}{mathml(formula, bold)}</span>')
+                else:
+                    out.append(mathml(formula, bold))
                 continue
             mark = re.match(r"[.,;:)']\S*", part) if out else None
-            if mark:  # stays with the formula before it, whatever the width
+            if mark:  # and so does a comma
                 out[-1] = f'<span class="whole">{out[-1]}{html.escape(mark[0])}</span>'
                 part = part[mark.end() :]
             out.append(html.escape(part.replace(" -> ", " → "), quote=False))
@@ -260,9 +265,11 @@ def mathml(formula: str, display: bool = False) -> str:
     """MathML of LaTeX; `display`: sums have their index below."""
     from latex2mathml.converter import convert
 
+    formula = formula.replace("'", "′")  # the font's stands high as it is
     made = convert(formula, display="block" if display else "inline")
     made = made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     made = made.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
+    made = made.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")  # a hat made to sit on letters
     made = SIGN.sub(r'\1<mo form="prefix">', made)
     return made.replace('<math display="block">', '<math displaystyle="true">').replace(
         '<math display="inline">', "<math>"

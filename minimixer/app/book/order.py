@@ -64,12 +64,15 @@ def tree_of(file: Path) -> ast.Module:
 
 
 def first_sentence(file: Path) -> str:
-    words = (ast.get_docstring(tree_of(file)) or "").split("\n\n")[0]
+    if file.suffix == ".py":
+        words = (ast.get_docstring(tree_of(file)) or "").split("\n\n")[0]
+    else:
+        words = re.sub(r"^// ?", "", text_of(file), flags=re.MULTILINE).split("\n\n")[0]
     return re.split(r"(?<=[a-z)])\. ", " ".join(words.split()))[0].rstrip(".")
 
 
 def modules(package: Path = PACKAGE) -> list[Page]:
-    """Every module of the package, each once."""
+    """Every module of the package, each once; and its CUDA kernels."""
     said = ast.get_docstring(tree_of(package / "__init__.py")) or ""
     path, _, rest = said.partition("Appendices")
     appendices, _, machinery = rest.partition("machinery")
@@ -80,8 +83,8 @@ def modules(package: Path = PACKAGE) -> list[Page]:
     rooms = re.findall(r"^    (\w+)/ +\S", machinery, re.MULTILINE)
     files = []
     for room in rooms:
-        files += sorted((package / room).rglob("*.py"), key=_inits_first)
-    files += sorted(package.rglob("*.py"), key=_inits_first)
+        files += _sources(package / room)
+    files += _sources(package)
     known = {page.file for page in found}
     for file in files:
         if file not in known and "__pycache__" not in file.parts:
@@ -91,8 +94,12 @@ def modules(package: Path = PACKAGE) -> list[Page]:
     return found
 
 
-def _inits_first(file: Path) -> tuple[Path, bool, str]:
-    return file.parent, file.name != "__init__.py", file.name
+def _sources(folder: Path) -> list[Path]:
+    """Python, each room's __init__ first, and then CUDA."""
+    files = [*folder.rglob("*.py"), *folder.rglob("*.cu")]
+    return sorted(
+        files, key=lambda f: (f.parent, f.suffix == ".cu", f.name != "__init__.py", f.name)
+    )
 
 
 def book(package: Path = PACKAGE) -> list[Page]:

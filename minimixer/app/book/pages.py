@@ -11,7 +11,7 @@ from pathlib import Path
 from . import code
 from .cut import rows, words_only
 from .essays import Essay
-from .names import Names, dotted
+from .names import Names, Place, dotted
 from .notes import Notes
 from .order import ESSAYS, PACKAGE, PARTS, ROLES, Page, address, book, text_of
 
@@ -50,19 +50,22 @@ class Site:
     # ---- modules --------------------------------------------------------------------------------
 
     def _module(self, page: Page) -> str:
-        source, module = text_of(page.file), self.names.modules[dotted(page.name)]
-        cut = rows(source, module.tree)
+        source, module = text_of(page.file), self.names.modules.get(dotted(page.name))
+        cut = rows(source, module.tree if module else None)
         notes = Notes(lambda name: self.link(name, page), [row.note for row in cut])
-        anchors = {place: name for name, place in module.defined.items()}
-        shown = code.lines(source, self.names.links(page), anchors)
-        above = {name: "" for name in anchors.values()}
+        anchors: dict[Place, str] = {}
+        if module:
+            anchors = {place: name for name, place in module.defined.items()}
+            shown = code.lines(source, self.names.links(page), anchors)
+        else:
+            shown = code.lines(source, language="cuda")
         out = [self._title(page)]
         for row in cut:
             if row.heading:
                 out.append(f'<h2 id="L{row.line}h">{html.escape(row.heading)}</h2>')
             lines = _without_blanks([(n, shown[n - 1]) for n in row.code])
             out += self._row(row.line, row.note, lines, notes, opening=row is cut[0])
-            inside = [a for (n, _), a in anchors.items() if n in row.code and a in above]
+            inside = [a for (n, _), a in anchors.items() if n in row.code]
             title = page.title + (f": {inside[0]}" if inside and row is not cut[0] else "")
             if row.note or inside:
                 where = f"#{inside[0]}" if inside and row is not cut[0] else f"#L{row.line}"
@@ -79,7 +82,8 @@ class Site:
         """A row; of a module's own docstring one for each session or drawing, on the right."""
         beside = "\n".join(lines)
         right = f'<pre class="code">{beside}</pre>' if beside.strip() else ""
-        out, left, sessions = [], "", ""
+        out: list[str] = []
+        left = sessions = ""
 
         def flush(beside: str) -> None:
             if left or beside:
@@ -107,7 +111,7 @@ class Site:
 
     def link(self, name: str, page: Page) -> str:
         """The address of what is named in words: a file, or something in code; "" if unknown."""
-        if name.endswith((".py", ".md")):
+        if name.endswith((".py", ".md", ".cu")):
             room = page.name.rpartition("/")[0]
             for full in (f"{room}/{name}", name, f"examples/{name}", f"{ESSAYS}/{name}"):
                 if full.lstrip("/") in self.known:
@@ -120,7 +124,7 @@ class Site:
         name = name.removesuffix("()").removeprefix("minimixer.")
         if not name.replace(".", "").replace("_", "").isalnum():
             return ""
-        here = dotted(page.name) if page.kind != "essay" else ""
+        here = dotted(page.name) if page.name.endswith(".py") else ""
         for full in (f"{here}.{name}", name):
             found = self.names.find(full.lstrip("."))
             if found and (found[1] or "." in full):
