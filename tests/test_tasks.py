@@ -2,7 +2,6 @@
 files are written and kept; grading survives whatever their code does.
 """
 
-import importlib
 import os
 import re
 import subprocess
@@ -21,7 +20,7 @@ from minimixer import Function, Tensor, backend
 from minimixer.app import tasks
 from minimixer.app.tasks import checking, grading, sheets
 from minimixer.app.tasks.judge import Verdict, judge
-from minimixer.app.tasks.sheets import TASKS, sheet, solved
+from minimixer.app.tasks.sheets import TASKS, sheet, solved, source
 
 ROOT = Path(__file__).parents[1]
 NAMES = [task.name for task in TASKS]
@@ -31,10 +30,6 @@ each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.short)
 @pytest.fixture
 def run(tmp_path):
     return Runner(tmp_path, "minimixer", ["tasks"])
-
-
-def source_of(task):
-    return importlib.import_module(f"minimixer.app.tasks.{task.name}")
 
 
 def judged(task, text):
@@ -59,6 +54,18 @@ def test_a_hole_fails_with_a_sentence(task):
     verdict = judged(task, sheet(task))
     assert verdict.state == "open"
     assert re.match(r"not written yet: write (forward|backward|update|smooth_fast)\b", verdict.said)
+
+
+@pytest.mark.parametrize("task", TASKS[3:8], ids=lambda task: task.short)
+def test_forward_is_looked_at_before_backward_is_written(task):
+    _, hole = sheets.REGION.finditer(solved(task))
+    text = solved(task).replace(hole[0], f'{hole[1]}raise NotImplementedError("{hole[2]}")\n')
+    verdict = judged(task, text)
+    assert verdict.state == "open" and "write backward" in verdict.said
+    wrong = text.replace("        # solution", "        return x\n        # solution", 1)
+    wrong = wrong.replace("return x", "return z", task.short == "logsumexp")
+    verdict = judged(task, wrong)
+    assert verdict.state == "failed" and re.match("y|loss|the loss", verdict.said), verdict
 
 
 @each_task
@@ -86,7 +93,7 @@ def test_a_hole_is_all_that_a_student_is_not_given(task):
 
 @each_task
 def test_three_hints(task):
-    hints = source_of(task).HINTS
+    hints = source(task.name).HINTS
     assert len(hints) == 3 and all(60 < len(hint) < 400 for hint in hints)
 
 
@@ -96,7 +103,7 @@ def test_nothing_of_the_package_or_the_docs_solves_it(task):
     (name,) = re.findall(r"^(?:class (\w+)\(|def (\w+_fast)\()", solved(task), re.M)
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *(ROOT / "minimixer").rglob("*.py")]
     for page in pages:
-        if page.parent.name != "tasks":
+        if page.parent.name != "_solved":
             assert not re.search(rf"(class|def) {max(name)}\b", page.read_text(encoding="utf-8"))
 
 
@@ -187,6 +194,22 @@ def test_a_usual_mistake_is_told(short, right, wrong, said):
     assert len(verdict.said) < 300
 
 
+@pytest.mark.parametrize("short, code, said", [
+    ("huber", "if abs(x - target) < delta:\n            pass", "ValueError in line LINE: The truth"),
+    ("silu", "return np.nothing(x)", "AttributeError in line LINE: module 'numpy'"),
+    ("silu", "pass", "forward returns None, and should return an array"),
+    ("product", "pass", "returns 1 gradients, and there are 3 inputs"),
+    ("neighbours", "pass", "dx is None, and should be an array"),
+    ("patches", "return x.reshape(rows, columns, -1)", "y has shape"),
+])  # fmt: skip
+def test_what_does_not_even_run_is_told(short, code, said):
+    (task,) = [task for task in TASKS if task.short == short]
+    text = re.sub("raise NotImplementedError.*", lambda _: code, sheet(task), count=1)
+    line = sheet(task).partition("raise NotImpl")[0].count("\n") + 1
+    said, verdict = said.replace("LINE", str(line)), judged(task, text)
+    assert verdict.state == "failed" and re.search(said, verdict.said), verdict
+
+
 def test_every_task_has_mistakes():
     counts = [sum(short == task.short for short, *_ in MISTAKES) for task in TASKS]
     assert min(counts) >= 4
@@ -208,7 +231,7 @@ INPUTS = {
 def test_solutions_on_every_device(short, device):
     """They are written with NumPy's functions, which hand CuPy's arrays on."""
     (task,) = [task for task in TASKS if task.short == short]
-    classes = [c for c in vars(source_of(task)).values() if isinstance(c, type)]
+    classes = [c for c in vars(source(task.name)).values() if isinstance(c, type)]
     (function,) = [c for c in classes if issubclass(c, Function) and c is not Function]
     shapes, options = INPUTS[short]
     arrays = [checking.draw(*shape, seed=i) for i, shape in enumerate(shapes)]
@@ -276,7 +299,7 @@ def test_a_student_runs_a_file(run, tmp_path):
     done = start(tmp_path, task.file)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("task01_product: not written yet: write backward")
-    for number, hint in enumerate(source_of(task).HINTS, start=1):
+    for number, hint in enumerate(source(task.name).HINTS, start=1):
         assert start(tmp_path, task.file, "hint", str(number)).stdout == hint + "\n"
     assert "hint 1, hint 2 or hint 3" in start(tmp_path, task.file, "hint", "4").stderr
     ending = sheet(task).partition('if __name__ == "__main__"')

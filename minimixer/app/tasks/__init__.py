@@ -95,10 +95,9 @@ def try_out(file: str) -> None:
 
 
 def _hint(name: str, words: list[str]) -> str | None:
-    import importlib
+    from .sheets import source
 
-    hints = importlib.import_module(f".{name}", __name__).HINTS
     if len(words) != 2 or words[0] != "hint" or words[1] not in ("1", "2", "3"):
         return f"{name}: after the file's name comes nothing, or hint 1, hint 2 or hint 3"
-    print(hints[int(words[1]) - 1])
+    print(source(name).HINTS[int(words[1]) - 1])
     return None

@@ -38,6 +38,16 @@ def draw(*shape: int, seed: int = 0) -> Any:
     return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape))
 
 
+def forward(function: type[Function], *inputs: Any, **options: Any) -> Any:
+    """y alone: so that forward can be right before backward is written."""
+    node = function()
+    node.needs = (True,) * len(inputs)
+    y = node.forward(*[x.copy() for x in inputs], **options)
+    expect(isinstance(y, (np.ndarray, np.generic)),
+           f"forward returns {y!r:.60}, and should return an array")  # fmt: skip
+    return np.asarray(y)
+
+
 def both_ways(function: type[Function], *inputs: Any, **options: Any) -> tuple[Any, Any, list[Any]]:
     """y, a dy of its shape, and the gradient that backward makes of it for each input."""
     tensors = [Tensor(x.copy(), requires_grad=True) for x in inputs]

@@ -5,13 +5,12 @@
 is how grading.py has it run, in a process of its own; the answer goes to the file VERDICT, since
 the code may print anything.
 
->>> from minimixer.app.tasks import judge, task01_product
->>> judge.judge("task01_product", lambda: task01_product)
+>>> from minimixer.app.tasks import judge, sheets
+>>> judge.judge("task01_product", lambda: sheets.source("task01_product"))
 Verdict(state='passed', said='')
 """
 
 import contextlib
-import importlib
 import importlib.util
 import json
 import os
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checking
+from .sheets import SOURCES, source
 
 MEMORY = 4 << 30  # bytes that a student's process may take, where the system can be told
 
@@ -36,10 +36,9 @@ class Verdict(NamedTuple):
 
 def judge(name: str, load: Callable[[], Any]) -> Verdict:
     """Whether load(), a module, passes the test of the task `name`."""
-    test = importlib.import_module(f".{name}", __package__).test
     try:
         with np.errstate(all="ignore"):
-            test(load(), checking)
+            source(name).test(load(), checking)
     except NotImplementedError as error:
         return Verdict("open", f"not written yet: {error or 'NotImplementedError'}")
     except AssertionError as error:
@@ -48,15 +47,20 @@ def judge(name: str, load: Callable[[], Any]) -> Verdict:
         return Verdict("failed", f"it ends with sys.exit{_where(error, name)}: a task's file only "
                        "defines things")  # fmt: skip
     except Exception as error:
-        return Verdict("failed", f"{type(error).__name__}{_where(error, name)}: {error}")
+        return Verdict("failed", f"{type(error).__name__}{_where(error, name)}: {error}".strip())
     return Verdict("passed", "")
 
 
 def _where(error: BaseException, name: str) -> str:
-    """In which line of the student's file."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = Path(__file__).with_name(f"{name}.py")
-    lines = [f.lineno for f in frames if Path(f.filename).stem == name and f.filename != str(own)]
+    """In which line of the student's file. (The engine raises errors again, with more in them.)"""
+    lines: list[Any] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            file = Path(frame.filename)
+            if file.stem == name and file.parent != SOURCES:
+                lines.append(frame.lineno)
+        cause = cause.__context__ or cause.__cause__
     return f" in line {lines[-1]}" if lines else ""
 
 

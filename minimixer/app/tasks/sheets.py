@@ -1,6 +1,6 @@
 """From a source to a student's file: the solutions are cut out.
 
-A source is a Python file of this folder that is complete: docstring, solution, hints and test, so
+A source, in _solved/, is a Python file that is complete: docstring, solution, hints and test, so
 that hole and solution can't drift apart. In a student's file each region
 
     # solution: write backward, which returns dx
@@ -17,11 +17,12 @@ False
 """
 
 import ast
+import importlib
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-FOLDER = Path(__file__).parent
+SOURCES = Path(__file__).parent / "_solved"
 REST = "# ---- what follows stays in minimixer"
 REGION = re.compile(r"^( *)# solution: (.+)\n(?:.*\n)*?\1# end of solution\n", re.MULTILINE)
 HOW = """
@@ -59,7 +60,12 @@ def _task(path: Path) -> Task:
     return Task(int(found[1]), path.stem, found[2], int(found[3]))
 
 
-TASKS = [_task(path) for path in sorted(FOLDER.glob("task??_*.py"))]
+TASKS = [_task(path) for path in sorted(SOURCES.glob("task??_*.py"))]
+
+
+def source(name: str) -> Any:
+    """The module that a student's file is made from, with `test` and `HINTS`."""
+    return importlib.import_module(f"._solved.{name}", __package__)
 
 
 def sheet(task: Task) -> str:
@@ -71,8 +77,8 @@ def sheet(task: Task) -> str:
 
 def solved(task: Task) -> str:
     """The same with the solution in it."""
-    source = (FOLDER / task.file).read_text(encoding="utf-8")
-    return source.partition(REST)[0].rstrip() + "\n"
+    text = (SOURCES / task.file).read_text(encoding="utf-8")
+    return text.partition(REST)[0].rstrip() + "\n"
 
 
 def write(folder: Path) -> tuple[list[str], list[str]]:

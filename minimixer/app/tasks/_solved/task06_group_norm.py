@@ -66,8 +66,8 @@ def test(task, check) -> None:
         return x_hat.reshape(shape) * gamma + beta
 
     rows = x.reshape(four)
-    y, dy, (dx, dgamma, dbeta) = check.both_ways(task.GroupNorm, x, gamma, beta, **options)
-    check.compare("y", y.data, scaled(normal(rows, (0, 3))), {
+    y = check.forward(task.GroupNorm, x, gamma, beta, **options)
+    check.compare("y", y, scaled(normal(rows, (0, 3))), {
         "mean and variance are of each token; they must be over all tokens of an image":
             scaled(normal(rows, 3)),
         "mean and variance are of each channel; they must be over all of a group":
@@ -83,6 +83,11 @@ def test(task, check) -> None:
             (rows - rows.mean((0, 3), keepdims=True)) / (rows.std((0, 3), keepdims=True) + 0.1)),
         "gamma and beta are not applied": normal(rows, (0, 3)).reshape(shape),
     })  # fmt: skip
+    far = (x + 1000).astype("float32")
+    y = check.forward(task.GroupNorm, far, *[a.astype("float32") for a in (gamma, beta)], **options)
+    right = scaled(normal(far.astype("float64").reshape(four), (0, 3)))
+    check.expect(check.fits(y, right, 1e-3, 1e-3), "in float32 y loses its digits for numbers "
+                 "around 1000: take the mean off x before you square")  # fmt: skip
 
     def mean(array):
         return array.mean((0, 3), keepdims=True)
@@ -93,6 +98,7 @@ def test(task, check) -> None:
         x = x / ((x * x).mean((0, 3), keepdims=True) + 0.1).sqrt()
         return x.reshape(shape) * gamma + beta
 
+    _, dy, (dx, dgamma, dbeta) = check.both_ways(task.GroupNorm, x, gamma, beta, **options)
     x_hat, d_hat = normal(rows, (0, 3)), (dy * gamma).reshape(four)
     sigma = (mean((rows - mean(rows)) ** 2) + 0.1) ** 0.5
     right = check.gradients_of(plain, [x, gamma, beta], dy)
@@ -115,9 +121,4 @@ def test(task, check) -> None:
             f"{name} is not summed over the tokens": terms.sum(1),
             "dgamma is made with x; gamma multiplies x_hat": (dy * x).sum((0, 1)),
         })  # fmt: skip
-    far = (x + 1000).astype("float32")
-    found = task.GroupNorm.apply(far, *[a.astype("float32") for a in (gamma, beta)], **options).data
-    right = scaled(normal(far.astype("float64").reshape(four), (0, 3)))
-    check.expect(check.fits(found, right, 1e-3, 1e-3), "in float32 y loses its digits for numbers "
-                 "around 1000: take the mean off x before you square")  # fmt: skip
     check.both_dtypes(task.GroupNorm, x, gamma, beta, **options)

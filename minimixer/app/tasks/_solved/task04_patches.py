@@ -52,14 +52,16 @@ def test(task, check) -> None:
     x = check.draw(rows * columns, batch, patch * patch * channels)
     six = rows, columns, batch, patch, patch, channels
     options = dict(rows=rows, columns=columns, patch=patch)
-    y, dy, (dx,) = check.both_ways(task.JoinPatches, x, **options)
     image = batch, rows * patch, columns * patch, channels
-    right, back = np.empty(image), np.empty(six)
-    for i, j, n in np.ndindex(rows, columns, batch):  # patch by patch
-        place = n, slice(i * patch, (i + 1) * patch), slice(j * patch, (j + 1) * patch)
-        right[place] = x[i * columns + j, n].reshape(patch, patch, channels)
-        back[i, j, n] = dy[place]
-    check.compare("y", y.data, right, {
+    right = np.empty(image)
+    places = [
+        (n, slice(i * patch, (i + 1) * patch), slice(j * patch, (j + 1) * patch))
+        for i, j, n in np.ndindex(rows, columns, batch)
+    ]
+    patches = x.reshape(-1, patch, patch, channels)
+    for one, place in zip(patches, places, strict=True):
+        right[place] = one
+    check.compare("y", check.forward(task.JoinPatches, x, **options), right, {
         "y has x's numbers in x's order: a reshape alone moves none": x.reshape(image),
         "the pixels within each patch are transposed: rows and columns change places":
             x.reshape(six).transpose(2, 0, 4, 1, 3, 5).reshape(image),
@@ -68,6 +70,8 @@ def test(task, check) -> None:
         "images are mixed: B is an axis of its own, behind S":
             x.reshape(batch, rows, columns, *six[3:]).transpose(0, 1, 3, 2, 4, 5).reshape(image),
     })  # fmt: skip
+    _, dy, (dx,) = check.both_ways(task.JoinPatches, x, **options)
+    back = np.stack([dy[place] for place in places])
     apart = dy.reshape(batch, rows, patch, columns, patch, channels)
     check.compare("dx", dx, back.reshape(x.shape), {
         "dx has dy's numbers in dy's order: it has the right shape, but forward moved the numbers, "
