@@ -16,7 +16,7 @@ from help import put
 from processes import ENVIRONMENT
 from scripts import Runner
 
-from minimixer import Function, Tensor, backend
+from minimixer import Function, Linear, Tensor, backend
 from minimixer.app import tasks
 from minimixer.app.tasks import checking, grading, sheets
 from minimixer.app.tasks.judge import Verdict, judge
@@ -195,7 +195,7 @@ def test_a_usual_mistake_is_told(short, right, wrong, said):
 
 
 @pytest.mark.parametrize("short, code, said", [
-    ("huber", "if abs(x - target) < delta:\n            pass", "ValueError in line LINE: The truth"),
+    ("huber", "return 1 if abs(x - target) < delta else 2", "ValueError in line LINE: The truth "),
     ("silu", "return np.nothing(x)", "AttributeError in line LINE: module 'numpy'"),
     ("silu", "pass", "forward returns None, and should return an array"),
     ("product", "pass", "returns 1 gradients, and there are 3 inputs"),
@@ -208,6 +208,36 @@ def test_what_does_not_even_run_is_told(short, code, said):
     line = sheet(task).partition("raise NotImpl")[0].count("\n") + 1
     said, verdict = said.replace("LINE", str(line)), judged(task, text)
     assert verdict.state == "failed" and re.search(said, verdict.said), verdict
+
+
+# Other ways that are right as well.
+OTHERS = {
+    "product": ("return dy", "return tuple(dy * np.prod([f for f in (a, b, c) if f is not one], 0) "
+                "for one in (a, b, c)); dy"),
+    "broadcast": ("rows = ", "from minimixer.engine.ops import sum_to_shape as s; return (dy * "
+                  "self.scale, s(-dy * self.scale, (3,)), s(dy * self.shifted, (3,))); rows = "),
+    "neighbours": ("return dx", "return np.pad(dy * self.x[1:], [(0, 1)] + [(0, 0)] * (dy.ndim - 1)"
+                   ") + np.pad(dy * self.x[:-1], [(1, 0)] + [(0, 0)] * (dy.ndim - 1))"),
+    "patches": ("y = x.reshape(self.sizes).transpose(2, 0, 3, 1, 4, 5)",
+                "y = np.einsum('abcdef->cadbef', x.reshape(self.sizes))"),
+    "logsumexp": ("return (largest", "return np.logaddexp.reduce(z, axis=-1); (largest"),
+    "group_norm": ("self.sigma = (variance + epsilon) ** 0.5",
+                   "self.sigma = np.sqrt(rows.var(axis=(0, 3), keepdims=True) + epsilon)"),
+    "silu": ("return x *", "e = np.exp(-abs(x)); return x * np.where(x < 0, e, 1) / (1 + e); x *"),
+    "huber": ("return np.where", "small = np.minimum(abs(r), delta); return (small * (abs(r) - "
+              "small / 2)).mean(); np.where"),
+    "adan": ("d = (g - previous) * (t > 1)", "d = g - previous if t > 1 else 0 * g"),
+    "fast": ("return y", "return sum((w[k] * x[k : k + rows] for k in range(1, len(w))), "
+             "w[0] * x[:rows])"),
+}  # fmt: skip
+
+
+@each_task
+def test_another_way_is_as_good(task):
+    right, other = OTHERS[task.short]
+    text = solved(task).replace("from minimixer", "import numpy as np\nfrom minimixer", 1)
+    assert right in text
+    assert judged(task, text.replace(right, other)) == Verdict("passed", "")
 
 
 def test_every_task_has_mistakes():
@@ -246,6 +276,22 @@ def test_solutions_on_every_device(short, device):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
+def test_adan_on_every_device(device):
+    adan = source("task09_adan").Adan
+    found = []
+    for where in ("cpu", device):
+        layer = Linear(3, 2).to(where)
+        optimizer = adan(layer.parameters(), lr=0.1, weight_decay=0.5)
+        for step in range(3):
+            optimizer.zero_grad()
+            (layer(Tensor(put(where, checking.draw(4, 3, seed=step)))) ** 2).sum().backward()
+            optimizer.step()
+        found.append([backend.to_numpy(p.data) for p in layer.parameters()])
+        assert found[0][0].dtype == np.float32
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 # ---- students' files ----------------------------------------------------------------------------
 
 
@@ -253,8 +299,10 @@ def test_the_list_is_that_of_the_docs(run):
     text = (ROOT / "docs/tasks/README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (.+?) \| `(.+?)` \| (\d+) \|", text, re.M)
     assert rows == [(str(t.number), t.title, t.file, str(t.minutes)) for t in TASKS]
-    for link in re.findall(r"\]\((.+?)\)", text):
-        assert (ROOT / "docs" / "tasks" / link).exists(), link
+    for path in re.findall(r"`((?:minimixer|tests)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+    for command in re.findall(r"^python -m minimixer tasks (.+)$", text, re.M):
+        run(*command.split())
     said = run().stdout
     for task in TASKS:
         assert re.search(rf"^ *{task.number}  {task.title} +{task.minutes} minutes", said, re.M)
@@ -262,13 +310,13 @@ def test_the_list_is_that_of_the_docs(run):
 
 def test_files_are_written_and_kept(run, tmp_path):
     said = run("--out", "mine").stdout
-    assert "mine: 10 tasks written" in said and "kept" not in said
+    assert "mine: 10 of 10 tasks written" in said and "kept" not in said
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == [t.file for t in TASKS]
     begun = tmp_path / "mine" / TASKS[2].file
     begun.write_text("my own\n", encoding="utf-8")
     (tmp_path / "mine" / TASKS[3].file).unlink()
     said = run("--out", "mine").stdout
-    assert "mine: 1 tasks written" in said and "kept" in said and "\n" in said
+    assert "mine: 1 of 10 tasks written\nkept, as they are there" in said
     assert said.count("task03_neighbours.py") == 1 and "task05" not in said
     assert begun.read_text(encoding="utf-8") == "my own\n"
     assert (tmp_path / "mine" / TASKS[3].file).read_text(encoding="utf-8") == sheet(TASKS[3])

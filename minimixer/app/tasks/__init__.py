@@ -53,10 +53,10 @@ def _list() -> None:
 
 def _write(folder: Path) -> None:
     from ...training.names import printable
-    from .sheets import write
+    from .sheets import TASKS, write
 
     written, kept = write(folder)
-    print(f"{printable(folder, 4096)}: {len(written)} tasks written")
+    print(f"{printable(folder, 4096)}: {len(written)} of {len(TASKS)} tasks written")
     if kept:
         print(f"kept, as they are there and differ from what would be written: {', '.join(kept)}")
     if written:
