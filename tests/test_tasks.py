@@ -15,6 +15,7 @@ import pytest
 from help import put
 from processes import ENVIRONMENT
 from scripts import Runner
+from task_answers import MISTAKES, OTHERS
 
 from minimixer import Function, Linear, Tensor, backend
 from minimixer.app import tasks
@@ -107,84 +108,6 @@ def test_nothing_of_the_package_or_the_docs_solves_it(task):
             assert not re.search(rf"(class|def) {max(name)}\b", page.read_text(encoding="utf-8"))
 
 
-# What a student might write instead of a line of the solution, and what is said to that.
-MISTAKES = [
-    ("product", "return dy * b * c", "return b * c", "da lacks dy"),
-    ("product", "dy * a * c, dy * a * b", "dy * a * b, dy * a * c", "db is dc: gradients come in"),
-    ("product", "return dy * b * c", "return dy * a * b * c", "da has a itself in it"),
-    ("product", "return dy * b * c", "return dy * (a * b * c) / a", "0 / 0 where a is 0"),
-    ("product", "return dy * b * c", "dy *= b * c\n        return dy", "writes into the gradient"),
-    ("product", "return dy * b * c, dy", "a *= 1.5\n        return dy * b * c",
-     "writes into input 0"),
-    ("broadcast", "(dy * self.shifted).sum(axis=rows)", "dy * self.shifted",
-     "dscale is not summed over the rows"),
-    ("broadcast", "-dx.sum(axis=rows)", "-dx.sum(axis=0)", "dshift is summed over one axis"),
-    ("broadcast", "-dx.sum", "dx.sum", "dshift has the wrong sign"),
-    ("broadcast", "-dx.sum(axis=rows)", "-dx.mean(axis=rows)", "dshift is a mean"),
-    ("broadcast", "-dx.sum(axis=rows)", "-dx.sum()", "dshift is summed over all axes"),
-    ("broadcast", "dy * self.scale\n", "dy\n", "dx lacks scale"),
-    ("neighbours", "dx[1:] +=", "dx[1:] =", "the second part overwrites the first"),
-    ("neighbours", "        dx[1:] += dy * self.x[:-1]\n", "", "goes into y.t - 1. too"),
-    ("neighbours", "        dx[:-1] += dy * self.x[1:]\n", "", "goes into y.t. too"),
-    ("neighbours", "np.zeros_like(self.x)", "self.x", "writes into input 0"),
-    ("patches", ".transpose(2, 0, 3, 1, 4, 5)", "", "a reshape alone moves none"),
-    ("patches", "transpose(2, 0, 3, 1, 4, 5)", "transpose(2, 0, 4, 1, 3, 5)", "are transposed"),
-    ("patches", "transpose(1, 3, 0, 2, 4, 5)", "transpose(2, 0, 3, 1, 4, 5)", "inverse permutat"),
-    ("patches", ".transpose(1, 3, 0, 2, 4, 5)", "", "backward must move them back"),
-    ("logsumexp", "largest = z.max(axis=-1, keepdims=True)", "largest = 0", "no number that fits"),
-    ("logsumexp", "(largest + np.log(total))", "np.log(total)", "maximum was taken off and not"),
-    ("logsumexp", "dy[..., None] * self.p", "self.p", "dz lacks dy"),
-    ("logsumexp", "dy[..., None] * self.p", "dy * self.p", "dy.* gives dy its axis again"),
-    ("logsumexp", "self.p = e / total", "self.p = e * np.exp(largest)", "without the sum below"),
-    ("logsumexp", "self.p = e / total", "self.p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)",
-     "dz is not finite for scores around 1000"),
-    ("group_norm", "rows.mean(axis=(0, 3)", "rows.mean(axis=3", r"y\[0, 0, 0\] is"),
-    ("group_norm", "axis=(0, 3)", "axis=3", "are of each token"),
-    ("group_norm", "axis=(0, 3)", "axis=(0, 1, 3)", "each image has its own"),
-    ("group_norm", "d_hat - d_hat.mean(axis=(0, 3), keepdims=True)", "1 * d_hat",
-     r"dx lacks the part through the mean"),
-    ("group_norm", "        dx -= x_hat * (d_hat * x_hat).mean(axis=(0, 3), keepdims=True)\n", "",
-     "dx lacks the part through sigma"),
-    ("group_norm", "        dx /= self.sigma\n", "", "dx is not divided by sigma"),
-    ("group_norm", "d_hat = self.x_hat, (dy * self.gamma)", "d_hat = self.x_hat, dy", "gamma dy"),
-    ("group_norm", "dgamma, dy.sum(axis=(0, 1))", "dgamma, dy.sum(axis=0)",
-     "dbeta is not summed over the images"),
-    ("group_norm", "variance = (centred * centred).mean(axis=(0, 3), keepdims=True)",
-     "variance = (rows**2).mean((0, 3), keepdims=True) - rows.mean((0, 3), keepdims=True) ** 2",
-     "take the mean off x before you square"),
-    ("silu", "(1 + self.x * (1 - s))", "1", "s depends on x too"),
-    ("silu", "return dy * s", "return s", "dx lacks dy"),
-    ("silu", "        self.x = x\n", "        self.x, self.s = x, np.exp(x)\n",
-     "keeps self.s too"),
-    ("silu", "(0.5 + 0.5 * np.tanh(x / 2))", "np.exp(x) / (1 + np.exp(x))", "no number that fits"),
-    ("silu", "np.tanh(x / 2)", "np.tanh(x / 2).astype('float64')", "float64 where"),
-    ("huber", "(abs(r) - delta / 2)", "abs(r)", "the loss jumps at delta"),
-    ("huber", " / r.size", "", "dx is not divided by the number of elements"),
-    ("huber", "np.clip(r, -delta, delta)", "r", "dx has r beyond delta too"),
-    ("huber", "return dx, -dx", "return dx, dx", "dtarget has the wrong sign"),
-    ("huber", ".mean()", ".sum()", "it must be the mean"),
-    ("huber", "dloss * self.slope", "self.slope", "dx lacks dloss"),
-    ("adan", " * (t > 1)", "", "d is 0: multiply by"),
-    ("adan", "previous[...] = g", "previous = g", "is not kept for the next step"),
-    ("adan", "w -= lr * step", "w = w - lr * step", "the bias has not moved"),
-    ("adan", "w /= 1 + lr * decay", "w *= 1 - lr * decay", "does not multiply by 1 - lr decay"),
-    ("adan", "(g + b2 * d) ** 2", "g**2", "not that of g"),
-    ("adan", "b2 * v / (1 - b2**t)", "v / (1 - b2**t)", "without its factor b2"),
-    ("adan", "n / (1 - b3**t)", "n", r"after step 1 the bias\[0\] is"),
-    ("fast", "y = w[0] * x[:rows]", "return smooth(x, w)",
-     "times as fast as smooth, and should be 10"),
-    ("fast", "y = w[0] * x[:rows]",
-     "return np.tensordot(w, np.stack([x[k : k + rows] for k in range(len(w))]), 1)",
-     "numbers differ in their last bits"),
-    ("fast", "range(1, len(w))", "reversed(range(1, len(w)))",
-     "numbers differ in their last bits"),
-    ("fast", "    y = w[0] * x[:rows]", "    w = w[::-1]\n    y = w[0] * x[:rows]",
-     "w is turned around"),
-    ("fast", "    y = w[0] * x[:rows]", "    y = w[0] * x[:rows]\n    x[0] = 0",
-     "writes into what it was given"),
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("short, right, wrong, said", MISTAKES)
 def test_a_usual_mistake_is_told(short, right, wrong, said):
     (task,) = [task for task in TASKS if task.short == short]
@@ -208,28 +131,6 @@ def test_what_does_not_even_run_is_told(short, code, said):
     line = sheet(task).partition("raise NotImpl")[0].count("\n") + 1
     said, verdict = said.replace("LINE", str(line)), judged(task, text)
     assert verdict.state == "failed" and re.search(said, verdict.said), verdict
-
-
-# Other ways that are right as well.
-OTHERS = {
-    "product": ("return dy", "return tuple(dy * np.prod([f for f in (a, b, c) if f is not one], 0) "
-                "for one in (a, b, c)); dy"),
-    "broadcast": ("rows = ", "from minimixer.engine.ops import sum_to_shape as s; return (dy * "
-                  "self.scale, s(-dy * self.scale, (3,)), s(dy * self.shifted, (3,))); rows = "),
-    "neighbours": ("return dx", "return np.pad(dy * self.x[1:], [(0, 1)] + [(0, 0)] * (dy.ndim - 1)"
-                   ") + np.pad(dy * self.x[:-1], [(1, 0)] + [(0, 0)] * (dy.ndim - 1))"),
-    "patches": ("y = x.reshape(self.sizes).transpose(2, 0, 3, 1, 4, 5)",
-                "y = np.einsum('abcdef->cadbef', x.reshape(self.sizes))"),
-    "logsumexp": ("return (largest", "return np.logaddexp.reduce(z, axis=-1); (largest"),
-    "group_norm": ("self.sigma = (variance + epsilon) ** 0.5",
-                   "self.sigma = np.sqrt(rows.var(axis=(0, 3), keepdims=True) + epsilon)"),
-    "silu": ("return x *", "e = np.exp(-abs(x)); return x * np.where(x < 0, e, 1) / (1 + e); x *"),
-    "huber": ("return np.where", "small = np.minimum(abs(r), delta); return (small * (abs(r) - "
-              "small / 2)).mean(); np.where"),
-    "adan": ("d = (g - previous) * (t > 1)", "d = g - previous if t > 1 else 0 * g"),
-    "fast": ("return y", "return sum((w[k] * x[k : k + rows] for k in range(1, len(w))), "
-             "w[0] * x[:rows])"),
-}  # fmt: skip
 
 
 @each_task

@@ -11,8 +11,8 @@ step to step, d, and looks ahead with it, as Nesterov's momentum does. For each 
 
 Write `update`. m, v, n and the gradient before are in `state`, all 0 at first. Everything is
 changed in place: w -= ... and m[...] = ... change the array, m = ... only gives the name m to
-another one.
-(On a GPU t is an array of one number, so write no `if` of it; (t > 1) can be multiplied by.)
+another one. (The paper writes 1 - b for b. On a GPU t is an array of one number, so write no `if`
+of it; (t > 1) can be multiplied by.)
 
 Read: minimixer/training/optim.py (AdamW), minimixer/training/optimizer.py (update).
 """
