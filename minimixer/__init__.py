@@ -1,7 +1,10 @@
 """minimixer: MLP-Mixer (Tolstikhin et al. 2021) from scratch, in NumPy and CuPy.
 
 The package is a tutorial. Before it come `examples/mixer_by_hand.py` and `examples/tiny.py`, a page
-each. Then its four rooms; none needs the rooms after it, but to save, load and sum up a model:
+each. Then its four rooms; none needs the rooms after it, but to save, load and sum up a model.
+Between the pages stand essays with pictures, docs/book/; and where a page says so, there is a task:
+`python -m minimixer tasks --out DIR` writes them. `python -m minimixer book --out DIR` makes all of
+it a site: notes beside code, formulas typeset.
 
     engine/autograd.py      Function, and the record of what was done
     engine/backward.py      the walk back along it

@@ -84,7 +84,7 @@ def copy_of_the_package(tmp_path):
 
 def test_every_module_is_there_in_the_order_of_reading(site):
     there = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.??")
-                   if p.suffix in (".py", ".cu"))  # fmt: skip
+                   if p.suffix in (".py", ".cu") and p.parent.name != "_solved")  # fmt: skip
     modules = [page.name for page in site.pages if page.file.is_relative_to(PACKAGE)]
     assert sorted(modules) == there and len(site.pages) > 160
     said = re.findall(r"^    (\S+\.py) ", minimixer.__doc__, re.MULTILINE)

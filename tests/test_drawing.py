@@ -8,7 +8,7 @@ import pytest
 from help import small_mixer
 from strategies import reference_functions
 
-from minimixer import Function, Tensor, draw_graph, no_grad
+from minimixer import Function, Module, Parameter, Tensor, draw_graph, no_grad
 from minimixer import functional as F
 from minimixer.rearrange import concatenate
 
@@ -88,6 +88,20 @@ def test_many_leaves_of_one_operation(device):
     assert len(repr(picture)) < 80 and f"{len(picture):,}" in repr(picture)
 
 
+def test_names_of_parameters_may_be_anything(tmp_path):
+    class Named(Module):
+        def __init__(self):
+            self.parts = {
+                name: Parameter([1.0]) for name in ("a<&>'", "b\x1b[31m", "c\ud800", "dé")
+            }
+
+    model = Named()
+    picture = draw_graph(sum(model.parts.values()), model)
+    picture.save(tmp_path / "graph.svg")
+    names = [name for name, _ in parsed(picture)[1]]
+    assert names == ["parts.a<&>'", r"parts.b\x1b[31m", r"parts.c\ud800", "parts.dé"]
+
+
 def test_what_can_not_be_drawn(device):
     x = Tensor([1.0], requires_grad=True, device=device)
     with no_grad():
@@ -95,6 +109,9 @@ def test_what_can_not_be_drawn(device):
     for nothing in (x, unrecorded, Tensor([1.0]) * 2, 3.0, np.ones(2)):
         with pytest.raises(ValueError, match="nothing was recorded"):
             draw_graph(nothing)
+    for model in (Tensor, "model", 3):
+        with pytest.raises(TypeError, match="draw_graph: model must be a Module"):
+            draw_graph(x * 2, model)
     y = (x * 2).sum()
     y.backward()
     with pytest.raises(ValueError, match="backward has released this graph: draw it before"):

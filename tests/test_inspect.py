@@ -1,9 +1,12 @@
 """model.inspect: what a forward pass computes, by name; the model's own modules compute it."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from help import by_kernels_and_plainly, functions
-from test_mixer import random_images, small
+from test_mixer import bits, random_images, small
 from test_own_layers import RMSNorm
 
 from minimixer import Mixer, Module, Tensor, gradcheck, no_grad
@@ -151,3 +154,96 @@ def test_a_model_without_a_head_has_no_logits(device):
     seen = arrays(model, images := random_images())
     assert "logits" not in seen
     np.testing.assert_allclose(seen["pooled"], to_numpy(model(images).data), rtol=1e-9)
+
+
+@pytest.mark.parametrize("ask", ["inspect", "features"])
+def test_what_is_dropped_is_freed_at_once(device, ask):
+    """No circle of references is left, also of a model whose forward failed."""
+    model, images = small(device), random_images()
+    wrong = small(device)
+    wrong.blocks[-1].norm2 = RMSNorm(3)
+
+    def result(model):
+        return (
+            model.inspect(images)["tokens"] if ask == "inspect" else model.features(images, [0])[0]
+        )
+
+    gc.collect()
+    gc.disable()
+    try:
+        seen = result(model)
+        kept = weakref.ref(seen), weakref.ref(seen.node)
+        del seen
+        assert [ref() for ref in kept] == [None, None]
+        images = Tensor(images, requires_grad=True, device=device)
+        with pytest.raises(ValueError):
+            result(wrong)
+        assert not [o for o in gc.get_objects() if type(o) is Tensor and o.node is not None]
+    finally:
+        gc.enable()
+
+
+def test_features_keep_as_little_as_the_model_with_checkpoint_blocks(device):
+    def nodes(x):
+        todo, found = [x.node], set()
+        while todo:
+            node = todo.pop()
+            found.add(node)
+            todo += [p[0] for p in node.parents if p and p[1] is not None and p[0] not in found]
+        return sorted(type(node).__name__ for node in found)
+
+    results = []
+    for again in (False, True):
+        model = small(device, checkpoint_blocks=again)
+        images = Tensor(random_images(), requires_grad=True, device=device)
+        first, last = model.features(images, [0, -1])
+        if again:
+            assert nodes(last).count("_Recompute") == len(model.blocks)
+        (first * last).sum().backward()
+        results.append(
+            [bits(images.grad), *[bits(p.grad) for p in model.parameters() if p.has_grad]]
+        )
+    assert results[0] == results[1]
+
+
+class Slotted(Module):
+    __slots__ = ("factor",)
+
+    def __init__(self, channels):
+        self.factor = 0.5
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@by_kernels_and_plainly
+def test_all_that_a_forward_accepts_is_heard(device, kind):
+    """Functions in place of layers, layers with slots, methods bound to the model anew."""
+    with functions(kind):
+        model, images = small(device, num_blocks=4), random_images()
+        model.blocks[0].norm1 = Slotted(1)
+        model.blocks[0].drop1 = model.blocks[1].token_mixing = lambda x: x * 2
+        model.blocks[2] = F.gelu
+        mixed = type(model.blocks[3]).forward
+        model.blocks[3].forward = (lambda self, x: mixed(self, x) * 3).__get__(model.blocks[3])
+        model.norm = lambda x: x
+        seen = arrays(model, images)
+        np.testing.assert_allclose(seen["logits"], to_numpy(model(images).data), rtol=1e-9)
+        np.testing.assert_allclose(seen["blocks.0.norm1"], 0.5 * seen["tokens"], rtol=1e-12)
+        np.testing.assert_allclose(seen["norm"], seen["blocks.3"], rtol=1e-12)
+        assert {"blocks.1.token_mixing", "blocks.2", "blocks.3.norm2"} <= set(seen)
+        assert not np.allclose(seen["blocks.3"], seen["blocks.2"])
+        first, third = model.features(images, [0, np.int64(2)])
+        np.testing.assert_allclose(to_numpy(first.data), seen["blocks.0"], rtol=1e-12)
+        np.testing.assert_allclose(to_numpy(third.data), seen["blocks.2"], rtol=1e-12)
+
+
+def test_features_that_can_not_be_heard(device):
+    model, images = small(device), random_images()
+    pooled = model.pooled
+    model.pooled = lambda images: pooled(images)
+    with pytest.raises(ValueError, match=r"features: blocks.0, blocks.1 can't be listened to"):
+        model.features(images, [0, 1])
+    for number in (0.0, np.float64(0), Tensor([0]), "0", None):
+        with pytest.raises(IndexError, match="there is no block"):
+            model.features(images, [number])

@@ -227,7 +227,9 @@ EDITS = {  # file, what stands there, what is put there; and whether it makes a 
         "block", "self.drop1(self.token_mixing(self.norm1(x)))",
         "self.drop1(self.token_mixing(x))", False),
     "MixerMLP.forward": (
-        "block", "u = F.linear(x, self.w1, self.b1)", "u = F.linear(x, self.w1)", False),
+        "block", "F.linear(self.hidden(x), self.w2, self.b2)", "F.linear(self.hidden(x), self.w2)",
+        False),
+    "MixerMLP.hidden": ("block", "F.linear(x, self.w1, self.b1)", "F.linear(x, self.w1)", False),
     "Mixer.trunk": ("mixer", "return self.norm(x)", "return x", False),
     "StochasticDepth.forward": (
         "layers", "return multiply(x, self.keep(x, x.shape[1], 1)[None])", "return x", False),

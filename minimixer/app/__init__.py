@@ -3,6 +3,7 @@
     info.py     what is here, what runs, what is missing
     predict.py  what a Mixer sees in pictures
     book/       the package as pages to read
+    tasks/      ten tasks: written for students, graded
     options.py  options as commands and scripts read them, and what becomes of an error
     model.py    the model that options name
 
@@ -31,6 +32,7 @@ COMMANDS = [
     Command("info", "what is installed here, what runs, and what is missing", "info"),
     Command("predict", "what a Mixer sees in pictures of your own", "predict"),
     Command("book", "the package as pages to read, notes beside code", "book"),
+    Command("tasks", "ten tasks with a hole to fill in each, and what grades them", "tasks"),
 ]
 # What may be asked for here, but is a script of the repository.
 SCRIPTS = {"train": "train_mnist", **{name: name for name in (

@@ -53,6 +53,8 @@ def draw_graph(result: Any, model: Any = None) -> Drawing:
 
     `model`, a Module: its Parameters are drawn by their names. ValueError if nothing was recorded,
     if backward has released it, or if it has more than 2,000 operations."""
+    if model is not None and (isinstance(model, type) or not hasattr(model, "named_parameters")):
+        raise TypeError(f"draw_graph: model must be a Module, got {model!r:.60}")
     if not isinstance(result, Variable) or result.node is None:
         raise ValueError(
             "draw_graph: nothing was recorded: give a result of operations on Tensors of which one "
@@ -132,9 +134,9 @@ def _line(start: int, stop: int, x: int, width: int, lanes: list[int], tops: lis
 def _box(
     x: float, y: float, width: float, height: float, name: str, shape: str, kind: str = ""
 ) -> str:
-    middle = y + height / 2 + 4
+    middle, shown = y + height / 2 + 4, html.escape(repr(name)[1:-1])  # no controls, no surrogates
     return (
         f'<rect class="{kind}" x="{x}" y="{y:g}" width="{width}" height="{height:g}" rx="4"/>'
-        f'<text x="{x + 8}" y="{middle:g}">{html.escape(name)}</text><text class="shape" '
+        f'<text x="{x + 8}" y="{middle:g}">{shown}</text><text class="shape" '
         f'x="{x + width - 8}" y="{middle:g}" text-anchor="end">{shape}</text>'
     )

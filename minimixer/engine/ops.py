@@ -13,7 +13,7 @@ its numbers are used many times, and their gradients add. `sum_to_shape` sees to
 [[10. 20.]
  [10. 20.]] [4. 6.]
 
-Next: `rearrange.py`, sums, means, reshapes: where gradients go when numbers move.
+Tasks 1 and 2. Next: `rearrange.py`, sums, means, reshapes: where gradients go when numbers move.
 """
 
 import math

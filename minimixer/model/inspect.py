@@ -1,7 +1,9 @@
 """What a forward pass computes on its way: a model that tells what its parts return.
 
 Nothing is computed a second time by other code. A copy of the model, with the same Parameters, runs
-as the model does; in place of some methods it has ones that call them and tell what they returned.
+as the model does, by its plain modules; where they have methods of interest, the copy has ones that
+call them and tell what they returned. (What a forward changes in its own module, it changes in the
+copy.)
 
 >>> import numpy as np
 >>> from minimixer import Mixer
@@ -23,55 +25,82 @@ pooled                         (5, 32)
 logits                         (5, 10)
 """
 
+import copy
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from ..engine.tensor import Tensor
+from ..nn.module import Module
+from ..nn.recompute import recompute
 from .block import MixerBlock, MixerMLP
 
 Tell = Callable[[str, Tensor], None]  # the name of a part, and what it returned
 
 
-def telling(model: Any, tell: Tell) -> Any:
-    """A copy of a Mixer that tells what its parts return, tokens first as the model has them."""
-    copy = _listen(model, {"patches": "patches", "pooled": "pooled"}, tell)
-    stem, norm = _listen(model.stem, "tokens", tell), _listen(model.norm, "norm", tell)
-    blocks = [_block(block, f"blocks.{i}", tell) for i, block in enumerate(model.blocks)]
-    vars(copy).update(stem=stem, blocks=blocks, norm=norm, checkpoint_blocks=False)
-    return copy
+class Listener:
+    """Runs copies of a Mixer's modules. `inside`: are parts of its blocks heard too?"""
 
+    def __init__(self, tell: Tell, inside: bool):
+        self.tell, self.inside = tell, inside
+        self.copies: list[Any] = []
 
-def _block(block: Any, name: str, tell: Tell) -> Any:
-    """A block of one's own is one part. In the paper's, what is added is what drops let through."""
-    copy = _listen(block, name, tell)
-    if isinstance(block, MixerBlock):
-        for mixing, norm, drop in (
-            ("token_mixing", "norm1", "drop1"), ("channel_mixing", "norm2", "drop2"),
-        ):  # fmt: skip
-            mlp = getattr(block, mixing)
-            if isinstance(mlp, MixerMLP):
-                mlp = _listen(mlp, {"hidden": f"{name}.{mixing}.hidden"}, tell)
-            vars(copy).update({
-                norm: _listen(getattr(block, norm), f"{name}.{norm}", tell), mixing: mlp,
-                drop: _listen(getattr(block, drop), f"{name}.{mixing}", tell),
-            })  # fmt: skip
-    return copy
+    def run(self, model: Any, images: Any) -> Tensor:
+        """model(images), with the tokens first in all that is told."""
+        try:
+            return self.mixer(model)(images)
+        finally:
+            for each in self.copies:  # which hold each other, and so what was told
+                vars(each).clear()
 
+    def mixer(self, model: Any) -> Any:
+        again = model.checkpoint_blocks and not self.inside
+        found = self.listen(model, {"patches": "patches", "pooled": "pooled"})
+        vars(found).update(
+            checkpoint_blocks=False,
+            stem=self.listen(model.stem, "tokens"), norm=self.listen(model.norm, "norm"),
+            blocks=[self.block(block, i, again) for i, block in enumerate(model.blocks)],
+        )  # fmt: skip
+        return found
 
-def _listen(module: Any, names: str | dict[str, str], tell: Tell) -> Any:
-    """A copy of a Module with the same attributes. Of each method in `names` (alone: of forward),
-    it tells under that name what it returned."""
-    copy = object.__new__(type(module))
-    vars(copy).update(vars(module))
-    for method, name in ({"forward": names} if isinstance(names, str) else names).items():
-        vars(copy)[method] = _told(getattr(copy, method), name, tell)
-    return copy
+    def block(self, block: Any, number: int, again: bool) -> Any:
+        """A block of one's own is one part. In the paper's, what drops let through is added.
+        `again`: it keeps nothing, and is computed again in backward."""
+        name = f"blocks.{number}"
+        if again:
+            return self.told(lambda x: recompute(block, x), name)
+        found = self.listen(block, name)
+        if self.inside and isinstance(block, MixerBlock):
+            for mixing, norm, drop in (
+                ("token_mixing", "norm1", "drop1"), ("channel_mixing", "norm2", "drop2"),
+            ):  # fmt: skip
+                mlp = getattr(block, mixing)
+                if isinstance(mlp, MixerMLP):
+                    mlp = self.listen(mlp, {"hidden": f"{name}.{mixing}.hidden"})
+                vars(found).update({
+                    norm: self.listen(getattr(block, norm), f"{name}.{norm}"), mixing: mlp,
+                    drop: self.listen(getattr(block, drop), f"{name}.{mixing}"),
+                })  # fmt: skip
+        return found
 
+    def listen(self, module: Any, names: str | dict[str, str]) -> Any:
+        """A copy of a Module with the same attributes. Of each method in `names` (alone: of
+        forward), it tells under that name what it returned."""
+        if not isinstance(module, Module):  # a function in its place
+            return self.told(module, f"{names}")
+        found = copy.copy(module)
+        self.copies.append(found)
+        for name, value in vars(module).items():
+            if isinstance(value, MethodType) and value.__self__ is module:
+                vars(found)[name] = MethodType(value.__func__, found)
+        for method, name in ({"forward": names} if isinstance(names, str) else names).items():
+            vars(found)[method] = self.told(getattr(found, method), name)
+        return found
 
-def _told(method: Callable, name: str, tell: Tell) -> Callable:
-    def run(*inputs: Any, **options: Any) -> Any:
-        result = method(*inputs, **options)
-        tell(name, result)
-        return result
+    def told(self, method: Callable, name: str) -> Callable:
+        def run(*inputs: Any, **options: Any) -> Any:
+            result = method(*inputs, **options)
+            self.tell(name, result)
+            return result
 
-    return run
+        return run

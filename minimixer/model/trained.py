@@ -21,8 +21,7 @@ from ..nn.layers import LayerNorm, Module, evaluating
 from ..nn.loss_scale import scale_gradient
 from ..nn.more_loss import softmax
 from .inputs import check_shape, normalize
-from .inspect import telling
-from .precision import advised
+from .inspect import Listener
 from .variants import Arguments, Changes, Sizes, check_config, expected_shapes, variant
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Trained:
         check_sizes(batch_size=batch_size)
         self.check_shape(images)
         if self.head is None:
-            raise ValueError("predict: this model has no head (num_classes=0)")
+            raise ValueError("this model has no head to predict with (num_classes=0)")
         if not (self.normalization.warned or isinstance(images, Tensor)):
             doubt = not_normalized(images[:batch_size], self.normalization)
             if doubt:
@@ -72,7 +71,6 @@ class Trained:
         """images (N, H, W, in) -> the most probable class of each, int64 (N,)."""
         return self.predict_proba(images, batch_size).argmax(axis=1)
 
-    @advised
     def inspect(self: Any, images: Any) -> dict[str, Tensor]:
         """Everything that model(images) computes, by name, in this order; images come first:
 
@@ -81,21 +79,31 @@ class Trained:
             norm2, channel_mixing.hidden (B, S, D_C), channel_mixing, and "blocks.0", its output;
             norm (B, S, C), pooled (B, C), logits (B, K).
 
-        A block or an MLP of one's own is one entry. Tensors, whose gradients lead to `images` and
-        to the Parameters; within no_grad() they keep nothing. inspect.py tells how.
+        A block or an MLP of one's own is one entry: what its forward returned. Tensors, whose
+        gradients lead to `images` and to the Parameters, and which keep all that backward needs,
+        also with checkpoint_blocks; within no_grad() they keep nothing. The plain modules run, and
+        logits agree with the model's to rounding. Errors of forward.
         """
-        return self._heard(images, lambda name: True)
+        return self._heard(images, lambda name: True, inside=True)
 
     def features(self: Any, images: Any, blocks: Any) -> list[Tensor]:
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
+        count = len(self.blocks)
         for number in (blocks := list(blocks)):
-            if number not in range(-len(self.blocks), len(self.blocks)):
-                raise IndexError(f"there is no block {number!r:.40}, of {len(self.blocks)}")
-        names = [f"blocks.{number % len(self.blocks)}" for number in blocks]
-        heard = self._heard(images, set(names).__contains__)
+            if not isinstance(number, (int, np.integer)) or number not in range(-count, count):
+                raise IndexError(f"there is no block {number!r:.40}, of {count}")
+        names = [f"blocks.{number % count}" for number in blocks]
+        heard = self._heard(images, set(names).__contains__, inside=False)
+        if missing := sorted(set(names) - set(heard)):
+            raise ValueError(
+                f"features: {', '.join(missing)} can't be listened to: no forward of it ran, or a "
+                "method of the model was replaced by a function that calls the original's"
+            )
         return [heard[name] for name in names]
 
-    def _heard(self: Any, images: Any, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    def _heard(
+        self: Any, images: Any, wanted: Callable[[str], bool], inside: bool
+    ) -> dict[str, Tensor]:
         """What the wanted parts return, images first, gradients of it not scaled (float16)."""
         heard: dict[str, Tensor] = {}
         scale = self.buffer.loss_scale[:1] if self.buffer.scaled else None
@@ -106,7 +114,7 @@ class Trained:
                     x = (x if scale is None else scale_gradient(x, scale)).swapaxes(0, 1)
                 heard[name] = x
 
-        logits = telling(self, tell)(images)
+        logits = Listener(tell, inside).run(self, images)
         if self.head is not None:
             tell("logits", logits)
         return heard

@@ -10,7 +10,7 @@ measured it); with this in front, a layer meets numbers of one size, whatever ca
 >>> print(y.data.round(3))
 [[-1.225  0.     6.225]]
 
-Next: `functional.py`, linear and gelu: likewise.
+Task 6. Next: `functional.py`, linear and gelu: likewise.
 """
 
 from collections.abc import Sequence

@@ -232,10 +232,10 @@ class BadPicture(ValueError):
 
 
 def import_pillow() -> Any:
-    """The module PIL.Image. ImportError with the next step if Pillow is not installed."""
+    """The module PIL.Image. ImportError with the next step if Pillow is not there, or broken."""
     try:
         import PIL.Image
-    except ImportError as error:
+    except Exception as error:
         raise ImportError(f"reading pictures needs Pillow ({error}): pip install pillow") from None
     return PIL.Image
 

@@ -13,7 +13,7 @@ averages are overwritten. t is the number of the step. (step and zero_grad are i
 >>> round(layer(x).item(), 3)
 3.0
 
-Next: `data.py`, random batches and shifts.
+Task 9. Next: `data.py`, random batches and shifts.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,9 @@ from .formulas import NoFormulaError, latex, spans
 SIZE = r"(?:[A-Za-z]\w*|\d+|\.\.\.)"
 SHAPE = rf"\({SIZE}(?:\*{SIZE})*(?:(?:, {SIZE}(?:\*{SIZE})*)+|,)\)"  # such as (S, B, P*P*in)
 INLINE = re.compile(
-    rf"(`[^`]+`)|(?<!\w)({SHAPE})|(?<![\w/`])((?:\w+/)*\w+\.(?:py|cu))\b|(?<![\w/`.])(\w+/)(?=[\s,.;:)])"
+    rf"(?P<code>`[^`]+`)|(?<!\w)(?P<shape>{SHAPE})"
+    r"|(?<![\w/`])(?P<file>(?:\w+/)*\w+\.(?:py|cu))\b"
+    r"|(?<![\w/`.])(?P<room>(?:\w+/)+)(?=[\s,.;:)])|\b(?P<task>Task \d+)(?=\.)"
 )
 RELATION = re.compile(r"(?<![<>\[(])(?:<-|\+=|>>|<|(?<!=)=)(?![=-])")
 
@@ -77,13 +79,13 @@ class Notes:
         out, at = [], 0
         for found in INLINE.finditer(text):
             out.append(self._words(text[at : found.start()], letters, bold))
-            quoted, shape, file, room = found.groups()
-            if shape:
-                out.append(f'<span class="shape">{html.escape(shape)}</span>')
-            elif quoted or file:
-                out.append(self.name(quoted.strip("`") if quoted else file))
+            kind, shown = str(found.lastgroup), found[0]
+            if kind == "shape":
+                out.append(f'<span class="shape">{html.escape(shown)}</span>')
+            elif kind in ("code", "file"):
+                out.append(self.name(shown.strip("`")))
             else:
-                out.append(self.name(room) if self.link(room) else html.escape(room))
+                out.append(self.name(shown) if self.link(shown) else html.escape(shown))
             at = found.end()
         return "".join(out) + self._words(text[at:], letters, bold)
 

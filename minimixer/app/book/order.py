@@ -13,12 +13,19 @@ from typing import NamedTuple
 PACKAGE = Path(__file__).parents[2]
 SCRIPTS = ("examples/mixer_by_hand.py", "examples/tiny.py")
 ESSAYS = "docs/book"
+# Pages beside the order of reading, and what the start says of them.
+BESIDE = {
+    "docs/book/README.md": "Questions that many have, and the pages that answer them",
+    "docs/tasks/README.md": "Ten tasks, each with a hole to fill in",
+}
+HIDDEN = ("__pycache__", "_solved")
 PARTS = {
     "before": "Before the first page", "path": "The path", "appendix": "Appendices",
     "machinery": "Machinery",
 }  # fmt: skip
 ROLES = {
     "before": "a script before the first page", "path": "a page of the path", "essay": "an essay",
+    "beside": "beside the pages",
     "appendix": "an appendix: to look up when you want to know more",
     "machinery": "machinery: the book runs without it",
 }  # fmt: skip
@@ -87,7 +94,7 @@ def modules(package: Path = PACKAGE) -> list[Page]:
     files += _sources(package)
     known = {page.file for page in found}
     for file in files:
-        if file not in known and "__pycache__" not in file.parts:
+        if file not in known:
             known.add(file)
             name = file.relative_to(package).as_posix()
             found.append(Page(name, file, "machinery", "machinery", first_sentence(file), name))
@@ -95,8 +102,9 @@ def modules(package: Path = PACKAGE) -> list[Page]:
 
 
 def _sources(folder: Path) -> list[Path]:
-    """Python, each room's __init__ first, and then CUDA."""
+    """Python, each room's __init__ first, and then CUDA; not what is hidden: solutions of tasks."""
     files = [*folder.rglob("*.py"), *folder.rglob("*.cu")]
+    files = [file for file in files if file.parent.name not in HIDDEN]
     return sorted(
         files, key=lambda f: (f.parent, f.suffix == ".cu", f.name != "__init__.py", f.name)
     )

@@ -13,7 +13,7 @@ from .cut import rows, words_only
 from .essays import Essay
 from .names import Names, Place, dotted
 from .notes import Notes
-from .order import ESSAYS, PACKAGE, PARTS, ROLES, Page, address, book, text_of
+from .order import BESIDE, ESSAYS, PACKAGE, PARTS, ROLES, Page, book, text_of
 
 SHIPPED = ("style.css", "search.js", "math.woff2", "math.txt")
 
@@ -28,19 +28,19 @@ class Site:
         self.index: list[tuple[str, str, str]] = []  # title, address, text
         self.typeset, self.left = 0, []  # type: int, list[str]
         self.known = {page.name: page.href for page in self.pages}
-        questions = package.parent / ESSAYS / "README.md"
-        self.questions = questions if questions.is_file() else None
-        if self.questions:
-            self.known[f"{ESSAYS}/README.md"] = address(f"{ESSAYS}/README.md")
+        self.beside = [
+            Page(name, package.parent / name, "before", "beside", says, says)
+            for name, says in BESIDE.items()
+            if (package.parent / name).is_file()
+        ]
+        self.known |= {page.name: page.href for page in self.beside}
 
     def build(self) -> dict[str, bytes]:
         for number, page in enumerate(self.pages):
             body = self._essay(page) if page.kind == "essay" else self._module(page)
             self._write(page.href, page.title, body, number)
-        if self.questions:
-            name = f"{ESSAYS}/README.md"
-            page = Page(name, self.questions, "before", "essay", "questions and essays", "Essays")
-            self._write(page.href, "Essays, and questions", self._essay(page))
+        for page in self.beside:
+            self._write(page.href, page.title, self._essay(page))
         self._write("index.html", "minimixer", self._start())
         self.files["index.js"] = f"const INDEX = {json.dumps(self.index)};\n".encode()
         for name in SHIPPED:
@@ -120,7 +120,9 @@ class Site:
             nearest = [other.href for other in same if other.part == same[0].part]
             return nearest[0] if len(nearest) == 1 else ""  # the path before the appendices
         if name.endswith("/"):
-            return self.known.get(f"{name}__init__.py", "")
+            return self.known.get(f"{name}__init__.py") or self.known.get(f"{name}README.md", "")
+        if name.startswith("Task "):
+            return self.known.get("docs/tasks/README.md", "")
         name = name.removesuffix("()").removeprefix("minimixer.")
         if not name.replace(".", "").replace("_", "").isalnum():
             return ""
@@ -140,7 +142,7 @@ class Site:
             self.files[name] = file.read_bytes()
         self.index.append((page.title, page.href, words_only(text_of(page.file))))
         self.typeset += essay.formulas
-        return f'<article class="essay"><p class="role">{ROLES["essay"]}</p>{inside}</article>'
+        return f'<article class="essay"><p class="role">{ROLES[page.kind]}</p>{inside}</article>'
 
     def _start(self) -> str:
         out = [
@@ -150,10 +152,10 @@ class Site:
             "Read the path from its first page; the appendices are there to look things up, and "
             "the machinery makes the same fast.</p>",
         ]
-        if self.questions:
-            href = self.known[f"{ESSAYS}/README.md"]
-            out.append(f'<p>Essays stand between the pages. <a href="{href}">Questions that many '
-                       "have, and the pages that answer them</a>.</p>")  # fmt: skip
+        if self.beside:
+            out.append("<p>Essays stand between the pages. These go with them:</p><ul>")
+            out += [f'<li><a href="{page.href}">{page.says}</a></li>' for page in self.beside]
+            out.append("</ul>")
         number = 0
         for part, heading in PARTS.items():
             items = []

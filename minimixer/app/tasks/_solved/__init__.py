@@ -1,0 +1,1 @@
+"""The ten tasks with their solutions: try them before you look. sheets.py makes students' files."""

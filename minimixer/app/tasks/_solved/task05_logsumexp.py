@@ -1,0 +1,74 @@
+"""Task 5: logsumexp. About 15 minutes.
+
+y = log sum_k e^z[k] along the last axis: z (..., K) -> (...). Where one z[k] is much larger than
+the others, y is nearly that one: a smooth maximum. Write `forward` and `backward`. Scores of 1000
+and of -1000 must give numbers, though e^1000 is infinite and log 0 too.
+
+Read: minimixer/nn/loss.py (its opening lines: where the same sum stands in the cross-entropy).
+"""
+
+import numpy as np
+
+from minimixer import Function
+
+
+class LogSumExp(Function):
+    """y = log sum_k e^z[k]: (..., K) -> (...)"""
+
+    def forward(self, z):
+        # solution: write forward, which returns y
+        largest = z.max(axis=-1, keepdims=True)
+        e = np.exp(z - largest)
+        total = e.sum(axis=-1, keepdims=True)
+        self.p = e / total
+        return (largest + np.log(total))[..., 0]
+        # end of solution
+
+    def backward(self, dy):
+        # solution: write backward, which returns dz, of z's shape
+        return dy[..., None] * self.p
+        # end of solution
+
+
+# ---- what follows stays in minimixer -------------------------------------------------------------
+
+HINTS = (
+    "What becomes of y when a number m is subtracted from all of z? Which m makes sure that nothing"
+    " overflows, and that not all is 0?",
+    "log sum_k e^z[k] = m + log sum_k e^(z[k] - m), with m = max z. And dy/dz[k] = e^z[k] / sum_j "
+    "e^z[j], the softmax p, which you can have from the same shifted numbers.",
+    "dz = dy[..., None] * p: dy has lost the last axis, and needs it again, with length 1, so that "
+    "each row of p is multiplied by its own dy.",
+)
+
+
+def test(task, check) -> None:
+    z = check.draw(4, 4)
+    e = np.exp(z)
+    p = e / e.sum(axis=-1, keepdims=True)
+    check.compare("y", check.forward(task.LogSumExp, z), np.log(e.sum(axis=-1)), {
+        "y is the sum over all rows: sum along the last axis": np.log(e.sum()),
+        "y is summed along the first axis: it must be the last": np.log(e.sum(axis=0)),
+        "y has an axis of length 1 left: take it away": np.log(e.sum(axis=-1, keepdims=True)),
+        "the maximum was taken off and not added again": np.log(e.sum(axis=-1)) - z.max(axis=-1),
+    })  # fmt: skip
+    for large in (1000.0, -1000.0):
+        found = check.forward(task.LogSumExp, z + large)
+        check.expect(np.isfinite(found).all(),
+                     f"y is {found[0]} for scores around {large:g}: e^{large:g} is no number that "
+                     "fits; take the largest score off first")  # fmt: skip
+        check.compare(f"y, for scores around {large:g},", found, np.log(e.sum(axis=-1)) + large)
+    _, dy, (dz,) = check.both_ways(task.LogSumExp, z)
+    check.compare("dz", dz, dy[:, None] * p, {
+        "dz lacks dy, the gradient that arrives": p,
+        "each column of p is multiplied by a row's dy: dy[..., None] gives dy its axis again":
+            dy * p,
+        "dz is e^z without the sum below": dy[:, None] * e,
+        "dz has the softmax of all scores together; each row has its own":
+            dy[:, None] * e / e.sum(),
+    })  # fmt: skip
+    _, dy, (dz,) = check.both_ways(task.LogSumExp, z + 1000)
+    check.expect(np.isfinite(dz).all(), "dz is not finite for scores around 1000: compute p from "
+                 "the shifted scores too")  # fmt: skip
+    for shape in (4, 4), (3,), (2, 3, 4):
+        check.both_dtypes(task.LogSumExp, check.draw(*shape))

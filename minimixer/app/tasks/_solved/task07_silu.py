@@ -1,0 +1,74 @@
+"""Task 7: another activation, which keeps less. About 20 minutes.
+
+y = x s(x) with the logistic function s(x) = 1 / (1 + e^-x): SiLU, or Swish (Hendrycks and Gimpel
+2016, Elfwing et al. 2018, Ramachandran et al. 2017). Write `forward` and `backward`, of which
+forward keeps x and nothing else: x is there anyway, as the result of the layer before, and what is
+kept beside it costs memory until backward has come by. So backward computes s again. Inputs of 1000
+and of -1000 must give numbers.
+
+Read: minimixer/nn/functional.py (GELU, which keeps its slope), minimixer/nn/recompute.py (the
+opening lines: forget and compute again).
+"""
+
+import numpy as np
+
+from minimixer import Function
+
+
+class SiLU(Function):
+    """y = x / (1 + e^-x)"""
+
+    def forward(self, x):
+        # solution: write forward, which returns y, and keeps x alone
+        self.x = x
+        return x * (0.5 + 0.5 * np.tanh(x / 2))  # s(x), where e^-x might overflow
+        # end of solution
+
+    def backward(self, dy):
+        # solution: write backward, which returns dx
+        s = 0.5 + 0.5 * np.tanh(self.x / 2)
+        return dy * s * (1 + self.x * (1 - s))
+        # end of solution
+
+
+# ---- what follows stays in minimixer -------------------------------------------------------------
+
+HINTS = (
+    "y is a product of two functions of x. And what is the slope of s, written with s alone?",
+    "s' = s (1 - s), so y' = s + x s (1 - s). For s without overflow: which function of NumPy has "
+    "the same shape as s, runs from -1 to 1 and never overflows?",
+    "s(x) = 0.5 + 0.5 tanh(x / 2). forward: self.x = x; backward computes s from self.x once more, "
+    "and returns dy * s * (1 + self.x * (1 - s)).",
+)
+
+
+def test(task, check) -> None:
+    x = check.draw(3, 4) * 3
+    s = 1 / (1 + np.exp(-x))
+    check.compare("y", check.forward(task.SiLU, x), x * s, {
+        "y is s(x); it must be x s(x)": s,
+        "the sign of the exponent is wrong: s(x) nears 1 for large x": x * (1 - s),
+    })  # fmt: skip
+    _, dy, (dx,) = check.both_ways(task.SiLU, x)
+    check.compare("dx", dx, dy * (s + x * s * (1 - s)), {
+        "dx lacks dy, the gradient that arrives": s + x * s * (1 - s),
+        "dx is dy, as if the slope were 1": dy,
+        "dx has the slope of x alone, times s; s depends on x too": dy * s,
+        "dx has the slope of s alone, times x; x is a factor too": dy * x * s * (1 - s),
+        "dx is the slope of s, without x": dy * s * (1 - s),
+        "the two parts of the product rule are multiplied; they add": dy * s * x * s * (1 - s),
+    })  # fmt: skip
+    for dtype in ("float64", "float32"):
+        far = np.array([-1000, -50, 50, 1000], dtype)
+        y, dy, (dx,) = check.both_ways(task.SiLU, far)
+        for name, found, right in ("y", y.data, far * (far > 0)), ("dx", dx, dy * (far > 0)):
+            for one, x_there in zip(found, far, strict=True):
+                check.expect(np.isfinite(one), f"{name} is {one} for x = {x_there:g}: e^1000 is no "
+                             "number that fits; compute s in another way")  # fmt: skip
+            check.compare(f"{name}, for x far from 0,", found, right, atol=1e-6)
+    check.both_dtypes(task.SiLU, x)
+    node = task.SiLU.apply(check.Tensor(x, requires_grad=True)).node
+    more = [f"self.{name}" for name, a in vars(node).items()
+            if isinstance(a, np.ndarray) and not np.shares_memory(a, x)]  # fmt: skip
+    check.expect(not more, f"forward keeps {' and '.join(more)} too: keep x alone, and let "
+                 "backward compute the rest again")  # fmt: skip

@@ -1,0 +1,122 @@
+"""What the tests of the tasks are made of: run a Function both ways, and say what is wrong.
+
+A usual mistake is recognised by what it computes: a test lists, beside the right numbers, what some
+mistakes would give, each with a sentence that helps.
+
+>>> import numpy as np
+>>> from minimixer.app.tasks.checking import compare
+>>> dy, b = np.ones(2), np.array([3.0, 4.0])
+>>> compare("da", dy * b, dy * b, {"da lacks b": dy})
+>>> compare("da", dy, dy * b, {"da lacks b": dy})
+Traceback (most recent call last):
+minimixer.app.tasks.checking.Wrong: da lacks b
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...engine.autograd import Function
+from ...engine.gradcheck import gradcheck
+from ...engine.tensor import Tensor as Tensor  # for tests, which find it here
+from ...nn.layers import Linear as Linear
+
+
+class Wrong(AssertionError):
+    """One sentence for who works on the task."""
+
+
+def expect(good: Any, sentence: str) -> None:
+    if not good:
+        raise Wrong(sentence)
+
+
+def draw(*shape: int, seed: int = 0) -> Any:
+    """Random numbers, float64: always the same for a shape and a seed."""
+    return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape))
+
+
+def forward(function: type[Function], *inputs: Any, **options: Any) -> Any:
+    """y alone: so that forward can be right before backward is written."""
+    node = function()
+    node.needs = (True,) * len(inputs)
+    y = node.forward(*[x.copy() for x in inputs], **options)
+    expect(isinstance(y, (np.ndarray, np.generic)),
+           f"forward returns {y!r:.60}, and should return an array")  # fmt: skip
+    return np.asarray(y)
+
+
+def both_ways(function: type[Function], *inputs: Any, **options: Any) -> tuple[Any, Any, list[Any]]:
+    """y, a dy of its shape, and the gradient that backward makes of it for each input."""
+    tensors = [Tensor(x.copy(), requires_grad=True) for x in inputs]
+    y = function.apply(*tensors, **options)
+    dy = np.asarray(draw(*y.shape, seed=7), y.dtype)
+    given = dy.copy()
+    found = y.node.backward(given)
+    expect((given == dy).all(), "backward writes into the gradient that it is given, which others "
+           "may have too")  # fmt: skip
+    for i, (tensor, x) in enumerate(zip(tensors, inputs, strict=True)):
+        expect((tensor.data == x).all(), f"forward or backward writes into input {i}; it may only "
+               "write into arrays that it made")  # fmt: skip
+    gradients = list(found) if isinstance(found, (tuple, list)) else [found]
+    counts = f"backward returns {len(gradients)} gradients, and there are {len(inputs)} inputs"
+    expect(len(gradients) == len(inputs), counts)
+    return y, dy, gradients
+
+
+def fits(found: Any, wanted: Any, rtol: float, atol: float) -> bool:
+    wanted = np.asarray(wanted)
+    return found.shape == wanted.shape and np.allclose(found, wanted, rtol, atol, equal_nan=True)
+
+
+def compare(
+    name: str, found: Any, right: Any, mistakes: Mapping[str, Any] | None = None,
+    rtol: float = 1e-6, atol: float = 1e-9,
+) -> None:  # fmt: skip
+    """Wrong unless `found` is `right`; with a mistake's sentence where it is what that gives."""
+    expect(isinstance(found, (np.ndarray, np.generic)),
+           f"{name} is {found!r:.60}, and should be an array")  # fmt: skip
+    if fits(found, right, rtol, atol):
+        return
+    for sentence, wrong in (mistakes or {}).items():
+        expect(not fits(found, wrong, rtol, atol), sentence)
+    right = np.asarray(right)
+    expect(found.shape == right.shape,
+           f"{name} has shape {found.shape}, and should have {right.shape}")  # fmt: skip
+    bad = ~np.isclose(found, right, rtol, atol)
+    place = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))[: right.ndim]
+    where = f"[{', '.join(map(str, place))}]" if place else ""
+    raise Wrong(
+        f"{name}{where} is {float(found[place]):.6g}, and should be {float(right[place]):.6g}; "
+        f"{bad.mean():.0%} of its numbers are wrong"
+    )
+
+
+def both_dtypes(function: type[Function], *inputs: Any, **options: Any) -> None:
+    """Finite differences in float64 agree, and nobody writes into arrays of others; float32 stays
+    float32."""
+    gradcheck(lambda *tensors: function.apply(*tensors, **options), list(inputs))
+    y, _, gradients = both_ways(function, *[x.astype("float32") for x in inputs], **options)
+    for name, array in ("y", y.data), *[(f"gradient {i}", g) for i, g in enumerate(gradients)]:
+        expect(array.dtype == np.float32, f"{name} is {array.dtype} where the inputs are float32")
+
+
+def gradients_of(formula: Callable[..., Tensor], inputs: list[Any], dy: Any) -> list[Any]:
+    """What the engine's own operations give for a formula made of them."""
+    tensors = [Tensor(x.copy(), requires_grad=True) for x in inputs]
+    formula(*tensors).backward(dy)
+    return [tensor.grad for tensor in tensors]
+
+
+def times_as_fast(slow: Callable[[], Any], fast: Callable[[], Any], rounds: int = 5) -> float:
+    """Best time of `slow` by best time of `fast`, measured in turn: what else the machine does
+    meets both."""
+    best = [float("inf"), float("inf")]
+    for _ in range(rounds):
+        for i, function in enumerate((slow, fast)):
+            begin = time.perf_counter()
+            function()
+            best[i] = min(best[i], time.perf_counter() - begin)
+    return best[0] / max(best[1], 1e-9)

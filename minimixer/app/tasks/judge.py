@@ -1,0 +1,94 @@
+"""Is a task done? Its test, and whatever a student's code does instead of returning.
+
+    python -m minimixer.app.tasks.judge task05_logsumexp FILE VERDICT
+
+is how grading.py has it run, in a process of its own; the answer goes to the file VERDICT, since
+the code may print anything.
+
+>>> from minimixer.app.tasks import judge, sheets
+>>> judge.judge("task01_product", lambda: sheets.source("task01_product"))
+Verdict(state='passed', said='')
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checking
+from .sheets import SOURCES, source
+
+MEMORY = 4 << 30  # bytes that a student's process may take, where the system can be told
+
+
+class Verdict(NamedTuple):
+    state: str  # "passed", "failed", "open": not written yet
+    said: str
+
+
+def judge(name: str, load: Callable[[], Any]) -> Verdict:
+    """Whether load(), a module, passes the test of the task `name`."""
+    try:
+        with np.errstate(all="ignore"):
+            source(name).test(load(), checking)
+    except NotImplementedError as error:
+        return Verdict("open", f"not written yet: {error or 'NotImplementedError'}")
+    except AssertionError as error:
+        return Verdict("failed", str(error) or f"an assertion fails{_where(error, name)}")
+    except SystemExit as error:
+        return Verdict("failed", f"it ends with sys.exit{_where(error, name)}: a task's file only "
+                       "defines things")  # fmt: skip
+    except Exception as error:
+        return Verdict("failed", f"{type(error).__name__}{_where(error, name)}: {error}".strip())
+    return Verdict("passed", "")
+
+
+def _where(error: BaseException, name: str) -> str:
+    """In which line of the student's file. (The engine raises errors again, with more in them.)"""
+    lines: list[Any] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            file = Path(frame.filename)
+            if file.stem == name and file.parent != SOURCES:
+                lines.append(frame.lineno)
+        cause = cause.__context__ or cause.__cause__
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def load(path: Path) -> types.ModuleType:
+    """The module in a file, whatever that does."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    name, file, answer = sys.argv[1:]
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # Unix has it
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    sys.path.append(os.path.dirname(file))
+    try:
+        verdict = judge(name, lambda: load(Path(file)))
+    except BaseException as error:
+        verdict = Verdict("failed", f"{type(error).__name__}: {error}")
+    Path(answer).write_text(json.dumps([verdict.state, verdict.said[:2000]]), encoding="utf-8")
+    os._exit(0)  # whatever the code has left running
+
+
+if __name__ == "__main__":
+    main()
