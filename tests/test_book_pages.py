@@ -19,7 +19,7 @@ import pytest
 import minimixer
 from minimixer import app
 from minimixer.app import book
-from minimixer.app.book import cut, formulas, notes, order
+from minimixer.app.book import cut, finding, formulas, order
 from minimixer.app.book.pages import SHIPPED, Site
 
 pytest.importorskip("markdown_it", reason="pip install markdown-it-py, for the book")
@@ -276,7 +276,7 @@ def test_no_formula_that_is_set_off_is_left_as_text(site):
 ])  # fmt: skip
 def test_formulas_are_read(text, latex):
     assert re.sub(r"\s", "", formulas.latex(text)) == re.sub(r"\s", "", latex)
-    assert "<math" in notes.mathml(formulas.latex(text))
+    assert "<math" in formulas.mathml(formulas.latex(text))
 
 
 @pytest.mark.parametrize("text", ["", "x =", "(x", "x)", "x / / y", "the end", "x[", "x^", "+ x"])
@@ -291,7 +291,7 @@ def test_what_is_no_formula_is_refused(text):
     "e.g. 3 of 4", "in C++ and R", "mixer_b16", "and/or", "float32", "(see below)",
 ])  # fmt: skip
 def test_words_are_left_alone(text):
-    found = [part for part, formula in formulas.spans(text) if formula]
+    found = [part for part, formula in finding.spans(text) if formula]
     assert found in ([], ["W4"])
 
 
@@ -301,7 +301,7 @@ def test_words_are_left_alone(text):
     ("x -> y -> z. Each", ["x -> y -> z"]),
 ])  # fmt: skip
 def test_formulas_are_found_among_words(text, found):
-    assert [part for part, formula in formulas.spans(text, "xyzK") if formula] == found
+    assert [part for part, formula in finding.spans(text, "xyzK") if formula] == found
 
 
 # ---- sources that are not as they should be -----------------------------------------------------

@@ -11,6 +11,8 @@ essays between them. DIR must be new, empty, or a book that this command wrote.
     names.py     where names are defined
     code.py      code as HTML
     formulas.py  formulas in plain text, read
+    finding.py   formulas among words
+    setoff.py    formulas in rows, lists in columns
     notes.py     docstrings and comments as HTML
     essays.py    Markdown as HTML
     pages.py     the pages, the start, the index

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import code
-from .notes import mathml
+from .formulas import mathml
 from .order import text_of
 
 

@@ -2,7 +2,7 @@ r"""Formulas as sources have them, in plain text, and as a printed book has them
 
 Sources keep to one rule: a line that stands four spaces further in than its paragraph and has a
 relation in it (=, <-, <, >>) is a formula; what follows two spaces is another one, or words about
-it. Formulas are also found within sentences, where nothing else can be meant. What is written:
+it. So is a paragraph whose lines all begin with one. finding.py finds those within sentences.
 
     x[m, i], x_i, w2    an index            x^2, w^T, e^(-x)    a power, transposed
     x_hat, f'           a hat, a prime      a / b, sqrt(x)      a fraction, a root
@@ -11,15 +11,12 @@ it. Formulas are also found within sentences, where nothing else can be meant. W
 
 A small reader makes LaTeX of that, and latex2mathml makes MathML of the LaTeX. No script runs.
 
->>> from minimixer.app.book.formulas import latex, spans
+>>> from minimixer.app.book.formulas import latex
 >>> latex("dW[i, j] = sum_m x[m, i] dy[m, j]")
 '{dW}_{i,j} = \\sum_{m} x_{m,i} \\, {dy}_{m,j}'
->>> [part for part, formula in spans("where x_hat = (x - mean) / sigma, as is usual") if formula]
-['x_hat = (x - mean) / sigma']
 """
 
 import re
-from collections.abc import Iterator
 from functools import cache
 
 GREEK = {
@@ -28,7 +25,8 @@ GREEK = {
 } | {"epsilon": r"\varepsilon"}
 FUNCTIONS = {"log", "exp", "tanh", "max", "min", "erf", "gelu", "mean", "softmax", "LayerNorm"}
 WORDS = {
-    "variance", "momentum", "strength", "smoothing", "loss", "lr", "decay", "std", "step", "target",
+    "variance", "bias", "momentum", "strength", "smoothing", "loss", "lr", "decay", "std", "step",
+    "target",
 }  # fmt: skip
 WEAK = FUNCTIONS | WORDS | {"sum", "sqrt"}  # English too: no formula by themselves
 BIG = {"sum": r"\sum", "integral": r"\int"}
@@ -256,96 +254,25 @@ class Reader:
         return f"^{{{minus}{core}}}"
 
 
-# ---- formulas among words -----------------------------------------------------------------------
+# ---- from LaTeX to MathML -----------------------------------------------------------------------
 
-STRONG = re.compile(
-    r"_|\^|\[|'|=|<-|->|>>|(?<![A-Za-z])d?(?:" + "|".join(GREEK) + r")(?![a-z])"
-    r"|(?<![A-Za-z])d[A-Z]?[a-zA-Z]\d?(?![A-Za-z])|(?<![A-Za-z])[A-Za-z]\d(?!\d)"
+# A minus that follows a bracket or a relation belongs to what comes after it.
+SIGN = re.compile(
+    r"(<mo[^>]*>(?:&#x0003D;|&#x00028;|&#x0005B;|&#x02190;|&#x0002C;)</mo>)<mo>(?=&#x02212;)"
 )
 
 
-def spans(text: str, letters: str = "", bold: bool = False) -> Iterator[tuple[str, str | None]]:
-    """The text in parts: (words, None) or (a formula, its LaTeX). `letters`: those that are
-    formulas by themselves. `bold`: the text is set off, where "a" is no article."""
-    tokens, position = [], 0
-    while position < len(text):
-        found = TOKEN.match(text, position)
-        kind, end = (str(found.lastgroup), found.end()) if found else ("", position + 1)
-        if kind == "name":
-            try:
-                name(text[position:end]) if text[position:end].split("_")[0] not in (
-                    *BIG, "sqrt") else None  # fmt: skip
-            except NoFormulaError:
-                kind = ""
-        tokens.append((kind, position, end))
-        position = end
-    words, number = 0, 0  # where words begin that were not yielded yet
-    while number < len(tokens):
-        end = _longest(text, tokens, number, letters, bold)
-        if end:
-            start, stop = tokens[number][1], tokens[end - 1][2]
-            if start > words:
-                yield text[words:start], None
-            yield text[start:stop], latex(text[start:stop], bold)
-            words, number = stop, end
-        else:
-            number += 1
-    if words < len(text):
-        yield text[words:], None
+@cache
+def mathml(formula: str, display: bool = False) -> str:
+    """MathML of LaTeX; `display`: sums have their index below."""
+    from latex2mathml.converter import convert
 
-
-def _longest(
-    text: str, tokens: list[tuple[str, int, int]], number: int, letters: str, bold: bool
-) -> int:
-    """How far the longest formula goes that begins with this token; 0 if none does."""
-    kind, start, _ = tokens[number]
-    if kind in ("", "space") or (start and re.match(r"[\w.`\[\])/\"'-]", text[start - 1])):
-        return 0
-    last = number
-    while last < len(tokens) and tokens[last][0]:
-        last += 1
-    for end in range(last, number, -1):
-        part = text[start : tokens[end - 1][2]]
-        after = text[tokens[end - 1][2] :]
-        if (
-            part != part.strip() or part.endswith(",")
-            or re.match(r"[\w(`/\[^\"]|-\w|\.\w|'(?!s\b)", after)
-        ):  # fmt: skip
-            continue
-        if not _meant(part, letters, bold):
-            continue
-        try:
-            latex(part)
-        except NoFormulaError:
-            continue
-        return end
-    return 0
-
-
-def _meant(part: str, letters: str, bold: bool) -> bool:
-    """Does a formula look like this, and nothing else?"""
-    names = re.findall(r"[A-Za-z]+", re.sub(r"\d+(?:\.\d+)?e[-+]?\d+", "0", part))
-    if re.fullmatch(r"\d+\^-?\d+", part):
-        return True
-    if (
-        not names
-        or re.match(r",|->", part)
-        or re.search(r"\b\d-d\b", part)
-        or re.fullmatch(r"\([^()]*\)", part)
-    ):
-        return False
-    if len(part) == 1:
-        return part in letters
-    if not bold and re.search(rf"^(?:[aAI]|{ENGLISH}) [\w(]|^{ENGLISH}$| [aAI]$", part):
-        return False
-    if not bold and not RELATED.search(part) and re.search(rf"(?:^| ){ENGLISH}$", part):
-        return False
-    if not STRONG.search(part) and not re.search(r"[A-Za-z)\d] ?[-+/*<>] ?[A-Za-z(\d]|\(", part):
-        words = part.split()
-        return len(words) == 2 and words[0].lstrip("-") in FUNCTIONS and len(words[1]) == 1
-    return True
-
-
-# Words that are formulas only beside an operator or a bracket.
-ENGLISH = f"(?:{'|'.join(WORDS | {'erf', 'gelu', 'mean', 'softmax', 'LayerNorm', 'sum'})})"
-RELATED = re.compile(r"=|<-|>>|<")
+    formula = formula.replace("'", "′")  # the font's stands high as it is
+    made = convert(formula, display="block" if display else "inline")
+    made = made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+    made = made.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
+    made = made.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")  # a hat made to sit on letters
+    made = SIGN.sub(r'\1<mo form="prefix">', made)
+    return made.replace('<math display="block">', '<math displaystyle="true">').replace(
+        '<math display="inline">', "<math>"
+    )

@@ -90,7 +90,8 @@ class Site:
                 place = "" if out else f' id="L{line}"'
                 out.append(
                     f'<section class="row"{place}><div class="note{"" if left else " empty"}">'
-                    f'{left}</div><div class="beside">{beside}</div></section>'
+                    f'<div class="stay">{left}</div></div><div class="beside">'
+                    f'<div class="stay">{beside}</div></div></section>'
                 )
 
         parts = notes.parts(note)
