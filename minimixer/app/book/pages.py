@@ -113,7 +113,7 @@ class Site:
     def link(self, name: str, page: Page) -> str:
         """The address of what is named in words: a file, or something in code; "" if unknown."""
         if name.endswith((".py", ".md", ".cu")):
-            room = page.name.rpartition("/")[0]
+            name, room = name.removeprefix("minimixer/"), page.name.rpartition("/")[0]
             for full in (f"{room}/{name}", name, f"examples/{name}", f"{ESSAYS}/{name}"):
                 if full.lstrip("/") in self.known:
                     return self.known[full.lstrip("/")]
