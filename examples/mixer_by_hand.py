@@ -5,7 +5,8 @@ gradient, its derivative by each weight, how to move them to lower it: a small s
 batch after batch of images, is training. How that step is taken (Adam) stands at the end.
 
 An image is cut into S patches; the stem makes C numbers of each, its channels: a row of X, a token.
-A block mixes by two MLPs, each two linear maps with a bend (GELU) between their D hidden units:
+A block mixes by two MLPs: a linear map to D numbers, the hidden units; a bend (GELU) of each; a map
+back. Their matrices and vectors are the weights:
 
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
@@ -100,7 +101,7 @@ def linear_backward(x, weight, d_y):
 
 
 def mlp(x, w1, b1, w2, b2, approximate):
-    """Linear, GELU, Linear for each row, of E: a token's C numbers; transposed, a channel's S."""
+    """Linear, GELU, Linear for each row of E numbers: a token's C; transposed, a channel's S."""
     hidden, slope = gelu(x @ w1 + b1, approximate)  # (B, rows, D)
     return hidden @ w2 + b2, (x, w1, hidden, slope, w2)  # (B, rows, E)
 

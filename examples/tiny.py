@@ -139,7 +139,7 @@ def gelu(x):
 @differentiable
 def layer_norm(x, gamma, beta):
     """y = gamma x_hat + beta, x_hat = (x - mean) / sigma, sigma^2 = variance + 1e-6, row by row.
-    x_i moves x_hat_j directly, through the mean and sigma: dx_hat_j / dx_i = (delta_ij - 1/C
+    x_i moves x_hat_j directly, through the mean and sigma: dx_hat_j / dx_i = ([i = j] - 1/C
     - x_hat_i x_hat_j / C) / sigma. Weighed with g_j = gamma_j dy_j and summed over j, it gives
     dx = (g - mean(g) - x_hat mean(g x_hat)) / sigma; dgamma and dbeta collect from all rows."""
     centred = x - x.mean(axis=-1, keepdims=True)

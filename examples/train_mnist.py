@@ -130,6 +130,7 @@ def train(run: Run) -> int:
         for part in parts(len(images), options.accumulate):
             model.random.start_at(first + part.start)  # for layers that draw by example
             logits = model(images[part])
+            # Each part's share of the batch's mean.
             loss = F.cross_entropy(logits, labels[part], reduction="sum") / count
             loss.backward()
             total += loss.detach()
@@ -147,7 +148,8 @@ def train(run: Run) -> int:
         return evaluate(model, test_images[mine], test_labels[mine], size).over(world.sum)
 
     # ---- the loop
-    # On the CPU it calls train_step; on a GPU that is recorded once, and replayed.
+    # On the CPU it calls train_step (by way of graph/recorded.py); on a GPU that is recorded once,
+    # and replayed.
     step = SharedStep(train_step, model, optimizer, world, options)
     with run.bar(options.epochs * len(train_images), run.images):
         for epoch, _ in run.rows():  # of metrics.csv, one an epoch: those that are left

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-# Of the same arguments the same bits, one of them a Purpose; and bits as a number in [0, 1).
+# random_bits: the same of the same arguments, a Purpose among them; uniform: bits as [0, 1).
 from ..engine.random import Purpose, random_bits, uniform
 
 

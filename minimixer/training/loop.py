@@ -16,16 +16,16 @@ gradients, by backward), moves the weights a little against that, and forgets th
 One step goes through these pages. (To follow it in a debugger, set MINIMIXER_KERNELS=reference:
 otherwise kernels/ does the work of the trunk, of products and of AdamW, the same and faster.)
 
-    schedules.py    schedule                            the optimizer's lr_factor
     data.py         Batches.epoch; in a thread, batch   images and labels
+    schedules.py    schedule                            the optimizer's lr_factor
     mixer.py        Mixer.forward, pooled, trunk
-    images.py       to_tokens, by way of inputs.py      tokens (S, B, P*P*in)
+    images.py       to_tokens; model/inputs.py          tokens (S, B, P*P*in): rearrange.py
     mixer.py        stem, a Linear of layers.py         (S, B, C)
     block.py        MixerBlock, MixerMLP                (S, B, C), by way of
                     layers.py       LayerNorm, StochasticDepth as Modules
                     functional.py   linear_first, linear, gelu;  layer_norm.py;  ops.py's Add
                     autograd.py     Function.apply: matched; choose, run (dispatch.py); record
-    mixer.py        mean over the tokens, head          scores (B, K): a Linear too
+    mixer.py        mean (rearrange.py), head           scores (B, K): a Linear too
     loss.py         cross_entropy, targets.py           the loss
     backward.py     backward: from the last node to the first, each by its own backward
     parameters.py   accumulate_grad                     where each weight's gradient lies
