@@ -2,6 +2,7 @@
 
     info.py     what is here, what runs, what is missing
     predict.py  what a Mixer sees in pictures
+    draw/       a page where one draws a digit and watches every layer
     options.py  options as commands and scripts read them, and what becomes of an error
     model.py    the model that options name
 
@@ -29,6 +30,7 @@ class Command(NamedTuple):
 COMMANDS = [
     Command("info", "what is installed here, what runs, and what is missing", "info"),
     Command("predict", "what a Mixer sees in pictures of your own", "predict"),
+    Command("draw", "draw a digit in your browser, and watch every layer", "draw"),
 ]
 # What may be asked for here, but is a script of the repository.
 SCRIPTS = {"train": "train_mnist", **{name: name for name in (
