@@ -66,7 +66,9 @@ function lay() {
   patches = patchButtons(image.frame);
   readouts = [readout(about.classes)];
   $("first").replaceChildren(image.figure, gradient.figure, arrow("cut"), pictures.patches.figure,
-    arrow("stem"), pictures.tokens.figure, readouts[0].whole);
+    arrow("stem"), pictures.tokens.figure);
+  $("stem").querySelector(".readout")?.remove();
+  $("stem").append(readouts[0].whole);
   $("last").replaceChildren(pictures.norm.figure, arrow("mean"), pictures.pooled.figure,
     arrow("head"), pictures.logits.figure);
   $("blocks").replaceChildren();
