@@ -3,8 +3,12 @@
 
 "use strict";
 
-const PYODIDE = "https://cdn.jsdelivr.net/pyodide/v0.29.4/full/"; // Python 3.13, NumPy 2.2
+// Python 3.13 for the browser, as its package has it, and NumPy 2.2 from where its packages lie. The
+// list of packages that comes with the first says what the second must hash to.
+const VERSION = "0.29.4";
+const PYODIDE = `https://cdn.jsdelivr.net/npm/pyodide@${VERSION}/`;
 const PYODIDE_HASH = "sha384-wkkA2EvfjhI/Ka1xso+9XYjVf5am63bStLbKX4X5gkFcHcfY5QLUMsFf7AsnoXCU";
+const PACKAGES = `https://cdn.jsdelivr.net/pyodide/v${VERSION}/full/`;
 
 async function fromServer() {
   const get = async (path, options) => {
@@ -29,11 +33,12 @@ async function fromServer() {
 async function inThisBrowser(say) {
   say("fetching Python");
   await load(PYODIDE + "pyodide.js", PYODIDE_HASH);
-  const python = await loadPyodide({ indexURL: PYODIDE });
+  const python = await loadPyodide({ indexURL: PYODIDE, packageBaseUrl: PACKAGES });
   say("fetching NumPy");
   const wrong = [];
-  await python.loadPackage("numpy", { messageCallback: () => {}, errorCallback: (m) => wrong.push(m) });
-  if (wrong.length) throw new Error(`NumPy can't be had: ${wrong[0]}`);
+  const callbacks = { messageCallback: () => {}, errorCallback: (text) => wrong.push(text) };
+  await python.loadPackage("numpy", callbacks);
+  if (wrong.length) throw new Error(`NumPy can't be had from ${PACKAGES}`);
   say("starting minimixer");
   await load("package.js");
   const bytes = Uint8Array.from(atob(MINIMIXER_ZIP), (letter) => letter.charCodeAt(0));
