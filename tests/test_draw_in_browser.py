@@ -124,6 +124,34 @@ def test_digits_drawn_with_the_mouse_are_read(visit):
     assert re.fullmatch(r"answered in \d+ ms", seen.page.inner_text("#state"))
 
 
+@pytest.mark.parametrize("by", ["finger", "pen"])
+def test_with_finger_and_pen(visit, by):
+    seen = visit(has_touch=True)
+    seen.page.click("#clear")
+    pad, tell = (
+        seen.page.locator("#pad").bounding_box(),
+        seen.page.context.new_cdp_session(seen.page),
+    )
+
+    def act(kind, y=None):
+        place = {} if y is None else {"x": pad["x"] + pad["width"] / 2, "y": pad["y"] + y}
+        if by == "finger":
+            points = [place] if place else []
+            tell.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+        else:
+            kind = {"Start": "mousePressed", "Move": "mouseMoved", "End": "mouseReleased"}[kind]
+            more = {"pointerType": "pen", "button": "left", "buttons": 1, "clickCount": 1}
+            place = place or {"x": pad["x"], "y": pad["y"]}
+            tell.send("Input.dispatchMouseEvent", {"type": kind, **place, **more})
+
+    act("Start", 50)
+    for y in range(60, 230, 10):
+        act("Move", y)
+    act("End")
+    assert seen.answered().best == "1"
+    assert seen.page.evaluate("scrollY") == 0 and not seen.page.is_visible("#hint")
+
+
 def test_with_the_keyboard(visit):
     seen = visit()
     seen.page.click("#clear")

@@ -195,15 +195,17 @@ function show(answer) {
     `${seen.tokens.shape[1]} channels, ${answer.blocks} blocks.`;
 }
 
-// The longest rows of pictures, in columns of numbers; and how high a picture is.
+// How many columns of numbers stand side by side if a block is shown in one row, in two (the longer
+// of them), or, on a phone, in more; and how high a picture is.
 function measure(seen) {
   const [tokens, channels] = seen.tokens.shape;
-  const wide = Math.max(channels, ...Object.values(seen).map((a) => a?.shape?.at(-1) ?? 0));
-  const style = document.documentElement.style;
-  style.setProperty("--all", 6 * channels + wide);
-  style.setProperty("--side", 2 * channels + wide);
-  style.setProperty("--three", Math.max(3 * channels, wide));
+  const most = Math.max(channels, ...Object.values(seen).map((a) => a?.shape?.at(-1) ?? 0));
+  const style = $("pictures").style, one = 6 * channels + most;
+  style.setProperty("--one", one);
+  style.setProperty("--two", 3 * channels + most);
+  style.setProperty("--three", Math.max(3 * channels, most));
   style.setProperty("--height", `${Math.max(88, tokens)}px`);
+  $("pictures").classList.toggle("wide", one > 1000);
 }
 
 // ---- begin --------------------------------------------------------------------------------------

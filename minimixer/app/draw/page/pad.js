@@ -67,14 +67,14 @@ function place(event) {
 }
 
 pad.addEventListener("pointerdown", (event) => {
-  if (event.button) return;
+  if (event.button || !event.isPrimary) return; // one finger draws
   pad.setPointerCapture(event.pointerId);
   keys.shown = keys.down = false;
   draw([...strokes, [place(event)]]);
 });
 pad.addEventListener("pointermove", (event) => {
   if (!pad.hasPointerCapture(event.pointerId)) return;
-  strokes.at(-1).push(...(event.getCoalescedEvents?.() ?? []).map(place), place(event));
+  strokes.at(-1)?.push(...(event.getCoalescedEvents?.() ?? []).map(place), place(event));
   showPad();
   changed();
 });
@@ -91,7 +91,7 @@ pad.addEventListener("keydown", (event) => {
   keys.shown = true;
   if (move) {
     keys.at = keys.at.map((v, i) => Math.min(0.95, Math.max(0.05, v + move[i] / 28)));
-    if (keys.down) strokes.at(-1).push([...keys.at]);
+    if (keys.down) strokes.at(-1)?.push([...keys.at]);
   } else if ((keys.down = !keys.down)) strokes = [...strokes, [[...keys.at]]];
   showPad();
   if (keys.down) changed();
