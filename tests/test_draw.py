@@ -20,8 +20,8 @@ from test_rooms import COPY_ALONE
 
 from minimixer import SGD, Mixer, Tensor, no_grad
 from minimixer.app import draw
+from minimixer.app.draw import example, server, static
 from minimixer.app.draw import look as looks
-from minimixer.app.draw import server, static
 from minimixer.app.draw.look import answer, look, pack, prepare, ready, rearrange
 from minimixer.nn.more_loss import softmax
 from minimixer.pictures.digits import box
@@ -156,6 +156,13 @@ def test_for_other_models_it_is_only_made_smaller():
     assert image.shape == (8, 8, 1) and image[1, 2] == 200 and image.sum() == 200
 
 
+def test_the_example_is_what_it_is_taken_for(digits):
+    (model,) = digits.values()
+    assert model.predict(prepare(example.ink(140), model)[None]) == [3]
+    small, large = ((np.argwhere(example.ink(n) > 127).mean(axis=0) + 0.5) / n for n in (35, 280))
+    assert abs(small - large).max() < 0.01
+
+
 # ---- questions and answers ----------------------------------------------------------------------
 
 
@@ -286,7 +293,8 @@ def test_the_archive_alone_answers_alike(tmp_path, run, digits):
     said = run("draw", "--out=page").stdout
     assert re.fullmatch(r"wrote page: 1\.\d MB; open index.html in it\n", said)
     page = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "page").iterdir()}
-    assert page.keys() == {name for name, _ in static.FILES.values()} | {"package.js"}
+    names = {name for name, _ in static.FILES.values()}
+    assert page.keys() == names | {"package.js", "example.js"}
     assert 'data-where="browser"' in page["index.html"]
     code = base64.b64decode(re.fullmatch(r'const MINIMIXER_ZIP = "(.*)";\n', page["package.js"])[1])
     (tmp_path / "alone").mkdir()
@@ -305,7 +313,7 @@ print(told, ask(open("../question.json").read()), sep="\\n")
                           encoding="utf-8")  # fmt: skip
     assert done.returncode == 0, done.stderr
     about, found = map(json.loads, done.stdout.splitlines())
-    assert about == looks.about(digits)
+    assert about == json.loads(json.dumps(looks.about(digits)))
     expected = answer(digits, question(hidden=[2]))
     for name in ("logits", "gradient", "blocks.3.channel_mixing", "readout"):
         np.testing.assert_allclose(unpack(found["seen"][name]), unpack(expected["seen"][name]),

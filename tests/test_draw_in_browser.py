@@ -8,6 +8,7 @@ WebAssembly: so it is tested up to there. A folder that holds all files of the r
 page/ask.js names, in the variable MINIMIXER_PYODIDE, lets minimixer itself run in the browser.
 """
 
+import base64
 import json
 import os
 import re
@@ -16,11 +17,12 @@ import subprocess
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from help import redraw, small_mixer
 
 from minimixer.app import draw
-from minimixer.app.draw import static
+from minimixer.app.draw import example, static
 from minimixer.app.draw.look import ready
 from minimixer.app.draw.server import Server
 
@@ -117,6 +119,8 @@ def visit(browser, address):
 def test_digits_drawn_with_the_mouse_are_read(visit):
     seen = visit()
     assert seen.best == "3"  # its example
+    ink = np.frombuffer(base64.b64decode(seen.page.evaluate("ink().ink")), np.uint8)
+    assert abs(ink.reshape(140, 140) - example.ink(140).astype(float)).mean() < 1
     for digit in DIGITS:
         assert seen.draw(digit).best == digit
     seen.page.click("#undo")
@@ -296,8 +300,12 @@ def offered(browser, tmp_path):
 
 
 def test_nothing_is_fetched_before_the_reader_asks(offered):
+    """What is to be seen of the example is there, and is what the pad's ink would give."""
     seen = offered(None)
     seen.page.wait_for_timeout(500)
+    assert seen.best == "3" and seen.page.locator("#blocks article").count() == 4
+    seen.page.click("#clear")
+    assert seen.page.inner_text("#state").startswith("run it")
     assert seen.asked and all(url.startswith(("file:", "about:")) for url in seen.asked)
     assert seen.said == [] and "package.js" not in str(seen.asked)
 

@@ -29,6 +29,7 @@ from ...engine.grad_mode import no_grad
 from ...engine.tensor import Tensor
 from ...model.mixer import Mixer
 from ...nn.more_loss import softmax
+from . import example
 
 MOST_SIDE = 280  # pixels of a drawing, each way
 FULL = 0.98  # of a picture's numbers are drawn in less than full colour
@@ -128,7 +129,7 @@ def about(models: dict[str, Mixer]) -> dict[str, Any]:
         "models": list(models), "parameters": [m.num_parameters() for m in models.values()],
         "height": first.height, "width": first.width, "patch": first.patch_size,
         "classes": first.class_names or [str(k) for k in range(first.num_classes)],
-        "prepared": first.preparation is not None,
+        "example": example.STROKES,
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The page's files, and the page without a server: it runs minimixer in the reader's browser.
 
     index.html, style.css, pad.js, ...   the page that the server shows
+    example.js                           what is to be seen of the drawing it starts with
     package.js                           the package and the models: a zip archive as text
 
 The browser fetches Python and NumPy for WebAssembly, from the address and of the version that
@@ -25,7 +26,8 @@ from pathlib import Path
 
 from ...model.mixer import Mixer
 from ...training.files import replace_file
-from .look import ready
+from . import example
+from .look import about, answer, ready
 
 PACKAGE = Path(__file__).parents[2]
 SCRIPTS = "pad.js", "ask.js", "pictures.js", "draw.js"
@@ -34,6 +36,7 @@ FILES = {
     "/style.css": ("style.css", "text/css; charset=utf-8"),
     **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
+SIDE = 140  # pixels of the example, each way: as many as the pad sends
 ROOMS = "engine", "nn", "model", "training", "pictures", "app"
 
 
@@ -45,6 +48,11 @@ def write_page(folder: Path, models: dict[str, Mixer]) -> int:
     here = b'data-where="server"'
     assert here in files["index.html"]
     files["index.html"] = files["index.html"].replace(here, b'data-where="browser"')
+    ink = example.ink(SIDE)
+    question = {"side": SIDE, "ink": base64.b64encode(ink.tobytes()).decode(),
+                "model": len(models) - 1}  # fmt: skip
+    shown = json.dumps({"about": about(models), "answer": answer(models, question)})
+    files["example.js"] = f"const SHOWN = {shown};\n".encode()
     text = base64.b64encode(archive(models)).decode()
     files["package.js"] = f'const MINIMIXER_ZIP = "{text}";\n'.encode()
     for name, content in files.items():

@@ -11,14 +11,17 @@ let target = null, order = null, hidden = new Set(); // hidden: patches as they 
 let asking = false, again = false;
 
 async function ask() {
-  if (!source) return;
+  if (!source) {
+    $("state").textContent = shown ? "run it to see what becomes of this" : "";
+    return;
+  }
   if (asking) return void (again = true);
   asking = true;
   try {
     do {
       again = false;
-      const question = { ...ink(), target, order, hidden: [...hidden], model: +$("checkpoint").value };
-      show(await source.answer(question));
+      const model = +$("checkpoint").value;
+      show(await source.answer({ ...ink(), target, order, hidden: [...hidden], model }));
       $("state").textContent = `answered in ${shown.milliseconds.toFixed(0)} ms`;
       document.body.dataset.answers = +(document.body.dataset.answers ?? 0) + 1;
     } while (again);
@@ -30,11 +33,9 @@ async function ask() {
 
 async function start(from) {
   const found = await from;
-  about = found.about;
-  lay();
+  if (!about) lay(found.about);
   source = found;
   $("offer").hidden = true;
-  $("pictures").hidden = false;
   await ask();
 }
 
@@ -42,7 +43,10 @@ async function start(from) {
 
 let pictures, readouts, classes, patches;
 
-function lay() {
+function lay(found) {
+  about = found;
+  $("pictures").hidden = false;
+  draw(about.example);
   const several = about.models.length > 1;
   $("training").hidden = !several;
   $("checkpoint").max = about.models.length - 1;
@@ -84,7 +88,8 @@ function layBlocks(count) {
   if ($("blocks").childElementCount === count) return;
   readouts.length = 1;
   $("blocks").replaceChildren(...Array.from({ length: count }, (_, i) => {
-    const block = element("article", "layer"), title = element("header"), flow = element("div", "flow");
+    const block = element("article", "layer");
+    const title = element("header"), flow = element("div", "flow");
     const sides = ["token mixing", "channel mixing", "with both skips"].map((name) => {
       const side = element("div", "mixing");
       side.append(element("h3", "", name));
@@ -215,13 +220,14 @@ const failed = (error) => ($("state").textContent = error.message);
 changed = ask;
 $("checkpoint").addEventListener("input", ask);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => shown && show(shown));
-draw(EXAMPLE);
 if (document.body.dataset.where === "server") start(fromServer()).catch(failed);
-else {
+else load("example.js").then(() => {
+  lay(SHOWN.about);
+  show(SHOWN.answer);
   $("offer").hidden = false;
   $("run").addEventListener("click", async () => {
     $("run").disabled = true;
     await start(inThisBrowser((words) => ($("state").textContent = words))).catch(failed);
     $("run").disabled = false;
   });
-}
+}, failed);

@@ -4,7 +4,7 @@
 "use strict";
 
 const pad = document.getElementById("pad");
-const PEN = 24 / 280; // of the pad's side: about as wide as MNIST's strokes
+const PEN = 24 / 280; // of the pad's side: about as wide as MNIST's strokes; example.py has it too
 const SENT = 140; // pixels of the drawing that is sent, each way
 let strokes = []; // of points [x, y], from 0 to 1
 let changed = () => {}; // draw.js says what follows
@@ -104,10 +104,3 @@ pad.addEventListener("blur", () => {
 document.getElementById("clear").addEventListener("click", () => draw([]));
 document.getElementById("undo").addEventListener("click", () => draw(strokes.slice(0, -1)));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showPad);
-
-// An example, so that there is something to see: a 3.
-const EXAMPLE = [[
-  [0.3, 0.2], [0.38, 0.14], [0.5, 0.12], [0.62, 0.16], [0.67, 0.26], [0.63, 0.37], [0.53, 0.44],
-  [0.44, 0.47], [0.53, 0.48], [0.65, 0.54], [0.71, 0.66], [0.68, 0.79], [0.57, 0.87], [0.43, 0.88],
-  [0.3, 0.8],
-]];
