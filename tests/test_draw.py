@@ -4,6 +4,7 @@ The server is in test_draw_server.py, the page itself in test_draw_in_browser.py
 import base64
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -239,6 +240,7 @@ def test_models_that_no_page_can_show():
 # ---- the command --------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_it_serves_until_ctrl_c(run):
     with run.start("draw", "--no-browser") as process, killed_at_last(process):
         address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
@@ -296,7 +298,7 @@ def test_the_archive_alone_answers_alike(tmp_path, run, digits):
     names = {name for name, _ in static.FILES.values()}
     assert page.keys() == names | {"package.js", "example.js"}
     assert 'data-where="browser"' in page["index.html"]
-    code = base64.b64decode(re.fullmatch(r'const MINIMIXER_ZIP = "(.*)";\n', page["package.js"])[1])
+    code = base64.b64decode(re.fullmatch(r'var MINIMIXER_ZIP = "(.*)";\n', page["package.js"])[1])
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone.zip").write_bytes(code)
     (tmp_path / "question.json").write_text(json.dumps(question(hidden=[2])), encoding="utf-8")

@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -156,6 +157,22 @@ def test_two_at_once_get_their_own_answers(serving, models):
     for one, seen in zip(asked, found, strict=True):
         assert seen == answer(models, one)["seen"]
     assert abs(unpack(found[0]["logits"]) - unpack(found[1]["logits"])).max() > 0.01
+
+
+def test_the_model_works_for_one_at_a_time(serving, monkeypatch):
+    here, most = [], []
+
+    def slow(*_):
+        here.append(1)
+        most.append(len(here))
+        time.sleep(0.02)
+        here.pop()
+        return {}
+
+    monkeypatch.setattr(server, "answer", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: ask(serving, {}), range(8))) == [{}] * 8
+    assert most == [1] * 8
 
 
 @pytest.mark.parametrize("said", [b"", b"POST /look HTTP/1.1\r\n", None])

@@ -54,7 +54,7 @@ def write_page(folder: Path, models: dict[str, Mixer]) -> int:
     shown = json.dumps({"about": about(models), "answer": answer(models, question)})
     files["example.js"] = f"const SHOWN = {shown};\n".encode()
     text = base64.b64encode(archive(models)).decode()
-    files["package.js"] = f'const MINIMIXER_ZIP = "{text}";\n'.encode()
+    files["package.js"] = f'var MINIMIXER_ZIP = "{text}";\n'.encode()
     for name, content in files.items():
         with replace_file(folder / name) as file:
             file.write(content)

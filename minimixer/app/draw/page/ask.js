@@ -3,8 +3,8 @@
 
 "use strict";
 
-// Python 3.13 for the browser, as its npm package has it, and NumPy 2.2 from where its packages lie.
-// The list of packages that comes with the first says what the second must hash to.
+// Python 3.13 for the browser, as npm has it, and NumPy 2.2 from where its packages lie. The list of
+// packages that comes with the first says what the second must hash to.
 const VERSION = "0.29.4";
 const PYODIDE = `https://cdn.jsdelivr.net/npm/pyodide@${VERSION}/`;
 const PYODIDE_HASH = "sha384-wkkA2EvfjhI/Ka1xso+9XYjVf5am63bStLbKX4X5gkFcHcfY5QLUMsFf7AsnoXCU";
