@@ -3,6 +3,7 @@
     info.py     what is here, what runs, what is missing
     predict.py  what a Mixer sees in pictures
     tasks/      ten tasks: written for students, graded
+    draw/       a page where one draws a digit and watches every layer
     options.py  options as commands and scripts read them, and what becomes of an error
     model.py    the model that options name
 
@@ -31,6 +32,7 @@ COMMANDS = [
     Command("info", "what is installed here, what runs, and what is missing", "info"),
     Command("predict", "what a Mixer sees in pictures of your own", "predict"),
     Command("tasks", "ten tasks with a hole to fill in each, and what grades them", "tasks"),
+    Command("draw", "draw a digit in your browser, and watch every layer", "draw"),
 ]
 # What may be asked for here, but is a script of the repository.
 SCRIPTS = {"train": "train_mnist", **{name: name for name in (
