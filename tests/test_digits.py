@@ -17,7 +17,7 @@ Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install -e '.
 ImageDraw = pytest.importorskip("PIL.ImageDraw")
 ImageFilter = pytest.importorskip("PIL.ImageFilter")
 
-from minimixer.pictures.digits import prepare_digit, read_digit  # noqa: E402
+from minimixer.pictures.digits import prepare_digit, read_digit, resample  # noqa: E402
 
 DRAWN = sorted((Path(__file__).parent / "digits").iterdir())
 SMALL = {"patch_size": 14, "num_blocks": 1, "hidden_dim": 4, "tokens_mlp_dim": 2,
@@ -159,6 +159,16 @@ def test_size_and_place_are_mnists(mnist):
             rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
             assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
             assert all(14 <= place < 15 for place in middle(digit))
+
+
+@pytest.mark.parametrize("shape, size", [((280, 90), (200, 64)), ((19, 20), (190, 200)),
+                                         ((7, 300), (10, 201)), ((13, 5), (200, 77))])  # fmt: skip
+def test_resampling_is_pillows(shape, size):
+    array = np.random.default_rng(0).random(shape).astype("f4")
+    expected = np.asarray(Image.fromarray(array).resize(size[::-1], Image.BOX))
+    found = resample(resample(array, size[0]).T, size[1]).T
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def draw(width, height, pen=12, paper=(245,) * 3, ink=(20,) * 3):

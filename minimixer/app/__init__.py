@@ -4,6 +4,7 @@
     predict.py  what a Mixer sees in pictures
     book/       the package as pages to read
     tasks/      ten tasks: written for students, graded
+    draw/       a page where one draws a digit and watches every layer
     options.py  options as commands and scripts read them, and what becomes of an error
     model.py    the model that options name
 
@@ -33,6 +34,7 @@ COMMANDS = [
     Command("predict", "what a Mixer sees in pictures of your own", "predict"),
     Command("book", "the package as pages to read, notes beside code", "book"),
     Command("tasks", "ten tasks with a hole to fill in each, and what grades them", "tasks"),
+    Command("draw", "draw a digit in your browser, and watch every layer", "draw"),
 ]
 # What may be asked for here, but is a script of the repository.
 SCRIPTS = {"train": "train_mnist", **{name: name for name in (

@@ -333,10 +333,19 @@ def box(mask: np.ndarray) -> Box:
 
 def fit(ink: np.ndarray) -> np.ndarray:
     """The longest side to BOX * FINE, the other in proportion."""
-    pillow = import_pillow()
     height, width = (max(FINE, round(n * BOX * FINE / max(ink.shape))) for n in ink.shape)
-    image = pillow.fromarray(ink.astype(np.float32))
-    return np.asarray(image.resize((width, height), pillow.Resampling.BOX))
+    return resample(resample(ink, height).T, width).T
+
+
+def resample(ink: np.ndarray, rows: int) -> np.ndarray:
+    """(H, W) -> float32 (rows, W): each row the mean of those whose middles lie in it, or, if there
+    are more rows than before, the one in which its own middle lies."""
+    scale = len(ink) / rows
+    if scale <= 1:
+        return ink[((np.arange(rows) + 0.5) * scale).astype(int)].astype(np.float32)
+    edges = (np.arange(rows + 1) * scale + 0.5).astype(int)
+    sums = np.add.reduceat(ink.astype(np.float64), edges[:-1], axis=0)
+    return (sums / np.diff(edges)[:, None]).astype(np.float32)
 
 
 def thicken(ink: np.ndarray) -> np.ndarray:
