@@ -15,7 +15,8 @@ essays between them. DIR must be new, empty, or a book that this command wrote.
     setoff.py    formulas in rows, lists in columns
     notes.py     docstrings and comments as HTML
     essays.py    Markdown as HTML
-    pages.py     the pages, the start, the index
+    pages.py     the pages, and the index
+    frame.py     what surrounds them, and the start
 """
 
 import importlib

@@ -100,11 +100,9 @@ class Names:
 
     def links(self, page: Page) -> dict[Place, str]:
         """{where a name is used: the address of its definition}"""
-        module, found = self.modules[dotted(page.name)], {}
-        for place, target in self._uses(module, module.tree, frozenset(), ""):
-            if target not in (None, f"{address(page.name)}"):
-                found[place] = target.removeprefix(address(page.name)) or target
-        return found
+        module, here = self.modules[dotted(page.name)], address(page.name)
+        uses = self._uses(module, module.tree, frozenset(), "")
+        return {place: to.removeprefix(here) or to for place, to in uses if to != here}
 
     def _uses(
         self, module: Module, node: ast.AST, hidden: frozenset[str], cls: str

@@ -1,4 +1,4 @@
-"""The pages of the site: a row for each note and its code, and what surrounds them.
+"""The pages of the site: a row for each note and its code.
 
 Everything is made in memory first, so that an error leaves nothing half written.
 """
@@ -8,12 +8,12 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from . import code
+from . import code, frame
 from .cut import rows, words_only
 from .essays import Essay
 from .names import Names, Place, dotted
 from .notes import Notes
-from .order import BESIDE, ESSAYS, PACKAGE, PARTS, ROLES, Page, book, text_of
+from .order import BESIDE, ESSAYS, PACKAGE, ROLES, Page, book, text_of
 
 SHIPPED = ("style.css", "search.js", "math.woff2", "math.txt")
 
@@ -26,7 +26,8 @@ class Site:
         self.names = Names(self.pages)
         self.files: dict[str, bytes] = {}
         self.index: list[tuple[str, str, str]] = []  # title, address, text
-        self.typeset, self.left = 0, []  # type: int, list[str]
+        self.typeset = 0  # formulas that are set off
+        self.left: list[str] = []  # lines that are set off with a relation in them, but as text
         self.known = {page.name: page.href for page in self.pages}
         self.beside = [
             Page(name, package.parent / name, "before", "beside", says, says)
@@ -36,12 +37,14 @@ class Site:
         self.known |= {page.name: page.href for page in self.beside}
 
     def build(self) -> dict[str, bytes]:
-        for number, page in enumerate(self.pages):
+        order = [None, *self.pages, None]
+        for before, page, after in zip(order, self.pages, order[2:], strict=False):
             body = self._essay(page) if page.kind == "essay" else self._module(page)
-            self._write(page.href, page.title, body, number)
+            self.files[page.href] = frame.whole(page.title, body, before, after)
         for page in self.beside:
-            self._write(page.href, page.title, self._essay(page))
-        self._write("index.html", "minimixer", self._start())
+            self.files[page.href] = frame.whole(page.title, self._essay(page))
+        start = frame.start(self.pages, self.beside)
+        self.files["index.html"] = frame.whole("", start, after=self.pages[0])
         self.files["index.js"] = f"const INDEX = {json.dumps(self.index)};\n".encode()
         for name in SHIPPED:
             self.files[name] = (resources.files(__package__) / name).read_bytes()
@@ -59,18 +62,18 @@ class Site:
             shown = code.lines(source, self.names.links(page), anchors)
         else:
             shown = code.lines(source, language="cuda")
-        out = [self._title(page)]
+        out = [frame.title(page, self.pages)]
         for row in cut:
             if row.heading:
                 out.append(f'<h2 id="L{row.line}h">{html.escape(row.heading)}</h2>')
             lines = _without_blanks([(n, shown[n - 1]) for n in row.code])
             out += self._row(row.line, row.note, lines, notes, opening=row is cut[0])
-            inside = [a for (n, _), a in anchors.items() if n in row.code]
-            title = page.title + (f": {inside[0]}" if inside and row is not cut[0] else "")
-            if row.note or inside:
-                where = f"#{inside[0]}" if inside and row is not cut[0] else f"#L{row.line}"
-                said = f"{words_only(row.note)} {' '.join(inside)}"
-                self.index.append((title, page.href + where, said))
+            inside = [name for (line, _), name in anchors.items() if line in row.code]
+            said = f"{words_only(row.note)} {' '.join(inside)}"
+            if inside and row is not cut[0]:
+                self.index.append((f"{page.title}: {inside[0]}", f"{page.href}#{inside[0]}", said))
+            elif row.note:
+                self.index.append((page.title, f"{page.href}#L{row.line}", said))
         self.typeset += notes.typeset
         self.left += [f"{page.name}: {line.strip()}" for line in notes.left]
         return "\n".join(out)
@@ -134,7 +137,7 @@ class Site:
                 return self.names.href(found, page)
         return ""
 
-    # ---- essays, and the start ------------------------------------------------------------------
+    # ---- essays ---------------------------------------------------------------------------------
 
     def _essay(self, page: Page) -> str:
         essay = Essay(page.file, lambda name: self.link(name, page))
@@ -145,59 +148,6 @@ class Site:
         self.typeset += essay.formulas
         return f'<article class="essay"><p class="role">{ROLES[page.kind]}</p>{inside}</article>'
 
-    def _start(self) -> str:
-        out = [
-            '<article class="essay start"><h1>minimixer</h1>',
-            "<p>MLP-Mixer from scratch, in NumPy and CuPy, as a book: notes on the left, code on "
-            "the right, and all of the code is here. Names in code lead to where they are defined. "
-            "Read the path from its first page; the appendices are there to look things up, and "
-            "the machinery makes the same fast.</p>",
-        ]
-        if self.beside:
-            out.append("<p>Essays stand between the pages. These go with them:</p><ul>")
-            out += [f'<li><a href="{page.href}">{page.says}</a></li>' for page in self.beside]
-            out.append("</ul>")
-        number = 0
-        for part, heading in PARTS.items():
-            items = []
-            for page in self.pages:
-                if page.part == part:
-                    number += page.kind != "essay"
-                    label = str(number) if page.kind != "essay" else "essay"
-                    items.append(
-                        f'<li class="{page.kind}"><span class="number">{label}</span>'
-                        f'<a href="{page.href}">{html.escape(page.title)}</a>'
-                        + (f"<span>{html.escape(page.says)}</span>" if page.kind != "essay" else "")
-                        + "</li>"
-                    )
-            if items:
-                out.append(f"<h2>{heading}</h2><ol>{''.join(items)}</ol>")
-        return "\n".join([*out, "</article>"])
-
-    # ---- around them ----------------------------------------------------------------------------
-
-    def _title(self, page: Page) -> str:
-        return (f'<header><p class="role">{ROLES[page.kind]}</p><h1>{html.escape(page.title)}</h1>'
-                "</header>")  # fmt: skip
-
-    def _write(self, file: str, title: str, body: str, number: int | None = None) -> None:
-        before = after = None
-        if number is not None:
-            before = self.pages[number - 1] if number else None
-            after = self.pages[number + 1] if number + 1 < len(self.pages) else None
-        elif file == "index.html":
-            after = self.pages[0]
-        named = title if title == "minimixer" else f"{title} - minimixer"
-        self.files[file] = (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            '<meta name="color-scheme" content="light dark">'
-            f"<title>{html.escape(named)}</title>"
-            '<link rel="stylesheet" href="style.css"><link rel="icon" href="data:,"></head>\n'
-            f"<body>{_bar(before, after)}\n<main>\n{body}\n</main>\n{_foot(before, after)}\n"
-            '<script src="index.js"></script><script src="search.js"></script></body></html>\n'
-        ).encode()
-
 
 def _without_blanks(lines: list[tuple[int, str]]) -> list[str]:
     """Code without the empty lines around it; two that follow each other are one."""
@@ -207,30 +157,3 @@ def _without_blanks(lines: list[tuple[int, str]]) -> list[str]:
     while kept and not kept[-1].strip():
         kept.pop()
     return [t for i, t in enumerate(kept) if t.strip() or (i and kept[i - 1].strip())]
-
-
-def _bar(before: Page | None, after: Page | None) -> str:
-    return (
-        '<nav class="bar"><a class="home" href="index.html">minimixer</a>'
-        '<div class="search"><input type="search" placeholder="Search" aria-label="Search" '
-        'autocomplete="off"><ol id="hits" hidden></ol></div>'
-        f'<span class="turn">{_turn(before, "prev", "←")}{_turn(after, "next", "→")}</span></nav>'
-    )
-
-
-def _turn(page: Page | None, rel: str, arrow: str) -> str:
-    if page is None:
-        return f'<span class="none">{arrow}</span>'
-    label = "Previous" if rel == "prev" else "Next"
-    title = html.escape(f"{label}: {page.title}")
-    return f'<a rel="{rel}" href="{page.href}" title="{title}" aria-label="{title}">{arrow}</a>'
-
-
-def _foot(before: Page | None, after: Page | None) -> str:
-    parts = []
-    for page, label, kind in (before, "Previous", "before"), (after, "Next", "after"):
-        if page is not None:
-            says = "" if page.kind == "essay" else html.escape(page.says)
-            parts.append(f'<a class="{kind}" href="{page.href}"><small>{label}</small>'
-                         f"<b>{html.escape(page.title)}</b><span>{says}</span></a>")  # fmt: skip
-    return f"<footer>{''.join(parts)}</footer>"
