@@ -271,6 +271,7 @@ def test_no_formula_that_is_set_off_is_left_as_text(site):
     ("-log p[k]", r"- \text{log}\, p_{k}"),
     ("(L(x + h) - L(x - h)) / 2h", r"\frac{L(x + h) - L(x - h)}{2h}"),
     ("|x| >> 2^-24", r"|x| \gg 2^{-24}"),
+    ("d_x_hat = d_y", r"{d\hat{x}} = {dy}"),
     ("6e-8", r"6 \cdot 10^{-8}"),
     ("S x (B*C)", r"S \times (B \cdot C)"),
     ("E[x^2] - E[x]^2", "E[x^{2}] - E[x]^{2}"),

@@ -7,7 +7,7 @@ it. So is a paragraph whose lines all begin with one. finding.py finds those wit
     x[m, i], x_i, w2    an index            x^2, w^T, e^(-x)    a power, transposed
     x_hat, f'           a hat, a prime      a / b, sqrt(x)      a fraction, a root
     sum_k p[k]          a sum               a b                 a product: a space is enough
-    sigma, Phi          Greek letters       dx, dgamma          gradients: d and a letter
+    sigma, Phi          Greek letters       dx, dgamma          gradients, d_x too
 
 A small reader makes LaTeX of that, and latex2mathml makes MathML of the LaTeX. No script runs.
 
@@ -26,7 +26,7 @@ GREEK = {
 FUNCTIONS = {"log", "exp", "tanh", "max", "min", "erf", "gelu", "mean", "softmax", "LayerNorm"}
 WORDS = {
     "variance", "bias", "momentum", "strength", "smoothing", "loss", "lr", "decay", "std", "step",
-    "target",
+    "target", "logits", "label",
 }  # fmt: skip
 WEAK = FUNCTIONS | WORDS | {"sum", "sqrt"}  # English too: no formula by themselves
 BIG = {"sum": r"\sum", "integral": r"\int"}
@@ -53,6 +53,8 @@ def name(word: str) -> str:
     bare = word.rstrip("'")
     primes = word[len(bare) :]
     base, *subs = bare.split("_")
+    if base == "d" and subs and subs[0] != "hat":  # d_x, as code has it: dx
+        return f"{{d{name('_'.join(subs))}}}{primes}"
     found = re.fullmatch(r"(d?)([A-Za-z]+?)(\d{0,2})", base)
     if found is None:
         raise NoFormulaError(word)

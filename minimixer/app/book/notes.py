@@ -40,10 +40,10 @@ class Notes:
         self.link = link
         self.typeset = 0  # formulas that were set off
         self.left: list[str] = []  # lines set off, with a relation, that were left as text
-        self.letters = "".join(sorted({
-            letter for text in texts for part, formula in spans(text) if formula
-            for letter in re.findall(r"(?<![A-Za-z_])d?([A-Za-z])(?![A-Za-z])", part)
-        } - {"a", "A", "I"}))  # fmt: skip
+        used = [part for text in texts for part, formula in spans(text) if formula]
+        used += [found[0] for text in texts for found in re.finditer(rf"(?<!\w){SHAPE}", text)]
+        letters = re.findall(r"(?<![A-Za-z_])d?([A-Za-z])(?![A-Za-z])", " ".join(used))
+        self.letters = "".join({*letters} - {"a", "A", "I"})
 
     def parts(self, note: str) -> list[Part]:
         return [self.part(block) for block in blocks(note)]
