@@ -75,7 +75,8 @@ class Operation:
 def package_functions() -> set[type[Function]]:
     """Every Function that is a name in a module of the package, but for abstract ones (_Name).
 
-    Those of kernels/ are fast twins of listed ones, and run under their names.
+    Those of kernels/ are fast twins of listed ones, and run under their names; those of app/ are
+    the solutions of tasks, which test themselves.
     """
     for module in pkgutil.iter_modules(minimixer.__path__, "minimixer."):
         if not module.ispkg:
@@ -86,7 +87,8 @@ def package_functions() -> set[type[Function]]:
             todo.append(cls)
             home = sys.modules.get(cls.__module__)
             inside = f"{cls.__module__}.".startswith("minimixer.")
-            inside = inside and not f"{cls.__module__}.".startswith("minimixer.kernels.")
+            others = "minimixer.kernels.", "minimixer.app."
+            inside = inside and not f"{cls.__module__}.".startswith(others)
             if inside and getattr(home, cls.__name__, None) is cls and cls.__name__[0] != "_":
                 found.add(cls)
     return found

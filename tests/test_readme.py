@@ -99,6 +99,7 @@ def test_scripts_accept_their_commands(command, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")  # as Python does for a script
     with pytest.raises(Parsed):
         if script == "minimixer":
+            monkeypatch.delitem(sys.modules, "minimixer.__main__", raising=False)
             runpy.run_module("minimixer", run_name="__main__", alter_sys=False)
         else:
             runpy.run_path(str(ROOT / script), run_name="__main__")

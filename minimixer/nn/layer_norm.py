@@ -29,7 +29,7 @@ class LayerNorm(Function):
     """y = gamma x_hat + beta  with  x_hat = (x - mean) / sigma,
 
     mean and sigma^2 = variance + epsilon over the C elements of each row of x. The mean is taken
-    off before squaring: mean(x^2) - mean(x)^2 would lose all digits in float32 where mean >> sigma.
+    off before squaring: mean(x^2) - mean^2 would lose all digits in float32 where mean >> sigma.
     It is taken off twice: what rounding leaves of a large one, 6e-8 of it, may be much to sigma.
 
     Backward. dgamma = sum dy x_hat and dbeta = sum dy over the rows, and d_hat = gamma dy is the
