@@ -161,7 +161,7 @@ def test_what_is_dropped_is_freed_at_once(device, ask):
     """No circle of references is left, also of a model whose forward failed."""
     model, images = small(device), random_images()
     wrong = small(device)
-    wrong.blocks[-1].norm2 = RMSNorm(3)
+    wrong.blocks[-1].norm2 = RMSNorm(3).to(device)
 
     def result(model):
         return (
