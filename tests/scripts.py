@@ -114,14 +114,15 @@ def killed_at_last(process):
         process.kill()
 
 
-def wait_for(process, text):
-    """Reads stdout and stderr, as it comes, until `text` is there."""
+def wait_for(process, *texts):
+    """Reads stdout and stderr, as it comes, until one of `texts` is there; returns what came."""
     met = {process.stdout: "", process.stderr: ""}
-    while not any(text in said for said in met.values()):
+    while not any(text in said for said in met.values() for text in texts):
         for stream in select.select(list(met), [], [], 60)[0]:
             character = os.read(stream.fileno(), 1).decode()
             assert character, met
             met[stream] += character
+    return "".join(met.values())
 
 
 class Said(NamedTuple):
