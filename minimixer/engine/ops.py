@@ -13,7 +13,7 @@ its numbers are used many times, and their gradients add. `sum_to_shape` sees to
 [[10. 20.]
  [10. 20.]] [4. 6.]
 
-Tasks 1 and 2. Next: `rearrange.py`, sums, means, reshapes: where gradients go when numbers move.
+Task 1, Task 2. Next: `rearrange.py`, sums, means, reshapes: where gradients go when numbers move.
 """
 
 import math

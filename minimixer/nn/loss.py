@@ -30,7 +30,7 @@ label smoothing asks for less, with (1 - smoothing) t + smoothing / K for t (Sze
 [[-0.06  0.06]
  [ 0.25 -0.25]]
 
-Tasks 5 and 8. Next: `layer_norm.py`, LayerNorm, its gradient derived by hand.
+Task 5, Task 8. Next: `layer_norm.py`, LayerNorm, its gradient derived by hand.
 """
 
 from typing import Any
