@@ -24,7 +24,7 @@ SHAPE = rf"\({SIZE}(?:\*{SIZE})*(?:(?:, {SIZE}(?:\*{SIZE})*)+|,)\)"  # such as (
 INLINE = re.compile(
     rf"(?P<code>`[^`]+`)|(?<!\w)(?P<shape>{SHAPE})"
     r"|(?<![\w/`])(?P<file>(?:\w+/)*\w+\.(?:py|cu))\b"
-    r"|(?<![\w/`.])(?P<room>(?:\w+/)+)(?=[\s,.;:)])|\b(?P<task>Task \d+)(?=\.)"
+    r"|(?<![\w/`.])(?P<room>(?:\w+/)+)(?=[\s,.;:)])|\b(?P<task>Task \d+)(?=[.,])"
 )
 
 
