@@ -21,6 +21,7 @@ from minimixer import app
 from minimixer.app import book
 from minimixer.app.book import cut, finding, formulas, order
 from minimixer.app.book.pages import SHIPPED, Site
+from minimixer.app.folder import mark, write_folder
 
 pytest.importorskip("markdown_it", reason="pip install markdown-it-py, for the book")
 pytest.importorskip("mdit_py_plugins", reason="pip install mdit-py-plugins, for the book")
@@ -381,24 +382,28 @@ def test_an_essay_that_belongs_nowhere_is_named(tmp_path):
 # ---- where it goes ------------------------------------------------------------------------------
 
 
-def test_a_folder_of_others_is_not_touched(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["book", "draw"])
+def test_a_folder_of_others_is_not_touched(tmp_path, capsys, command):
     (tmp_path / "index.html").write_text("mine", encoding="utf-8")
-    assert app.main(["book", "--out", str(tmp_path)]) == 2
+    (tmp_path / mark("draw" if command == "book" else "book")).touch()
+    assert app.main([command, "--out", str(tmp_path)]) == 2
     assert "holds other things" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    assert app.main(["book", "--out", str(tmp_path / "index.html")]) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+    assert app.main([command, "--out", ""]) == 2
+    assert "needs the name of a folder" in capsys.readouterr().err
+    assert app.main([command, "--out", str(tmp_path / "index.html")]) == 2
     assert (tmp_path / "index.html").read_text(encoding="utf-8") == "mine"
     assert "is a file" in capsys.readouterr().err
 
 
 def test_a_book_may_be_built_again_and_leaves_what_else_is_there(tmp_path, site):
     out = tmp_path / "new" / "book"
-    book.write(out, site.files)
+    write_folder(out, "book", site.files)
     (out / "notes.txt").write_text("mine", encoding="utf-8")
-    book.write(out, site.files)
+    write_folder(out, "book", site.files)
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
     there = {path.name for path in out.iterdir()}
-    assert there == {*site.files, book.MARK, "notes.txt"}
+    assert there == {*site.files, mark("book"), "notes.txt"}
 
 
 def test_it_says_what_to_install(tmp_path, monkeypatch, capsys):

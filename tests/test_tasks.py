@@ -326,6 +326,20 @@ def test_grading_one_task(run, tmp_path):
         assert table[1].split() == ["ben", "1/1", "-", "-"] and "5 logsumexp: passed" in table[2]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes as POSIX has them")
+def test_what_a_student_leaves_behind_ends_no_grading(tmp_path):
+    """A link to itself; in place of the verdict a pipe, or what no stack can read."""
+    task = TASKS[0]
+    (tmp_path / task.file).symlink_to(tmp_path / task.file)
+    assert grading.verdict_on(task, tmp_path, 20).state == "failed"
+    (tmp_path / task.file).unlink()
+    for code in "os.mkfifo(sys.argv[3])", "open(sys.argv[3], 'w').write('[' * 19000)":
+        text = f"import os, sys\n{code}\nos._exit(0)\n"
+        (tmp_path / task.file).write_text(text, encoding="utf-8")
+        verdict = grading.verdict_on(task, tmp_path, 20)
+        assert verdict.state == "failed" and "before the test did" in verdict.said
+
+
 def test_what_a_student_started_is_ended(tmp_path):
     """A process that goes on after its parent has passed the test is not left behind."""
     task = TASKS[0]

@@ -7,6 +7,7 @@
     draw/       a page where one draws a digit and watches every layer
     options.py  options as commands and scripts read them, and what becomes of an error
     model.py    the model that options name
+    folder.py   a folder that a command writes
 
 A command is one entry in COMMANDS, and a module with `main(words, prog)`: `words` are those after
 the command's name, `prog` is what its help calls it, and what it returns is the exit status. Its

@@ -24,7 +24,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...training.files import replace_file
+from ...training.names import printable
+from ..folder import check_folder, write_folder
 from ..options import Parser
 from .pages import Site
 
@@ -32,7 +33,6 @@ PACKAGES = {
     "pygments": "pygments", "markdown_it": "markdown-it-py", "mdit_py_plugins": "mdit-py-plugins",
     "latex2mathml": "latex2mathml",
 }  # fmt: skip
-MARK = ".minimixer-book"  # in a folder that this command wrote
 
 
 def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -40,17 +40,17 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", required=True, help="where the book goes")
     options = parser.parse_args(words)
     out = Path(options.out)
-    check_folder(out)
+    check_folder(out, "book")
     start = time.perf_counter()
     check_packages()
     site = Site()
     files = site.build()
-    write(out, files)
+    write_folder(out, "book", files)
     took, size = time.perf_counter() - start, sum(map(len, files.values())) / 1e6
     print(f"{len(site.pages)} pages, {site.typeset} formulas set, {size:.1f} MB, {took:.1f} s")
     if not any(page.kind in ("before", "essay") for page in site.pages):
         print("modules only: the scripts and essays before and between them are in the repository")
-    print(f"open {out / 'index.html'}")
+    print(f"open {printable(out / 'index.html')}")
     return 0
 
 
@@ -64,20 +64,3 @@ def check_packages() -> None:
             f"the book needs {', '.join(PACKAGES.values())} ({error}): pip install "
             f"{' '.join(PACKAGES.values())}"
         ) from None
-
-
-def check_folder(out: Path) -> None:
-    """ValueError if anything but a book is there: nothing of others is overwritten."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise ValueError(f"--out {out} holds other things; name a new or an empty folder")
-
-
-def write(out: Path, files: dict[str, bytes]) -> None:
-    """All files, each whole or not at all."""
-    check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, data in {MARK: b"python -m minimixer book\n", **files}.items():
-        with replace_file(out / name) as file:
-            file.write(data)

@@ -146,8 +146,9 @@ def answer(models: dict[str, Mixer], asked: Any) -> dict[str, Any]:
         raise ValueError(f"a question is an object with some of: {', '.join(sorted(KEYS))}")
     model = list(models.values())[_number(asked, "model", len(models)) or 0]
     patches = (model.height // model.patch_size) * (model.width // model.patch_size)
-    order, hidden = asked.get("order"), asked.get("hidden") or []
-    for name, values in ("order", order or []), ("hidden", hidden):
+    order, hidden = asked.get("order"), asked.get("hidden")
+    hidden = [] if hidden is None else hidden
+    for name, values in ("order", [] if order is None else order), ("hidden", hidden):
         if not isinstance(values, list) or not all(_is_below(v, patches) for v in values):
             raise ValueError(f"{name} must be a list of patches, 0 to {patches - 1}")
     if order is not None and sorted(order) != list(range(patches)):

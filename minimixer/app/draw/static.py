@@ -25,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 
 from ...model.mixer import Mixer
-from ...training.files import replace_file
+from ..folder import check_folder, write_folder
 from . import example
 from .look import about, answer, ready
 
@@ -41,9 +41,9 @@ ROOMS = "engine", "nn", "model", "training", "pictures", "app"
 
 
 def write_page(folder: Path, models: dict[str, Mixer]) -> int:
-    """Write the page into `folder`, which is made if need be; how many bytes it has. OSError if the
-    disk refuses."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the page into `folder`, which is made if need be; how many bytes it has. ValueError if
+    others' files are there, OSError if the disk refuses."""
+    check_folder(folder, "draw")
     files = {name: page_file(name) for name, _ in FILES.values()}
     here = b'data-where="server"'
     assert here in files["index.html"]
@@ -55,9 +55,7 @@ def write_page(folder: Path, models: dict[str, Mixer]) -> int:
     files["example.js"] = f"const SHOWN = {shown};\n".encode()
     text = base64.b64encode(archive(models)).decode()
     files["package.js"] = f'var MINIMIXER_ZIP = "{text}";\n'.encode()
-    for name, content in files.items():
-        with replace_file(folder / name) as file:
-            file.write(content)
+    write_folder(folder, "draw", files)
     return sum(map(len, files.values()))
 
 

@@ -6,7 +6,6 @@ input, and nowhere to print. It is no sandbox: the code may do all that whoever 
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...training.files import parse_json, read_file
 from ...training.names import distinct, printable
 from .judge import Verdict
 from .sheets import Task
@@ -25,9 +25,12 @@ PACKAGE = Path(__file__).parents[2]
 
 def verdict_on(task: Task, folder: Path, limit: float) -> Verdict:
     """What becomes of a student's file for one task, within `limit` seconds."""
-    file = (folder / task.file).resolve()
-    if not file.exists():
-        return Verdict("open", f"there is no {task.file}")
+    try:
+        file = (folder / task.file).resolve()
+        if not file.exists():
+            return Verdict("open", f"there is no {task.file}")
+    except (OSError, RuntimeError) as error:  # no permission; a link that leads to itself
+        return Verdict("failed", f"{task.file} can't be read ({error})")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         answer = Path(scratch, "verdict")
         process = subprocess.Popen(
@@ -64,8 +67,7 @@ def _end(process: Any) -> None:
 
 def _read(answer: Path, status: int) -> Verdict:
     try:
-        with open(answer, encoding="utf-8") as file:
-            state, said = json.loads(file.read(20_000))
+        state, said = parse_json(read_file(answer, 20_000))
         if state in ("passed", "failed", "open"):
             return Verdict(state, str(said))
     except (OSError, ValueError, TypeError):

@@ -58,6 +58,9 @@ def test(task, check) -> None:
                      f"y is {found[0]} for scores around {large:g}: e^{large:g} is no number that "
                      "fits; take the largest score off first")  # fmt: skip
         check.compare(f"y, for scores around {large:g},", found, np.log(e.sum(axis=-1)) + large)
+    far = np.array([[1000.0, -1000, 0, 1], [-1000, -1001, -999, -1000], [3, 1000, 1000, -1000]])
+    check.compare("y, for rows of very different scores,", check.forward(task.LogSumExp, far),
+                  np.logaddexp.reduce(far, axis=-1))  # fmt: skip
     _, dy, (dz,) = check.both_ways(task.LogSumExp, z)
     check.compare("dz", dz, dy[:, None] * p, {
         "dz lacks dy, the gradient that arrives": p,
@@ -70,5 +73,9 @@ def test(task, check) -> None:
     _, dy, (dz,) = check.both_ways(task.LogSumExp, z + 1000)
     check.expect(np.isfinite(dz).all(), "dz is not finite for scores around 1000: compute p from "
                  "the shifted scores too")  # fmt: skip
+    _, dy, (dz,) = check.both_ways(task.LogSumExp, far)
+    shifted = np.exp(far - far.max(axis=-1, keepdims=True))
+    check.compare("dz, for rows of very different scores,", dz,
+                  dy[:, None] * shifted / shifted.sum(axis=-1, keepdims=True))  # fmt: skip
     for shape in (4, 4), (3,), (2, 3, 4):
         check.both_dtypes(task.LogSumExp, check.draw(*shape))
