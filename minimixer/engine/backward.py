@@ -24,7 +24,7 @@ Task 3. Next: `grad_mode.py`, no_grad: whether operations are recorded.
 from operator import attrgetter
 from typing import Any
 
-from .arrays import Array, describe, is_array, namespace, native, one  # an order of bytes; a 1
+from .arrays import Array, describe, is_array, namespace, native, one  # order of bytes; a 1
 from .autograd import Function, Variable
 from .dispatch import run_back, surrounded  # a node's backward; the walk, NumPy's warnings off
 from .two_bytes import converted  # a gradient in its input's dtype; or what is wrong with it

@@ -52,7 +52,8 @@ def draw_graph(result: Any, model: Any = None) -> Drawing:
     """What was recorded on the way to `result`, a Tensor that backward could start from, as SVG.
 
     `model`, a Module: its Parameters are drawn by their names. ValueError if nothing was recorded,
-    if backward has released it, or if it has more than 2,000 operations."""
+    if backward has released it, or if it has more than 2,000 operations; TypeError for what is no
+    Module."""
     if model is not None and (isinstance(model, type) or not hasattr(model, "named_parameters")):
         raise TypeError(f"draw_graph: model must be a Module, got {model!r:.60}")
     if not isinstance(result, Variable) or result.node is None:

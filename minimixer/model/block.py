@@ -50,11 +50,11 @@ class MixerMLP(Module):
     def __init__(self, size: int, hidden: int, axis: int, approximate: str):
         self.axis = axis
         self.approximate = approximate
-        self.w1: Parameter = Parameter(np.zeros((size, hidden), dtype=np.float32))
-        self.b1: Parameter = Parameter(np.zeros(hidden, dtype=np.float32))
+        self.w1 = Parameter(np.zeros((size, hidden), dtype=np.float32))
+        self.b1 = Parameter(np.zeros(hidden, dtype=np.float32))
         shape = (size, hidden) if axis == 0 else (hidden, size)
-        self.w2: Parameter = Parameter(np.zeros(shape, dtype=np.float32))
-        self.b2: Parameter = Parameter(np.zeros(size, dtype=np.float32))
+        self.w2 = Parameter(np.zeros(shape, dtype=np.float32))
+        self.b2 = Parameter(np.zeros(size, dtype=np.float32))
 
     def draw_weights(self, seed: int, layer: int) -> None:
         size, hidden = self.w1.shape
@@ -85,12 +85,12 @@ class MixerBlock(Module):
         self, tokens: int, channels: int, tokens_mlp_dim: int, channels_mlp_dim: int,
         approximate: str, stochastic_depth: float, norm: Callable[[int], Module] = LayerNorm,
     ):  # fmt: skip
-        self.norm1: Module = norm(channels)
-        self.token_mixing: MixerMLP = MixerMLP(tokens, tokens_mlp_dim, 0, approximate)
-        self.norm2: Module = norm(channels)
-        self.channel_mixing: MixerMLP = MixerMLP(channels, channels_mlp_dim, -1, approximate)
-        self.drop1: StochasticDepth = StochasticDepth(stochastic_depth)  # of 0: x as it is
-        self.drop2: StochasticDepth = StochasticDepth(stochastic_depth)
+        self.norm1 = norm(channels)
+        self.token_mixing = MixerMLP(tokens, tokens_mlp_dim, 0, approximate)
+        self.norm2 = norm(channels)
+        self.channel_mixing = MixerMLP(channels, channels_mlp_dim, -1, approximate)
+        self.drop1 = StochasticDepth(stochastic_depth)  # of 0: x as it is
+        self.drop2 = StochasticDepth(stochastic_depth)
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, B, C) -> (S, B, C)"""

@@ -55,10 +55,11 @@ class Listener:
 
     def mixer(self, model: Any) -> Any:
         again = model.checkpoint_blocks and not self.inside
-        found = self.listen(model, {"patches": "patches", "pooled": "pooled"})
+        found = self.listen(model, patches="patches", pooled="pooled")
         vars(found).update(
             checkpoint_blocks=False,
-            stem=self.listen(model.stem, "tokens"), norm=self.listen(model.norm, "norm"),
+            stem=self.listen(model.stem, forward="tokens"),
+            norm=self.listen(model.norm, forward="norm"),
             blocks=[self.block(block, i, again) for i, block in enumerate(model.blocks)],
         )  # fmt: skip
         return found
@@ -69,31 +70,31 @@ class Listener:
         name = f"blocks.{number}"
         if again:
             return self.told(lambda x: recompute(block, x), name)
-        found = self.listen(block, name)
+        found = self.listen(block, forward=name)
         if self.inside and isinstance(block, MixerBlock):
             for mixing, norm, drop in (
                 ("token_mixing", "norm1", "drop1"), ("channel_mixing", "norm2", "drop2"),
             ):  # fmt: skip
                 mlp = getattr(block, mixing)
                 if isinstance(mlp, MixerMLP):
-                    mlp = self.listen(mlp, {"hidden": f"{name}.{mixing}.hidden"})
+                    mlp = self.listen(mlp, hidden=f"{name}.{mixing}.hidden")
                 vars(found).update({
-                    norm: self.listen(getattr(block, norm), f"{name}.{norm}"), mixing: mlp,
-                    drop: self.listen(getattr(block, drop), f"{name}.{mixing}"),
+                    norm: self.listen(getattr(block, norm), forward=f"{name}.{norm}"), mixing: mlp,
+                    drop: self.listen(getattr(block, drop), forward=f"{name}.{mixing}"),
                 })  # fmt: skip
         return found
 
-    def listen(self, module: Any, names: str | dict[str, str]) -> Any:
-        """A copy of a Module with the same attributes. Of each method in `names` (alone: of
-        forward), it tells under that name what it returned."""
+    def listen(self, module: Any, **names: str) -> Any:
+        """A copy of a Module with the same attributes, of which the methods named tell what they
+        returned, under these names."""
         if not isinstance(module, Module):  # a function in its place
-            return self.told(module, f"{names}")
+            return self.told(module, *names.values())
         found = copy.copy(module)
         self.copies.append(found)
         for name, value in vars(module).items():
             if isinstance(value, MethodType) and value.__self__ is module:
                 vars(found)[name] = MethodType(value.__func__, found)
-        for method, name in ({"forward": names} if isinstance(names, str) else names).items():
+        for method, name in names.items():
             vars(found)[method] = self.told(getattr(found, method), name)
         return found
 

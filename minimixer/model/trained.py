@@ -84,7 +84,7 @@ class Trained:
         also with checkpoint_blocks; within no_grad() they keep nothing. The plain modules run, and
         logits agree with the model's to rounding. Errors of forward.
         """
-        return self._heard(images, lambda name: True, inside=True)
+        return self._heard(images)
 
     def features(self: Any, images: Any, blocks: Any) -> list[Tensor]:
         """The outputs (B, S, C) of some blocks, counted from 0, or from -1 at the end."""
@@ -93,7 +93,7 @@ class Trained:
             if not isinstance(number, (int, np.integer)) or number not in range(-count, count):
                 raise IndexError(f"there is no block {number!r:.40}, of {count}")
         names = [f"blocks.{number % count}" for number in blocks]
-        heard = self._heard(images, set(names).__contains__, inside=False)
+        heard = self._heard(images, set(names))
         if missing := sorted(set(names) - set(heard)):
             raise ValueError(
                 f"features: {', '.join(missing)} can't be listened to: no forward of it ran, or a "
@@ -101,20 +101,19 @@ class Trained:
             )
         return [heard[name] for name in names]
 
-    def _heard(
-        self: Any, images: Any, wanted: Callable[[str], bool], inside: bool
-    ) -> dict[str, Tensor]:
-        """What the wanted parts return, images first, gradients of it not scaled (float16)."""
+    def _heard(self: Any, images: Any, blocks: set[str] | None = None) -> dict[str, Tensor]:
+        """What all parts return, or these blocks alone: images first, and gradients of it not
+        scaled (float16)."""
         heard: dict[str, Tensor] = {}
         scale = self.buffer.loss_scale[:1] if self.buffer.scaled else None
 
         def tell(name: str, x: Tensor) -> None:
-            if wanted(name):
+            if blocks is None or name in blocks:
                 if x.ndim == 3:  # of the trunk
                     x = (x if scale is None else scale_gradient(x, scale)).swapaxes(0, 1)
                 heard[name] = x
 
-        logits = Listener(tell, inside).run(self, images)
+        logits = Listener(tell, inside=blocks is None).run(self, images)
         if self.head is not None:
             tell("logits", logits)
         return heard

@@ -30,7 +30,7 @@ class LayerNorm(Function):
 
     mean and sigma^2 = variance + epsilon over the C elements of each row of x. The mean is taken
     off before squaring: mean(x^2) - mean^2 would lose all digits in float32 where mean >> sigma.
-    It is taken off twice: what rounding leaves of a large one, 6e-8 of it, may be much to sigma.
+    Twice, as what rounding leaves of a large mean, 6e-8 of it, may be much beside sigma.
 
     Backward. dgamma = sum dy x_hat and dbeta = sum dy over the rows, and d_hat = gamma dy is the
     gradient of x_hat. Within a row x[i] moves x_hat[j] directly, through the mean (by -1/C) and
