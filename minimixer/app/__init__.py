@@ -25,6 +25,8 @@ from typing import NamedTuple, TextIO
 
 
 class Command(NamedTuple):
+    """What may stand after `python -m minimixer`."""
+
     name: str
     help: str
     module: str  # in this room
@@ -73,6 +75,7 @@ def _names() -> list[str]:
 
 
 def usage() -> str:
+    """The help: all commands, a line each."""
     width = max(len(name) for name in _names())
     lines = [f"  {command.name:{width}}  {command.help}" for command in COMMANDS]
     return "\n".join([f"usage: {PROGRAM} COMMAND ...", "", *lines, "",

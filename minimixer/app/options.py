@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
+    """A whole number from 1 to 2^31; ArgumentTypeError for another."""
     number = int(text)
     if not 0 < number <= 1 << 31:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
@@ -42,6 +43,7 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
+    """A number from 0.01 to 1; ArgumentTypeError for another."""
     number = float(text)
     if not 0.01 <= number <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0.01 to 1, not {text}")
@@ -49,6 +51,7 @@ def share(text: str) -> float:
 
 
 def numbers(text: str) -> list[float] | float:
+    """One number, or several between commas; ValueError for what is none."""
     values = [float(part) for part in text.split(",")]
     return values[0] if len(values) == 1 else values
 

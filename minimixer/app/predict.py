@@ -63,6 +63,7 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def class_names(model: Mixer, file: str | None) -> list[str]:
+    """From a file, one a line, or the model's own. ValueError unless it has one for each class."""
     if file is None:
         return model.class_names or [f"class {k}" for k in range(model.num_classes)]
     try:

@@ -15,6 +15,8 @@ RULER = re.compile(r"^-{4,} *(.*?) *-*$")  # ---- a heading among the comments -
 
 
 class Row(NamedTuple):
+    """A note, and the code that stands beside it."""
+
     line: int  # its first
     note: str  # "" for code that nothing is said about
     heading: str

@@ -29,6 +29,8 @@ INLINE = re.compile(
 
 
 class Part(NamedTuple):
+    """A piece of a note, as HTML."""
+
     kind: str  # prose, formulas, list, session or drawing
     html: str
 

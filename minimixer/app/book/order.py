@@ -32,6 +32,8 @@ ROLES = {
 
 
 class Page(NamedTuple):
+    """A page of the book, and the file that it shows."""
+
     name: str  # such as engine/autograd.py
     file: Path
     part: str  # in PARTS
@@ -71,6 +73,7 @@ def tree_of(file: Path) -> ast.Module:
 
 
 def first_sentence(file: Path) -> str:
+    """Of a module's docstring, or of the comment that a CUDA file begins with."""
     if file.suffix == ".py":
         words = (ast.get_docstring(tree_of(file)) or "").split("\n\n")[0]
     else:

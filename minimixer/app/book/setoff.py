@@ -23,6 +23,7 @@ Prose = Callable[[str], str]
 
 
 def indent(line: str) -> int:
+    """How many blanks it begins with."""
     return len(line) - len(line.lstrip())
 
 
@@ -91,6 +92,7 @@ def _begins_with(cell: str) -> str:
 
 
 def formulas_html(rows: list[list[str]]) -> str:
+    """Rows of MathML, relations below each other."""
     return f'<div class="formulas"><table>{"".join(map(_in_table, rows))}</table></div>'
 
 

@@ -30,6 +30,8 @@ MEMORY = 4 << 30  # bytes that a student's process may take, where the system ca
 
 
 class Verdict(NamedTuple):
+    """What became of a task, and a sentence on it."""
+
     state: str  # "passed", "failed", "open": not written yet
     said: str
 

@@ -39,6 +39,8 @@ if __name__ == "__main__":
 
 
 class Task(NamedTuple):
+    """One of the ten, as its source's first line has it."""
+
     number: int
     name: str  # task05_logsumexp
     title: str
