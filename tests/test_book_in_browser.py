@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from minimixer.app import book
 from minimixer.app.book.pages import Site
+from minimixer.app.folder import write_folder
 
 pytestmark = pytest.mark.slow
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -31,7 +31,7 @@ LOOKED_AT = (
 def site(tmp_path_factory):
     """(where it is, the addresses in the order of reading)"""
     made, out = Site(), tmp_path_factory.mktemp("book")
-    book.write(out, made.build())
+    write_folder(out, "book", made.build())
     return out, ["index.html", *(page.href for page in made.pages)]
 
 
