@@ -1,0 +1,135 @@
+"""Letters of many fonts as small grey images, and which of the fonts to learn from: `letters.npz`.
+
+    python examples/make_letters.py FOLDER --out letters.npz
+
+FOLDER holds .ttf, .otf and .pfb files at any depth; docs/comparison-plan.md says which packages.
+Every letter is scaled by its own size to 30 of 32 pixels, so small letters and capitals are equally
+large and belong to one class: 26 classes in 50 forms. Capital I and small l are left out, for in
+many fonts each is the same stroke.
+
+Fonts of one design must not lie on both sides of a split. Two fonts are in one group if they name
+the same family, or if their letters hardly differ (NEAR); groups are closed under that. A font is
+kept if of at least LEGIBLE of its letters the nearest neighbour among all other groups' letters is
+the same letter: others have symbols or another alphabet in these places. Of the groups one in SHARE
+is for validation and one for testing, by a hash of their letters: so no order of files, and no font
+that is added, moves another group.
+"""
+
+import hashlib
+import string
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minimixer.training.names import printable
+
+FORMS = [c for c in string.ascii_uppercase + string.ascii_lowercase if c not in "Il"]
+CLASSES = np.array([string.ascii_lowercase.index(form.lower()) for form in FORMS])
+SIDE = 32  # of a letter's image, in pixels
+SUFFIXES = ".otf", ".pfb", ".ttf"
+NEAR = 0.12  # root mean square difference of grey values in 0 ... 1, over all letters of two fonts
+LEGIBLE = 0.7
+SHARE = 7
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+class Font(NamedTuple):
+    """`letters` uint8 (50, 32, 32): ink is 255."""
+
+    file: str
+    family: str
+    sha256: str
+    letters: np.ndarray
+
+
+def find_fonts(folder: Path) -> list[Font]:
+    """The fonts under a folder that have all the letters, in the order of their hashes, each file
+    once. ValueError if there are none; ImportError without Pillow."""
+    fonts: dict[str, Font] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            content = path.read_bytes()
+            found = read_font(path)
+            if found is not None:
+                sha256 = hashlib.sha256(content).hexdigest()
+                fonts.setdefault(sha256, Font(path.name, found[0], sha256, found[1]))
+    if not fonts:
+        raise ValueError(f"{printable(folder)} holds no font with all of {''.join(FORMS)}")
+    return [fonts[key] for key in sorted(fonts)]
+
+
+def read_font(path: Path) -> tuple[str, np.ndarray] | None:
+    """(family, letters); None for a file that is no such font, or lacks a letter."""
+    from PIL import ImageFont
+
+    try:
+        font = ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
+        letters = [draw_letter(font, form) for form in FORMS]
+    except (OSError, ValueError):
+        return None
+    # The same shape for different letters: a box that stands for what is missing.
+    if any(letter is None for letter in letters) or len({x.tobytes() for x in letters}) < 45:
+        return None
+    return str(font.getname()[0]), np.stack(letters)
+
+
+def draw_letter(font, form: str) -> np.ndarray | None:
+    """uint8 (32, 32), the longer side of what is drawn 30 pixels; None if nothing is."""
+    from PIL import Image
+
+    mask = font.getmask(form, mode="L")
+    if 0 in mask.size or max(mask.size) > 1024:
+        return None
+    image = Image.frombytes("L", mask.size, bytes(mask))
+    box = image.getbbox()
+    if box is None:
+        return None
+    image = image.crop(box)
+    scale = (SIDE - 2) / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
+    image = image.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR)
+    whole = np.zeros((SIDE, SIDE), np.uint8)
+    left, top = ((SIDE - length) // 2 for length in size)
+    whole[top : top + size[1], left : left + size[0]] = np.asarray(image)
+    return whole
+
+
+# ---- groups -------------------------------------------------------------------------------------
+
+
+def group(fonts: list[Font]) -> np.ndarray:
+    """The group of each font: int64 (N,), the number of its first font."""
+    flat = np.stack([font.letters for font in fonts]).reshape(len(fonts), -1) / np.float32(255)
+    norms = (flat * flat).sum(axis=1)
+    squared = (norms[:, None] + norms - 2 * (flat @ flat.T)) / flat.shape[1]
+    families = np.unique([font.family for font in fonts], return_inverse=True)[1]
+    alike = (squared < NEAR**2) | (families[:, None] == families)
+    groups = np.arange(len(fonts))
+    while True:  # the least number among those alike, until nothing changes
+        least = np.where(alike, groups, len(fonts)).min(axis=1)
+        if (least == groups).all():
+            return groups
+        groups = least
+
+
+def legible(fonts: list[Font], groups: np.ndarray) -> np.ndarray:
+    """Of each font's letters, the share whose nearest neighbour in other groups is that letter."""
+    halves = np.stack([font.letters for font in fonts]).reshape(-1, SIDE // 2, 2, SIDE // 2, 2)
+    rows = halves.mean(axis=(2, 4), dtype=np.float32).reshape(len(halves), -1)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6
+    labels, owners = np.tile(CLASSES, len(fonts)), np.repeat(groups, len(FORMS))
+    right = np.zeros(len(rows), bool)
+    for start in range(0, len(rows), 2000):
+        part = slice(start, start + 2000)
+        cosine = rows[part] @ rows.T
+        cosine[owners[part, None] == owners] = -1
+        right[part] = labels[cosine.argmax(axis=1)] == labels[part]
+    return right.reshape(len(fonts), -1).mean(axis=1)
+
+
+def split(fonts: list[Font], groups: np.ndarray) -> np.ndarray:
+    """TRAIN, VALIDATION or TEST for each font."""
+    names = [fonts[first].sha256 for first in groups]
+    number = np.array([int(hashlib.sha256(name.encode()).hexdigest(), 16) % SHARE for name in names])
+    return np.where(number == 0, TEST, np.where(number == 1, VALIDATION, TRAIN))
