@@ -55,7 +55,7 @@ def _shifted(x, kernel, stride, padding, fill=0.0):
             for i in range(kernel) for j in range(kernel)]  # fmt: skip
 
 
-def conv_formula(x, weight, kernel, stride, padding):
+def conv_formula(x, weight, kernel, stride, padding, precision=None):
     """A sum over places in the window, no patches: y = sum_ij x[.. + i, .. + j] W[i, j]."""
     weights = weight.reshape(kernel * kernel, x.shape[3], weight.shape[1])
     places = _shifted(x, kernel, stride, padding)

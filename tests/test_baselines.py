@@ -20,14 +20,16 @@ from operations import in_backward, plants
 from strategies import seeds
 from test_oracles import assert_close, redraw, results_of
 
+from baselines import gpu
 from baselines import layers as baseline_layers
 from baselines import models as baselines
 from baselines import operations as baseline_ops
 from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, no_grad
 from minimixer import functional as F
 from minimixer.backend import to_numpy
+from minimixer.engine import forms, products
 from minimixer.engine import ops as engine_ops
-from minimixer.engine import products
+from minimixer.kernels import unchanged
 from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
@@ -98,6 +100,13 @@ def test_nothing_is_left_out():
     assert {cls for cls in own if issubclass(cls, Function)} == listed
     for operation in OPERATIONS.values():
         bar.test_every_operation_has_planted_errors_on_24_elements(operation)
+
+
+def test_fast_forms_are_of_the_code_that_they_were_compared_with():
+    source = Path(baseline_ops.__file__).read_text(encoding="utf-8")
+    assert unchanged.digest(source) == gpu.COMPARED
+    for plain in (baseline_ops.GroupNorm, baseline_ops.Conv2d):
+        assert forms.table[plain]["cupy"] in vars(gpu).values() and forms.unchanged(plain)
 
 
 @pytest.mark.parametrize("module", [baseline_ops, baseline_layers, baselines])

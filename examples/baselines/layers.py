@@ -97,7 +97,8 @@ class Conv(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = weight_standardize(self.weight)
-        return conv2d(x, weight, self.kernel, self.stride, self.kernel // 2)
+        precision = self.weight.buffer.precision
+        return conv2d(x, weight, self.kernel, self.stride, self.kernel // 2, precision)
 
     def macs(self) -> int:
         return math.prod(self.out_size) * self.weight.size

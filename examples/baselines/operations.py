@@ -151,11 +151,16 @@ class Conv2d(Function):
 
     takes_numbers = False
 
-    def forward(self, x, weight, kernel, stride, padding):
-        windows = self.windows = Windows.over(x, kernel, stride, padding)
+    @staticmethod
+    def check(x, weight, kernel, stride, padding, precision):
+        Windows.over(x, kernel, stride, padding)
         rows = kernel * kernel * x.shape[3]
         if weight.ndim != 2 or len(weight) != rows or not weight.size:
             raise ValueError(f"weight must be (kernel * kernel * in, out) with {rows} rows")
+
+    def forward(self, x, weight, kernel, stride, padding, precision):
+        self.check(x, weight, kernel, stride, padding, precision)
+        windows = self.windows = Windows.over(x, kernel, stride, padding)
         self.x = x if self.needs[1] else None
         self.weight = weight if self.needs[0] else None
         self.shape, xp = x.shape, namespace(x)
@@ -202,13 +207,18 @@ class Conv2d(Function):
         return [slice(start, start + step) for start in range(0, count, step)]
 
 
-def conv2d(x: Any, weight: Any, kernel: int, stride: int = 1, padding: int | str = 0) -> Tensor:
+def conv2d(
+    x: Any, weight: Any, kernel: int, stride: int = 1, padding: int | str = 0,
+    precision: str | None = None,
+) -> Tensor:  # fmt: skip
     """x (B, H, W, in), weight (kernel * kernel * in, out) -> (B, rows, columns, out).
 
     The weight's rows are in (row, column, channel) order, as those of Mixer's stem. `padding` with
-    zeros: see Windows. A correlation, as everywhere in this field. ValueError on shapes.
+    zeros: see Windows. "tf32" lets a GPU's products read float32 with short mantissas. A
+    correlation, as everywhere in this field. ValueError on shapes.
     """
-    return Conv2d.apply(x, weight, kernel=kernel, stride=stride, padding=padding)
+    sizes = {"kernel": kernel, "stride": stride, "padding": padding}
+    return Conv2d.apply(x, weight, **sizes, precision=precision)
 
 
 class MaxPool(Function):
@@ -266,12 +276,16 @@ class GroupNorm(Function):
 
     takes_numbers = False
 
-    def forward(self, x, gamma, beta, groups, epsilon, relu):
+    @staticmethod
+    def check(x, gamma, beta, groups, epsilon, relu):
         channels = x.shape[3] if x.ndim == 4 else 0
         if not channels or channels % groups or 0 in x.shape:
             raise ValueError(f"x must be (B, H, W, channels), channels a multiple of {groups}")
         if gamma.shape != (channels,) or beta.shape != (channels,):
             raise ValueError(f"gamma and beta must have shape ({channels},)")
+
+    def forward(self, x, gamma, beta, groups, epsilon, relu):
+        self.check(x, gamma, beta, groups, epsilon, relu)
         xp = namespace(x)
         self.shape, self.groups = x.shape, groups
         x = self.image_rows(x)

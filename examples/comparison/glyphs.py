@@ -131,5 +131,6 @@ def legible(fonts: list[Font], groups: np.ndarray) -> np.ndarray:
 def split(fonts: list[Font], groups: np.ndarray) -> np.ndarray:
     """TRAIN, VALIDATION or TEST for each font."""
     names = [fonts[first].sha256 for first in groups]
-    number = np.array([int(hashlib.sha256(name.encode()).hexdigest(), 16) % SHARE for name in names])
+    digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    number = np.array([int(digest, 16) % SHARE for digest in digests])
     return np.where(number == 0, TEST, np.where(number == 1, VALIDATION, TRAIN))

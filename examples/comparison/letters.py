@@ -16,8 +16,6 @@ All arithmetic on pixels is on integers, so the same bytes come out on every mac
 True
 """
 
-from typing import Any
-
 import numpy as np
 
 from comparison.glyphs import CLASSES, FORMS, SIDE

@@ -44,6 +44,9 @@ def matmul(
         if accumulate and out is None:
             raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
         return fast[namespace(a).__name__](a, b, out, accumulate, precision, bias)
+    many = forms.form_of("matmuls", a)
+    if many is not None and out is None and bias is None and not accumulate:
+        return many(a, b)
     multiply = np.matmul if type(a) is np.ndarray else namespace(a).matmul
     if out is None and bias is None and a.dtype == b.dtype and a.dtype in FLOAT_DTYPES:
         return multiply(a, b)

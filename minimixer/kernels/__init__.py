@@ -19,7 +19,7 @@ On a GPU:
     gpu/side.py        work beside the main line of a recorded step
     gpu/layers.py      linear, the mean, GELU and the MLP on these
     gpu/layer_norm.py  LayerNorm
-    gpu/training.py    the loss, AdamW, patches
+    gpu/training.py    the loss, softmax, AdamW, patches
 
 And for both:
 
@@ -41,6 +41,8 @@ The environment variable MINIMIXER_KERNELS says which at the start.
 
 import importlib.util
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from ..engine import forms
@@ -73,6 +75,16 @@ def use(which: str) -> None:
     _chosen = which
 
 
+def register(plain: Any, digest: str, **by_library: Any) -> None:
+    """Let a fast form (a `node.Fast` for numpy=, for cupy=) stand in for a Function of one's own:
+    if `unchanged.digest` of its module's source is `digest`, and while nothing in it is patched."""
+    module = sys.modules[plain.__module__]
+    if unchanged.digest(Path(module.__file__ or "").read_text(encoding="utf-8")) == digest:
+        unchanged.remember([module.__name__])
+        _forms[plain], _watched[plain] = by_library, unchanged.watched([module.__name__])
+        use(_chosen)
+
+
 def status() -> str:
     """Which forms run, and why not the fast ones, in a line."""
     if _chosen == "reference":
@@ -102,6 +114,7 @@ def _find() -> None:
     from ..nn.functional import GELU, LayerNorm, Linear
     from ..nn.loss import CrossEntropy
     from ..nn.loss_scale import update_if_finite
+    from ..nn.more_loss import Softmax
     from ..training.norms import gradient_norm
     from ..training.optimizer import Optimizer, count_step
     from . import fused
@@ -127,11 +140,13 @@ def _find() -> None:
         (LayerNorm, {"numpy": cpu_layer_norm.FastLayerNorm}, ("nn.layer_norm", *layer)),
         (Mean, {}, ("engine.rearrange",)),
         (CrossEntropy, {}, ("nn.loss",)),
+        (Softmax, {}, ("nn.more_loss", "nn.loss")),
         (Optimizer.update_ranges, {"numpy": cpu_training.AdamWRanges}, adamw),
         (update_if_finite, {}, (*adamw, "nn.loss_scale")),
         (count_step, {}, ("training.optimizer",)),
         (gradient_norm, {"numpy": cpu_training.GradientNorm}, norm),
         ("matmul", {"numpy": cpu.matmul}, ("engine.products",)),
+        ("matmuls", {}, ("engine.products",)),
         (to_tokens, {}, ("model.images", "model.inputs", "engine.tensor", "engine.rearrange")),
         (MLP, {"numpy": cpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
@@ -147,7 +162,8 @@ def _find() -> None:
             Mean: gpu.FastMean, CrossEntropy: gpu_training.FastCrossEntropy,
             Optimizer.update_ranges: gpu_training.AdamWRanges,
             update_if_finite: gpu_training.AdamWIfFinite, count_step: gpu_training.CountStep,
-            gradient_norm: sums.GradientNorm, "matmul": cublas.matmul,
+            Softmax: gpu_training.FastSoftmax, gradient_norm: sums.GradientNorm,
+            "matmul": cublas.matmul, "matmuls": cublas.matmuls,
             to_tokens: gpu_training.Tokens, MLP: gpu.FastMLP,
             AddLayerNorm: gpu_layer_norm.FastAddLayerNorm,
         }  # fmt: skip
@@ -157,7 +173,7 @@ def _find() -> None:
     for plain, forms, modules in _table:
         _forms[plain], _stands_for[plain] = forms, modules
     if unchanged.state("engine.products") == "edited":  # small products can't look each time
-        del _forms["matmul"]
+        del _forms["matmul"], _forms["matmuls"]
 
 
 def _unchanged(plain: Any) -> bool:

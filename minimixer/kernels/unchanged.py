@@ -121,9 +121,10 @@ _held: dict[str, list[tuple[Any, dict[str, Any]]]] = {}  # by module: places, an
 
 
 def remember(modules: Iterable[str]) -> None:
-    """What these modules, their classes and their tables hold now is what they are to hold."""
+    """What these modules, their classes and their tables hold now is what they are to hold. They
+    are named from the package on; those of others by their whole name."""
     for name in modules:
-        module = sys.modules.get(PACKAGE + name)
+        module = sys.modules.get(PACKAGE + name) or sys.modules.get(name)
         if module is None or name in _held:  # it has another name now; or kernels/ was reloaded
             continue
         places: list[Any] = [vars(module)]

@@ -1,7 +1,8 @@
 """Matrix products straight from cuBLAS, which can do more than cupy.matmul asks of it:
 
 float32 results of two-byte inputs, adding to what is there, TF32 for one product and not for the
-next, bias and GELU applied before the result is stored, and being recorded into a CUDA graph.
+next, bias and GELU applied before the result is stored, and being recorded into a CUDA graph, which
+products of many matrices are too.
 
 cuBLAS stores matrices by columns, NumPy by rows. A row-major matrix read by columns is its
 transpose, so from C^T = B^T A^T it is given B and A in that order and writes C as we store it;
@@ -17,6 +18,7 @@ import ctypes
 import functools
 import hashlib
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -25,11 +27,13 @@ from typing import Any
 import numpy as np
 
 from ...engine.arrays import Array
+from ...engine.products import as_rows
 from ...training.files import parse_json, read_file, replace_file
 
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
 _COMPUTE_FLOAT32, _COMPUTE_FLOAT64, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS, _AUX, _AUX_LEAD = 3, 4, 7, 8, 11, 12  # of the product
+_BATCH_COUNT, _BATCH_STRIDE = 5, 6  # of a layout
 _WORKSPACE_LIMIT, _REDUCTIONS, _ALIGNMENT = 1, 3, (5, 6, 7, 8)  # of the search for a kernel
 _IN_COMPUTE_TYPE = 2  # partial sums are added in float32, never in the two bytes of the result
 # What is done to a product before it is stored, as bits: a bias is added, GELU is taken, or it is
@@ -97,11 +101,12 @@ _context = _Context()
 
 
 class _Plan:
-    """How cuBLAS is to compute one kind of product: all but the addresses."""
+    """How cuBLAS is to compute one kind of product, or `count` of them whose matrices lie so many
+    elements apart: all but the addresses."""
 
     def __init__(
         self, device, m, k, n, op_a, lead_a, op_b, lead_b, dtype, out_dtype, tf32, epilogue,
-        alignment,
+        alignment, count=1, apart_a=0, apart_b=0,
     ):  # fmt: skip
         self.handle = _context.handle(device)
         double = dtype == np.float64
@@ -117,9 +122,9 @@ class _Plan:
         if epilogue & _WITH_AUX:
             self.set(_AUX_LEAD, ctypes.c_int64(n))
         # As cuBLAS sees them: rows and columns of what is stored, by columns.
-        self.b = self._layout(dtype, *((k, n) if op_b else (n, k)), lead_b)
-        self.a = self._layout(dtype, *((m, k) if op_a else (k, m)), lead_a)
-        self.out = self._layout(out_dtype, n, m, n)
+        self.b = _new_layout(dtype, *((k, n) if op_b else (n, k)), lead_b, count, apart_b)
+        self.a = _new_layout(dtype, *((m, k) if op_a else (k, m)), lead_a, count, apart_a)
+        self.out = _new_layout(out_dtype, n, m, n, count, m * n)
         preference = ctypes.c_void_p()
         _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         limit = ctypes.c_uint64(WORKSPACE)
@@ -135,7 +140,7 @@ class _Plan:
         )  # fmt: skip
         _call("cublasLtMatmulPreferenceDestroy", preference)
         self.found = 0 if status else found.value
-        self.repeats = max(3, min(20, (1 << 33) // (m * k * n)))
+        self.repeats = max(3, min(20, (1 << 33) // (m * k * n * count)))
         self.algorithms = [(ctypes.byref(c.algorithm), c.workspace) for c in self.candidates]
         self.chosen = 0
 
@@ -144,14 +149,6 @@ class _Plan:
             "cublasLtMatmulDescSetAttribute", self.description, attribute, ctypes.byref(value),
             ctypes.sizeof(value),
         )  # fmt: skip
-
-    def _layout(self, dtype: np.dtype, rows: int, columns: int, lead: int) -> Any:
-        layout = ctypes.c_void_p()
-        _call(
-            "cublasLtMatrixLayoutCreate", ctypes.byref(layout), _TYPES[dtype.name],
-            ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(lead),
-        )  # fmt: skip
-        return layout
 
     def run(self, a: Array, b: Array, out: Array, accumulate: bool, stream: int, space: int) -> int:
         algorithm, workspace = self.algorithms[self.chosen]
@@ -190,6 +187,24 @@ class _Plan:
         best = min(times, default=(0.0, 0))
         first = dict((index, time) for time, index in times).get(0)
         self.chosen = 0 if first is not None and first < 1.02 * best[0] else best[1]
+
+
+def _new_layout(
+    dtype: np.dtype, rows: int, columns: int, lead: int, count: int, apart: int
+) -> Any:  # fmt: skip
+    layout = ctypes.c_void_p()
+    _call(
+        "cublasLtMatrixLayoutCreate", ctypes.byref(layout), _TYPES[dtype.name],
+        ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(lead),
+    )  # fmt: skip
+    if count > 1:
+        pairs = (_BATCH_COUNT, ctypes.c_int32(count)), (_BATCH_STRIDE, ctypes.c_int64(apart))
+        for attribute, value in pairs:
+            _call(
+                "cublasLtMatrixLayoutSetAttribute", layout, attribute, ctypes.byref(value),
+                ctypes.c_size_t(ctypes.sizeof(value)),
+            )  # fmt: skip
+    return layout
 
 
 def _set_preference(preference: Any, attribute: int, value: Any) -> None:
@@ -259,6 +274,26 @@ def matmul(
     return out
 
 
+def matmuls(a: Array, b: Array) -> Array:
+    """a (..., m, k) @ b (..., k, n) in one call, leading axes broadcast. Matrices that do not lie
+    evenly apart are copied first."""
+    import cupy
+
+    if b.ndim == 2:
+        return matmul(as_rows(a), b).reshape(*a.shape[:-1], b.shape[1])
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape}: the inner lengths differ")
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = cupy.empty((*lead, a.shape[-2], b.shape[-1]), dtype=a.dtype)
+    count = math.prod(lead)
+    first, second, result = (
+        cupy.broadcast_to(x, lead + x.shape[-2:]).reshape(count, *x.shape[-2:]) for x in (a, b, out)
+    )  # views where they can be
+    if not _product(first, second, result, False, None, _PLAIN, None, None):
+        _plainly(a, b, out, False)
+    return out
+
+
 def matmul_gelu(
     a: Array, b: Array, bias: Array | None, keep_u: bool
 ) -> tuple[Array, Array | None] | None:
@@ -296,12 +331,13 @@ def _empty(shape: tuple[int, int], dtype: np.dtype) -> Array:
 
 
 def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
-    """out = a @ b, or False if cuBLAS has no kernel for it."""
+    """out = a @ b, of two matrices or of two stacks of as many; or False if cuBLAS has no kernel
+    for it."""
     import cupy
 
-    (m, k), n = a.shape, b.shape[1]
+    (m, k), n = a.shape[-2:], b.shape[-1]
     dtype, out_dtype = a.dtype, out.dtype
-    if not m * n * k or b.dtype != dtype or not out.flags.c_contiguous:
+    if not out.size * k or b.dtype != dtype or not out.flags.c_contiguous:
         return False
     if out_dtype != dtype and not (dtype.itemsize == 2 and out_dtype == np.float32):
         return False
@@ -309,8 +345,12 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     b, *layout_b = _layout(b)
     tf32 = precision == "tf32" and dtype == np.float32
     addresses = a.data.ptr | b.data.ptr | out.data.ptr | 256
+    stack: tuple[int, ...] = ()
+    if out.ndim == 3:
+        stack = len(out), a.strides[0] // a.itemsize, b.strides[0] // b.itemsize
+        addresses |= a.strides[0] | b.strides[0] | out.strides[0]  # where the others begin
     alignment = addresses & -addresses  # the largest power of two that divides them all, up to 256
-    kind = (m, k, n, *layout_a, *layout_b, dtype, out_dtype, tf32, epilogue, alignment)
+    kind = (m, k, n, *layout_a, *layout_b, dtype, out_dtype, tf32, epilogue, alignment, *stack)
     device = out.device.id
     stream = cupy.cuda.get_current_stream().ptr
     space = _context.workspace(device, stream)
@@ -325,7 +365,7 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
         plan.set(_BIAS, ctypes.c_uint64(bias.data.ptr))
     if aux is not None:
         plan.set(_AUX, ctypes.c_uint64(aux.data.ptr))
-    if new and plan.found > 1 and m * k * n >= WORTH_TIMING:
+    if new and plan.found > 1 and out.size * k >= WORTH_TIMING:
         key = " ".join(map(str, kind))
         choice = _choices(device)[1].get(key)
         if choice is not None:
@@ -339,16 +379,16 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
         _context.plans[device, kind] = plan
     status = plan.run(a, b, out, accumulate, stream, space)
     if status != 0:
-        raise RuntimeError(f"cublasLtMatmul ({m}, {k}) @ ({k}, {n}) in {dtype}: status {status}")
+        raise RuntimeError(f"cublasLtMatmul {a.shape} @ {b.shape} in {dtype}: status {status}")
     return True
 
 
 def _layout(matrix: Array) -> tuple[Array, int, int]:
     """(matrix, whether cuBLAS must transpose it, distance between rows or columns): a copy only if
-    neither its rows nor its columns are contiguous."""
-    rows, columns = matrix.shape
+    neither its rows nor its columns are contiguous. A stack of matrices likewise."""
+    rows, columns = matrix.shape[-2:]
     size = matrix.dtype.itemsize
-    down, right = matrix.strides[0] // size, matrix.strides[1] // size
+    down, right = matrix.strides[-2] // size, matrix.strides[-1] // size
     if (right == 1 or columns == 1) and (down >= columns or rows == 1):
         return matrix, 0, max(down if rows > 1 else columns, columns)
     if (down == 1 or rows == 1) and (right >= rows or columns == 1):
