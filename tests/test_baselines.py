@@ -24,7 +24,7 @@ from baselines import gpu
 from baselines import layers as baseline_layers
 from baselines import models as baselines
 from baselines import operations as baseline_ops
-from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, no_grad
+from minimixer import AdamW, Function, Mixer, Tensor, gradcheck, kernels, no_grad
 from minimixer import functional as F
 from minimixer.backend import to_numpy
 from minimixer.engine import forms, products
@@ -103,9 +103,11 @@ def test_nothing_is_left_out():
 
 
 def test_fast_forms_are_of_the_code_that_they_were_compared_with():
-    source = Path(baseline_ops.__file__).read_text(encoding="utf-8")
-    assert unchanged.digest(source) == gpu.COMPARED
-    for plain in (baseline_ops.GroupNorm, baseline_ops.Conv2d):
+    for module in (baseline_layers, baseline_ops):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        assert unchanged.digest(source) == gpu.COMPARED[module.__name__.split(".")[1]]
+    for plain in (baseline_layers.attention, baseline_ops.GroupNorm, baseline_ops.Conv2d,
+                  baseline_ops.WeightStandardize):  # fmt: skip
         assert forms.table[plain]["cupy"] in vars(gpu).values() and forms.unchanged(plain)
 
 
@@ -165,6 +167,51 @@ def test_softmax_of_large_numbers_stays_finite(device):
     p = baseline_ops.softmax(z)
     p.backward(put(device, [[1, 2, 3]]))
     assert p.numpy().tolist() == [[1, 0, 0]] and np.isfinite(to_numpy(z.grad)).all()
+
+
+# Sizes that kernels on a GPU treat differently: tiles, packs, rows of threads, the plain code's.
+LARGER = [
+    *[("attention", [(tokens, 2, 3 * heads * width)], {"heads": heads})
+      for tokens, heads, width in ((1, 1, 1), (16, 2, 3), (17, 1, 16), (65, 3, 64), (128, 1, 128),
+                                   (129, 1, 8), (5, 1, 129))],
+    *[("group_norm", [(3, side, side, channels), (channels,), (channels,)],
+       {"groups": groups, "relu": relu})
+      for side, channels, groups, relu in ((1, 512, 4, True), (9, 30, 3, False), (32, 128, 8, True),
+                                           (2, 2048, 1, True), (2, 4100, 2, False))],
+    *[("weight_standardize", [shape], {}) for shape in ((288, 64), (1, 5), (1000, 33))],
+    *[("conv2d", [(4, side, side + 1, channels), (kernel**2 * channels, out)],
+       {"kernel": kernel, "stride": stride, "padding": kernel // 2})
+      for side, channels, out, kernel, stride in ((17, 32, 20, 3, 1), (16, 8, 12, 3, 2),
+                                                  (9, 3, 8, 7, 2), (8, 64, 16, 1, 1))],
+    *[("softmax", [shape], {"axis": axis})
+      for shape, axis in (((7, 65), -1), ((3, 1), 1), ((2, 1024), -1), ((2, 1025), -1),
+                          ((5, 33, 4), 1))],
+]  # fmt: skip
+
+
+@each_dtype
+@pytest.mark.parametrize("name, shapes, options", LARGER, ids=lambda value: str(value))
+def test_larger_sizes_agree_with_the_plain_code_in_float64(name, shapes, options, dtype, device):
+    """Bounds: sums of at most 4,096 numbers of one size, in the dtype's roundings."""
+    random = np.random.default_rng(0)
+    arrays = [random.standard_normal(shape).astype(dtype) for shape in shapes]
+    module = baseline_layers if name == "attention" else baseline_ops
+
+    def results(dtype, device):
+        inputs = [leaf(device, array, dtype) for array in arrays]
+        y = getattr(module, name)(*inputs, **options)
+        dy = np.random.default_rng(1).standard_normal(y.shape)
+        y.backward(put(device, dy, dtype))
+        return {"y": to_numpy(y.data)} | {str(i): to_numpy(x.grad) for i, x in enumerate(inputs)}
+
+    found = results(dtype, device)
+    kernels.use("reference")
+    try:
+        expected = results("float64", "cpu")
+    finally:
+        kernels.use("auto")
+    for key, value in expected.items():
+        assert_close(key, found[key], value, 64 * np.finfo(dtype).eps)
 
 
 BAD_SHAPES = [

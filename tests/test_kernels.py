@@ -8,6 +8,7 @@ code in two bytes, for which the CPU has none.
 import functools
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rounding import UNIT
 from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
+from baselines import gpu as gpu_baselines
 from minimixer import SGD, AdamW, Mixer, Parameter, Tensor
 from minimixer import functional as F
 from minimixer.backend import namespace, to_device, to_numpy
@@ -799,6 +801,23 @@ def test_products_of_any_shape_and_layout(device, dtype):
     run()
 
 
+@each_float
+@pytest.mark.parametrize("layout", [None, "transposed", "strided", "shifted"])
+@pytest.mark.parametrize("lead_a, lead_b", [
+    ((3,), (3,)), ((2, 3), (2, 3)), ((2, 3), ()), ((), (2, 3)), ((2, 1), (1, 3)), ((0,), (0,)),
+    ((300,), (300,)), ((2, 3), (3,)),
+])  # fmt: skip
+def test_products_of_many_matrices(device, dtype, layout, lead_a, lead_b):
+    for m, k, n in ((5, 7, 3), (1, 64, 65), (16, 8, 1)):
+        rng = np.random.default_rng(m)
+        a, b = numbers(rng, (*lead_a, m, k), dtype), numbers(rng, (*lead_b, k, n), dtype)
+        arrays = [laid_out(in_dtype(values, dtype, device), layout) for values in (a, b)]
+        found = matmul(*arrays)
+        assert found.dtype == as_dtype(dtype) and found.shape == (a @ b).shape
+        allowed = 2 * (k + 2) * (2.0**-53 if dtype == "float64" else 2.0**-24) * (abs(a) @ abs(b))
+        assert (abs(float64(found) - a @ b) <= allowed + 2 * UNIT[dtype] * abs(a @ b)).all()
+
+
 def test_products_of_wrong_shapes_name_both():
     a, b = np.ones((2, 3)), np.ones((4, 5))
     with pytest.raises(ValueError, match=r"\(2, 3\) @ \(4, 5\)"):
@@ -862,12 +881,15 @@ def test_without_a_kernel_the_plain_code_works_after_one_warning(gpu, file, monk
 # ---- other GPUs, large tensors ------------------------------------------------------------------
 
 
+FLOATS_ALONE = "cross_entropy.cu", "softmax.cu", "attention.cu", "norms.cu", "windows.cu"
+
+
 def expressions(file):
     """Every kernel of a file in every type it is used with, for packs and for single numbers."""
     floats, all_types = {"float": 4, "double": 2}, {"__nv_bfloat16": 8, "__half": 8}
     all_types |= floats
     names = []
-    for t, pack in (floats if file == "cross_entropy.cu" else all_types).items():
+    for t, pack in (floats if file.name in FLOATS_ALONE else all_types).items():
         a = "double" if t == "double" else "float"
         for w, tanh, flag in itertools.product((1, pack), ("true", "false"), ("true", "false")):
             names += {
@@ -883,21 +905,28 @@ def expressions(file):
                 + [f"sum_squares<{a},{floats[a]}>"]
                 + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"],
                 "spare_row.cu": [f"append_row<{t}>", f"split_row<{t}>"],
-            }[file]  # fmt: skip
+                "softmax.cu": [f"softmax<{t},32>", f"softmax_backward<{t},32>"],
+                "attention.cu": [f"attention<{t},8,8>", f"attention_backward<{t},8,8>"],
+                "norms.cu": [f"group_norm<{t},{w},{flag}>", f"standardize<{t}>",
+                             f"group_norm_backward<{t},{w},{flag}>", f"standardize_backward<{t}>"],
+                "windows.cu": [f"cut<{t},{w}>", f"uncut<{t},{w}>"],
+            }[file.name]  # fmt: skip
     return list(dict.fromkeys(names))
 
 
-FILES = sorted(path.name for path in compiling.DIRECTORY.glob("*.cu") if path.stem != "common")
+BASELINES = Path(gpu_baselines.__file__).parent
+FILES = [path for folder in (compiling.DIRECTORY, BASELINES) for path in sorted(folder.glob("*.cu"))
+         if path.stem != "common"]  # fmt: skip
 
 
 @pytest.mark.parametrize("capability", [75, 80])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_kernels_compile_for_older_gpus(gpu, file, capability):
     from cupy._core import core
     from cupy.cuda import nvrtc
 
     options = core.assemble_cupy_compiler_options(("-std=c++17",))
-    program = nvrtc.createProgram(compiling.source(file), file, [], [])
+    program = nvrtc.createProgram(compiling.source(str(file)), file.name, [], [])
     try:
         for name in expressions(file):
             nvrtc.addNameExpression(program, name)

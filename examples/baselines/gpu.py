@@ -1,26 +1,119 @@
-"""GroupNorm and convolution again, on CUDA kernels: group_norm.cu and windows.cu.
+"""Attention, convolution and their norms again, on CUDA kernels: the .cu files beside this one.
 
-They stand in for operations.py's on a GPU while that file is what they were compared with, and not
-under kernels.use("reference"). Softmax and attention's products have fast forms in the package.
+They stand in for layers.py's and operations.py's on a GPU while those files are what they were
+compared with, and not under kernels.use("reference"). Other softmaxes and products of many matrices
+have fast forms in the package.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from baselines.operations import Conv2d, GroupNorm, Windows
-from minimixer import kernels
+from baselines import layers
+from baselines.operations import Conv2d, GroupNorm, WeightStandardize, Windows
+from minimixer import Function, Tensor, kernels
 from minimixer.backend import Array, namespace
 from minimixer.kernels.gpu import cublas
 from minimixer.kernels.gpu.cuda import as_bool, ceil_div, get, pack, type_of, usable
 from minimixer.kernels.gpu.sums import can_sum, sum_rows
 from minimixer.kernels.node import Fast
 
-COMPARED = "85fb47ee7ac06e6fd6fe5d2268bc64ad"  # operations.py's digest
+# The digests of what they were compared with.
+COMPARED = {
+    "layers": "656f6db85b58f187c8ebf2deee9d6e9f",
+    "operations": "cedacca8f523683f073a9324e9fc77ef",
+}
 HERE = Path(__file__).parent
-GROUP_NORM, WINDOWS = str(HERE / "group_norm.cu"), str(HERE / "windows.cu")
+ATTENTION, NORMS, WINDOWS = (str(HERE / f"{name}.cu") for name in ("attention", "norms", "windows"))
 THREADS = 512
+
+# ---- attention ----------------------------------------------------------------------------------
+
+
+class FastAttention:
+    """layers.attention, of up to 128 tokens and 128 channels a head."""
+
+    @staticmethod
+    def suits(qkv: Any, heads: int) -> bool:
+        x = qkv.data if isinstance(qkv, Tensor) else qkv
+        if namespace(x) is np or x.ndim != 3 or not x.size or x.shape[2] % (3 * heads):
+            return False
+        if x.dtype not in (np.float32, np.float64):
+            return False
+        tokens, width = x.shape[0], x.shape[2] // (3 * heads)
+        if max(tokens, width) > 128 or x.shape[1] > 65535:
+            return False
+        if shared_bytes(tokens, width, 2, x.itemsize) > most_shared(x.device.id):
+            return False
+        return usable(ATTENTION, *(kernel_name(name, x, heads) for name in _BOTH))
+
+    @staticmethod
+    def run(qkv: Any, heads: int) -> Tensor:
+        return OneAttention.apply(qkv, heads=heads)
+
+
+_BOTH = "attention", "attention_backward"
+
+
+class OneAttention(Function):
+    """All of it in one kernel, and backward in another, that makes the weights again: kept are qkv
+    and a number for each row of them."""
+
+    takes_numbers = False
+
+    def forward(self, qkv, heads):
+        tokens, batch, channels = len(qkv), qkv.shape[1], qkv.shape[2] // 3
+        xp, self.heads, qkv = namespace(qkv), heads, namespace(qkv).ascontiguousarray(qkv)
+        y = xp.empty((tokens, batch, channels), dtype=qkv.dtype)
+        log_sums = xp.empty((batch, heads, tokens), dtype=qkv.dtype)
+        self.start("attention", 1, qkv, (qkv,), y, log_sums)
+        self.kept = (qkv, log_sums) if self.needs[0] else None
+        return y
+
+    def backward(self, dy):
+        qkv, log_sums = self.kept
+        dqkv = namespace(dy).empty_like(qkv)
+        dy = namespace(dy).ascontiguousarray(dy)
+        self.start("attention_backward", 2, qkv, (dy, qkv, log_sums), dqkv)
+        return dqkv
+
+    def start(self, name: str, matrices: int, qkv: Array, inputs: Any, *outputs: Array) -> None:
+        tokens, batch, width = len(qkv), qkv.shape[1], qkv.shape[2] // (3 * self.heads)
+        kernel, room = kernel_for(name, qkv, self.heads, matrices)
+        sizes = np.int32(tokens), np.int32(width), width**-0.5
+        kernel((self.heads, batch), (256,), (*inputs, *sizes, *outputs), shared_mem=room)
+
+
+def kernel_name(name: str, qkv: Array, heads: int) -> str:
+    sizes = len(qkv), qkv.shape[2] // (3 * heads)
+    return f"{name}<{type_of(qkv)},{','.join(str(ceil_div(size, 16)) for size in sizes)}>"
+
+
+def kernel_for(name: str, qkv: Array, heads: int, matrices: int) -> tuple[Any, int]:
+    """The kernel, allowed as much shared memory as it needs; and how much that is."""
+    kernel = get(ATTENTION, kernel_name(name, qkv, heads))
+    width = qkv.shape[2] // (3 * heads)
+    room = shared_bytes(len(qkv), width, matrices, qkv.itemsize)
+    if kernel.max_dynamic_shared_size_bytes < room:
+        kernel.max_dynamic_shared_size_bytes = room
+    return kernel, room
+
+
+def shared_bytes(tokens: int, width: int, matrices: int, itemsize: int) -> int:
+    """Two of (tokens, width), and `matrices` of (tokens, tokens)."""
+    return tokens * (2 * (width + 1) + matrices * (tokens | 1)) * itemsize
+
+
+@functools.cache
+def most_shared(device: int) -> int:
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+
+
+# ---- norms --------------------------------------------------------------------------------------
 
 
 class FastGroupNorm(Fast, GroupNorm):
@@ -30,7 +123,7 @@ class FastGroupNorm(Fast, GroupNorm):
         options = self.options(x, relu)
         names = f"group_norm<{options}>", f"group_norm_backward<{options}>"
         few = x.shape[3] // self.width <= THREADS
-        return few and usable(GROUP_NORM, *names) and can_sum(x.dtype)
+        return few and usable(NORMS, *names) and can_sum(x.dtype)
 
     def options(self, x: Array, relu: bool) -> str:
         self.width = pack(x.shape[3], x.dtype)  # new arrays begin at multiples of 16 bytes
@@ -61,12 +154,48 @@ class FastGroupNorm(Fast, GroupNorm):
         """The kernel, with the sizes before its outputs."""
         *inputs, outputs = arguments
         batch, height, width, channels = x.shape
-        kernel = get(GROUP_NORM, f"{name}<{self.options(x, self.relu)}>")
+        kernel = get(NORMS, f"{name}<{self.options(x, self.relu)}>")
         across = channels // self.width
         threads = across * max(1, THREADS // across)
         numbers = 2 * channels + max(2 * threads * self.width, 2 * self.groups)
         sizes = np.int32(height * width), np.int32(channels), np.int32(self.groups)
         kernel((batch,), (threads,), (*inputs, *sizes, *outputs), shared_mem=numbers * x.itemsize)
+
+
+class FastWeightStandardize(Fast, WeightStandardize):
+    """In one kernel, and one back."""
+
+    def suits(self, weight: Array, epsilon: float) -> bool:
+        name = type_of(weight)
+        return weight.size < 1 << 31 and usable(
+            NORMS, f"standardize<{name}>", f"standardize_backward<{name}>"
+        )
+
+    def forward(self, weight, epsilon):
+        xp = namespace(weight)
+        weight = xp.ascontiguousarray(weight)
+        self.inverse_sigma = xp.empty(weight.shape[1], dtype=weight.dtype)
+        y = xp.empty_like(weight)
+        self.by_columns("standardize", weight, float(epsilon), y, self.inverse_sigma)
+        self.y = y if self.needs[0] else None
+        return y
+
+    def backward(self, dy):
+        dy = namespace(dy).ascontiguousarray(dy)
+        dweight = namespace(dy).empty_like(dy)
+        inputs = self.y, self.inverse_sigma
+        self.by_columns("standardize_backward", dy, *inputs, dweight, sizes_at=3)
+        return dweight
+
+    def by_columns(self, name: str, *arguments: Any, sizes_at: int = 1) -> None:
+        length, columns = arguments[0].shape
+        sizes = np.int32(length), np.int32(columns)
+        arguments = *arguments[:sizes_at], *sizes, *arguments[sizes_at:]
+        kernel = get(NORMS, f"{name}<{type_of(arguments[0])}>")
+        kernel((ceil_div(columns, 32),), (32, 32), arguments)
+
+
+# ---- convolution --------------------------------------------------------------------------------
 
 
 class FastConv2d(Fast, Conv2d):
@@ -101,8 +230,11 @@ class FastConv2d(Fast, Conv2d):
                 more = part.start > 0
                 cublas.matmul(columns, d, dweight, accumulate=more, precision=self.precision)
             if self.needs[0]:
-                rows = cublas.matmul(d, self.weight.T, precision=self.precision)
-                self.uncut(rows, dx[part])
+                whole = self.windows.kernel == self.windows.stride == 1
+                rows = dx[part].reshape(-1, length) if whole else None
+                rows = cublas.matmul(d, self.weight.T, rows, precision=self.precision)
+                if not whole:
+                    self.start("uncut", dx[part], rows, dx[part])
         return dx, dweight
 
     def options(self, x: Array) -> str:
@@ -118,13 +250,6 @@ class FastConv2d(Fast, Conv2d):
         rows = namespace(x).empty((count, kernel * kernel * x.shape[3]), dtype=x.dtype)
         self.start("cut", x, x, rows)
         return rows
-
-    def uncut(self, rows: Array, dx: Array) -> None:
-        """What the patches' gradients add up to, into `dx`."""
-        if self.windows.kernel == self.windows.stride == 1:
-            dx[...] = rows.reshape(dx.shape)
-        else:
-            self.start("uncut", dx, rows, dx)
 
     def start(self, name: str, image: Array, given: Array, made: Array) -> None:
         windows, (_, height, width, channels) = self.windows, image.shape
@@ -143,6 +268,11 @@ def aligned(x: Array) -> Array:
 
 
 def stand_in() -> None:
-    """What there is of fast forms, where there is CuPy."""
-    kernels.register(GroupNorm, COMPARED, cupy=FastGroupNorm)
-    kernels.register(Conv2d, COMPARED, cupy=FastConv2d)
+    """On the arrays of CuPy, where there is any."""
+    for name, forms in (
+        ("layers", {layers.attention: FastAttention}),
+        ("operations", {GroupNorm: FastGroupNorm, WeightStandardize: FastWeightStandardize,
+                        Conv2d: FastConv2d}),
+    ):  # fmt: skip
+        for plain, form in forms.items():
+            kernels.register(plain, COMPARED[name], cupy=form)

@@ -26,6 +26,7 @@ from baselines.operations import (
     weight_standardize,
 )
 from minimixer import Tensor
+from minimixer.engine.dispatch import replaceable
 from minimixer.model.block import MixerMLP
 from minimixer.nn.layers import LayerNorm, Linear, Module, check_sizes, lecun_normal
 from minimixer.nn.parameters import Parameter
@@ -33,6 +34,7 @@ from minimixer.nn.parameters import Parameter
 # ---- ViT's --------------------------------------------------------------------------------------
 
 
+@replaceable
 def attention(qkv: Any, heads: int) -> Tensor:
     """qkv (S, B, 3 C), queries, keys and values side by side -> (S, B, C).
 

@@ -362,9 +362,13 @@ class WeightStandardize(Function):
 
     takes_numbers = False
 
-    def forward(self, weight, epsilon):
+    @staticmethod
+    def check(weight, epsilon):
         if weight.ndim != 2 or 0 in weight.shape:
             raise ValueError("weight must be (in, out), and not empty")
+
+    def forward(self, weight, epsilon):
+        self.check(weight, epsilon)
         y = weight - sum_rows(weight) / len(weight)
         inverse_sigma = 1 / namespace(y).sqrt(sum_rows(y * y) / len(y) + epsilon)
         y *= inverse_sigma

@@ -7,6 +7,8 @@ from ...engine.precision import is_half, wide
 from ...engine.products import sum_rows as plain_sum_rows
 from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
 
+BLOCKS = 512  # of 1024 threads: two at a time on each of an H100's multiprocessors, twice
+
 
 def sum_rows(matrix: Array, *outs: Array | None) -> None:
     """(rows, parts, columns) -> into `outs`, at most three arrays (columns,), one for each part."""
@@ -33,7 +35,17 @@ def column_sums(matrix: Array, out: Array | None) -> Array:
             return sums
         out[...] = sums
         return out
-    out = namespace(matrix).empty(matrix.shape[1], dtype=matrix.dtype) if out is None else out
+    rows, columns = matrix.shape
+    out = namespace(matrix).empty(columns, dtype=matrix.dtype) if out is None else out
+    # A block adds up 32 columns. Of a long matrix the rows are first taken in groups, side by side:
+    # as many as fill the GPU, and as divide them.
+    side = rows & -rows
+    while side > 1 and (side * columns > BLOCKS * 32 or rows < 32 * side):
+        side //= 2
+    if side > 1:
+        groups = namespace(matrix).empty(side * columns, dtype=matrix.dtype)
+        sum_rows(matrix.reshape(rows // side, 1, side * columns), groups)
+        matrix = groups.reshape(side, columns)
     sum_rows(matrix[:, None], out)
     return out
 

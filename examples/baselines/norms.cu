@@ -1,6 +1,7 @@
-// GroupNorm over images (B, H W, C), ReLU with it: forward in two passes, backward in two.
+// GroupNorm over images (B, H W, C), ReLU with it: forward in two passes, backward in two; and the
+// standardised weights of convolutions (below).
 //
-// A block takes an image. Its threads stand in rows of C / W, one for each pack of W channels, and
+// For GroupNorm a block takes an image. Its threads stand in rows of C / W, one for each pack of W channels, and
 // each row of threads takes every (rows)-th pixel: so neighbours read neighbours. First come sums
 // for each channel; their squares are of the distance to the channel's first pixel, which is about
 // as large as sigma, so that a large mean costs no digits. Sums of a channel, then of a group, are
@@ -149,5 +150,65 @@ __global__ void group_norm_backward(
             value.value[i] = d * inverse[i];
         }
         store(dx + start + Index(p) * C + c, value);
+    }
+}
+
+// ---- weights (in, out), each column to mean 0 and variance 1 -------------------------------------
+//
+// A block of 32 x 32 threads takes 32 columns; each row of threads every 32nd of their numbers.
+
+// The sums over rows of threads, of each column, known to all of them.
+template <typename T> __device__ T column_sum(T value) {
+    __shared__ T tile[32][33];
+    __syncthreads();  // it may still be read from an earlier call
+    tile[threadIdx.y][threadIdx.x] = value;
+    __syncthreads();
+    T sum = warp_sum(tile[threadIdx.x][threadIdx.y]);  // of column threadIdx.y
+    __syncthreads();
+    if (threadIdx.x == 0) tile[0][threadIdx.y] = sum;
+    __syncthreads();
+    return tile[0][threadIdx.x];
+}
+
+template <typename T>
+__global__ void standardize(
+    const T* weight, int length, int columns, double epsilon, T* y, T* inverse_sigma
+) {
+    int c = blockIdx.x * 32 + threadIdx.x;
+    bool inside = c < columns;
+    T sum = 0, squares = 0;
+    if (inside)
+        for (int i = threadIdx.y; i < length; i += 32) sum += weight[i * columns + c];
+    T mean = column_sum(sum) / length;
+    if (inside)
+        for (int i = threadIdx.y; i < length; i += 32) {
+            T apart = weight[i * columns + c] - mean;
+            squares += apart * apart;
+        }
+    T inverse = T(1) / sqrt(column_sum(squares) / length + T(epsilon));
+    if (!inside) return;
+    for (int i = threadIdx.y; i < length; i += 32)
+        y[i * columns + c] = (weight[i * columns + c] - mean) * inverse;
+    if (threadIdx.y == 0) inverse_sigma[c] = inverse;
+}
+
+template <typename T>
+__global__ void standardize_backward(
+    const T* dy, const T* y, const T* inverse_sigma, int length, int columns, T* dweight
+) {
+    int c = blockIdx.x * 32 + threadIdx.x;
+    bool inside = c < columns;
+    T sum = 0, along = 0;
+    if (inside)
+        for (int i = threadIdx.y; i < length; i += 32) {
+            sum += dy[i * columns + c];
+            along += dy[i * columns + c] * y[i * columns + c];
+        }
+    sum = column_sum(sum) / length;
+    along = column_sum(along) / length;
+    if (!inside) return;
+    for (int i = threadIdx.y; i < length; i += 32) {
+        T d = dy[i * columns + c] - sum - y[i * columns + c] * along;
+        dweight[i * columns + c] = d * inverse_sigma[c];
     }
 }
