@@ -121,9 +121,10 @@ def test_a_usual_mistake_is_told(short, right, wrong, said):
     ("huber", "return 1 if abs(x - target) < delta else 2", "ValueError in line LINE: The truth "),
     ("silu", "return np.nothing(x)", "AttributeError in line LINE: module 'numpy'"),
     ("silu", "pass", "forward returns None, and should return an array"),
-    ("product", "pass", "returns 1 gradients, and there are 3 inputs"),
+    ("product", "pass", "returns 1 gradient, for 3 inputs$"),
     ("neighbours", "pass", "dx is None, and should be an array"),
     ("patches", "return x.reshape(rows, columns, -1)", "y has shape"),
+    ("patches", "return x.reshape(3, 3)", "ValueError in line LINE: cannot reshape array of size"),
 ])  # fmt: skip
 def test_what_does_not_even_run_is_told(short, code, said):
     (task,) = [task for task in TASKS if task.short == short]

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...training.files import parse_json, read_file
+from ...training.files import open_file, parse_json, read_file
 from ...training.names import distinct, printable
-from .judge import Verdict
+from .judge import MOST, Verdict
 from .sheets import Task
 
 PACKAGE = Path(__file__).parents[2]
@@ -25,12 +25,17 @@ PACKAGE = Path(__file__).parents[2]
 
 def verdict_on(task: Task, folder: Path, limit: float) -> Verdict:
     """What becomes of a student's file for one task, within `limit` seconds."""
+    file = Path(os.path.abspath(folder), task.file)
+    if not os.path.lexists(file):
+        return Verdict("open", f"there is no {task.file}")
     try:
-        file = (folder / task.file).resolve()
-        if not file.exists():
-            return Verdict("open", f"there is no {task.file}")
-    except (OSError, RuntimeError) as error:  # no permission; a link that leads to itself
-        return Verdict("failed", f"{task.file} can't be read ({error})")
+        open_file(file, MOST).close()
+        return _judged(task, file, limit)
+    except (OSError, ValueError) as error:  # a pipe, a link that leads to itself; a disk is full
+        return Verdict("failed", f"{task.file} can't be tested ({error})")
+
+
+def _judged(task: Task, file: Path, limit: float) -> Verdict:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         answer = Path(scratch, "verdict")
         process = subprocess.Popen(
@@ -81,14 +86,14 @@ def _read(answer: Path, status: int) -> Verdict:
 
 def grade(folders: Sequence[str], tasks: Sequence[Task], limit: float, verbose: bool) -> None:
     """Print one line for each folder, as soon as it is known."""
-    names = distinct([Path(folder).resolve().name for folder in folders], 40)
+    names = distinct([os.path.basename(os.path.realpath(folder)) for folder in folders], 40)
     if len(set(names)) < len(names):
         names = distinct(folders, 60)
     width = max(map(len, [*names, "student"]))
     most = str(len(tasks))
     print(f"{'student':{width}}  passed  failed              not written")
     for folder, name in zip(folders, names, strict=True):
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):  # which no name is an error for
             print(f"{name:{width}}  there is no such folder", flush=True)
             continue
         found = {task: verdict_on(task, Path(folder), limit) for task in tasks}

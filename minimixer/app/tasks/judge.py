@@ -11,9 +11,9 @@ Verdict(state='passed', said='')
 """
 
 import contextlib
-import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 import types
@@ -23,10 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...training.files import read_file
 from . import checking
 from .sheets import SOURCES, source
 
-MEMORY = 4 << 30  # bytes that a student's process may take, where the system can be told
+# Bytes that a student's process may take, and write to a file, where the system can be told; and
+# those of a student's file.
+MEMORY, DISK, MOST = 4 << 30, 64 << 20, 1 << 20
 
 
 class Verdict(NamedTuple):
@@ -67,29 +70,43 @@ def _where(error: BaseException, name: str) -> str:
 
 
 def load(path: Path) -> types.ModuleType:
-    """The module in a file, whatever that does."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
+    """The module in a file, which may be a link to one of another name, whatever that does."""
+    code = compile(read_file(path, MOST), str(path), "exec", dont_inherit=True)
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    exec(code, module.__dict__)
     return module
 
 
 def main() -> None:
     name, file, answer = sys.argv[1:]
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # Unix has it
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    sys.path.append(os.path.dirname(file))
+    _set_apart()
+    sys.path.append(os.path.dirname(os.path.realpath(file)))  # as Python does that runs a file
     try:
         verdict = judge(name, lambda: load(Path(file)))
     except BaseException as error:
         verdict = Verdict("failed", f"{type(error).__name__}: {error}")
     Path(answer).write_text(json.dumps([verdict.state, verdict.said[:2000]]), encoding="utf-8")
     os._exit(0)  # whatever the code has left running
+
+
+def _set_apart() -> None:
+    """Bounds on what the code may take, and a parent of its own to end: not the one who grades."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # Unix has it
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, DISK))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    child = os.fork() if hasattr(os, "fork") else 0
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status < 0:  # the same end
+            with contextlib.suppress(OSError):  # no handler for SIGKILL
+                signal.signal(-status, signal.SIG_DFL)
+            os.kill(os.getpid(), -status)
+        os._exit(status)
 
 
 if __name__ == "__main__":
