@@ -42,18 +42,25 @@ class Verdict(NamedTuple):
 def judge(name: str, load: Callable[[], Any]) -> Verdict:
     """Whether load(), a module, passes the test of the task `name`."""
     try:
-        with np.errstate(all="ignore"):
-            source(name).test(load(), checking)
+        module = load()
+        with np.errstate(all="ignore"):  # whatever the file has set
+            source(name).test(module, checking)
     except NotImplementedError as error:
-        return Verdict("open", f"not written yet: {error or 'NotImplementedError'}")
+        return Verdict("open", f"not written yet: {str(error) or 'NotImplementedError'}")
     except AssertionError as error:
         return Verdict("failed", str(error) or f"an assertion fails{_where(error, name)}")
     except SystemExit as error:
         return Verdict("failed", f"it ends with sys.exit{_where(error, name)}: a task's file only "
                        "defines things")  # fmt: skip
     except Exception as error:
-        return Verdict("failed", f"{type(error).__name__}{_where(error, name)}: {error}".strip())
+        return _raised(error, name)
     return Verdict("passed", "")
+
+
+def _raised(error: BaseException, name: str) -> Verdict:
+    text = str(error)
+    kind = f"{type(error).__name__}{_where(error, name)}"
+    return Verdict("failed", f"{kind}: {text}" if text else kind)
 
 
 def _where(error: BaseException, name: str) -> str:
@@ -86,7 +93,7 @@ def main() -> None:
     try:
         verdict = judge(name, lambda: load(Path(file)))
     except BaseException as error:
-        verdict = Verdict("failed", f"{type(error).__name__}: {error}")
+        verdict = _raised(error, name)
     Path(answer).write_text(json.dumps([verdict.state, verdict.said[:2000]]), encoding="utf-8")
     os._exit(0)  # whatever the code has left running
 
