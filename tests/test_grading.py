@@ -138,7 +138,7 @@ def test_one_student_spoils_no_other_line(run, tmp_path):
     (tmp_path / "circle").symlink_to("circle")
     words += [
         ("large", "1073741824 bytes"), ("pipe", "it is a pipe"), ("folder", "it is a directory"),
-        ("loop", "symbolic links"), ("text", "AttributeError in line 24: 'Product' object"),
+        ("loop", "symbolic links"), ("text", r"AttributeError in line \d+: 'Product' object"),
         ("circle", "no such folder"), ("n" * 5000, "no such folder"), ("last", "passed"),
     ]  # fmt: skip
     done = run("--grade", *[name for name, _ in words], "--task=1", "--limit=5")

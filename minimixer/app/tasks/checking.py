@@ -121,7 +121,10 @@ def both_dtypes(function: type[Function], *inputs: Any, **options: Any) -> None:
     float32, and float64 float64."""
     for dtype in ("float64", "float32"):
         y, _, gradients = both_ways(function, *[x.astype(dtype) for x in inputs], **options)
-        for name, array in ("y", y.data), *[(f"gradient {i}", g) for i, g in enumerate(gradients)]:
+        for name, array in (
+            ("y", y.data),
+            *[(f"the gradient of input {i}", g) for i, g in enumerate(gradients)],
+        ):
             expect(_is_array(array), f"{name} is {array!r:.60}, and should be an array")
             expect(array.dtype == dtype, f"{name} is {array.dtype} where the inputs are {dtype}")
 

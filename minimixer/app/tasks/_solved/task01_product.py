@@ -2,8 +2,11 @@
 
 y = a b c, for three arrays of one shape, element by element. `forward` is there. Write `backward`:
 dy, the gradient of the loss by y, arrives; it returns da, db and dc, in the order of the inputs.
-Some numbers in the arrays are 0. (The engine's own Functions ask self.needs which gradients are
-wanted. Here all are: you may ignore it, in every task.)
+Some numbers in the arrays are 0.
+
+In this task and all others: results have the dtype of the inputs, and forward and backward write
+only into arrays that they made. (The engine's own Functions also ask self.needs which gradients are
+wanted. Here all are: you may ignore it.)
 
 Read: minimixer/engine/autograd.py (what a Function is), minimixer/engine/ops.py (Multiply).
 """

@@ -1,8 +1,8 @@
 """Task 2: broadcasting undone. About 10 minutes.
 
-y = (x - shift) scale, where x (..., C) may have any number of axes, and shift and scale are (C,):
-NumPy repeats them for every row. `forward` is there. Write `backward`: it returns dx, dshift and
-dscale, each of the shape of its input.
+y = (x - shift) scale, where x (..., C) may have any number of axes before its last, also none, and
+shift and scale are (C,): NumPy repeats them for every row. `forward` is there. Write `backward`: it
+returns dx, dshift and dscale, each of the shape of its input.
 
 Read: minimixer/engine/ops.py (its opening lines, and sum_to_shape, which undoes any broadcast; here
 you know which axes were repeated, and write the sum yourself).

@@ -5,7 +5,7 @@ images in reading order, S = rows columns of them, each with its P x P pixels of
 (row, column, channel) order. y (B, rows P, columns P, C) are the images. Write `forward` and
 `backward`: no arithmetic, numbers only move. Two images and more must not mix. rows, columns and
 patch (P) are options: whole numbers, named in the call, which get no gradient; so backward returns
-dx alone. C is not given: x's last axis and P say it.
+dx alone. forward keeps of them what backward needs. C is not given: x's last axis and P say it.
 
 Read: minimixer/engine/rearrange.py (Reshape, Transpose), minimixer/model/images.py (cut_patches,
 the way there).

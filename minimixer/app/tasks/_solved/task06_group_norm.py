@@ -6,7 +6,8 @@ x (S, B, C) are tokens, as everywhere in a Mixer. LayerNorm takes mean and varia
 channels of one token. GroupNorm (Wu and He 2018) divides the channels into groups of neighbours,
 and takes them over all S tokens and the C / groups channels of one group of one image; the variance
 is the mean of (x - mean)^2. gamma and beta (C,) have a number for each channel. Write `forward` and
-`backward`. Derive dx on paper first: it is LayerNorm's derivation with another kind of row.
+`backward`; groups and epsilon are options. Derive dx on paper first: it is LayerNorm's derivation
+with another kind of row.
 
 Read: minimixer/nn/layer_norm.py (all of it).
 """

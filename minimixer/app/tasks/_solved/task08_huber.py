@@ -7,7 +7,7 @@ With r = x - target, the mean over all elements of
 
 A squared error near 0; beyond delta it grows along a line, so that one number that is far off does
 not decide alone (Huber 1964). Write `forward` and `backward`: the loss is one number, and so is
-dloss; x and target both get a gradient.
+dloss; x and target both get a gradient, and delta, an option, none.
 
 Read: minimixer/nn/loss.py (CrossEntropy: what forward can compute for backward, and where the mean
 goes), minimixer/nn/more_loss.py (mse_loss).
