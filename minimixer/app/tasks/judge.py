@@ -13,7 +13,6 @@ Verdict(state='passed', said='')
 import contextlib
 import json
 import os
-import signal
 import sys
 import traceback
 import types
@@ -88,7 +87,7 @@ def load(path: Path) -> types.ModuleType:
 
 def main() -> None:
     name, file, answer = sys.argv[1:]
-    _set_apart()
+    _bound()
     sys.path.append(os.path.dirname(os.path.realpath(file)))  # as Python does that runs a file
     try:
         verdict = judge(name, lambda: load(Path(file)))
@@ -98,22 +97,14 @@ def main() -> None:
     os._exit(0)  # whatever the code has left running
 
 
-def _set_apart() -> None:
-    """Bounds on what the code may take, and a parent of its own to end: not the one who grades."""
+def _bound() -> None:
+    """Bounds on what the code may take."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # Unix has it
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, DISK))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    child = os.fork() if hasattr(os, "fork") else 0
-    if child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status < 0:  # the same end
-            with contextlib.suppress(OSError):  # no handler for SIGKILL
-                signal.signal(-status, signal.SIG_DFL)
-            os.kill(os.getpid(), -status)
-        os._exit(status)
 
 
 if __name__ == "__main__":
