@@ -146,7 +146,9 @@ MISTAKES = [
      "of self.betas"),
     ("adan", "m += (1 - b1) * (g - m)", "m = m + (1 - b1) * (g - m)", "m is not kept in state"),
     ("adan", "        previous[...] = g\n", "        g *= 2\n        previous[...] = g\n",
-     r"after step 1 the bias\[0\]"),
+     r"m in state\[0\], for the bias after step 1, is"),
+    ("adan", "        v += (1 - b2) * (d - v)\n", "        own = vars(self).setdefault(str(w.shape)"
+     ", 0 * v)\n        own += (1 - b2) * (d - own)\n        v = own\n", "v in state.*, for the"),
     ("adan", " * (t > 1)", "", "d is 0: multiply by"),
     ("adan", "previous[...] = g", "previous = g", "is not kept for the next step"),
     ("adan", "w -= lr * step", "w = w - lr * step", "the bias has not moved"),

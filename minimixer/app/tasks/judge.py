@@ -98,13 +98,13 @@ def main() -> None:
 
 
 def _bound() -> None:
-    """Bounds on what the code may take."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    """Bounds on what the code may take, each where the system can be told."""
+    with contextlib.suppress(ImportError):
         import resource  # Unix has it
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, DISK))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for name, most in {"AS": MEMORY, "FSIZE": DISK, "CORE": 0}.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
 
 
 if __name__ == "__main__":
