@@ -14,10 +14,10 @@ first term is e^z[k] / sum_j e^z[j] = p[k], so
 
 for one row; the mean over B rows divides that by B, as below, where B is 2.
 
-Subtracting a number m from all of z changes neither p nor the loss: what stands above and below in
-p both become e^m times smaller. With m = max z nothing overflows (e^1000 is infinite, even in
-float64), and z's small differences do not drown in its size. As p = 1 needs an infinite score,
-label smoothing asks for less, with (1 - smoothing) t + smoothing / K for t (Szegedy et al. 2016).
+Subtracting a number m from all of z changes neither p nor the loss: above and below in p all is e^m
+times smaller, and log sum_j e^z[j] is smaller by m. With m = max z nothing overflows (e^1000 is
+infinite, even in float64), and z's small differences do not drown in its size. As p = 1 needs an
+infinite score, label smoothing takes (1 - smoothing) t + smoothing / K for t (Szegedy et al. 2016).
 
 >>> from minimixer import Tensor
 >>> from minimixer.nn.loss import cross_entropy

@@ -14,6 +14,7 @@ people whom you trust, or where nothing can be lost. Its exit status is 0 whatev
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
     options = parser.parse_args(words)
     if options.task and not options.grade:
         parser.error("--task goes with --grade")
+    if "" in (options.out, *(options.grade or ())):
+        parser.error(f"--{'out' if options.out == '' else 'grade'} needs the name of a folder")
     if options.grade:
         _grade(options)
     elif options.out:
@@ -91,7 +94,7 @@ def try_out(file: str) -> None:
     if verdict.state != "passed":
         sys.exit(f"{name}: {verdict.said}")
     following = TASKS[found[0].number :][:1]
-    print(f"{name}: right." + "".join(f" Next: {task.file}" for task in following))
+    _say(f"{name}: right." + "".join(f" Next: {task.file}" for task in following))
 
 
 def _hint(name: str, words: list[str]) -> str | None:
@@ -99,5 +102,12 @@ def _hint(name: str, words: list[str]) -> str | None:
 
     if len(words) != 2 or words[0] != "hint" or words[1] not in ("1", "2", "3"):
         return f"{name}: after the file's name comes nothing, or hint 1, hint 2 or hint 3"
-    print(source(name).HINTS[int(words[1]) - 1])
+    _say(source(name).HINTS[int(words[1]) - 1])
     return None
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # nobody reads it (`hint 1 | true`): no error, now or as Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ minimixer.app.tasks.checking.Wrong: da lacks b
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,7 @@ def forward(function: type[Function], *inputs: Any, **options: Any) -> Any:
     node = function()
     node.needs = (True,) * len(inputs)
     y = node.forward(*[x.copy() for x in inputs], **options)
-    expect(isinstance(y, (np.ndarray, np.generic)),
-           f"forward returns {y!r:.60}, and should return an array")  # fmt: skip
+    expect(_is_array(y), f"forward returns {y!r:.60}, and should return an array")
     return np.asarray(y)
 
 
@@ -54,16 +53,36 @@ def both_ways(function: type[Function], *inputs: Any, **options: Any) -> tuple[A
     y = function.apply(*tensors, **options)
     dy = np.asarray(draw(*y.shape, seed=7), y.dtype)
     given = dy.copy()
-    found = y.node.backward(given)
+    found = _listed(y.node.backward(given))
     expect((given == dy).all(), "backward writes into the gradient that it is given, which others "
            "may have too")  # fmt: skip
     for i, (tensor, x) in enumerate(zip(tensors, inputs, strict=True)):
         expect((tensor.data == x).all(), f"forward or backward writes into input {i}; it may only "
                "write into arrays that it made")  # fmt: skip
-    gradients = list(found) if isinstance(found, (tuple, list)) else [found]
-    counts = f"backward returns {len(gradients)} gradients, and there are {len(inputs)} inputs"
-    expect(len(gradients) == len(inputs), counts)
-    return y, dy, gradients
+    counts = f"backward returns {_count(found, 'gradient')}, for {_count(inputs, 'input')}"
+    none = f"; options ({', '.join(options)}) get none" if options else ""
+    expect(len(found) == len(inputs), counts + none)
+    # Twice in one network: what a use keeps must be its own.
+    one = function.apply(*[Tensor(x.copy(), requires_grad=True) for x in inputs], **options)
+    function.apply(*[Tensor(0.5 * x + 1, requires_grad=True) for x in inputs], **options)
+    for a, b in zip(found, _listed(one.node.backward(dy.copy())), strict=True):
+        if _is_array(a):
+            expect(np.array_equal(a, b, equal_nan=True), "backward gives other gradients if the "
+                   "Function is used a second time before it: keep what it needs as self.x = x, "
+                   "and not in the class or in a global")  # fmt: skip
+    return y, dy, found
+
+
+def _is_array(found: Any) -> bool:
+    return isinstance(found, (np.ndarray, np.generic))
+
+
+def _listed(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def fits(found: Any, wanted: Any, rtol: float, atol: float) -> bool:
@@ -73,11 +92,10 @@ def fits(found: Any, wanted: Any, rtol: float, atol: float) -> bool:
 
 def compare(
     name: str, found: Any, right: Any, mistakes: Mapping[str, Any] | None = None,
-    rtol: float = 1e-6, atol: float = 1e-9,
+    rtol: float = 1e-9, atol: float = 1e-12,
 ) -> None:  # fmt: skip
     """Wrong unless `found` is `right`; with a mistake's sentence where it is what that gives."""
-    expect(isinstance(found, (np.ndarray, np.generic)),
-           f"{name} is {found!r:.60}, and should be an array")  # fmt: skip
+    expect(_is_array(found), f"{name} is {found!r:.60}, and should be an array")
     if fits(found, right, rtol, atol):
         return
     for sentence, wrong in (mistakes or {}).items():
@@ -85,22 +103,36 @@ def compare(
     right = np.asarray(right)
     expect(found.shape == right.shape,
            f"{name} has shape {found.shape}, and should have {right.shape}")  # fmt: skip
+    small = 1e-6 * float(np.max(abs(right), initial=0))
+    expect(not fits(found, right, 1e-6, small), f"{name} has fewer digits than {right.dtype} "
+           "holds: does something go through another dtype?")  # fmt: skip
     bad = ~np.isclose(found, right, rtol, atol)
     place = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))[: right.ndim]
     where = f"[{', '.join(map(str, place))}]" if place else ""
+    name, comma, rest = name.partition(",")
     raise Wrong(
-        f"{name}{where} is {float(found[place]):.6g}, and should be {float(right[place]):.6g}; "
-        f"{bad.mean():.0%} of its numbers are wrong"
+        f"{name}{where}{comma}{rest} is {float(found[place]):.6g}, and should be "
+        f"{float(right[place]):.6g}; {bad.mean():.0%} of its numbers are wrong"
     )
 
 
 def both_dtypes(function: type[Function], *inputs: Any, **options: Any) -> None:
     """Finite differences in float64 agree, and nobody writes into arrays of others; float32 stays
-    float32."""
-    gradcheck(lambda *tensors: function.apply(*tensors, **options), list(inputs))
-    y, _, gradients = both_ways(function, *[x.astype("float32") for x in inputs], **options)
-    for name, array in ("y", y.data), *[(f"gradient {i}", g) for i, g in enumerate(gradients)]:
-        expect(array.dtype == np.float32, f"{name} is {array.dtype} where the inputs are float32")
+    float32, and float64 float64."""
+    for dtype in ("float64", "float32"):
+        y, _, gradients = both_ways(function, *[x.astype(dtype) for x in inputs], **options)
+        for name, array in (
+            ("y", y.data),
+            *[(f"the gradient of input {i}", g) for i, g in enumerate(gradients)],
+        ):
+            expect(_is_array(array), f"{name} is {array!r:.60}, and should be an array")
+            expect(array.dtype == dtype, f"{name} is {array.dtype} where the inputs are {dtype}")
+
+    def use(*tensors: Any) -> Any:
+        return function.apply(*tensors, **options)
+
+    use.__qualname__ = function.__name__  # which errors begin with
+    gradcheck(use, list(inputs))
 
 
 def gradients_of(formula: Callable[..., Tensor], inputs: list[Any], dy: Any) -> list[Any]:

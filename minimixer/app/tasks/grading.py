@@ -15,26 +15,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...training.files import parse_json, read_file
+from ...training.files import open_file, parse_json, read_file
 from ...training.names import distinct, printable
-from .judge import Verdict
+from .judge import MOST, Verdict
 from .sheets import Task
 
 PACKAGE = Path(__file__).parents[2]
+# A shell between this process and the code, which may end its parent, or the group of its session.
+PARENT = ["/bin/sh", "-c", '"$@"; exit $?', "sh"] if os.name == "posix" else []
 
 
 def verdict_on(task: Task, folder: Path, limit: float) -> Verdict:
     """What becomes of a student's file for one task, within `limit` seconds."""
+    file = Path(os.path.abspath(folder), task.file)
     try:
-        file = (folder / task.file).resolve()
-        if not file.exists():
-            return Verdict("open", f"there is no {task.file}")
-    except (OSError, RuntimeError) as error:  # no permission; a link that leads to itself
+        open_file(file, MOST).close()
+    except FileNotFoundError:
+        return Verdict("open", f"there is no {task.file}")
+    except (OSError, ValueError) as error:  # no permission, a pipe, a link that leads to itself
         return Verdict("failed", f"{task.file} can't be read ({error})")
+    try:
+        return _judged(task, file, limit)
+    except OSError as error:  # a disk is full, or there are too many processes
+        return Verdict("failed", f"{task.file} can't be tested here ({error})")
+
+
+def _judged(task: Task, file: Path, limit: float) -> Verdict:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         answer = Path(scratch, "verdict")
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.judge", task.name, str(file), str(answer)],
+            [*PARENT, sys.executable, "-m", f"{__package__}.judge", task.name, file, answer],
             cwd=scratch, env=_environment(), start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -72,7 +82,8 @@ def _read(answer: Path, status: int) -> Verdict:
             return Verdict(state, str(said))
     except (OSError, ValueError, TypeError):
         pass
-    ending = f"crashed (signal {-status})" if status < 0 else f"ended (exit status {status})"
+    number = -status if status < 0 else status - 128  # as shells tell of it
+    ending = f"crashed (signal {number})" if number > 0 else f"ended (exit status {status})"
     return Verdict("failed", f"its process {ending} before the test did")
 
 
@@ -81,14 +92,14 @@ def _read(answer: Path, status: int) -> Verdict:
 
 def grade(folders: Sequence[str], tasks: Sequence[Task], limit: float, verbose: bool) -> None:
     """Print one line for each folder, as soon as it is known."""
-    names = distinct([Path(folder).resolve().name for folder in folders], 40)
+    names = distinct([os.path.basename(os.path.realpath(folder)) for folder in folders], 40)
     if len(set(names)) < len(names):
         names = distinct(folders, 60)
     width = max(map(len, [*names, "student"]))
     most = str(len(tasks))
     print(f"{'student':{width}}  passed  failed              not written")
     for folder, name in zip(folders, names, strict=True):
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):  # which no name is an error for
             print(f"{name:{width}}  there is no such folder", flush=True)
             continue
         found = {task: verdict_on(task, Path(folder), limit) for task in tasks}

@@ -11,7 +11,6 @@ Verdict(state='passed', said='')
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import sys
@@ -23,10 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...training.files import read_file
 from . import checking
 from .sheets import SOURCES, source
 
-MEMORY = 4 << 30  # bytes that a student's process may take, where the system can be told
+# Bytes that a student's process may take, and write to a file, where the system can be told; and
+# those of a student's file.
+MEMORY, DISK, MOST = 4 << 30, 64 << 20, 1 << 20
 
 
 class Verdict(NamedTuple):
@@ -39,18 +41,25 @@ class Verdict(NamedTuple):
 def judge(name: str, load: Callable[[], Any]) -> Verdict:
     """Whether load(), a module, passes the test of the task `name`."""
     try:
-        with np.errstate(all="ignore"):
-            source(name).test(load(), checking)
+        module = load()
+        with np.errstate(all="ignore"):  # whatever the file has set
+            source(name).test(module, checking)
     except NotImplementedError as error:
-        return Verdict("open", f"not written yet: {error or 'NotImplementedError'}")
+        return Verdict("open", f"not written yet: {str(error) or 'NotImplementedError'}")
     except AssertionError as error:
         return Verdict("failed", str(error) or f"an assertion fails{_where(error, name)}")
     except SystemExit as error:
         return Verdict("failed", f"it ends with sys.exit{_where(error, name)}: a task's file only "
                        "defines things")  # fmt: skip
     except Exception as error:
-        return Verdict("failed", f"{type(error).__name__}{_where(error, name)}: {error}".strip())
+        return _raised(error, name)
     return Verdict("passed", "")
+
+
+def _raised(error: BaseException, name: str) -> Verdict:
+    text = str(error)
+    kind = f"{type(error).__name__}{_where(error, name)}"
+    return Verdict("failed", f"{kind}: {text}" if text else kind)
 
 
 def _where(error: BaseException, name: str) -> str:
@@ -67,29 +76,35 @@ def _where(error: BaseException, name: str) -> str:
 
 
 def load(path: Path) -> types.ModuleType:
-    """The module in a file, whatever that does."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
+    """The module in a file, which may be a link to one of another name, whatever that does."""
+    code = compile(read_file(path, MOST), str(path), "exec", dont_inherit=True)
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    exec(code, module.__dict__)
     return module
 
 
 def main() -> None:
     name, file, answer = sys.argv[1:]
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # Unix has it
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    sys.path.append(os.path.dirname(file))
+    _bound()
+    sys.path.append(os.path.dirname(os.path.realpath(file)))  # as Python does that runs a file
     try:
         verdict = judge(name, lambda: load(Path(file)))
     except BaseException as error:
-        verdict = Verdict("failed", f"{type(error).__name__}: {error}")
+        verdict = _raised(error, name)
     Path(answer).write_text(json.dumps([verdict.state, verdict.said[:2000]]), encoding="utf-8")
     os._exit(0)  # whatever the code has left running
+
+
+def _bound() -> None:
+    """Bounds on what the code may take, each where the system can be told."""
+    with contextlib.suppress(ImportError):
+        import resource  # Unix has it
+
+        for name, most in {"AS": MEMORY, "FSIZE": DISK, "CORE": 0}.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
 
 
 if __name__ == "__main__":

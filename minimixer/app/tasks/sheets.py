@@ -18,9 +18,12 @@ False
 
 import ast
 import importlib
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ...training.files import read_file, replace_file
 
 SOURCES = Path(__file__).parent / "_solved"
 REST = "# ---- what follows stays in minimixer"
@@ -84,17 +87,23 @@ def solved(task: Task) -> str:
 
 
 def write(folder: Path) -> tuple[list[str], list[str]]:
-    """The student's files, in `folder`: names of those written, and of those kept because they are
-    there and differ. OSError if they can't be written."""
+    """The student's files, in `folder`, each whole or not at all: names of those written, and of
+    those kept because they are there and differ. OSError if they can't be written."""
     folder.mkdir(parents=True, exist_ok=True)
     written, kept = [], []
     for task in TASKS:
-        file, text = folder / task.file, sheet(task)
-        try:
-            with open(file, "x", encoding="utf-8") as new:  # never over what is there
-                new.write(text)
+        file, data = folder / task.file, sheet(task).encode()
+        if not os.path.lexists(file):  # never over what is there, nor through a link
+            with replace_file(file) as new:
+                new.write(data)
             written.append(task.file)
-        except FileExistsError:
-            if not file.is_file() or file.read_bytes() != text.encode():
-                kept.append(task.file)
+        elif not _holds(file, data):
+            kept.append(task.file)
     return written, kept
+
+
+def _holds(file: Path, data: bytes) -> bool:
+    try:
+        return read_file(file, len(data)) == data
+    except (OSError, ValueError):  # a folder, a pipe, a file that is longer or may not be read
+        return False

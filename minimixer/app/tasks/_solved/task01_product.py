@@ -4,6 +4,10 @@ y = a b c, for three arrays of one shape, element by element. `forward` is there
 dy, the gradient of the loss by y, arrives; it returns da, db and dc, in the order of the inputs.
 Some numbers in the arrays are 0.
 
+In this task and all others: results have the dtype of the inputs, and forward and backward write
+only into arrays that they made. (The engine's own Functions also ask self.needs which gradients are
+wanted. Here all are: you may ignore it.)
+
 Read: minimixer/engine/autograd.py (what a Function is), minimixer/engine/ops.py (Multiply).
 """
 
@@ -34,21 +38,22 @@ HINTS = (
 
 
 def test(task, check) -> None:
-    factors = {name: check.draw(2, 3, seed=ord(name)) for name in "abc"}
-    for place, x in enumerate(factors.values()):
-        x[0, place] = 0
-    a, b, c = factors.values()
-    y, dy, gradients = check.both_ways(task.Product, a, b, c)
-    check.compare("y", y.data, a * b * c)
-    expected = {"a": dy * b * c, "b": dy * a * c, "c": dy * a * b}
-    for (name, right), found in zip(expected.items(), gradients, strict=True):
-        check.compare(f"d{name}", found, right, {
-            f"d{name} lacks dy, the gradient that arrives: multiply by it": right / dy,
-            f"d{name} is y / {name} times dy, and 0 / 0 where {name} is 0: multiply by the other "
-            "two instead": dy * y.data / factors[name],
-            f"d{name} has {name} itself in it: dy/d{name} is the product of the other two":
-                dy * y.data,
-            **{f"d{name} is d{other}: gradients come in the order of forward's inputs": wrong
-               for other, wrong in expected.items()},
-        })  # fmt: skip
-    check.both_dtypes(task.Product, a, b, c)
+    for shape in (2, 3), (4,), (2, 3, 5):
+        factors = {name: check.draw(*shape, seed=ord(name)) for name in "abc"}
+        for place, x in enumerate(factors.values()):
+            x[..., place] = 0
+        a, b, c = factors.values()
+        y, dy, gradients = check.both_ways(task.Product, a, b, c)
+        check.compare("y", y.data, a * b * c)
+        expected = {"a": dy * b * c, "b": dy * a * c, "c": dy * a * b}
+        for (name, right), found in zip(expected.items(), gradients, strict=True):
+            check.compare(f"d{name}", found, right, {
+                f"d{name} lacks dy, the gradient that arrives: multiply by it": right / dy,
+                f"d{name} is y / {name} times dy, and 0 / 0 where {name} is 0: multiply by the "
+                "other two instead": dy * y.data / factors[name],
+                f"d{name} has {name} itself in it: dy/d{name} is the product of the other two":
+                    dy * y.data,
+                **{f"d{name} is d{other}: gradients come in the order of forward's inputs": wrong
+                   for other, wrong in expected.items()},
+            })  # fmt: skip
+        check.both_dtypes(task.Product, a, b, c)

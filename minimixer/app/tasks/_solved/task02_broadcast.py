@@ -1,8 +1,8 @@
 """Task 2: broadcasting undone. About 10 minutes.
 
-y = (x - shift) scale, where x (..., C) may have any number of axes, and shift and scale are (C,):
-NumPy repeats them for every row. `forward` is there. Write `backward`: it returns dx, dshift and
-dscale, each of the shape of its input.
+y = (x - shift) scale, where x (..., C) may have any number of axes before its last, also none, and
+shift and scale are (C,): NumPy repeats them for every row. `forward` is there. Write `backward`: it
+returns dx, dshift and dscale, each of the shape of its input.
 
 Read: minimixer/engine/ops.py (its opening lines, and sum_to_shape, which undoes any broadcast; here
 you know which axes were repeated, and write the sum yourself).
@@ -39,24 +39,26 @@ HINTS = (
 
 
 def test(task, check) -> None:
-    shift, scale = check.draw(3), check.draw(3, seed=1)
-    for x in (check.draw(4, 3), check.draw(2, 4, 3)):
+    for shape in (4, 3), (2, 4, 3), (2, 3, 4, 5), (3,):
+        x, shift, scale = (check.draw(*s, seed=i) for i, s in enumerate((shape, *2 * [shape[-1:]])))
         y, dy, (dx, dshift, dscale) = check.both_ways(task.Standardise, x, shift, scale)
         check.compare("y", y.data, (x - shift) * scale)
-        check.compare("dx", dx, dy * scale, {
+        check.compare(f"dx, for x {shape},", dx, dy * scale, {
             "dx lacks scale: y grows by scale where x grows by 1": dy,
-            "dx is summed; but each x[i, j] is used once": (dy * scale).sum(axis=0),
+            "dx is summed; but each number of x is used once": (dy * scale).sum(axis=0),
         })  # fmt: skip
         rows = tuple(range(x.ndim - 1))
         for name, found, terms in (
             ("dshift", dshift, -dy * scale), ("dscale", dscale, dy * (x - shift))
         ):  # fmt: skip
-            check.compare(name, found, terms.sum(axis=rows), {
+            check.compare(f"{name}, for x {shape},", found, terms.sum(axis=rows), {
                 f"{name} is not summed over the rows: it has dy's shape, and must have its own":
                     terms,
+                f"{name} is summed over all axes; the last must stay": terms.sum(),
                 f"{name} is summed over one axis; x may have several before its last":
                     terms.sum(axis=0),
-                f"{name} is summed over all axes; the last must stay": terms.sum(),
+                f"{name} is summed over two axes; x may have any number before its last":
+                    terms.sum(axis=(0, -2)) if len(shape) > 2 else terms.sum(),
                 f"{name} is a mean; gradients of what is used many times add":
                     terms.mean(axis=rows),
                 f"{name} has the wrong sign": -terms.sum(axis=rows),

@@ -41,7 +41,7 @@ HINTS = (
 
 
 def test(task, check) -> None:
-    for x in (check.draw(5, 3), check.draw(2)):
+    for x in (check.draw(5, 3), check.draw(2), check.draw(3, 2, 4)):
         y, dy, (dx,) = check.both_ways(task.Neighbours, x)
         check.compare("y", y.data, x[:-1] * x[1:])
         none = np.zeros_like(x[:1])
@@ -54,7 +54,9 @@ def test(task, check) -> None:
         check.compare("dx", dx, left + right, {
             "dx has the part from y[t] alone; x[t] goes into y[t - 1] too": left,
             "dx has the part from y[t - 1] alone; x[t] goes into y[t] too": right,
+            "each part is multiplied by x[t] itself; it must be the neighbour":
+                np.concatenate([dy * x[:-1], none]) + np.concatenate([none, dy * x[1:]]),
             "the second part overwrites the first where both arrive: add it, with +=": twice,
             "the second part overwrites the first where both arrive: add it with +=": other,
         })  # fmt: skip
-    check.both_dtypes(task.Neighbours, x)
+        check.both_dtypes(task.Neighbours, x)

@@ -3,7 +3,9 @@
 A Mixer cuts an image into patches; put them together again. x (S, B, P P C) are the patches of B
 images in reading order, S = rows columns of them, each with its P x P pixels of C channels in
 (row, column, channel) order. y (B, rows P, columns P, C) are the images. Write `forward` and
-`backward`: no arithmetic, numbers only move. Two images and more must not mix.
+`backward`: no arithmetic, numbers only move. Two images and more must not mix. rows, columns and
+patch (P) are options: whole numbers, named in the call, which get no gradient; so backward returns
+dx alone. forward keeps of them what backward needs. C is not given: x's last axis and P say it.
 
 Read: minimixer/engine/rearrange.py (Reshape, Transpose), minimixer/model/images.py (cut_patches,
 the way there).
@@ -47,10 +49,41 @@ HINTS = (
 )
 
 
+PATCHES = [(*split, "row in P", "column in P", "C") for split in (
+    ("rows", "columns", "B"), ("columns", "rows", "B"),
+    ("B", "rows", "columns"), ("B", "columns", "rows"),
+)]  # fmt: skip
+IMAGES = [("B", *split, "C") for split in (
+    ("rows", "row in P", "columns", "column in P"), ("row in P", "rows", "columns", "column in P"),
+    ("rows", "row in P", "column in P", "columns"), ("row in P", "rows", "column in P", "columns"),
+)]  # fmt: skip
+
+
+def moved(found, array, splits, sizes):
+    """How `found` is made of `array`: split into which axes, in which order; or nothing."""
+    import itertools
+
+    for split in splits:
+        six = array.reshape([sizes[name] for name in split])
+        for axes in itertools.permutations(range(6)):
+            if (six.transpose(axes).reshape(found.shape) == found).all():
+                order = ", ".join(split[i] for i in axes)
+                return f"split into ({', '.join(split)}) and put in the order ({order})"
+    return None
+
+
 def test(task, check) -> None:
-    rows, columns, patch, batch, channels = 2, 3, 2, 2, 3
+    # No two sizes are equal: each stands where it belongs, or nothing fits.
+    for rows, columns, patch, batch, channels in (2, 4, 3, 5, 6), (3, 2, 5, 1, 4):
+        one(task, check, rows, columns, patch, batch, channels)
+    x = check.draw(6, 5, 4 * 7)
+    check.both_dtypes(task.JoinPatches, x, rows=2, columns=3, patch=2)
+
+
+def one(task, check, rows, columns, patch, batch, channels):
     x = check.draw(rows * columns, batch, patch * patch * channels)
     six = rows, columns, batch, patch, patch, channels
+    sizes = dict(zip(PATCHES[0], six, strict=True))
     options = dict(rows=rows, columns=columns, patch=patch)
     image = batch, rows * patch, columns * patch, channels
     right = np.empty(image)
@@ -59,9 +92,10 @@ def test(task, check) -> None:
         for i, j, n in np.ndindex(rows, columns, batch)
     ]
     patches = x.reshape(-1, patch, patch, channels)
-    for one, place in zip(patches, places, strict=True):
-        right[place] = one
-    check.compare("y", check.forward(task.JoinPatches, x, **options), right, {
+    for pixels, place in zip(patches, places, strict=True):
+        right[place] = pixels
+    y = check.forward(task.JoinPatches, x, **options)
+    mistakes = {
         "y has x's numbers in x's order: a reshape alone moves none": x.reshape(image),
         "the pixels within each patch are transposed: rows and columns change places":
             x.reshape(six).transpose(2, 0, 4, 1, 3, 5).reshape(image),
@@ -69,11 +103,20 @@ def test(task, check) -> None:
             x.reshape(columns, rows, *six[2:]).transpose(2, 1, 3, 0, 4, 5).reshape(image),
         "images are mixed: B is an axis of its own, behind S":
             x.reshape(batch, rows, columns, *six[3:]).transpose(0, 1, 3, 2, 4, 5).reshape(image),
-    })  # fmt: skip
+    }  # fmt: skip
+    if y.shape == image and not (y == right).all():
+        way = moved(y, x, PATCHES, sizes)
+        if way:
+            mistakes[
+                f"y is x {way}; but S runs through rows, then columns, and in an image the next "
+                "patch begins after one row of pixels of this one"
+            ] = y
+    check.compare("y", y, right, mistakes)
+
     _, dy, (dx,) = check.both_ways(task.JoinPatches, x, **options)
-    back = np.stack([dy[place] for place in places])
+    back = np.stack([dy[place] for place in places]).reshape(x.shape)
     apart = dy.reshape(batch, rows, patch, columns, patch, channels)
-    check.compare("dx", dx, back.reshape(x.shape), {
+    mistakes = {
         "dx has dy's numbers in dy's order: it has the right shape, but forward moved the numbers, "
         "and backward must move them back": dy.reshape(x.shape),
         "backward moves the axes as forward did; it needs the inverse permutation":
@@ -82,5 +125,11 @@ def test(task, check) -> None:
             apart.transpose(1, 3, 0, 4, 2, 5).reshape(x.shape),
         "backward puts the images before the patches: x is (S, B, P P C)":
             apart.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape),
-    })  # fmt: skip
-    check.both_dtypes(task.JoinPatches, x, **options)
+    }  # fmt: skip
+    if getattr(dx, "shape", ()) == x.shape and not (dx == back).all():
+        way = moved(dx, dy, IMAGES, sizes)
+        if way:
+            mistakes[
+                f"dx is dy {way}; but x has the patch's place first, then the image, then the pixel"
+            ] = dx
+    check.compare("dx", dx, back, mistakes)

@@ -2,7 +2,10 @@
 
 y = log sum_k e^z[k] along the last axis: z (..., K) -> (...). Where one z[k] is much larger than
 the others, y is nearly that one: a smooth maximum. Write `forward` and `backward`. Scores of 1000
-and of -1000 must give numbers, though e^1000 is infinite and log 0 too.
+and of -1000 must give numbers, though e^1000 is infinite and log 0 too. What helps is a number m
+that is subtracted from all of a row's scores before, and added to the result:
+
+    log sum_k e^z[k] = m + log sum_k e^(z[k] - m),   as e^z[k] = e^m e^(z[k] - m).
 
 Read: minimixer/nn/loss.py (its opening lines: where the same sum stands in the cross-entropy).
 """
@@ -33,11 +36,12 @@ class LogSumExp(Function):
 # ---- what follows stays in minimixer -------------------------------------------------------------
 
 HINTS = (
-    "What becomes of y when a number m is subtracted from all of z? Which m makes sure that nothing"
-    " overflows, and that not all is 0?",
-    "log sum_k e^z[k] = m + log sum_k e^(z[k] - m), with m = max z. And dy/dz[k] = e^z[k] / sum_j "
-    "e^z[j], the softmax p, which you can have from the same shifted numbers.",
-    "dz = dy[..., None] * p: dy has lost the last axis, and needs it again, with length 1, so that "
+    "Which m makes sure that no e^(z[k] - m) overflows, and that not all of them are 0? And by how "
+    "much does y grow when z[k] grows by a little: what is the slope of a logarithm?",
+    "m = max z, of each row its own: then the largest e^(z[k] - m) is 1. And dy/dz[k] = e^z[k] / "
+    "sum_j e^z[j], the softmax p, which you can have from the same shifted numbers.",
+    "z.max(axis=-1, keepdims=True) keeps the last axis, with length 1, so that each row loses its "
+    "own m; y has lost that axis: [..., 0]. dz = dy[..., None] * p gives it to dy again, so that "
     "each row of p is multiplied by its own dy.",
 )
 
@@ -77,5 +81,8 @@ def test(task, check) -> None:
     shifted = np.exp(far - far.max(axis=-1, keepdims=True))
     check.compare("dz, for rows of very different scores,", dz,
                   dy[:, None] * shifted / shifted.sum(axis=-1, keepdims=True))  # fmt: skip
-    for shape in (4, 4), (3,), (2, 3, 4):
-        check.both_dtypes(task.LogSumExp, check.draw(*shape))
+    for shape in (4, 4), (3,), (2, 3, 4), (2, 1, 3):
+        z = check.draw(*shape)
+        right = np.log(np.exp(z).sum(axis=-1))
+        check.compare(f"y, for z {shape},", check.forward(task.LogSumExp, z), right)
+        check.both_dtypes(task.LogSumExp, z)

@@ -6,7 +6,8 @@ x (S, B, C) are tokens, as everywhere in a Mixer. LayerNorm takes mean and varia
 channels of one token. GroupNorm (Wu and He 2018) divides the channels into groups of neighbours,
 and takes them over all S tokens and the C / groups channels of one group of one image; the variance
 is the mean of (x - mean)^2. gamma and beta (C,) have a number for each channel. Write `forward` and
-`backward`. Derive dx on paper first: it is LayerNorm's derivation with another kind of row.
+`backward`; groups and epsilon are options. Derive dx on paper first: it is LayerNorm's derivation
+with another kind of row.
 
 Read: minimixer/nn/layer_norm.py (all of it).
 """
@@ -52,8 +53,9 @@ HINTS = (
 )
 
 
-def normal(x, axis, ddof=0):
-    return (x - x.mean(axis, keepdims=True)) / (x.var(axis, keepdims=True, ddof=ddof) + 0.1) ** 0.5
+def normal(x, axis, ddof=0, epsilon=0.1):
+    variance = x.var(axis, keepdims=True, ddof=ddof)
+    return (x - x.mean(axis, keepdims=True)) / (variance + epsilon) ** 0.5
 
 
 def test(task, check) -> None:
@@ -81,6 +83,7 @@ def test(task, check) -> None:
         "the variance is divided by n - 1; it must be by n": scaled(normal(rows, (0, 3), ddof=1)),
         "epsilon stands outside the root": scaled(
             (rows - rows.mean((0, 3), keepdims=True)) / (rows.std((0, 3), keepdims=True) + 0.1)),
+        "epsilon is not added to the variance": scaled(normal(rows, (0, 3), epsilon=0)),
         "gamma and beta are not applied": normal(rows, (0, 3)).reshape(shape),
     })  # fmt: skip
     far = (x + 1000).astype("float32")
@@ -121,4 +124,12 @@ def test(task, check) -> None:
             f"{name} is not summed over the tokens": terms.sum(1),
             "dgamma is made with x; gamma multiplies x_hat": (dy * x).sum((0, 1)),
         })  # fmt: skip
+    check.both_dtypes(task.GroupNorm, x, gamma, beta, **options)
+
+    sizes = "2 tokens, 1 image, 3 groups of 4 channels, epsilon 0.5"
+    x, gamma, beta = check.draw(2, 1, 12), check.draw(12), check.draw(12, seed=1)
+    options = dict(groups=3, epsilon=0.5)
+    right = normal(x.reshape(2, 1, 3, 4), (0, 3), epsilon=0.5).reshape(x.shape) * gamma + beta
+    y = check.forward(task.GroupNorm, x, gamma, beta, **options)
+    check.compare(f"y, for {sizes},", y, right)
     check.both_dtypes(task.GroupNorm, x, gamma, beta, **options)

@@ -7,7 +7,7 @@ With r = x - target, the mean over all elements of
 
 A squared error near 0; beyond delta it grows along a line, so that one number that is far off does
 not decide alone (Huber 1964). Write `forward` and `backward`: the loss is one number, and so is
-dloss; x and target both get a gradient.
+dloss; x and target both get a gradient, and delta, an option, none.
 
 Read: minimixer/nn/loss.py (CrossEntropy: what forward can compute for backward, and where the mean
 goes), minimixer/nn/more_loss.py (mse_loss).
@@ -48,13 +48,17 @@ HINTS = (
 
 
 def test(task, check) -> None:
-    delta = 0.7
-    x, target = check.draw(4, 5) * 2, check.draw(4, 5, seed=1)
+    for shape, delta in ((4, 5), 0.7), ((7,), 1.6), ((2, 3, 4), 0.3):
+        one(task, check, shape, delta)
+
+
+def one(task, check, shape, delta):
+    x, target = check.draw(*shape) * 2, check.draw(*shape, seed=1)
     r = x - target
     near = abs(r) <= delta
     each = np.where(near, r * r / 2, delta * (abs(r) - delta / 2))
     loss = check.forward(task.Huber, x, target, delta=delta)
-    check.compare("loss", loss, each.mean(), {
+    check.compare(f"the loss, for x {shape} and delta {delta},", loss, each.mean(), {
         "the loss is a sum; it must be the mean": each.sum(),
         "the loss is not summed up: it must be one number": each,
         "the loss jumps at delta: - delta / 2 is missing beyond it":
@@ -71,8 +75,10 @@ def test(task, check) -> None:
     _, dloss, (dx, dtarget) = check.both_ways(task.Huber, x, target, delta=delta)
     slope = np.clip(r, -delta, delta)
     right = dloss * slope / r.size
-    check.compare("dx", dx, right, {
+    check.compare(f"dx, for x {shape} and delta {delta},", dx, right, {
         "dx is not divided by the number of elements, as the loss is": dloss * slope,
+        "dx is divided by the number of rows; the mean is over all elements":
+            dloss * slope / len(r),
         "dx lacks dloss, the gradient that arrives": slope / r.size,
         "dx has r beyond delta too: there the slope is delta or -delta": dloss * r / r.size,
         "dx has the wrong sign": -right,
