@@ -3,7 +3,6 @@
 Everything is made in memory first, so that an error leaves nothing half written.
 """
 
-import html
 import json
 from importlib import resources
 from pathlib import Path
@@ -26,7 +25,9 @@ class Site:
         self.names = Names(self.pages)
         self.files: dict[str, bytes] = {}
         self.index: list[tuple[str, str, str]] = []  # title, address, text
-        self.typeset = 0  # formulas that are set off
+        # Formulas as they stand in a page and as LaTeX: those that are set off, and the others.
+        self.set_off: list[tuple[str, str, str]] = []
+        self.among_words: list[tuple[str, str, str]] = []
         self.left: list[str] = []  # lines that are set off with a relation in them, but as text
         self.known = {page.name: page.href for page in self.pages}
         self.beside = [
@@ -55,7 +56,7 @@ class Site:
     def _module(self, page: Page) -> str:
         source, module = text_of(page.file), self.names.modules.get(dotted(page.name))
         cut = rows(source, module.tree if module else None)
-        notes = Notes(lambda name: self.link(name, page), [row.note for row in cut])
+        notes = Notes(lambda name: self.link(name, page))
         anchors: dict[Place, str] = {}
         if module:
             anchors = {place: name for name, place in module.defined.items()}
@@ -65,7 +66,7 @@ class Site:
         out = [frame.title(page, self.pages)]
         for row in cut:
             if row.heading:
-                out.append(f'<h2 id="L{row.line}h">{html.escape(row.heading)}</h2>')
+                out.append(f'<h2 id="L{row.line}h">{notes.prose(row.heading)}</h2>')
             lines = _without_blanks([(n, shown[n - 1]) for n in row.code])
             out += self._row(row.line, row.note, lines, notes, opening=row is cut[0])
             inside = [name for (line, _), name in anchors.items() if line in row.code]
@@ -74,7 +75,8 @@ class Site:
                 self.index.append((f"{page.title}: {inside[0]}", f"{page.href}#{inside[0]}", said))
             elif row.note:
                 self.index.append((page.title, f"{page.href}#L{row.line}", said))
-        self.typeset += notes.typeset
+        self.set_off += [(page.name, *formula) for formula in notes.set_off]
+        self.among_words += [(page.name, *formula) for formula in notes.among_words]
         self.left += [f"{page.name}: {line.strip()}" for line in notes.left]
         return "\n".join(out)
 
@@ -145,7 +147,8 @@ class Site:
         for name, file in essay.figures.items():
             self.files[name] = file.read_bytes()
         self.index.append((page.title, page.href, words_only(text_of(page.file))))
-        self.typeset += essay.formulas
+        self.set_off += [(page.name, text, text) for text in essay.set_off]
+        self.among_words += [(page.name, text, text) for text in essay.among_words]
         return f'<article class="essay"><p class="role">{ROLES[page.kind]}</p>{inside}</article>'
 
 
