@@ -3,9 +3,10 @@
     python -m minimixer book --out DIR
     python -m minimixer book --formulas        every formula: its page, how it stands there, LaTeX
 
-Writes a static site, DIR/index.html, to open from disk: no request goes anywhere. It has every
-module in the order of reading, and, where the repository is there, two scripts before them and
-essays between them. DIR must be new, empty, or a book that this command wrote.
+Writes a static site, DIR/index.html, to open from disk. It has every module in the order of
+reading; where the repository is there, two scripts before them, essays between them, and tasks; and
+a page where a reader draws a digit. No request goes anywhere, but that page fetches Python if it is
+asked to run in the browser. DIR must be new, empty, or a book that this command wrote.
 
     order.py     what is in the book, and in which order
     cut.py       a source, cut into notes and code
@@ -14,9 +15,10 @@ essays between them. DIR must be new, empty, or a book that this command wrote.
     formulas.py  formulas in plain text, read
     finding.py   formulas among words
     setoff.py    formulas in rows, lists in columns
+    tasks.py     what the tasks ask, and the pages they rest on
     notes.py     docstrings and comments as HTML
     essays.py    Markdown as HTML
-    pages.py     the pages, and the index
+    pages.py     the pages, the index, and the page for drawing
     frame.py     what surrounds them, and the start
 """
 
@@ -59,7 +61,7 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
         f"{size:.1f} MB, {took:.1f} s"
     )
     if not any(page.kind in ("before", "essay") for page in site.pages):
-        print("modules only: the scripts and essays before and between them are in the repository")
+        print("modules only: scripts, essays and tasks are in the repository")
     print(f"open {printable(out / 'index.html')}")
     return 0
 

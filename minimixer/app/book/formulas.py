@@ -35,8 +35,10 @@ FUNCTIONS = {
 WORDS = {
     "variance", "bias", "momentum", "strength", "smoothing", "loss", "lr", "decay", "std", "step",
     "target", "logits", "label", "weight", "rstd", "slope", "scale", "offset", "move", "inputs",
-    "norm", "correction", "share", "one_hot", "fan_in", "weight_decay", "max_shift",
+    "norm", "correction", "share", "shift", "rows", "columns", "groups", "eps", "one_hot", "fan_in",
+    "weight_decay", "max_shift",
 }  # fmt: skip
+INDICES = {"label", "slope"}  # of more letters than three
 WEAK = FUNCTIONS | WORDS | {"sum", "sqrt"}  # English too: no formula by themselves
 BIG = {"sum": r"\sum", "integral": r"\int"}
 RELATIONS = {
@@ -89,9 +91,9 @@ def name(word: str) -> str:
     if subs[:1] == ["hat"]:
         core, subs = rf"\hat{{{core}}}", subs[1:]
     core = f"{{{d}{core}}}" if d or (len(core) > 1 and subs) else core
-    if any(len(sub) > 3 and sub not in WORDS for sub in subs):
+    if any(len(sub) > 3 and sub not in INDICES for sub in subs):
         raise NoFormulaError(word)
-    below = number + ",".join(rf"\text{{{sub}}}" if sub in WORDS else sub for sub in subs)
+    below = number + ",".join(rf"\text{{{sub}}}" if sub in INDICES else sub for sub in subs)
     return core + (f"_{{{below}}}" if below else "") + primes
 
 

@@ -20,7 +20,7 @@ from .formulas import latex, mathml
 from .setoff import RELATION, formula_rows, formulas_html, in_columns, indent, list_items
 
 WORD = r"(?:[A-Za-z]\w*|\d+|\.\.\.)"
-SIZE = rf"{WORD}(?:(?:[*/]| [-+*/] ){WORD})*"  # such as H/P, P*P*in, N + 1
+SIZE = rf"{WORD}(?:(?:[*/]| [-+*/] | (?=[A-Z]\b)){WORD})*"  # such as H/P, P*P*in, P P C, N + 1
 SHAPE = rf"\({SIZE}(?:(?:, {SIZE})+|,)\)"
 INLINE = re.compile(
     rf"(?P<code>`[^`]+`)|(?<!\w)(?P<shape>{SHAPE})"
