@@ -20,6 +20,7 @@ import minimixer
 from minimixer import app
 from minimixer.app import book
 from minimixer.app.book import cut, finding, formulas, order, tasks
+from minimixer.app.book.notes import Notes
 from minimixer.app.book.pages import SHIPPED, Site
 from minimixer.app.draw.static import FILES
 from minimixer.app.folder import mark, write_folder
@@ -301,6 +302,14 @@ def test_no_formula_that_is_set_off_is_left_as_text(site):
 
 
 HALF = re.compile(r"(?:[=+*/^@~[]|\w [-<]) ?\0|\0 ?[=+*/^@~_[]|\0 [-<] ")
+
+
+def test_formulas_side_by_side_both_stand_and_a_condition_is_none():
+    notes = Notes(lambda name: "")
+    for line, cells in (("m <- a m      n' = m / a", 3), ("x <= 1      y = x     and so on", 3)):
+        shown = notes.parts(f"    {line}")[0].html
+        assert shown.count("<td>") == cells and notes.left == []
+    assert [text for text, _ in notes.set_off] == ["m <- a m", "y = x"]
 
 
 def test_no_formula_is_set_by_half(site):

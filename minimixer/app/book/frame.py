@@ -37,10 +37,10 @@ def start(pages: list[Page]) -> str:
         "Read the path from its first page; the appendices are there to look things up, and "
         "the machinery makes the same fast.</p>",
         "<p>With the pages go:</p><ul>",
-        *[f'<li><a href="{page.href}">{page.says}</a></li>' for page in pages
-          if page.kind == "after"],
-        '<li><a href="draw/index.html">A digit that you draw, and every layer of a Mixer as it '
-        "reads it</a></li></ul>",
+        *[f'<li><a href="{page.href}">{html.escape(page.title)}</a>: {page.says}</li>'
+          for page in pages if page.kind == "after"],
+        '<li><a href="draw/index.html">A digit that you draw</a>: watch every layer of a Mixer as '
+        "it reads it</li></ul>",
     ]  # fmt: skip
     for part, heading in PARTS.items():
         items, number = [], 0

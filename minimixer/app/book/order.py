@@ -16,8 +16,8 @@ SCRIPTS = ("examples/mixer_by_hand.py", "examples/tiny.py")
 ESSAYS = "docs/book"
 # What stands at the end of the path, and what the start says of it.
 AFTER_PATH = {
-    "docs/tasks/README.md": "Ten tasks, each with a hole to fill in",
-    "docs/book/README.md": "Questions that many have, and the pages that answer them",
+    "docs/tasks/README.md": "a hole to fill in each, and a test that says what is wrong",
+    "docs/book/README.md": "and questions that many have, with the pages that answer them",
 }
 HIDDEN = ("__pycache__", "_solved")
 PARTS = {

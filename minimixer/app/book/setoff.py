@@ -55,7 +55,7 @@ def _row(cells: list[str], paragraph: bool, prose: Prose, found: list[str]) -> l
     formulas = [n for n, cell in enumerate(cells[:2]) if _begins_with(cell)]
     if not formulas:
         raise NoFormulaError(str(cells))
-    at = min(formulas, key=lambda n: "=" not in cells[n])
+    at = min(formulas, key=lambda n: not re.search("=|<-", cells[n]))
     formula = _begins_with(cells[at])
     rest = cells[at][len(formula) :]
     if paragraph and (at or rest.strip(".,;:")):

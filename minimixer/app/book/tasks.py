@@ -1,8 +1,7 @@
 """The tasks on the site: what each asks, and links between it and the pages that it rests on.
 
-A student's file begins with all of that: its docstring says what is asked, and the paragraph in it
-that begins with "Read:" names the pages. Solutions, hints and tests are not on the site's pages of
-tasks, nor in a student's file.
+A task's docstring, with which a student's file begins, says all of that: the paragraph in it that
+begins with "Read:" names the pages. Solutions, hints and tests stay where they are.
 
 >>> from minimixer.app.book.tasks import TASKS, read_first
 >>> TASKS[4].title, read_first(TASKS[4])
@@ -13,7 +12,7 @@ import ast
 import html
 import re
 
-from ..tasks.sheets import TASKS, Task, sheet
+from ..tasks.sheets import TASKS, Task, solved
 from .notes import Notes
 from .order import Page
 
@@ -21,8 +20,8 @@ PAGE = "docs/tasks/README.md"
 
 
 def asked(task: Task) -> str:
-    """What a student's file says, without its first line: number, title and minutes."""
-    said = ast.get_docstring(ast.parse(sheet(task))) or ""
+    """Its docstring, without the first line: number, title and minutes."""
+    said = ast.get_docstring(ast.parse(solved(task))) or ""
     return said.partition("\n")[2].strip("\n")
 
 
