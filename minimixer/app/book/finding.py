@@ -68,7 +68,7 @@ def _is_name(word: str) -> bool:
 def _longest(text: str, tokens: list[Token], number: int, set_off: bool) -> int:
     """How far the longest formula goes that begins with this token; 0 if none does."""
     kind, start, _ = tokens[number]
-    if kind in ("", "space") or re.search(r"[\w.`\[\])/\"'-]$|\w[(=]$", text[:start]):
+    if kind in ("", "space") or BEFORE.search(text[max(0, start - 2) : start]):
         return 0
     last = number
     while last < len(tokens) and tokens[last][0]:
@@ -129,5 +129,6 @@ def _meant(part: str, before: str, after: str, set_off: bool) -> bool:
 
 # Words that are formulas only beside an operator or a bracket.
 ENGLISH = f"(?:{'|'.join(WORDS | {'erf', 'gelu', 'mean', 'softmax', 'LayerNorm', 'sum'})})"
+BEFORE = re.compile(r"[\w.`\[\])/\"'-]$|\w[(=]$")  # after these it would be half of something
 JOINED = re.compile(r"[A-Za-z)\d] ?[-+/*<>] ?[A-Za-z(\d.]|\(| \. ")
 RELATED = re.compile(r"=|<-|>>|<|>=|\+=")

@@ -160,6 +160,9 @@ class Site:
             notes = Notes(lambda name: self.link(name, page))
             inside += tasks.statements(notes)
             self._count(page, notes)
+            for task in tasks.TASKS:
+                named = f"Task {task.number}: {task.title}"
+                self.index.append((named, self.known[task.file], words_only(tasks.asked(task))))
         self.index.append((page.title, page.href, words_only(text_of(page.file))))
         self.set_off += [(page.name, text, text) for text in essay.set_off]
         self.among_words += [(page.name, text, text) for text in essay.among_words]
