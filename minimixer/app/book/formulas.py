@@ -307,6 +307,7 @@ def mathml(formula: str, display: bool = False) -> str:
     made = convert(formula, display="block" if display else "inline")
     made = made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     made = made.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
+    made = made.replace(' stretchy="false">&#x0007C;', ' stretchy="false" lspace="0" rspace="0">|')
     made = made.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")  # a hat made to sit on letters
     made = SIGN.sub(r'\1<mo form="prefix">', made)
     return made.replace('<math display="block">', '<math displaystyle="true">').replace(
