@@ -148,7 +148,7 @@ def backward(params, cache, d_logits):
     d_x = np.repeat(d_mean[:, None, :], down * across, axis=1)  # (B, S, C)
     d_x, tree["norm"] = layer_norm_backward(norm, d_x)  # (B, S, C)
     for i, (norm1, token_mlp, norm2, channel_mlp) in reversed(list(enumerate(blocks))):
-        # A sum hands its gradient to both terms: at the skips, "U +" and "X +", two are added.
+        # A sum hands its gradient to both terms: at the skips, U + ... and X + ..., two are added.
         d_h, tree[f"blocks.{i}.channel_mixing"] = mlp_backward(channel_mlp, d_x)  # (B, S, C)
         d_h, tree[f"blocks.{i}.norm2"] = layer_norm_backward(norm2, d_h)  # (B, S, C)
         d_u = d_x + d_h  # (B, S, C)

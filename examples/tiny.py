@@ -158,7 +158,7 @@ def layer_norm(x, gamma, beta):
 @differentiable
 def cross_entropy(z, labels):
     """The mean over B rows of -log p_label, p = softmax(z): log(sum_k e^z_k) - z_label.
-    The slope of the first term by z_k is e^z_k / sum = p_k, so dz = (p - one_hot) / B."""
+    The slope of the first term by z_k is e^z_k / sum_j e^z_j = p_k, so dz = (p - one_hot) / B."""
     z = z - z.max(axis=1, keepdims=True)  # p stays the same, and e^z can't overflow
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     one_hot = np.eye(z.shape[1], dtype=z.dtype)[labels]

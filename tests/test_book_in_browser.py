@@ -22,7 +22,8 @@ BROWSER = next(
 )
 WIDTHS = (390, 900, 1400)
 LOOKED_AT = (
-    "index.html", "docs.book.README.html", "docs.book.gradients.html", "nn.layer_norm.html",
+    "index.html", "docs.book.README.html", "docs.tasks.README.html", "docs.book.gradients.html",
+    "examples.mixer_by_hand.html", "nn.layer_norm.html",
     "nn.functional.html", "model.mixer.html", "training.loop.html", "kernels.cpu.blocks.html",
 )  # fmt: skip
 
@@ -68,6 +69,24 @@ def test_next_leads_from_the_start_to_the_end(page, site):
         page.click("nav a[rel=next]")
         assert page.url.endswith(f"/{after}")
     assert page.locator("nav a[rel=next]").count() == 0
+
+
+def test_the_page_for_drawing_opens_and_asks_nobody(page, site):
+    out, _ = site
+    page.goto((out / "index.html").as_uri())
+    page.click("a:text-is('A digit that you draw')")
+    assert page.url.endswith("/draw/index.html") and page.locator("#pad").is_visible()
+    assert page.locator("button:text-is('Run in this browser')").is_visible()
+
+
+def test_a_task_leads_to_the_pages_that_it_rests_on_and_back(page, site):
+    out, _ = site
+    page.goto((out / "nn.loss.html").as_uri())
+    page.click(".tasks a:has-text('logsumexp')")
+    assert page.url.endswith("/docs.tasks.README.html#task5")
+    assert 40 < page.locator("#task5").bounding_box()["y"] < 800
+    page.click("#task5 ~ p a:has-text('nn/loss.py')")
+    assert page.url.endswith("/nn.loss.html")
 
 
 def test_formulas_are_drawn_in_the_font_that_comes_with_it(page, site):

@@ -906,7 +906,7 @@ def expressions(file):
                 + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"],
                 "spare_row.cu": [f"append_row<{t}>", f"split_row<{t}>"],
                 "softmax.cu": [f"softmax<{t},32>", f"softmax_backward<{t},32>"],
-                "attention.cu": [f"attention<{t},8,8>", f"attention_backward<{t},8,8>"],
+                "attention.cu": [f"attention<{t},65,64>", f"attention_backward<{t},65,64>"],
                 "norms.cu": [f"group_norm<{t},{w},{flag}>", f"standardize<{t}>",
                              f"group_norm_backward<{t},{w},{flag}>", f"standardize_backward<{t}>"],
                 "windows.cu": [f"cut<{t},{w}>", f"uncut<{t},{w}>"],

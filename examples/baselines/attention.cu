@@ -9,29 +9,31 @@
 // each row's sum, so P, quadratic in the tokens, is never written. Bytes moved: forward reads q, k
 // and v once and writes y; backward reads dy, v and twice q and k, and writes dq, dk and dv.
 //
-// 256 threads stand in 16 x 16; of a product each takes every 16th row and column. So per step it
-// reads RI + RJ numbers for RI RJ multiplications. Rows of shared memory have an odd length, so that
-// 16 neighbours in a column lie in 16 banks.
+// S and d are known when this is compiled: a model has few sizes, and every address is then a sum of
+// two numbers. 256 threads stand in 16 x 16; of a product each takes every 16th row and column, so
+// that per step it reads RI + RJ numbers for RI RJ multiplications. Rows of shared memory have an odd
+// length: 16 neighbours in a column lie in 16 banks.
 
-const int SIDE = 16;
+const int SIDE = 16, THREADS = SIDE * SIDE;
 
-// put(i, j, sum over k of a[i ai + k ak] b[k bk + j bj]) for i < I and j < J, at most SIDE RI, SIDE RJ.
-template <int RI, int RJ, typename T, typename Put>
-__device__ void product(
-    const T* a, int ai, int ak, const T* b, int bk, int bj, int I, int J, int K, Put put
-) {
-    int first_i = threadIdx.x / SIDE, first_j = threadIdx.x % SIDE, row[RI], column[RJ];
+// put(i, j, sum over k < K of a[i AI + k AK] b[k BK + j BJ]) for i < I and j < J.
+template <int I, int J, int K, int AI, int AK, int BK, int BJ, typename T, typename Put>
+__device__ void product(const T* a, const T* b, Put put) {
+    const int RI = (I + SIDE - 1) / SIDE, RJ = (J + SIDE - 1) / SIDE;
+    int first_i = threadIdx.x / SIDE, first_j = threadIdx.x % SIDE;
+    const T *row[RI], *column[RJ];
     T sum[RI][RJ] = {};
     #pragma unroll
-    for (int r = 0; r < RI; ++r) row[r] = min(first_i + SIDE * r, I - 1) * ai;
+    for (int r = 0; r < RI; ++r) row[r] = a + min(first_i + SIDE * r, I - 1) * AI;
     #pragma unroll
-    for (int c = 0; c < RJ; ++c) column[c] = min(first_j + SIDE * c, J - 1) * bj;
+    for (int c = 0; c < RJ; ++c) column[c] = b + min(first_j + SIDE * c, J - 1) * BJ;
+    #pragma unroll 8
     for (int k = 0; k < K; ++k) {
         T left[RI], right[RJ];
         #pragma unroll
-        for (int r = 0; r < RI; ++r) left[r] = a[row[r] + k * ak];
+        for (int r = 0; r < RI; ++r) left[r] = row[r][k * AK];
         #pragma unroll
-        for (int c = 0; c < RJ; ++c) right[c] = b[column[c] + k * bk];
+        for (int c = 0; c < RJ; ++c) right[c] = column[c][k * BK];
         #pragma unroll
         for (int r = 0; r < RI; ++r)
             #pragma unroll
@@ -46,91 +48,91 @@ __device__ void product(
         }
 }
 
-// An (S, d) matrix whose rows lie `apart` in memory, into shared memory with rows of d + 1 numbers.
-template <typename T>
-__device__ void fetch(T* to, const T* from, Index apart, int S, int d) {
-    for (int t = threadIdx.x; t < S * d; t += blockDim.x)
-        to[t / d * (d + 1) + t % d] = from[t / d * apart + t % d];
+// An (S, D) matrix whose rows lie `apart` in memory, into shared memory with rows of LD numbers.
+template <int S, int D, int LD, typename T>
+__device__ void fetch(T* to, const T* from, Index apart) {
+    for (int t = threadIdx.x; t < S * D; t += THREADS)
+        to[t / D * LD + t % D] = from[t / D * apart + t % D];
 }
 
-template <typename T, int RS, int RD>
-__global__ void __launch_bounds__(SIDE * SIDE) attention(
-    const T* qkv, int S, int d, double scale, T* y, T* log_sums
+template <typename T, int S, int D>
+__global__ void __launch_bounds__(THREADS) attention(
+    const T* qkv, double scale, T* y, T* log_sums
 ) {
     extern __shared__ double shared[];
-    const int heads = gridDim.x, C = heads * d, ld = d + 1, lp = S | 1;
+    const int LD = D | 1, LP = S | 1, heads = gridDim.x, C = heads * D;
     const Index head = blockIdx.x, image = blockIdx.y, B = gridDim.y, apart = B * 3 * C;
-    T *A = reinterpret_cast<T*>(shared), *other = A + S * ld, *P = other + S * ld;
-    qkv += image * 3 * C + head * d;
-    fetch(A, qkv, apart, S, d);
-    fetch(other, qkv + C, apart, S, d);
+    T *A = reinterpret_cast<T*>(shared), *other = A + S * LD, *P = other + S * LD;
+    qkv += image * 3 * C + head * D;
+    fetch<S, D, LD>(A, qkv, apart);
+    fetch<S, D, LD>(other, qkv + C, apart);
     __syncthreads();
-    product<RS, RS>(A, ld, 1, other, 1, ld, S, S, d, [&](int i, int j, T sum) {
-        P[i * lp + j] = sum * T(scale);
+    product<S, S, D, LD, 1, 1, LD>(A, other, [&](int i, int j, T sum) {
+        P[i * LP + j] = sum * T(scale);
     });
     __syncthreads();
-    fetch(other, qkv + 2 * C, apart, S, d);
+    fetch<S, D, LD>(other, qkv + 2 * C, apart);
     int lane = threadIdx.x % 32;
-    for (int i = threadIdx.x / 32; i < S; i += blockDim.x / 32) {
-        T largest = P[i * lp], sum = 0;
-        for (int j = lane; j < S; j += 32) largest = max(largest, P[i * lp + j]);
+    for (int i = threadIdx.x / 32; i < S; i += THREADS / 32) {
+        T largest = P[i * LP], sum = 0;
+        for (int j = lane; j < S; j += 32) largest = max(largest, P[i * LP + j]);
         for (int distance = 16; distance > 0; distance /= 2)
             largest = max(largest, __shfl_xor_sync(0xffffffff, largest, distance));
-        for (int j = lane; j < S; j += 32) sum += exp(P[i * lp + j] - largest);
+        for (int j = lane; j < S; j += 32) sum += exp(P[i * LP + j] - largest);
         T log_sum = largest + log(warp_sum(sum));
-        for (int j = lane; j < S; j += 32) P[i * lp + j] = exp(P[i * lp + j] - log_sum);
+        for (int j = lane; j < S; j += 32) P[i * LP + j] = exp(P[i * LP + j] - log_sum);
         if (lane == 0) log_sums[(image * heads + head) * S + i] = log_sum;
     }
     __syncthreads();
-    y += image * C + head * d;
-    product<RS, RD>(P, lp, 1, other, ld, 1, S, d, S, [&](int i, int j, T sum) {
+    y += image * C + head * D;
+    product<S, D, S, LP, 1, LD, 1>(P, other, [&](int i, int j, T sum) {
         y[i * B * C + j] = sum;
     });
 }
 
-template <typename T, int RS, int RD>
-__global__ void __launch_bounds__(SIDE * SIDE) attention_backward(
-    const T* dy, const T* qkv, const T* log_sums, int S, int d, double scale, T* dqkv
+template <typename T, int S, int D>
+__global__ void __launch_bounds__(THREADS) attention_backward(
+    const T* dy, const T* qkv, const T* log_sums, double scale, T* dqkv
 ) {
     extern __shared__ double shared[];
-    const int heads = gridDim.x, C = heads * d, ld = d + 1, lp = S | 1;
+    const int LD = D | 1, LP = S | 1, heads = gridDim.x, C = heads * D;
     const Index head = blockIdx.x, image = blockIdx.y, B = gridDim.y, apart = B * 3 * C;
-    T *A = reinterpret_cast<T*>(shared), *other = A + S * ld, *P = other + S * ld, *D = P + S * lp;
-    qkv += image * 3 * C + head * d;
-    dqkv += image * 3 * C + head * d;
+    T *A = reinterpret_cast<T*>(shared), *other = A + S * LD, *P = other + S * LD, *dZ = P + S * LP;
+    qkv += image * 3 * C + head * D;
+    dqkv += image * 3 * C + head * D;
     log_sums += (image * heads + head) * S;
-    fetch(A, qkv, apart, S, d);
-    fetch(other, qkv + C, apart, S, d);
+    fetch<S, D, LD>(A, qkv, apart);
+    fetch<S, D, LD>(other, qkv + C, apart);
     __syncthreads();
-    product<RS, RS>(A, ld, 1, other, 1, ld, S, S, d, [&](int i, int j, T sum) {
-        P[i * lp + j] = exp(sum * T(scale) - log_sums[i]);
+    product<S, S, D, LD, 1, 1, LD>(A, other, [&](int i, int j, T sum) {
+        P[i * LP + j] = exp(sum * T(scale) - log_sums[i]);
     });
     __syncthreads();
-    fetch(A, dy + image * C + head * d, B * C, S, d);
-    fetch(other, qkv + 2 * C, apart, S, d);
+    fetch<S, D, LD>(A, dy + image * C + head * D, B * C);
+    fetch<S, D, LD>(other, qkv + 2 * C, apart);
     __syncthreads();
-    product<RS, RS>(A, ld, 1, other, 1, ld, S, S, d, [&](int i, int j, T sum) {
-        D[i * lp + j] = sum;
+    product<S, S, D, LD, 1, 1, LD>(A, other, [&](int i, int j, T sum) {
+        dZ[i * LP + j] = sum;
     });
-    product<RS, RD>(P, 1, lp, A, ld, 1, S, d, S, [&](int i, int j, T sum) {
+    product<S, D, S, 1, LP, LD, 1>(P, A, [&](int i, int j, T sum) {
         dqkv[i * apart + 2 * C + j] = sum;
     });
     __syncthreads();
-    fetch(A, qkv + C, apart, S, d);
-    fetch(other, qkv, apart, S, d);
+    fetch<S, D, LD>(A, qkv + C, apart);
+    fetch<S, D, LD>(other, qkv, apart);
     int lane = threadIdx.x % 32;
-    for (int i = threadIdx.x / 32; i < S; i += blockDim.x / 32) {
+    for (int i = threadIdx.x / 32; i < S; i += THREADS / 32) {
         T sum = 0;
-        for (int j = lane; j < S; j += 32) sum += P[i * lp + j] * D[i * lp + j];
+        for (int j = lane; j < S; j += 32) sum += P[i * LP + j] * dZ[i * LP + j];
         sum = warp_sum(sum);
         for (int j = lane; j < S; j += 32)
-            D[i * lp + j] = P[i * lp + j] * (D[i * lp + j] - sum) * T(scale);
+            dZ[i * LP + j] = P[i * LP + j] * (dZ[i * LP + j] - sum) * T(scale);
     }
     __syncthreads();
-    product<RS, RD>(D, lp, 1, A, ld, 1, S, d, S, [&](int i, int j, T sum) {
+    product<S, D, S, LP, 1, LD, 1>(dZ, A, [&](int i, int j, T sum) {
         dqkv[i * apart + j] = sum;
     });
-    product<RS, RD>(D, 1, lp, other, ld, 1, S, d, S, [&](int i, int j, T sum) {
+    product<S, D, S, 1, LP, LD, 1>(dZ, other, [&](int i, int j, T sum) {
         dqkv[i * apart + C + j] = sum;
     });
 }

@@ -80,15 +80,14 @@ class OneAttention(Function):
         return dqkv
 
     def start(self, name: str, matrices: int, qkv: Array, inputs: Any, *outputs: Array) -> None:
-        tokens, batch, width = len(qkv), qkv.shape[1], qkv.shape[2] // (3 * self.heads)
+        batch, width = qkv.shape[1], qkv.shape[2] // (3 * self.heads)
         kernel, room = kernel_for(name, qkv, self.heads, matrices)
-        sizes = np.int32(tokens), np.int32(width), width**-0.5
-        kernel((self.heads, batch), (256,), (*inputs, *sizes, *outputs), shared_mem=room)
+        arguments = (*inputs, width**-0.5, *outputs)
+        kernel((self.heads, batch), (256,), arguments, shared_mem=room)
 
 
 def kernel_name(name: str, qkv: Array, heads: int) -> str:
-    sizes = len(qkv), qkv.shape[2] // (3 * heads)
-    return f"{name}<{type_of(qkv)},{','.join(str(ceil_div(size, 16)) for size in sizes)}>"
+    return f"{name}<{type_of(qkv)},{len(qkv)},{qkv.shape[2] // (3 * heads)}>"
 
 
 def kernel_for(name: str, qkv: Array, heads: int, matrices: int) -> tuple[Any, int]:
@@ -103,7 +102,7 @@ def kernel_for(name: str, qkv: Array, heads: int, matrices: int) -> tuple[Any, i
 
 def shared_bytes(tokens: int, width: int, matrices: int, itemsize: int) -> int:
     """Two of (tokens, width), and `matrices` of (tokens, tokens)."""
-    return tokens * (2 * (width + 1) + matrices * (tokens | 1)) * itemsize
+    return tokens * (2 * (width | 1) + matrices * (tokens | 1)) * itemsize
 
 
 @functools.cache

@@ -5,10 +5,12 @@
     DIRECTORY             IDX files; CIFAR-10's or CIFAR-100's binary files (.bin); or a folder of
                           pictures for each class, all of it or in train/ and val/
     DIRECTORY:0-49        classes of that, in the order of their numbers or of their folders' names
+    DIRECTORY@1e5:7       so many pictures of the letters there (glyphs.py), drawn with seed 7
 
 Of the training images one in twelve, 5,000 at most, is held out: learning rates are chosen on these
 and on nothing else. The others are put in a random order once, so that the first n of them are a
-random part, and each part is inside of every larger one.
+random part, and each part is inside of every larger one. Letters of fonts are held out and tested
+by whole designs.
 
 The pickled form of CIFAR is not read: a pickle can run any program when it is opened.
 """
@@ -67,6 +69,8 @@ def load(spec: str, image_size: int = 64) -> Data:
     ValueError for anything that is not such a data set, OSError for what can't be read,
     ImportError for pictures without Pillow.
     """
+    if (drawn := re.fullmatch(r"(.+)@([0-9.e]+)(?::(\d+))?", spec)) is not None:
+        return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0))
     source, chosen = split_spec(spec)
     if source == "mnist":
         arrays = data.load_mnist()
@@ -101,6 +105,27 @@ def load(spec: str, image_size: int = 64) -> Data:
         raise ValueError(f"{printable(spec)} has {met} images to train on, held out for the sweep, "
                          "and to test; 22, 1 and 1 are needed at least")  # fmt: skip
     return Data(printable(spec), *parts[0], *parts[1], *parts[2], classes, name)
+
+
+def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
+    """So many letters to train on, 5,000 of fonts to validate on, 10,000 of those to test."""
+    from comparison import glyphs
+    from comparison.letters import draw_many
+
+    number = float(count)
+    if not 22 <= number <= 1e8:
+        raise ValueError(f"{printable(folder)}@{count}: from 22 to 1e8 letters can be drawn")
+    atlas = glyphs.read(folder)
+    counts = int(number), 5000, 10000
+    # Those to choose by and to test on are the same, whatever is trained on.
+    parts = [draw_many(letters, 1000 * part + (0 if part else seed), count)
+             for part, (letters, count) in enumerate(zip(atlas, counts, strict=True))]  # fmt: skip
+    fingerprint = 0
+    for letters in atlas:
+        fingerprint = zlib.crc32(np.ascontiguousarray(letters).data, fingerprint)
+    name = f"letters-{fingerprint:08x}-{counts[0]}-{seed}"
+    (train, held, test), title = parts, f"{printable(folder)}@{count}:{seed}"
+    return Data(title, *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
 
 
 def permutation(count: int, purpose: int, seed: int = 0) -> np.ndarray:

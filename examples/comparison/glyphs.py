@@ -1,6 +1,6 @@
-"""Letters of many fonts as small grey images, and which of the fonts to learn from: `letters.npz`.
+"""Letters of many fonts as small grey images, and which of the fonts to learn from.
 
-    python examples/make_letters.py FOLDER --out letters.npz
+    python examples/make_data.py letters FOLDER --out letters
 
 FOLDER holds .ttf, .otf and .pfb files at any depth; docs/comparison-plan.md says which packages.
 Every letter is scaled by its own size to 30 of 32 pixels, so small letters and capitals are equally
@@ -11,16 +11,19 @@ Fonts of one design must not lie on both sides of a split. Two fonts are in one 
 the same family, or if their letters hardly differ (NEAR); groups are closed under that. A font is
 kept if of at least LEGIBLE of its letters the nearest neighbour among all other groups' letters is
 the same letter: others have symbols or another alphabet in these places. Of the groups one in SHARE
-is for validation and one for testing, by a hash of their letters: so no order of files, and no font
-that is added, moves another group.
+is for validation and one for testing, by a hash of their least font: no order of files, and no font
+that is added elsewhere, moves a group.
 """
 
+import csv
 import hashlib
+import io
 import string
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from minimixer.data import read_idx, write_idx
 
 from minimixer.training.names import printable
 
@@ -48,12 +51,11 @@ def find_fonts(folder: Path) -> list[Font]:
     once. ValueError if there are none; ImportError without Pillow."""
     fonts: dict[str, Font] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            content = path.read_bytes()
-            found = read_font(path)
-            if found is not None:
-                sha256 = hashlib.sha256(content).hexdigest()
-                fonts.setdefault(sha256, Font(path.name, found[0], sha256, found[1]))
+        found = read_font(path) if path.suffix.lower() in SUFFIXES and path.is_file() else None
+        if found is not None:
+            family, letters = found
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            fonts.setdefault(sha256, Font(path.name, family, sha256, letters))
     if not fonts:
         raise ValueError(f"{printable(folder)} holds no font with all of {''.join(FORMS)}")
     return [fonts[key] for key in sorted(fonts)]
@@ -74,7 +76,7 @@ def read_font(path: Path) -> tuple[str, np.ndarray] | None:
     return str(font.getname()[0]), np.stack(letters)
 
 
-def draw_letter(font, form: str) -> np.ndarray | None:
+def draw_letter(font: Any, form: str) -> np.ndarray | None:
     """uint8 (32, 32), the longer side of what is drawn 30 pixels; None if nothing is."""
     from PIL import Image
 
@@ -129,8 +131,61 @@ def legible(fonts: list[Font], groups: np.ndarray) -> np.ndarray:
 
 
 def split(fonts: list[Font], groups: np.ndarray) -> np.ndarray:
-    """TRAIN, VALIDATION or TEST for each font."""
-    names = [fonts[first].sha256 for first in groups]
-    digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    """TRAIN, VALIDATION or TEST for each font; fonts are in the order of their hashes, so a group's
+    first is its least."""
+    digests = [hashlib.sha256(fonts[first].sha256.encode()).hexdigest() for first in groups]
     number = np.array([int(digest, 16) % SHARE for digest in digests])
     return np.where(number == 0, TEST, np.where(number == 1, VALIDATION, TRAIN))
+
+
+# ---- a folder of them ---------------------------------------------------------------------------
+
+LETTERS, LIST = "letters-idx4-ubyte.gz", "fonts.csv"
+PARTS = ("train", "validation", "test")
+
+
+class Atlas(NamedTuple):
+    """The kept fonts of each part: `letters` uint8 (fonts, 50, 32, 32)."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def make(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The letters of all fonts that are kept, and a row for each: file, family, sha256, group,
+    part, and how legible it is."""
+    fonts = find_fonts(folder)
+    groups = group(fonts)
+    share, parts = legible(fonts, groups), split(fonts, groups)
+    rows = [
+        {"file": font.file, "family": font.family, "sha256": font.sha256, "group": int(groups[i]),
+         "part": PARTS[parts[i]], "legible": f"{share[i]:.2f}"}
+        for i, font in enumerate(fonts)
+    ]  # fmt: skip
+    kept = np.flatnonzero(share >= LEGIBLE)
+    return np.stack([fonts[i].letters for i in kept]), [rows[i] for i in kept]
+
+
+def write(out: Path, letters: np.ndarray, rows: list[dict[str, Any]]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_idx(out / LETTERS, letters)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    (out / LIST).write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def read(folder: Path) -> Atlas:
+    """What `write` wrote. ValueError if it is anything else, OSError if it can't be read."""
+    letters = read_idx(folder / LETTERS)
+    with (folder / LIST).open(encoding="utf-8", newline="") as file:
+        parts = np.array([row.get("part") for row in csv.DictReader(file)])
+    if letters.shape != (len(parts), len(FORMS), SIDE, SIDE) or letters.dtype != np.uint8:
+        raise ValueError(f"{printable(folder)}: {LETTERS} has {letters.shape} {letters.dtype}, and "
+                         f"{LIST} {len(parts)} fonts; make them again")  # fmt: skip
+    found = [letters[parts == part] for part in PARTS]
+    if not all(map(len, found)):
+        raise ValueError(f"{printable(folder / LIST)} needs fonts of each of {', '.join(PARTS)}")
+    return Atlas(*found)

@@ -1,7 +1,8 @@
 """A folder that a command writes: nothing of others in it is overwritten.
 
 A file in it, MARK, says which command wrote it. The same command may write it again; every other
-folder that is not empty is refused, whatever is in it.
+folder that is not empty is refused, whatever is in it. So is a link where a file or a folder is to
+be written: it may lead out of the folder, to what is somebody's.
 
 >>> import tempfile
 >>> from pathlib import Path
@@ -37,9 +38,18 @@ def check_folder(out: Path, command: str) -> None:
 
 
 def write_folder(out: Path, command: str, files: dict[str, bytes]) -> None:
-    """All files, each whole or not at all. Errors of check_folder; OSError if the disk refuses."""
+    """All files, each whole or not at all: {name, "draw/index.html" say: its bytes}. Errors of
+    check_folder; ValueError if a link is in the way, OSError if the disk refuses."""
     check_folder(out, command)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, data in {mark(command): f"python -m minimixer {command}\n".encode(), **files}.items():
-        with replace_file(out / name) as file:
+    files = {mark(command): f"python -m minimixer {command}\n".encode(), **files}
+    names = {part for name in map(Path, files) for part in (name, *name.parents)} - {Path()}
+    for path in (out / name for name in sorted(names)):
+        if path.is_symlink():
+            raise ValueError(
+                f"{printable(path)} is a link, which may lead to others' files; remove it first"
+            )
+    for name, data in files.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as file:
             file.write(data)

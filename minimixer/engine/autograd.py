@@ -10,9 +10,9 @@ the row dL/dz meets one matrix after another and stays a row: with one L and man
 and one walk gives all gradients. No Jacobian is written out (that of a layer from 100 rows of 1,000
 numbers to as many has 10^10 elements): each step only knows what it makes of a row.
 
-Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/d(input) of each
-input from dL/d(output) (`backward`). Applied to Variables, arrays that know where they came from,
-it leaves a trace: a node that points at the nodes of its inputs. All of them are the graph:
+Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/dx of each input x
+from dL/dy of each output y (`backward`). Applied to Variables, arrays that know where they came
+from, it leaves a trace: a node that points at the nodes of its inputs. All of them are the graph:
 
     x (a leaf: not computed) <--parents-- Multiply <--parents-- Sum <--node-- loss
 

@@ -42,7 +42,7 @@ SMALL_Q = (
     -3.96022827877536812320e-06, 1.32494738004321644526e-04, 5.08130628187576562776e-03,
     6.50222499887672944485e-02, 3.97917223959155352819e-01, 1.0,
 )  # fmt: skip
-# Above: W. J. Cody, "Rational Chebyshev approximations for the error function", Math. Comp. 23
+# Above: Cody, "Rational Chebyshev approximations for the error function", Math. Comp. 23
 # (1969). It is his fit up to 4; beyond, 1 - erf is so small (1.5e-8) that it is still good enough.
 LARGE_P = (
     2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0,
@@ -105,7 +105,7 @@ def _erf_block(
 
 
 def _horner(xp: ModuleType, coefficients: tuple, x: Array, out: Array) -> Array:
-    """c0*x^n + ... + cn as (c0*x + c1)*x + ...: one product and one sum a coefficient."""
+    """c0 x^n + ... + c_n as (c0 x + c1) x + ...: one product and one sum a coefficient."""
     xp.multiply(x, coefficients[0], out=out)
     for c in coefficients[1:-1]:
         out += c

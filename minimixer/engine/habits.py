@@ -119,8 +119,8 @@ class _Instead:
 
 
 class _Ufunc:
-    """What NumPy asks the class for, on np.exp(x) and on array + x, is `_call_ufunc`. CuPy asks the
-    Tensor, and None lets it leave array + x to x.__radd__."""
+    """What NumPy asks the class for, on `np.exp(x)` and on `array + x`, is `_call_ufunc`. CuPy asks
+    the Tensor, and None lets it leave `array + x` to `x.__radd__`."""
 
     def __get__(self, tensor: Any, kind: type) -> Any:
         return _call_ufunc if tensor is None else None
@@ -335,7 +335,7 @@ class Habits:
         )
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        """np.sum(x) is x.sum(), with its gradient, and np.stack is stack. Others see the values,
+        """`np.sum(x)` is `x.sum()`, with its gradient, np.stack is stack. Others see the values,
         but where their result would lack a gradient that was asked for."""
         name = function.__name__
         if name in _FUNCTIONS and len(args) + len(options) > (name == "where"):

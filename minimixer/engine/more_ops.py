@@ -186,7 +186,7 @@ class Maximum(_Binary):
 
 
 class Where(_Binary):
-    """a where the condition (a boolean array, not differentiated) holds, else b."""
+    """`a` where the condition (a boolean array, not differentiated) holds, else `b`."""
 
     integers = "kept"
 
@@ -224,7 +224,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Result:
 
 
 def where(condition: Any, a: Any, b: Any) -> Result:
-    """Elementwise a or b; `condition` is a boolean array or Tensor."""
+    """Elementwise `a` or `b`; `condition` is a boolean array or Tensor."""
     condition = constant("where: the condition", condition)
     if not is_array(condition) or condition.dtype != bool:
         raise TypeError(f"where: the condition must be a boolean array, got {condition!r:.60}")

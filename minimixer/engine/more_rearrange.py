@@ -187,7 +187,7 @@ def to(x: Any, dtype: Any = None, device: str | None = None) -> Result:
 
 
 class Index(Function):
-    """y = x[index], as in NumPy: numbers, slices, None, Ellipsis, integer or boolean arrays.
+    """`y = x[index]`, as in NumPy: numbers, slices, None, Ellipsis, integer or boolean arrays.
 
     An element that was picked several times collects all of its gradients.
     """
@@ -224,5 +224,5 @@ def _index_array(index: Any, x: Array) -> Any:
 
 
 def index(x: Any, key: Any) -> Result:
-    """x[key], as in NumPy. IndexError if it reaches outside."""
+    """`x[key]`, as in NumPy. IndexError if it reaches outside."""
     return Index.apply(x, index=key)

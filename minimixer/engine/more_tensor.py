@@ -37,8 +37,8 @@ class MoreOfTensor(Habits):
         return bool(self.data)
 
     def __array__(self: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """By NumPy's rules: np.array(x) is a copy, np.asarray(x) may share memory as numpy() does,
-        and copy=False is a ValueError where another dtype or a GPU needs a copy."""
+        """By NumPy's rules: `np.array(x)` is a copy, `np.asarray(x)` may share memory as numpy()
+        does, and copy=False is a ValueError where another dtype or a GPU needs a copy."""
         if copy is False and self.device != "cpu":
             raise ValueError(f"values on {self.device} can't be had without a copy: copy=None")
         return np.array(self.numpy(), dtype=dtype, copy=copy if self.device == "cpu" else None)

@@ -32,7 +32,7 @@ def matmul(
     precision: str | None = None,
     bias: Array | None = None,
 ) -> Array:
-    """a (..., m, k) @ b (..., k, n) -> (..., m, n).
+    """`a` (..., m, k) @ `b` (..., k, n) -> (..., m, n).
 
     `out` receives the result; with `accumulate` the product is added to what `out` holds. Two-byte
     numbers are multiplied and summed in float32, and rounded to `out`'s dtype, or to a's.

@@ -30,7 +30,7 @@ class Tensor(Variable, MoreOfTensor):
 
     data            array (not copied: do not change it before backward; it keeps its dtype), number
                     or nested list (of floats, which become float32, or of integers)
-    requires_grad   collect d(loss)/d(this) in `grad` when loss.backward() runs
+    requires_grad   collect the loss's gradient in `grad` when loss.backward() runs
     dtype, device   convert to these: "float32" and others; "cpu", "cuda" (a GPU), "cuda:N"
 
     Arithmetic keeps a float's dtype: Python numbers and 0-d arrays don't change it, two Tensors of

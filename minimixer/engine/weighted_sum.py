@@ -60,7 +60,7 @@ class WeightedSum:
         return outputs
 
     def backward(self) -> None:
-        """dL/d(tensor) in the `grad` of each, computed twice: the second must say the same, and
+        """dL/dx of each Tensor x in its `grad`, computed twice: the second must say the same, and
         nobody may have written into what was given, or into what was returned before."""
         name, pairs = self._name, zip(self._outputs, self._weights, strict=True)
         needing = [(y, w) for y, w in pairs if y.requires_grad]

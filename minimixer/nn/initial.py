@@ -26,8 +26,8 @@ def lecun_normal(
     shape: tuple[int, ...], fan_in: int, seed: int, layer: int, number: int = 0
 ) -> np.ndarray:
     """Initial weights, float32: normal of variance 1 / fan_in, cut off at two deviations: so a sum
-    of fan_in terms has the variance of one input (LeCun et al. 1998). A standard normal cut off at
-    2 has deviation 0.8796; divided by that, it has 1 again. The paper's authors draw theirs so.
+    of `fan_in` terms has the variance of one input (LeCun et al. 1998). A standard normal cut off
+    at 2 has deviation 0.8796; divided by that, it has 1 again. The paper's authors draw theirs so.
     `number` tells matrices of one layer apart."""
     size = math.prod(shape)
     values = np.empty(size, dtype=np.float32)

@@ -44,7 +44,7 @@ class Marker(Function):
 
 class Overlap:
     """Sums a model's gradients by `all_reduce`, part by part. It has `blocks`, called as
-    block(x, ...), and every Parameter is trained. Its blocks hold on to this: a copy of the model
+    `block(x, ...)`, and every Parameter is trained. Its blocks hold on to this: a copy of the model
     is to be made before."""
 
     def __init__(self, model: Any, all_reduce: Callable[[Array], None]):

@@ -50,7 +50,7 @@ def _draws(purpose: int, seed: int, epoch: int, example: int, count: int) -> lis
 def resize_crop(image: Image, size: int, interpolation: str = "bilinear") -> Image:
     """For evaluation: the shorter side to size * 256 / 224 (rounded), then the centre.
 
-    A PIL image -> one of size x size. The two steps are done in one, since the longer side of a
+    A PIL image -> one of size by size. The two steps are done in one, since the longer side of a
     strip of 2 x 60000 pixels would come to millions. `interpolation` as in `resize`.
     """
     width, height = image.size
@@ -98,7 +98,7 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.05, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Image:
-    """A part of a PIL image chosen by `crop_box`, as one of size x size."""
+    """A part of a PIL image chosen by `crop_box`, as one of size by size."""
     left, top, w, h = crop_box(image.width, image.height, seed, epoch, example, scale, ratio)
     return resize(image, (size, size), (left, top, left + w, top + h))
 
@@ -289,7 +289,7 @@ def mixup_share(p: float, seed: int, step: int) -> float:
 
 
 def mixup(values: Array, share: Any) -> Array:
-    """share values[b] + (1 - share) values[b - 1] for b = 1 ... B of (B + 1, ...) -> (B, ...): each
+    """x[b] share + x[b - 1] (1 - share) for b = 1 ... B of values x (B + 1, ...) -> (B, ...): each
     example blended with the one before, of images, and with the same share of their targets. Of a
     whole batch the first comes after the last: put that in front.
 

@@ -1,6 +1,6 @@
 """The norm of all gradients, which says how far training has to be held back.
 
-norm = sqrt(sum of g^2). The square of a number overflows, or vanishes, long before the number
+norm = sqrt(sum g^2). The square of a number overflows, or vanishes, long before the number
 does: float32 ends at 3e38, so squares do from 2e19 on. Dividing by the largest first keeps all
 squares between 0 and 1, at the cost of another look at every number.
 

@@ -3,7 +3,7 @@
 The authors' files (.npz) name arrays by path, MixerBlock_0/token_mixing/Dense_0/kernel, and keep
 every matrix as (in, out); an older layout has other names. timm (.safetensors) follows PyTorch:
 (out, in), and the stem is a convolution, (C, in, P, P). minimixer's own matrices are (in, out), but
-for token mixing's second, (S, D_S), and the stem, (P P in, C). Each weight thus needs at most a
+for token mixing's second, (S, D_S), and the stem, (P*P*in, C). Each weight thus needs at most a
 transposition, which is its own way back.
 
 >>> from minimixer.weights.layouts import entries

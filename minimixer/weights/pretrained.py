@@ -202,7 +202,7 @@ def _their_shape(entry: Entry, shape: tuple[int, ...], layout: str) -> tuple[int
 
 
 def _other_channels(stem: np.ndarray, config: dict, in_channels: int) -> np.ndarray:
-    """(P P in, C) -> (P P in_channels, C): every new channel gets the mean filter, scaled so that
+    """(P*P*in, C) -> (P*P*in_channels, C): every new channel gets the mean filter, scaled so that
     an image whose channels are all alike has the same tokens."""
     check_sizes(in_channels=in_channels)
     filters = stem.reshape(-1, config["in_channels"], stem.shape[-1])

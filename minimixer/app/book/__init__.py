@@ -1,10 +1,12 @@
 """The package as a book to read: pages with notes on the left and code on the right.
 
     python -m minimixer book --out DIR
+    python -m minimixer book --formulas        every formula: its page, how it stands there, LaTeX
 
-Writes a static site, DIR/index.html, to open from disk: no request goes anywhere. It has every
-module in the order of reading, and, where the repository is there, two scripts before them and
-essays between them. DIR must be new, empty, or a book that this command wrote.
+Writes a static site, DIR/index.html, to open from disk. It has every module in the order of
+reading; where the repository is there, two scripts before them, essays between them, and tasks; and
+a page where a reader draws a digit. No request goes anywhere, but that page fetches Python if it is
+asked to run in the browser. DIR must be new, empty, or a book that this command wrote.
 
     order.py     what is in the book, and in which order
     cut.py       a source, cut into notes and code
@@ -13,9 +15,10 @@ essays between them. DIR must be new, empty, or a book that this command wrote.
     formulas.py  formulas in plain text, read
     finding.py   formulas among words
     setoff.py    formulas in rows, lists in columns
+    tasks.py     what the tasks ask, and the pages they rest on
     notes.py     docstrings and comments as HTML
     essays.py    Markdown as HTML
-    pages.py     the pages, and the index
+    pages.py     the pages, the index, and the page for drawing
     frame.py     what surrounds them, and the start
 """
 
@@ -37,8 +40,13 @@ PACKAGES = {
 
 def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = Parser(description=__doc__, prog=prog)
-    parser.add_argument("--out", metavar="DIR", required=True, help="where the book goes")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", metavar="DIR", help="where the book goes")
+    what.add_argument("--formulas", action="store_true", help="print all formulas, write nothing")
     options = parser.parse_args(words)
+    if options.formulas:
+        print_formulas()
+        return 0
     out = Path(options.out)
     check_folder(out, "book")
     start = time.perf_counter()
@@ -47,11 +55,24 @@ def main(words: Sequence[str] | None = None, prog: str | None = None) -> int:
     files = site.build()
     write_folder(out, "book", files)
     took, size = time.perf_counter() - start, sum(map(len, files.values())) / 1e6
-    print(f"{len(site.pages)} pages, {site.typeset} formulas set, {size:.1f} MB, {took:.1f} s")
+    formulas = len(site.set_off) + len(site.among_words)
+    print(
+        f"{len(site.pages)} pages, {formulas} formulas, {len(site.set_off)} of them set off, "
+        f"{size:.1f} MB, {took:.1f} s"
+    )
     if not any(page.kind in ("before", "essay") for page in site.pages):
-        print("modules only: the scripts and essays before and between them are in the repository")
+        print("modules only: scripts, essays and tasks are in the repository")
     print(f"open {printable(out / 'index.html')}")
     return 0
+
+
+def print_formulas() -> None:
+    """One a line; a formula that a page has several times comes once."""
+    check_packages()
+    site = Site()
+    site.build()
+    for page, text, latex in dict.fromkeys([*site.set_off, *site.among_words]):
+        print(f"{page}: {' '.join(text.split())}" + (f"    {latex}" if latex != text else ""))
 
 
 def check_packages() -> None:

@@ -27,7 +27,8 @@ class Essay:
         self.file, self.link = file, link
         self.figures: dict[str, Path] = {}
         self.headings: list[tuple[str, str]] = []
-        self.formulas = 0
+        self.set_off: list[str] = []  # formulas
+        self.among_words: list[str] = []
 
     def html(self) -> str:
         from markdown_it import MarkdownIt
@@ -50,9 +51,10 @@ class Essay:
         return str(reader.renderer.render(tokens, reader.options, {}))
 
     def _formula(self, text: str, options: dict[str, Any]) -> str:
-        self.formulas += 1
         if options["display_mode"]:
+            self.set_off.append(text.strip())
             return f'<div class="formulas centred">{mathml(text.strip(), True)}</div>'
+        self.among_words.append(text)
         return mathml(text)
 
     def _inline(self, token: Any) -> None:

@@ -4,10 +4,15 @@ Sources keep to one rule: a line that stands four spaces further in than its par
 relation in it (=, <-, <, >>) is a formula; what follows two spaces is another one, or words about
 it. So is a paragraph whose lines all begin with one. finding.py finds those within sentences.
 
-    x[m, i], x_i, w2    an index            x^2, w^T, e^(-x)    a power, transposed
+    x[m, i], x_i, w2    an index            x^2, w^T, e^-2v     a power, transposed
     x_hat, f'           a hat, a prime      a / b, sqrt(x)      a fraction, a root
     sum_k p[k]          a sum               a b                 a product: a space is enough
     sigma, Phi          Greek letters       dx, dgamma          gradients, d_x too
+    S x n               sizes               variance, one_hot   words, those of WORDS
+    d y / d x           the same as dy/dx
+
+Brackets may hold a condition: [i = j] is 1 where it is met, else 0. Relations have spaces around
+them; so out=x is Python. `python -m minimixer book --formulas` prints what was read as a formula.
 
 A small reader makes LaTeX of that, and latex2mathml makes MathML of the LaTeX. No script runs.
 
@@ -23,24 +28,35 @@ GREEK = {
     name: f"\\{name}"
     for name in ("alpha", "beta", "gamma", "delta", "sigma", "phi", "Phi", "pi", "mu")
 } | {"epsilon": r"\varepsilon"}
-FUNCTIONS = {"log", "exp", "tanh", "max", "min", "erf", "gelu", "mean", "softmax", "LayerNorm"}
+FUNCTIONS = {
+    "log", "ln", "exp", "tanh", "max", "min", "erf", "gelu", "mean", "softmax", "LayerNorm", "MLP",
+    "Beta",
+}  # fmt: skip
 WORDS = {
     "variance", "bias", "momentum", "strength", "smoothing", "loss", "lr", "decay", "std", "step",
-    "target", "logits", "label",
+    "target", "logits", "label", "weight", "rstd", "slope", "scale", "offset", "move", "inputs",
+    "norm", "correction", "share", "shift", "rows", "columns", "groups", "eps", "one_hot", "fan_in",
+    "weight_decay", "max_shift",
 }  # fmt: skip
+INDICES = {"label", "slope"}  # of more letters than three
 WEAK = FUNCTIONS | WORDS | {"sum", "sqrt"}  # English too: no formula by themselves
 BIG = {"sum": r"\sum", "integral": r"\int"}
 RELATIONS = {
     "=": "=", "<-": r"\leftarrow", "+=": r"\mathrel{+}=", "->": r"\to", ">=": r"\geq",
-    "<=": r"\leq", ">>": r"\gg", "<<": r"\ll", "<": r"\lt", ">": r"\gt", "~": r"\approx",
+    "<=": r"\leq", ">>": r"\gg", "<<": r"\ll", "<": r"\lt", ">": r"\gt", "~": r"\sim",
 }  # fmt: skip
-OPERATORS = {"+": "+", "-": "-", "*": r"\cdot", "...": r"\dots"}
+OPERATORS = {"+": "+", "-": "-", "*": r"\cdot", ".": r"\cdot", "...": r"\dots"}
 TOKEN = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<number>\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)"
     r"|(?P<name>[A-Za-z]+\d*(?:_[A-Za-z0-9]+)*(?:'(?!s\b))*)"
-    r"|(?P<op><-|\+=|->|>=|<=|>>|<<|\.\.\.|[-+*/=<>~^()\[\],|:])"
+    r"|(?P<op><-|\+=|->|>=|<=|>>|<<|\.\.\.|(?<= )\.(?= )|[-+*/=<>~^()\[\],;|:])"
 )
+
+
+SIZES = re.compile(r"[A-Z\d)]\w* x (?:[A-Z\d(]\w*|n\b)|\b[kmn] x [kmn]\b")
+# After these, and not only after an operator, may stand a number: log 2, 1 ... 2, (x, 2).
+SIGNED = re.compile(r"(?:\\, )?\\text|\\dots|[,:;]$")
 
 
 class NoFormulaError(ValueError):
@@ -52,31 +68,32 @@ def name(word: str) -> str:
     """LaTeX of a name; NoFormulaError if it is a word."""
     bare = word.rstrip("'")
     primes = word[len(bare) :]
-    base, *subs = bare.split("_")
+    base, *subs = [bare] if bare in WORDS else bare.split("_")
     if base == "d" and subs and subs[0] != "hat":  # d_x, as code has it: dx
         return f"{{d{name('_'.join(subs))}}}{primes}"
-    found = re.fullmatch(r"(d?)([A-Za-z]+?)(\d{0,2})", base)
+    found = re.fullmatch(r"(d?)([A-Za-z_]+?)(\d{0,2})", base)
     if found is None:
         raise NoFormulaError(word)
     d, letter, number = found.groups()
     if base == "do":
         raise NoFormulaError(word)
-    if d and not (len(letter) == 1 or letter in GREEK):
+    if d and not (len(letter) == 1 or letter in GREEK or letter in WORDS | {"mean"}):
         d, letter = "", d + letter
+    indices = all(re.fullmatch("[i-n]{1,2}", sub) for sub in subs)
     if len(letter) == 1:
         core = letter
     elif letter in GREEK:
         core = GREEK[letter]
-    elif letter in FUNCTIONS | WORDS and not (number or subs):
+    elif letter in (FUNCTIONS if primes else FUNCTIONS | WORDS) and indices and not number:
         core = rf"\text{{{letter}}}"
     else:
         raise NoFormulaError(word)
     if subs[:1] == ["hat"]:
         core, subs = rf"\hat{{{core}}}", subs[1:]
     core = f"{{{d}{core}}}" if d or (len(core) > 1 and subs) else core
-    below = number + ",".join(subs)
-    if any(len(sub) > 3 for sub in subs):
+    if any(len(sub) > 3 and sub not in INDICES for sub in subs):
         raise NoFormulaError(word)
+    below = number + ",".join(rf"\text{{{sub}}}" if sub in INDICES else sub for sub in subs)
     return core + (f"_{{{below}}}" if below else "") + primes
 
 
@@ -127,21 +144,24 @@ class Reader:
         out: list[str] = []
         wanting = True  # wanting: an operator has nothing after it yet
         while (token := self.peek()) not in ("", ")", "]"):
-            if (token in ",:" and not commas) or (token == "|" and not wanting):
+            ends = token == "|" and not (wanting or out[-1] == ",")
+            if (token in ",:;" and not commas) or ends:
                 break
-            if token in RELATIONS or token in OPERATORS or token in ",:":
+            if token in RELATIONS or token in OPERATORS or token in ",:;":
                 self.take()
                 first = not out
                 alone = token in ("-", "...", ":") or (first and token in RELATIONS)
                 if wanting and not alone:
                     raise NoFormulaError(token)
-                out.append((RELATIONS | OPERATORS | {",": ",", ":": ":"})[token])
-                wanting = token not in ("...", ":", ",")
+                out.append((RELATIONS | OPERATORS | {mark: mark for mark in ",:;"})[token])
+                wanting = token not in ("...", ":", ",", ";")
             elif token == "x" and not wanting and self.is_times():
                 self.take()
                 out.append(r"\times")
                 wanting = True
             else:
+                if self.is_number() and not wanting and not SIGNED.match(out[-1]):
+                    raise NoFormulaError("a number stands before what it multiplies")
                 factor = self.fraction()
                 letters = not wanting and len(factor) == len(out[-1]) == 1
                 if not (wanting or letters or factor.startswith(r"\sum")):
@@ -153,10 +173,13 @@ class Reader:
         return " ".join(out)
 
     def is_times(self) -> bool:
-        """Is this x between sizes, as in S x (B*C)?"""
+        """Is this x between sizes, as in S x (B*C) or m x n?"""
         before, after = (self.tokens[i][1] if i < len(self.tokens) else "" for i in
                          (self.at - 1, self.at + 1))  # fmt: skip
-        return bool(re.match(r"[A-Z\d)]", before) and re.match(r"[A-Z\d(]", after))
+        return bool(SIZES.fullmatch(f"{before} x {after}"))
+
+    def is_number(self) -> bool:
+        return self.at < len(self.tokens) and self.tokens[self.at][0] == "number"
 
     def fraction(self) -> str:
         above, bare = self.factor()
@@ -175,6 +198,8 @@ class Reader:
         kind, token, _ = self.tokens[self.at] if self.at < len(self.tokens) else ("", "", True)
         if token == "|":
             return f"|{self.bracket('|', '|')}|{self.power()}", ""
+        if token == "[":
+            return f"[{self.bracket('[', ']')}]{self.power()}", ""
         if token == "(":
             inside = self.bracket("(", ")")
             power = self.power()
@@ -218,13 +243,21 @@ class Reader:
         core += self.power()
         if self.peek() == "(" and self.beside():
             inside = self.bracket("(", ")")
-            return f"{core}({inside})"
+            return f"{core}({inside}){self.power()}"
         return core
 
     def differential(self) -> bool:
-        """Is it the d of d x, beside a letter or a Greek one?"""
-        kind, token, _ = self.tokens[self.at] if self.at < len(self.tokens) else ("", "", True)
-        return kind == "name" and token not in WEAK
+        """Is it the d of d y / d x, above or below? For d x alone is a product."""
+        here = self.at
+        if here > 1 and self.tokens[here - 2][1] == "/":
+            return self.peek() not in ("", *WEAK)
+        try:
+            self.factor()
+            return [token for _, token, _ in self.tokens[self.at : self.at + 2]] == ["/", "d"]
+        except NoFormulaError:
+            return False
+        finally:
+            self.at = here
 
     def bracket(self, left: str, right: str) -> str:
         self.take(left)
@@ -249,7 +282,8 @@ class Reader:
             raise NoFormulaError("a power is missing")
         self.take()
         if kind == "number":
-            return f"^{{{minus}{token}}}"
+            times = self.factor()[0] if self.beside() and self.tokens[self.at][0] == "name" else ""
+            return f"^{{{minus}{token}{times}}}"
         core = name(token)
         if self.peek() == "[" and self.beside():
             core = f"{core}_{{{self.bracket('[', ']')}}}"
@@ -273,6 +307,7 @@ def mathml(formula: str, display: bool = False) -> str:
     made = convert(formula, display="block" if display else "inline")
     made = made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     made = made.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
+    made = made.replace(' stretchy="false">&#x0007C;', ' stretchy="false" lspace="0" rspace="0">|')
     made = made.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")  # a hat made to sit on letters
     made = SIGN.sub(r'\1<mo form="prefix">', made)
     return made.replace('<math display="block">', '<math displaystyle="true">').replace(

@@ -28,7 +28,7 @@ def title(page: Page, pages: list[Page]) -> str:
     return f'<header><p class="role">{role}</p><h1>{html.escape(page.title)}</h1></header>'
 
 
-def start(pages: list[Page], beside: list[Page]) -> str:
+def start(pages: list[Page]) -> str:
     """The order, and what each page explains."""
     out = [
         '<article class="essay start"><h1>minimixer</h1>',
@@ -36,17 +36,18 @@ def start(pages: list[Page], beside: list[Page]) -> str:
         "the right, and all of the code is here. Names in code lead to where they are defined. "
         "Read the path from its first page; the appendices are there to look things up, and "
         "the machinery makes the same fast.</p>",
-    ]
-    if beside:
-        out.append("<p>Essays stand between the pages. These go with them:</p><ul>")
-        out += [f'<li><a href="{page.href}">{page.says}</a></li>' for page in beside]
-        out.append("</ul>")
+        "<p>With the pages go:</p><ul>",
+        *[f'<li><a href="{page.href}">{html.escape(page.title)}</a>: {page.says}</li>'
+          for page in pages if page.kind == "after"],
+        '<li><a href="draw/index.html">A digit that you draw</a>: watch every layer of a Mixer as '
+        "it reads it</li></ul>",
+    ]  # fmt: skip
     for part, heading in PARTS.items():
         items, number = [], 0
         for page in pages:
             if page.part == part:
-                number += page.kind != "essay"
-                label = str(number) if page.kind != "essay" else "essay"
+                number += page.kind == part
+                label = {"essay": "essay", "after": ""}.get(page.kind, str(number))
                 items.append(
                     f'<li class="{page.kind}"><span class="number">{label}</span>'
                     f'<a href="{page.href}">{html.escape(page.title)}</a>'

@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 from . import code
 from .finding import spans
-from .formulas import mathml
+from .formulas import latex, mathml
 from .setoff import RELATION, formula_rows, formulas_html, in_columns, indent, list_items
 
-SIZE = r"(?:[A-Za-z]\w*|\d+|\.\.\.)"
-SHAPE = rf"\({SIZE}(?:\*{SIZE})*(?:(?:, {SIZE}(?:\*{SIZE})*)+|,)\)"  # such as (S, B, P*P*in)
+WORD = r"(?:[A-Za-z]\w*|\d+|\.\.\.)"
+SIZE = rf"{WORD}(?:(?:[*/]| [-+*/] | (?=[A-Z]\b)){WORD})*"  # such as H/P, P*P*in, P P C, N + 1
+SHAPE = rf"\({SIZE}(?:(?:, {SIZE})+|,)\)"
 INLINE = re.compile(
     rf"(?P<code>`[^`]+`)|(?<!\w)(?P<shape>{SHAPE})"
     r"|(?<![\w/`])(?P<file>(?:\w+/)*\w+\.(?:py|cu))\b"
@@ -38,14 +39,11 @@ class Part(NamedTuple):
 class Notes:
     """The notes of one page. `link`: the address of a name, "" if it has none."""
 
-    def __init__(self, link: Callable[[str], str], texts: list[str]):
+    def __init__(self, link: Callable[[str], str]):
         self.link = link
-        self.typeset = 0  # formulas that were set off
+        self.set_off: list[tuple[str, str]] = []  # formulas: as the source has them, as LaTeX
+        self.among_words: list[tuple[str, str]] = []
         self.left: list[str] = []  # lines set off, with a relation, that were left as text
-        used = [part for text in texts for part, formula in spans(text) if formula]
-        used += [found[0] for text in texts for found in re.finditer(rf"(?<!\w){SHAPE}", text)]
-        letters = re.findall(r"(?<![A-Za-z_])d?([A-Za-z])(?![A-Za-z])", " ".join(used))
-        self.letters = "".join({*letters} - {"a", "A", "I"})
 
     def parts(self, note: str) -> list[Part]:
         return [self.part(block) for block in blocks(note)]
@@ -54,8 +52,9 @@ class Notes:
         margin = indent(lines[0])
         if lines[0][margin:].startswith(">>>"):
             return Part("session", code.session("\n".join(line[margin:] for line in lines)))
-        if rows := formula_rows(lines, lambda text: self.prose(text, set_off=True)):
-            self.typeset += len(rows)
+        found: list[str] = []
+        if rows := formula_rows(lines, lambda text: self.prose(text, set_off=True), found):
+            self.set_off += [(formula, latex(formula)) for formula in found]
             return Part("formulas", formulas_html(rows))
         if pairs := list_items(lines):
             self.left += [name for name, _ in pairs if RELATION.search(name)]
@@ -110,8 +109,9 @@ class Notes:
 
     def _words(self, text: str, set_off: bool) -> str:
         out: list[str] = []
-        for part, formula in spans(text, self.letters, set_off):
+        for part, formula in spans(text, set_off):
             if formula is not None:
+                self.among_words.append((part, formula))
                 before = re.search(r"[^\s;]+$", out[-1]) if out and "<" not in out[-1] else None
                 if before:  # a bracket stays with its formula, whatever the width
                     out[-1] = out[-1][: before.start()]

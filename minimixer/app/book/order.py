@@ -2,7 +2,8 @@
 
 The order of modules is the package's docstring: those of the path, then the appendices, then the
 machinery room by room, then what is left. Two scripts come before, where the repository is there,
-and essays stand before the page that their third line names: "Before: engine/autograd.py".
+and essays stand before the page that their third line names: "Before: engine/autograd.py". At the
+end of the path come the tasks, and questions with the pages that answer them.
 """
 
 import ast
@@ -13,10 +14,10 @@ from typing import NamedTuple
 PACKAGE = Path(__file__).parents[2]
 SCRIPTS = ("examples/mixer_by_hand.py", "examples/tiny.py")
 ESSAYS = "docs/book"
-# Pages beside the order of reading, and what the start says of them.
-BESIDE = {
-    "docs/book/README.md": "Questions that many have, and the pages that answer them",
-    "docs/tasks/README.md": "Ten tasks, each with a hole to fill in",
+# What stands at the end of the path, and what the start says of it.
+AFTER_PATH = {
+    "docs/tasks/README.md": "a hole to fill in each, and a test that says what is wrong",
+    "docs/book/README.md": "and questions that many have, with the pages that answer them",
 }
 HIDDEN = ("__pycache__", "_solved")
 PARTS = {
@@ -25,7 +26,7 @@ PARTS = {
 }  # fmt: skip
 ROLES = {
     "before": "a script before the first page", "path": "a page of the path", "essay": "an essay",
-    "beside": "beside the pages",
+    "after": "after the path",
     "appendix": "an appendix: to look up when you want to know more",
     "machinery": "machinery: the book runs without it",
 }  # fmt: skip
@@ -37,7 +38,7 @@ class Page(NamedTuple):
     name: str  # such as engine/autograd.py
     file: Path
     part: str  # in PARTS
-    kind: str  # the same, or "essay"
+    kind: str  # the same, or "essay", or "after" the path
     says: str  # what it explains, in a few words
     title: str
 
@@ -130,7 +131,17 @@ def book(package: Path = PACKAGE) -> list[Page]:
         if not places:
             raise ValueError(f'{file}: its third line says "Before: {before}": no page\'s name')
         pages.insert(places[0], essay._replace(part=pages[places[0]].part))
+    end = 1 + max(i for i, page in enumerate(pages) if page.part == "path")
+    pages[end:end] = [
+        Page(name, root / name, "path", "after", says, _title(root / name))
+        for name, says in AFTER_PATH.items()
+        if (root / name).is_file()
+    ]
     return pages
+
+
+def _title(file: Path) -> str:
+    return text_of(file).partition("\n")[0].lstrip("# ")
 
 
 def _essay(file: Path) -> tuple[Page | None, str]:
@@ -138,6 +149,6 @@ def _essay(file: Path) -> tuple[Page | None, str]:
     lines = text_of(file).splitlines()
     if len(lines) < 3 or not lines[2].startswith("Before: "):
         return None, ""
-    title = lines[0].lstrip("# ")
+    title = _title(file)
     name = f"{ESSAYS}/{file.name}"
     return Page(name, file, "path", "essay", title, title), lines[2].removeprefix("Before: ")

@@ -8,12 +8,14 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from . import code, frame
+from ..draw import load_models
+from ..draw.static import page_files
+from . import code, frame, tasks
 from .cut import rows, words_only
 from .essays import Essay
 from .names import Names, Place, dotted
 from .notes import Notes
-from .order import BESIDE, ESSAYS, PACKAGE, ROLES, Page, book, text_of
+from .order import ESSAYS, PACKAGE, ROLES, Page, book, text_of
 
 SHIPPED = ("style.css", "search.js", "math.woff2", "math.txt")
 
@@ -26,36 +28,37 @@ class Site:
         self.names = Names(self.pages)
         self.files: dict[str, bytes] = {}
         self.index: list[tuple[str, str, str]] = []  # title, address, text
-        self.typeset = 0  # formulas that are set off
+        # Formulas as they stand in a page and as LaTeX: those that are set off, and the others.
+        self.set_off: list[tuple[str, str, str]] = []
+        self.among_words: list[tuple[str, str, str]] = []
         self.left: list[str] = []  # lines that are set off with a relation in them, but as text
         self.known = {page.name: page.href for page in self.pages}
-        self.beside = [
-            Page(name, package.parent / name, "before", "beside", says, says)
-            for name, says in BESIDE.items()
-            if (package.parent / name).is_file()
-        ]
-        self.known |= {page.name: page.href for page in self.beside}
+        self.tasks = self.known.get(tasks.PAGE, "")  # an address
+        if self.tasks:
+            for task in tasks.TASKS:
+                address = f"{self.tasks}#{tasks.anchor(task)}"
+                self.known |= {task.file: address, f"Task {task.number}": address}
 
     def build(self) -> dict[str, bytes]:
         order = [None, *self.pages, None]
         for before, page, after in zip(order, self.pages, order[2:], strict=False):
-            body = self._essay(page) if page.kind == "essay" else self._module(page)
+            body = self._essay(page) if page.file.suffix == ".md" else self._module(page, after)
             self.files[page.href] = frame.whole(page.title, body, before, after)
-        for page in self.beside:
-            self.files[page.href] = frame.whole(page.title, self._essay(page))
-        start = frame.start(self.pages, self.beside)
+        start = frame.start(self.pages)
         self.files["index.html"] = frame.whole("", start, after=self.pages[0])
         self.files["index.js"] = f"const INDEX = {json.dumps(self.index)};\n".encode()
         for name in SHIPPED:
             self.files[name] = (resources.files(__package__) / name).read_bytes()
+        for name, data in page_files(load_models(["digits"])).items():
+            self.files[f"draw/{name}"] = data
         return self.files
 
     # ---- modules --------------------------------------------------------------------------------
 
-    def _module(self, page: Page) -> str:
+    def _module(self, page: Page, after: Page | None) -> str:
         source, module = text_of(page.file), self.names.modules.get(dotted(page.name))
         cut = rows(source, module.tree if module else None)
-        notes = Notes(lambda name: self.link(name, page), [row.note for row in cut])
+        notes = Notes(lambda name: self.link(name, page))
         anchors: dict[Place, str] = {}
         if module:
             anchors = {place: name for name, place in module.defined.items()}
@@ -65,18 +68,27 @@ class Site:
         out = [frame.title(page, self.pages)]
         for row in cut:
             if row.heading:
-                out.append(f'<h2 id="L{row.line}h">{html.escape(row.heading)}</h2>')
+                out.append(f'<h2 id="L{row.line}h">{notes.prose(row.heading)}</h2>')
             lines = _without_blanks([(n, shown[n - 1]) for n in row.code])
             out += self._row(row.line, row.note, lines, notes, opening=row is cut[0])
+            if row is cut[0] and after and after.kind == "essay":  # which no module names
+                essay = f'<a href="{after.href}">{html.escape(after.title)}</a>, an essay; then '
+                out = [part.replace("Next: ", f"Next: {essay}", 1) for part in out]
             inside = [name for (line, _), name in anchors.items() if line in row.code]
             said = f"{words_only(row.note)} {' '.join(inside)}"
             if inside and row is not cut[0]:
                 self.index.append((f"{page.title}: {inside[0]}", f"{page.href}#{inside[0]}", said))
             elif row.note:
                 self.index.append((page.title, f"{page.href}#L{row.line}", said))
-        self.typeset += notes.typeset
+        if self.tasks:
+            out.append(tasks.resting_on(page, self.tasks))
+        self._count(page, notes)
         self.left += [f"{page.name}: {line.strip()}" for line in notes.left]
         return "\n".join(out)
+
+    def _count(self, page: Page, notes: Notes) -> None:
+        self.set_off += [(page.name, *formula) for formula in notes.set_off]
+        self.among_words += [(page.name, *formula) for formula in notes.among_words]
 
     @staticmethod
     def _row(
@@ -125,8 +137,8 @@ class Site:
             return nearest[0] if len(nearest) == 1 else ""  # the path before the appendices
         if name.endswith("/"):
             return self.known.get(f"{name}__init__.py") or self.known.get(f"{name}README.md", "")
-        if name.startswith("Task "):
-            return self.known.get("docs/tasks/README.md", "")
+        if name in self.known:
+            return self.known[name]
         name = name.removesuffix("()").removeprefix("minimixer.")
         if not name.replace(".", "").replace("_", "").isalnum():
             return ""
@@ -144,8 +156,16 @@ class Site:
         inside = essay.html()
         for name, file in essay.figures.items():
             self.files[name] = file.read_bytes()
+        if page.name == tasks.PAGE:
+            notes = Notes(lambda name: self.link(name, page))
+            inside += tasks.statements(notes)
+            self._count(page, notes)
+            for task in tasks.TASKS:
+                named = f"Task {task.number}: {task.title}"
+                self.index.append((named, self.known[task.file], words_only(tasks.asked(task))))
         self.index.append((page.title, page.href, words_only(text_of(page.file))))
-        self.typeset += essay.formulas
+        self.set_off += [(page.name, text, text) for text in essay.set_off]
+        self.among_words += [(page.name, text, text) for text in essay.among_words]
         return f'<article class="essay"><p class="role">{ROLES[page.kind]}</p>{inside}</article>'
 
 

@@ -30,9 +30,9 @@ def indent(line: str) -> int:
 # ---- formulas -----------------------------------------------------------------------------------
 
 
-def formula_rows(lines: list[str], prose: Prose) -> list[list[str]] | None:
+def formula_rows(lines: list[str], prose: Prose, found: list[str]) -> list[list[str]] | None:
     """The cells of each row, as HTML: left of the relation, right of it, and what else is there,
-    set by `prose`. A line further in goes on with the last cell."""
+    set by `prose`. A line further in goes on with the last cell. The formulas go into `found`."""
     if any(DRAWN.search(line) for line in lines):
         return None
     paragraph = indent(lines[0]) < 4  # not set off: then every line must begin with a formula
@@ -40,7 +40,7 @@ def formula_rows(lines: list[str], prose: Prose) -> list[list[str]] | None:
     for line in lines:
         cells = re.split(r"  +", re.sub(r" +(=|<-) +", r" \1 ", line.strip()))
         try:
-            rows.append(_row(cells, paragraph, prose))
+            rows.append(_row(cells, paragraph, prose, found))
         except NoFormulaError:
             if paragraph or not rows or indent(line) == margin or RELATION.search(line):
                 return None
@@ -50,17 +50,18 @@ def formula_rows(lines: list[str], prose: Prose) -> list[list[str]] | None:
     return rows
 
 
-def _row(cells: list[str], paragraph: bool, prose: Prose) -> list[str]:
+def _row(cells: list[str], paragraph: bool, prose: Prose, found: list[str]) -> list[str]:
     """Of `a < 1   y = x   words` the first is a condition; so it may be words too."""
     formulas = [n for n, cell in enumerate(cells[:2]) if _begins_with(cell)]
     if not formulas:
         raise NoFormulaError(str(cells))
-    at = min(formulas, key=lambda n: "=" not in cells[n])
+    at = min(formulas, key=lambda n: not re.search("=|<-", cells[n]))
     formula = _begins_with(cells[at])
     rest = cells[at][len(formula) :]
     if paragraph and (at or rest.strip(".,;:")):
         raise NoFormulaError(str(cells))
     before, sign, after = _split(formula)
+    found.append(formula)
     if at:
         left, right = prose(cells[0]), formula
     else:

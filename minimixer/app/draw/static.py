@@ -44,6 +44,13 @@ def write_page(folder: Path, models: dict[str, Mixer]) -> int:
     """Write the page into `folder`, which is made if need be; how many bytes it has. ValueError if
     others' files are there, OSError if the disk refuses."""
     check_folder(folder, "draw")
+    files = page_files(models)
+    write_folder(folder, "draw", files)
+    return sum(map(len, files.values()))
+
+
+def page_files(models: dict[str, Mixer]) -> dict[str, bytes]:
+    """{name: bytes} of the page that needs no server."""
     files = {name: page_file(name) for name, _ in FILES.values()}
     here = b'data-where="server"'
     assert here in files["index.html"]
@@ -55,8 +62,7 @@ def write_page(folder: Path, models: dict[str, Mixer]) -> int:
     files["example.js"] = f"const SHOWN = {shown};\n".encode()
     text = base64.b64encode(archive(models)).decode()
     files["package.js"] = f'var MINIMIXER_ZIP = "{text}";\n'.encode()
-    write_folder(folder, "draw", files)
-    return sum(map(len, files.values()))
+    return files
 
 
 def page_file(name: str) -> bytes:

@@ -38,7 +38,7 @@ def matmul(
 
 
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a @ b in parts: of the longest of a's rows, b's columns, and what is summed over."""
+    """`a @ b` in parts: of the longest of a's rows, b's columns, and what is summed over."""
     (rows, inner), columns = a.shape, b.shape[1]
     fits = inner == len(b) and (out is None or out.shape == (rows, columns))
     if a.size * columns < PRODUCT or not fits:  # NumPy knows how to say it
@@ -82,7 +82,7 @@ LARGEST_SQUARE = 1e6  # of u: Phi(u) has long been 0 or 1 there; beyond 1e38 the
 def _gelu_block(u: Array, g: Array, slope: Array | None, approximate: str, scratch: Array) -> None:
     """g = gelu(u) and slope = gelu'(u), which may take u's place. scratch: two arrays like u.
 
-    gelu'(u) = Phi + u Phi' = Phi + g (1 - Phi) (2k + 6ka u^2), with g = u Phi, in the tanh form.
+    gelu'(u) = Phi + u Phi' = Phi + g (1 - Phi) (2 k + 6 k a u^2), with g = u Phi, in the tanh form.
     """
     if approximate != "tanh":
         phi, u_phi_slope = _PHI[approximate](u, slope is not None)
@@ -157,7 +157,7 @@ class FastMLP(Fast, MLP):
     memory order all the same: "transposed" is but a flag to it.
 
     Kept for backward: x, and for each part g and gelu'(u). Backward writes du over the latter; a
-    second backward makes both again (du *= dg is one long operation: it takes no turn). Gradients
+    second backward makes both again (`du *= dg` is one long operation: it takes no turn). Gradients
     of the weights go aside, where nothing waits for them: one thread multiplies them while another
     does the next LayerNorm.
     """
@@ -296,7 +296,7 @@ class FastMLP(Fast, MLP):
 def _sum_products(
     product: Any, left: list[Array], right: Array, pieces: list[slice], out: Array, hidden: slice
 ) -> None:
-    """out[hidden] = sum of left[i][:, hidden]^T @ right[pieces[i]], in the order of the pieces."""
+    """`out[hidden]`: the sum of all `left[i][:, hidden].T @ right[pieces[i]]`, in this order."""
     out = out[hidden]
     product(left[0][:, hidden].T, right[pieces[0]], out=out)
     more = np.empty_like(out) if len(pieces) > 1 else None  # in memory in the same order

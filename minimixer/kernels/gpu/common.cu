@@ -21,7 +21,7 @@ __device__ Pack<T, W> load(const T* from) { return *reinterpret_cast<const Pack<
 template <int W, typename T>
 __device__ void store(T* to, const Pack<T, W>& pack) { *reinterpret_cast<Pack<T, W>*>(to) = pack; }
 
-// a b, rounded: never fused with an addition that follows, where equal terms must cancel.
+// `a b`, rounded: never fused with an addition that follows, where equal terms must cancel.
 __device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 

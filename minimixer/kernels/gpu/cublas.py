@@ -311,7 +311,7 @@ def matmul_gelu(
 
 
 def matmul_slope(a: Array, b: Array, u: Array) -> Array | None:
-    """a b times gelu'(u), GELU in the tanh form. None if cuBLAS can't."""
+    """`a @ b` times gelu'(u), GELU in the tanh form. None if cuBLAS can't."""
     if u.shape[1] % 8 or u.data.ptr % 16:
         return None
     out = _empty(u.shape, a.dtype)
@@ -331,8 +331,8 @@ def _empty(shape: tuple[int, int], dtype: np.dtype) -> Array:
 
 
 def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
-    """out = a @ b, of two matrices or of two stacks of as many; or False if cuBLAS has no kernel
-    for it."""
+    """`out = a @ b`, of two matrices or of two stacks of as many; False if cuBLAS has no kernel for
+    it."""
     import cupy
 
     (m, k), n = a.shape[-2:], b.shape[-1]

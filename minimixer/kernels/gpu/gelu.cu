@@ -69,7 +69,7 @@ const int ROWS_AT_ONCE = 4;   // packs that a thread of gelu_columns loads befor
 const int PACKS_AT_ONCE = 4;  // the same in gelu_rows
 
 // Each thread keeps to W columns, whose biases it reads once, and walks down rows_per_block rows.
-// Grid: (columns / W / threads, rows / rows_per_block), both rounded up.
+// Grid: (`columns / W / threads`, `rows / rows_per_block`), both rounded up.
 template <typename T, int W, bool TANH>
 __global__ void gelu_columns(
     const T* u, const T* bias, T* g, Index rows, Index columns, int rows_per_block
@@ -128,7 +128,7 @@ __global__ void gelu_columns_backward(
 }
 
 // Each block works on PACKS_AT_ONCE packs a thread, within one row after another.
-// Grid: (columns / W / threads / PACKS_AT_ONCE rounded up, rows but at most 65535)
+// Grid: (`columns / W / threads / PACKS_AT_ONCE` rounded up, rows but at most 65535)
 template <typename T, int W, bool TANH>
 __global__ void gelu_rows(const T* u, const T* bias, T* g, Index rows, Index columns) {
     typedef typename Arithmetic<T>::type A;

@@ -18,8 +18,8 @@ IN_REGISTERS = 40  # numbers of a row that a thread can keep; longer rows are re
 
 
 def _row_template(channels: int, *arrays: Array | None) -> str | None:
-    """ "T,W,C" for the kernels that keep a row in registers, or None if they can't. Arrays that are
-    not contiguous will be copied, to where a pack may start."""
+    """`"T,W,C"` for the kernels that keep a row in registers, or None if they can't. Arrays that
+    are not contiguous will be copied, to where a pack may start."""
     given = [a for a in arrays if a is not None]
     width = pack(channels, given[0].dtype, *[a for a in given if a.flags.c_contiguous])
     dtype = given[0].dtype

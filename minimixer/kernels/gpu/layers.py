@@ -55,7 +55,7 @@ class FastLinear(Fast, Linear):
 
 
 def weight_gradient(node: Fast, position: int, a: Array, b: Array) -> Array | None:
-    """The gradient of the node's input at `position`, if it is needed, as the product a @ b:
+    """The gradient of the node's input at `position`, if it is needed, as the product `a @ b`:
     straight to where it belongs, if there is such a place."""
     if not node.needs[position]:
         return None
@@ -65,7 +65,7 @@ def weight_gradient(node: Fast, position: int, a: Array, b: Array) -> Array | No
 def sum_of_products(
     a: Array, b: Array, out: Array | None = None, precision: str | None = None
 ) -> Array:
-    """a @ b, in float32 even if they are shorter, in `out` if given."""
+    """`a @ b`, in float32 even if they are shorter, in `out` if given."""
     if out is None:
         out = namespace(a).empty((a.shape[0], b.shape[1]), dtype=wide(a.dtype))
     return cublas.matmul(a, b, out=out, precision=precision)
@@ -147,7 +147,7 @@ class _Gelu:
         return usable("gelu.cu", *names) and can_sum(self.dtype)
 
     def forward(self, u: Array, out: Array | None = None) -> Array:
-        """g, or written over u with out=u."""
+        """g, or written over u with `out=u`."""
         g = namespace(u).empty_like(u) if out is None else out
         kernel = get("gelu.cu", self._name())
         kernel(self.grid, (self.threads,), self._arguments(u, pointer(self.bias), g))

@@ -1,4 +1,4 @@
-// Images (B, H, W, in) -> tokens (S, B, P P in), scaled on the way: the model's first step.
+// Images (B, H, W, in) -> tokens (S, B, P*P*in), scaled on the way: the model's first step.
 //
 // Within a row of a patch, P in numbers lie side by side in both; a thread moves V of them. `scale`
 // and `offset` (one for each of the `in` channels) may be null. Bytes moved = bytes at the least: the

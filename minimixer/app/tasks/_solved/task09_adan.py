@@ -2,7 +2,7 @@
 
 Adam follows an average of past gradients g. Adan (Xie et al. 2022) also averages their change from
 step to step, d, and looks ahead with it, as Nesterov's momentum does. For each weight w, at step t
-(1, 2, ...), with betas b1, b2, b3 and with d = g - (g of the step before), 0 at the first step:
+(1, 2, ...), betas b1, b2, b3 and d = g - g', g' that of the step before (d = 0 at the first):
 
     m <- b1 m + (1 - b1) g                   m' = m / (1 - b1^t)
     v <- b2 v + (1 - b2) d                   v' = v / (1 - b2^t)
@@ -10,8 +10,8 @@ step to step, d, and looks ahead with it, as Nesterov's momentum does. For each 
     w <- (w - lr (m' + b2 v') / (sqrt n' + eps)) / (1 + lr decay)
 
 Write `update`. m, v, n and the gradient before are in `state`, all 0 at first. Everything is
-changed in place: w -= ... and m[...] = ... change the array, m = ... only gives the name m to
-another one. Take lr and decay as update gets them: a schedule changes lr from step to step, and
+changed in place: `w -= ...` and `m[...] = ...` change the array, `m = ...` only gives the name m
+to another one. Take lr and decay as update gets them: a schedule changes lr from step to step, and
 biases have a decay of 0. g is yours. (The paper writes 1 - b for b. On a GPU t is an array of one
 number, so write no `if` of it; (t > 1) can be multiplied by.)
 
