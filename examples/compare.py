@@ -18,7 +18,7 @@ clipping and weight decay; --equal says whether they get equal steps, equal floa
 operations or equal seconds. The learning rate of each comes from the same short sweep, scored on
 training images that are held out from everything else. Nothing is chosen on the test set: its
 accuracy is that of the last step's weights. Times and memory are measured with the plain code for
-all (kernels.use("reference")); what the Mixer's fast kernels make of it is in columns of its own.
+all (kernels.use("reference")), and again with the fast kernels for all.
 
 Finished cells (one model, one seed) are kept in OUT/cells: Ctrl-C at any time, and the same command
 goes on; two commands may share an OUT. Tables and pictures there are made from the cells, and are
@@ -39,6 +39,7 @@ from comparison import figures as compare_figures
 from comparison.cells import Result, cell_path, complete, kept, machine, run_cell
 from comparison.data import Data, load
 from comparison.models import (
+    COMPARED,
     FAMILIES,
     SIZES,
     Spec,
@@ -93,7 +94,8 @@ class Comparison:
             "kind": kind, "family": family, "size": size,
             "config": model_config(family, size, source.shape, source.classes),
             "optimizer": "adamw", "weight_decay": 0.05, "clip": 1.0, "warmup": 0.1,
-            "max_shift": options.max_shift, "train_images": len(source.train_images),
+            "max_shift": options.max_shift, "precision": options.precision,
+            "train_images": len(source.train_images),
             "batch_size": options.batch_size or SIZES[size]["batch_size"],
             "shuffle": "none", "patch_size": patch_size(source.shape, SIZES[size]["grid"]),
             "start": None, **changes,
@@ -149,7 +151,8 @@ class Comparison:
 
             def measure() -> Result:
                 def make() -> Any:
-                    return make_model(family, spec["config"], 0, self.device)
+                    precision = options.precision
+                    return make_model(family, spec["config"], 0, self.device, precision)
 
                 trained = spec | {"batch_size": batch}
                 return {"seconds": step_seconds(make, source.shape, source.classes, trained,
@@ -294,8 +297,8 @@ def make_parser() -> Parser:
         help=f"of {', '.join(FIGURES)} (default: table)")  # fmt: skip
     parser.add_device()
     add("--out", default="runs/compare", help="directory for results (default: runs/compare)")
-    add("--models", type=listed(str), default=list(FAMILIES),
-        help=f"of {','.join(FAMILIES)} (default: all)")  # fmt: skip
+    add("--models", type=listed(str), default=COMPARED,
+        help=f"of {','.join(FAMILIES)} (default: {','.join(COMPARED)})")  # fmt: skip
     add("--sizes", type=listed(str), help=f"of {','.join(SIZES)} (default: tiny; GPU: small)")
     add("--seeds", type=listed(int, 0), default=[0, 1, 2], help="three at least (default: 0,1,2)")
     add("--equal", choices=("steps", "flops", "seconds"), default="steps",
@@ -303,6 +306,8 @@ def make_parser() -> Parser:
     add("--budget", type=float, help="so many steps, 10^12 operations (default: what the Mixer "
         f"needs for the usual steps) or seconds (default: {SECONDS:g})")  # fmt: skip
     add("--batch-size", type=int, default=0, help="images a step (default: the size's)")
+    add("--precision", choices=("float32", "tf32"), default="float32",
+        help="of products; tf32 is a GPU's (default: float32)")  # fmt: skip
     add("--max-shift", type=int, default=1, help="of training images, in pixels (default: 1)")
     add("--lrs", type=listed(float, 1e-9), default=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1],
         help="learning rates tried (default: 0.0003,0.001,0.003,0.01,0.03,0.1)")  # fmt: skip
@@ -321,6 +326,12 @@ def check_options(options: argparse.Namespace) -> None:
         unknown = [value for value in getattr(options, name) if value not in there]
         if unknown:
             raise ValueError(f"--{name} {unknown[0]}: choose from {', '.join(there)}")
+    for size in options.sizes:
+        for name in options.models:
+            if name not in SIZES[size]:
+                raise ValueError(f"--models {name}: there is no {name} of --sizes {size}")
+    if options.precision == "tf32" and options.device == "cpu":
+        raise ValueError("--precision tf32 is a GPU's; leave it out on the CPU")
     if len(options.seeds) < 3:
         raise ValueError("--seeds: a spread needs three seeds at least")
     for name in ("examples", "fine_steps", "batch_size", "max_shift", "block"):

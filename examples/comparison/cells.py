@@ -23,7 +23,7 @@ costs:
                        what else the machine does during minutes of training is not in it
     train_flops        6 x MACs x images seen
     images_per_second, peak_bytes: see models.py
-    fast_...           the Mixer's again with the fast kernels and, on a GPU, recorded steps
+    fast_...           both again with the fast forms and, on a GPU, recorded steps
 
 Only cells of the tables have times and memory: whole runs on all images as they are, and those of
 fine-tuning. All models are trained with what is fastest for each, which changes accuracies by no
@@ -67,7 +67,7 @@ from minimixer.training.names import printable
 from support.machine import gpu_name
 
 Result = dict[str, Any]
-FORMAT = 2  # of the cells; older ones are not looked at
+FORMAT = 3  # of the cells; older ones are not looked at
 CURVE_POINTS, CURVE_IMAGES = 8, 1000
 TRAIN_IMAGES = 5000
 STEPS_TO_START = 10  # after which a GPU has compiled and recorded what it repeats
@@ -252,7 +252,7 @@ def check_result(spec: Spec, result: Result) -> None:
         wanted["weights"] = lambda value: type(value) is bool
     if costs:
         wanted |= {"train_seconds": positive, "images_per_second": positive, "peak_bytes": count}
-    if costs and spec["family"] == "mixer":
+    if costs:
         wanted |= {"fast_train_seconds": positive, "fast_images_per_second": positive}
     for name, suits in wanted.items():
         if not suits(result[name]):
@@ -278,7 +278,7 @@ def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: 
     family, shape, classes, seed = spec["family"], source.shape, source.classes, spec["seed"]
 
     def make():
-        return make_model(family, spec["config"], seed, device)
+        return make_model(family, spec["config"], seed, device, spec["precision"])
 
     model = make()
     if spec["start"] is not None:
@@ -325,11 +325,10 @@ def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: 
         "images_per_second": inference_rate(model, shape, device),
         "peak_bytes": peak_bytes(make, shape, classes, spec, device),
     }
-    if family == "mixer":
-        result |= {
-            "fast_train_seconds": steps * step_seconds(make, shape, classes, spec, device, True),
-            "fast_images_per_second": inference_rate(model, shape, device, True),
-        }
+    result |= {
+        "fast_train_seconds": steps * step_seconds(make, shape, classes, spec, device, True),
+        "fast_images_per_second": inference_rate(model, shape, device, True),
+    }
     return result
 
 

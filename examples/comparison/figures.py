@@ -37,8 +37,9 @@ LOOKS = {
     "vit": ("#E69F00", "s", "--"),
     "resnet": ("#0072B2", "^", "-."),
     "mixer": ("#A0307A", "o", "-"),
+    "hybrid": ("#009E73", "D", ":"),
 }
-NAMES = {"vit": "ViT", "resnet": "ResNet", "mixer": "Mixer"}
+NAMES = {"vit": "ViT", "resnet": "ResNet", "mixer": "Mixer", "hybrid": "hybrid"}
 BUDGET_SHARES = (0.1, 0.3, 1.0)
 TOKENS = {"cpu": (32, 16), "gpu": (64, 256)}  # width C, images a step
 ROUNDS = 3

@@ -1,6 +1,7 @@
 """The models of the comparison: their sizes, a training step, and what it costs.
 
-All of it is measured alike, with kernels.use("reference"), the plain code:
+All of it is measured alike with kernels.use("reference"), the plain code, and times once more with
+the fast forms, on a GPU with recorded steps:
 
     images_per_second  inference, the median of timed batches, which are on the device already
     step_seconds       a training step, the same way
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from baselines import ResNet, ViT
+from baselines import Hybrid, ResNet, ViT
 from minimixer import SGD, AdamW, Mixer, Module, backend, kernels, no_grad, record
 from minimixer import functional as F
 from support.machine import pool_peak
@@ -33,7 +34,8 @@ TIMED_SECONDS = 0.4
 
 # ---- models -------------------------------------------------------------------------------------
 
-FAMILIES = {"vit": "attention", "resnet": "convolution", "mixer": "MLP"}
+FAMILIES = {"vit": "attention", "resnet": "convolution", "mixer": "MLP", "hybrid": "hybrid"}
+COMPARED = ["vit", "resnet", "mixer"]  # unless told otherwise; the hybrid is of one size
 # About equal numbers of parameters within a size, which no learning rate can change; their MACs
 # differ, are in the table, and --equal flops makes up for them. `grid`: patches a side, at most.
 # The budget of each, unless told otherwise: training steps, images a step.
@@ -56,6 +58,8 @@ SIZES: dict[str, dict[str, Any]] = {
                   "channels_mlp_dim": 768},
         "vit": {"num_blocks": 4, "hidden_dim": 192, "mlp_dim": 768, "num_heads": 3},
         "resnet": {"block_counts": [1, 1, 1, 1], "width": 32, "groups": 8},
+        "hybrid": {"block_counts": [1, 1], "width": 24, "groups": 8, "num_blocks": 3,
+                   "hidden_dim": 192, "mlp_dim": 768, "num_heads": 3},
     },
     "base": {
         "grid": 8, "steps": 3000, "batch_size": 128,
@@ -82,19 +86,33 @@ def patch_size(shape: Shape, grid: int) -> int:
 
 def model_config(family: str, size: str, shape: Shape, classes: int) -> Spec:
     """The arguments of a family's model, but for the seed; of plain numbers and lists."""
-    config = {"image_size": list(shape[:2]), "in_channels": shape[2], "num_classes": classes}
+    if family not in SIZES[size]:
+        raise ValueError(f"there is no {size} {family}")
+    config: Spec = {"image_size": list(shape[:2]), "in_channels": shape[2], "num_classes": classes}
+    if family in ("resnet", "hybrid"):
+        config["stem"] = "small" if max(shape[:2]) <= 64 else "imagenet"
+    if family in ("vit", "hybrid"):
+        config["pool"] = "mean"  # as Mixer's, so that what mixes tokens is the difference
+    if family == "hybrid":
+        halved = len(SIZES[size][family]["block_counts"]) + (
+            1 if config["stem"] == "imagenet" else -1
+        )
+        shape = -(-shape[0] // 2**halved), -(-shape[1] // 2**halved), shape[2]
     if family != "resnet":
         config["patch_size"] = patch_size(shape, SIZES[size]["grid"])
-    else:
-        config["stem"] = "small" if max(shape[:2]) <= 64 else "imagenet"
     return config | SIZES[size][family]
 
 
-def make_model(family: str, config: Spec, seed: int, device: str = "cpu") -> Any:
-    """A fresh model with a head of zeros."""
+def make_model(
+    family: str, config: Spec, seed: int, device: str = "cpu", precision: str = "float32"
+) -> Any:
+    """A fresh model with a head of zeros. `precision` "tf32": a GPU's products with short
+    mantissas, in the fast forms."""
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-    model = {"mixer": Mixer, "vit": ViT, "resnet": ResNet}[family](**arguments, seed=seed)
-    return model.to(device)
+    kind = {"mixer": Mixer, "vit": ViT, "resnet": ResNet, "hybrid": Hybrid}[family]
+    model = kind(**arguments, seed=seed).to(device)
+    model.buffer.precision = precision if precision == "tf32" else None
+    return model
 
 
 def device_of(model: Any) -> str:
@@ -115,8 +133,8 @@ def train_flops(macs: int, images: int) -> float:
 
 
 def make_step(model: Module, optimizer: Any, clip: float, graph: str = "auto") -> Any:
-    """One training step on (images, labels) -> the loss; on a GPU recorded as a CUDA graph, where
-    that can be done (CuPy's own products refuse it, so the plain code and attention can't)."""
+    """One training step on (images, labels) -> the loss; on a GPU recorded as a CUDA graph (but for
+    the plain code, whose products are CuPy's, which refuse that)."""
 
     def step(images, labels):
         loss = F.cross_entropy(model(images), labels)

@@ -11,7 +11,7 @@ from comparison.data import Data
 from comparison.models import FAMILIES, Spec
 from minimixer.training.names import printable
 
-COLOURS = {"attention": 208, "convolution": 39, "MLP": 170}  # of the terminal's 256
+COLOURS = {"attention": 208, "convolution": 39, "MLP": 170, "hybrid": 73}  # of the terminal's 256
 
 
 def table(run: Any, source: Data) -> None:
@@ -117,5 +117,5 @@ def print_table(rows: list[dict]) -> None:
         if not number_of_row:
             print("-" * len(text))
     print("top-1: mean and standard deviation over the seeds; gap: train minus test, in points; "
-          "TFLOP: of training,\n6 x MACs x images; times: plain code for all, and, last, with the "
-          "Mixer's fast kernels")  # fmt: skip
+          "TFLOP: of training,\n6 x MACs x images; times: of the plain code and, last, of "
+          "the fast kernels, for all alike")  # fmt: skip
