@@ -14,8 +14,6 @@ from comparison import clipart, data, glyphs, letters
 from comparison.glyphs import CLASSES, FORMS, SIDE
 
 pillow = pytest.importorskip("PIL.Image", reason="pip install pillow")
-matplotlib = pytest.importorskip("matplotlib", reason="pip install matplotlib, for its fonts")
-FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 TEXTS = ["DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "STIXGeneral.ttf", "cmr10.ttf",
          "cmss10.ttf", "cmtt10.ttf"]  # fmt: skip
 
@@ -23,13 +21,17 @@ TEXTS = ["DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "STIXGenera
 @pytest.fixture(scope="module")
 def fonts(tmp_path_factory):
     """A folder of seven fonts, one of which is there twice, of symbols, and of what is no font."""
-    folder = tmp_path_factory.mktemp("fonts")
+    matplotlib = pytest.importorskip("matplotlib", reason="pip install matplotlib, for its fonts")
+    there, folder = (
+        Path(matplotlib.get_data_path(), "fonts", "ttf"),
+        tmp_path_factory.mktemp("fonts"),
+    )
     for name in TEXTS:
-        shutil.copy(FONTS / name, folder)
+        shutil.copy(there / name, folder)
     (folder / "deeper").mkdir()
-    shutil.copy(FONTS / TEXTS[0], folder / "deeper" / "again.ttf")
-    shutil.copy(FONTS / "cmex10.ttf", folder)
-    (folder / "damaged.ttf").write_bytes((FONTS / TEXTS[0]).read_bytes()[:5000])
+    shutil.copy(there / TEXTS[0], folder / "deeper" / "again.ttf")
+    shutil.copy(there / "cmex10.ttf", folder)
+    (folder / "damaged.ttf").write_bytes((there / TEXTS[0]).read_bytes()[:5000])
     (folder / "text.otf").write_text("not a font", encoding="utf-8")
     return folder
 
@@ -265,7 +267,7 @@ def test_the_files_are_cifars(drawings, tmp_path):
 
 def test_other_folders_are_told_from_it(tmp_path):
     draw_clipart(tmp_path, series=2)
-    with pytest.raises(ValueError, match="too few pictures of mammals.*openclipart"):
+    with pytest.raises(ValueError, match=r"too few pictures of mammals.*openclipart"):
         clipart.make(tmp_path)
     with pytest.raises(ValueError, match="no font"):
         glyphs.find_fonts(tmp_path)
@@ -275,12 +277,12 @@ def test_other_folders_are_told_from_it(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["letters", "clipart"])
-def test_the_same_files_give_the_same_bytes(kind, fonts, drawings, tmp_path, capsys, monkeypatch):
+def test_the_same_files_give_the_same_bytes(kind, request, tmp_path, capsys, monkeypatch):
     import make_data
 
     said = []
     for out in ("one", "two"):
-        folder = fonts if kind == "letters" else drawings
+        folder = request.getfixturevalue("fonts" if kind == "letters" else "drawings")
         words = ["make_data.py", kind, str(folder), "--out", str(tmp_path / out)]
         monkeypatch.setattr("sys.argv", words)
         assert make_data.main() == 0
