@@ -7,7 +7,8 @@
     python examples/compare.py --upstream mnist:0-4 --downstream mnist:5-9 --examples 200
     mpirun -n 2 python examples/compare.py --device cuda    each process trains models of its own
 
-Figures, several with commas: table (the default), scaling, frontier, tokens, invariance, weights.
+Figures, several with commas: table (the default), scaling, frontier, tokens, invariance, weights,
+and decades, of letters drawn without end (comparison/decades.py).
 comparison/data.py tells what can be named as data, models.py beside it what is compared and how its
 costs are measured, cells.py how a model is trained (the loop is there), figures.py and weights.py
 what the figures show.
@@ -37,7 +38,8 @@ from typing import Any
 
 from comparison import figures as compare_figures
 from comparison.cells import Result, cell_path, complete, kept, machine, run_cell
-from comparison.data import Data, load
+from comparison.data import Data, in_colour, load
+from comparison.decades import decades
 from comparison.models import (
     COMPARED,
     FAMILIES,
@@ -65,7 +67,7 @@ SECONDS = 30.0  # of training, by default with --equal seconds
 FIGURES = {
     "table": table, "scaling": compare_figures.scaling, "frontier": compare_figures.frontier,
     "tokens": compare_figures.tokens, "invariance": compare_figures.invariance,
-    "weights": weights,
+    "weights": weights, "decades": decades,
 }  # fmt: skip
 
 
@@ -313,6 +315,18 @@ def make_parser() -> Parser:
         help="learning rates tried (default: 0.0003,0.001,0.003,0.01,0.03,0.1)")  # fmt: skip
     add("--shares", type=listed(float, 0), default=[3.0, 10.0, 30.0, 100.0],
         help="per cent of the training images, for scaling (default: 3,10,30,100)")  # fmt: skip
+    add("--counts", type=listed(float, 22), default=[1e4, 1e5, 1e6],
+        help="letters to pretrain on, for decades (default: 1e4,1e5,1e6)")  # fmt: skip
+    add("--probes", type=listed(str), default=["mnist"],
+        help="what decades asks about, with commas (default: mnist)")  # fmt: skip
+    add("--shots", type=int, default=10, help="pictures a class for that (default: 10)")
+    add("--draws", type=int, default=5, help="of these pictures (default: 5)")
+    add(
+        "--tune",
+        action="store_true",
+        help="fine-tune on the probes too, at both ends: --fine-steps (default: 500)",
+    )
+    add("--colour", action="store_true", help="images as 32 x 32 x 3, grey ones repeated")
     add("--weights", help="checkpoint to draw (default: the Mixer of the table)")
     add("--block", type=int, default=0, help="whose hidden units to draw (default: 0, the first)")
     add("--cell-minutes", type=float, default=8, help="of training, at most (default: 8)")
@@ -334,6 +348,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--precision tf32 is a GPU's; leave it out on the CPU")
     if len(options.seeds) < 3:
         raise ValueError("--seeds: a spread needs three seeds at least")
+    if min(options.shots, options.draws) < 1:
+        raise ValueError("--shots and --draws must be 1 or more")
     for name in ("examples", "fine_steps", "batch_size", "max_shift", "block"):
         if not 0 <= getattr(options, name) < 1 << 31:
             raise ValueError(f"--{name.replace('_', '-')} must be 0 or more")
@@ -350,7 +366,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--upstream and --downstream go together")
     if not 0 < options.cell_minutes < math.inf:
         raise ValueError("--cell-minutes must be positive")
-    if not options.upstream and (options.examples or options.fine_steps):
+    if not options.upstream and (options.examples or (options.fine_steps and not options.tune)):
         raise ValueError("--examples and --fine-steps are of --upstream and --downstream")
     if options.upstream and options.figure != ["table"]:
         raise ValueError("--upstream has a table alone, no figures")
@@ -381,6 +397,7 @@ def compare(run: Comparison) -> int:
     for name in options.figure:
         if source is None and compare_figures.needs_data(name, options):
             source = load(options.data, options.image_size)
+            source = in_colour(source) if options.colour else source
             run.introduce(source)
         FIGURES[name](run, source)
     return 0

@@ -242,6 +242,12 @@ def check_result(spec: Spec, result: Result) -> None:
         wanted = {"images_seen": count, "loss": lambda value: value is None or number(value)}
     if spec["kind"] == "sweep":
         wanted |= {"held_accuracy": share, "held_loss": wanted["loss"]}
+    if spec["kind"] == "decade":
+        each, many = spec["draws"], len(spec["probes"])
+        wanted |= {"accuracy": share, "held_accuracy": share, "train_accuracy": share,
+                   "probe": share, "tuned": lambda found: all(map(share, found)),
+                   "probes": lambda found: [len(draws) for draws in found] == [each] * many
+                   and all(share(value) for draws in found for value in draws)}  # fmt: skip
     if final:
         wanted |= {"accuracy": share, "train_accuracy": share, "parameters": count, "macs": count,
                    "train_flops": positive}  # fmt: skip

@@ -16,14 +16,17 @@ The pickled form of CIFAR is not read: a pickle can run any program when it is o
 """
 
 import contextlib
+import functools
 import os
 import re
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from comparison import glyphs
+from comparison.letters import draw_many
 from minimixer import data
 from minimixer.backend import random_bits
 from minimixer.training.files import read_file
@@ -109,23 +112,44 @@ def load(spec: str, image_size: int = 64) -> Data:
 
 def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
     """So many letters to train on, 5,000 of fonts to validate on, 10,000 of those to test."""
-    from comparison import glyphs
-    from comparison.letters import draw_many
 
     number = float(count)
     if not 22 <= number <= 1e8:
         raise ValueError(f"{printable(folder)}@{count}: from 22 to 1e8 letters can be drawn")
-    atlas = glyphs.read(folder)
-    counts = int(number), 5000, 10000
-    # Those to choose by and to test on are the same, whatever is trained on.
-    parts = [draw_many(letters, 1000 * part + (0 if part else seed), count)
-             for part, (letters, count) in enumerate(zip(atlas, counts, strict=True))]  # fmt: skip
-    fingerprint = 0
+    atlas, held, test, fingerprint = _for_all(folder)
+    train = draw_many(atlas, seed, int(number))
+    title, name = f"{printable(folder)}@{count}:{seed}", f"{fingerprint}-{int(number)}-{seed}"
+    return Data(title, *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
+
+
+@functools.lru_cache(1)
+def _for_all(folder: Path) -> Any:
+    """The fonts to train on, and what is the same whatever is trained on: 5,000 letters to choose
+    by and 10,000 to test on, and the fonts' fingerprint."""
+    atlas, fingerprint = glyphs.read(folder), 0
     for letters in atlas:
         fingerprint = zlib.crc32(np.ascontiguousarray(letters).data, fingerprint)
-    name = f"letters-{fingerprint:08x}-{counts[0]}-{seed}"
-    (train, held, test), title = parts, f"{printable(folder)}@{count}:{seed}"
-    return Data(title, *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
+    held, test = draw_many(atlas.validation, 1000, 5000), draw_many(atlas.test, 2000, 10000)
+    return atlas.train, held, test, f"letters-{fingerprint:08x}"
+
+
+def in_colour(data: Data, side: int = 32) -> Data:
+    """Grey images in three equal channels, smaller ones in the middle of side x side of zeros."""
+
+    def changed(images: np.ndarray) -> np.ndarray:
+        _, height, width, channels = images.shape
+        if max(height, width) > side or channels not in (1, 3):
+            raise ValueError(f"{data.name}: {data.shape} does not go into {(side, side, 3)}")
+        above, left = (side - height) // 2, (side - width) // 2
+        room = (above, side - height - above), (left, side - width - left)
+        return np.pad(images, ((0, 0), *room, (0, 0))).repeat(3 // channels, axis=3)
+
+    if data.shape == (side, side, 3):
+        return data
+    parts = {
+        name: changed(getattr(data, name)) for name in data._fields if name.endswith("_images")
+    }
+    return data._replace(**parts, fingerprint=f"{data.fingerprint} in {side} x {side} x 3")
 
 
 def permutation(count: int, purpose: int, seed: int = 0) -> np.ndarray:

@@ -52,7 +52,7 @@ GREY_LINE = {"color": "0.45", "linewidth": 1.2}
 
 
 def needs_data(name: str, options: Any) -> bool:
-    return name != "tokens" and not (name == "weights" and options.weights)
+    return name not in ("tokens", "decades") and not (name == "weights" and options.weights)
 
 
 def start_figure(width: float, height: float) -> Any:

@@ -1,0 +1,202 @@
+"""What a decade more of data to pretrain on is worth: the right-hand graph of the paper's figure 2.
+
+    python examples/compare.py --figure decades --data letters --counts 1e4,1e5,1e6 --probes mnist
+
+Each model is pretrained for the same number of steps on so many drawn letters, a subset of its own
+for each seed, the same for all families. Then it is asked what it learned, on each of --probes: a
+linear classifier in closed form on its frozen features, from ten pictures a class (the paper's few-
+shot measure), and at the smallest and the largest count, with --tune, fine-tuning on all of them.
+
+The gain of a family is the slope of a straight line through its accuracies over log10 of the count.
+Its interval is a bootstrap's: seeds are drawn with replacement at each count, the same ones for all
+families, which share their data; so the difference of two gains has one as well.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from comparison.cells import Result, complete, evaluate, kept, train
+from comparison.data import Data, in_colour, load
+from comparison.figures import LOOKS, label, legend_below, save, start_figure
+from comparison.models import Spec, make_model
+from minimixer.weights.probe import choose_shots, pooled_features, ridge
+
+SEEDS_BETWEEN = 3  # at counts that are neither the smallest nor the largest
+DRAWN = 10_000  # of the bootstrap
+TUNE_RATES, TUNE_STEPS = (0.003, 0.01, 0.03, 0.06), 500
+OUTCOMES = {"probe": "few-shot accuracy", "test": "other fonts' letters", "gap": "train minus test"}
+
+
+def decades(run: Any, _: Any) -> None:
+    options, rows = run.options, []
+    counts, probes = sorted(options.counts), [load(spec) for spec in options.probes]
+    probes = [in_colour(probe) for probe in probes]
+    for size, count in itertools.product(run.sizes, counts):
+        ends = count in (counts[0], counts[-1])
+        seeds = run.seeds if ends else run.seeds[:SEEDS_BETWEEN]
+        rates: dict[str, float] = {}
+        for seed in [max(run.seeds) + 1, *seeds]:  # the rates' own subset comes first
+            source = load(f"{options.data}@{count:g}:{seed}")
+            for family in run.models:
+                steps = run.steps(family, size, source)
+                if family not in rates:
+                    rates[family] = run.learning_rate(
+                        family, size, source, options.lrs, steps=steps, max_shift=0
+                    )
+                else:
+                    tune = (options.fine_steps or TUNE_STEPS) * (ends and options.tune)
+                    rows.append(
+                        decade(run, family, size, source, seed, steps, rates[family], probes, tune)
+                    )
+    run.write("decades.csv", rows)
+    gains = [
+        {"size": size, "outcome": outcome, **gain}
+        for size, outcome in itertools.product(run.sizes, OUTCOMES)
+        for gain in gains_of([r for r in rows if r["size"] == size], outcome)
+    ]
+    run.write("gains.csv", gains)
+    for gain in gains:
+        interval = f"{gain['low']:+.2f} to {gain['high']:+.2f}"
+        print(f"  {gain['size']:6} {OUTCOMES[gain['outcome']]:21} {gain['model']:15} "
+              f"{gain['gain']:+.2f} points a decade ({interval})")  # fmt: skip
+    draw(run, rows)
+
+
+def decade(
+    run: Any, family: str, size: str, source: Data, seed: int, steps: int, lr: float,
+    probes: list[Data], tune: int,
+) -> dict[str, Any]:  # fmt: skip
+    """A row of decades.csv: one model, pretrained and asked."""
+    spec = run.spec("decade", family, size, source, lr=lr, seed=seed, steps=steps, max_shift=0,
+                    shots=run.options.shots, draws=run.options.draws, tune=tune,
+                    probes=[probe.fingerprint for probe in probes])  # fmt: skip
+    spec = complete(spec, source, run.device)
+    result = kept(run.folder, spec, lambda: ask(run, spec, source, probes))
+    print(f"cell   {family:7} {size:6} seed {seed} {spec['train_images']:9,} letters, other fonts "
+          f"{result['accuracy']:.2%}, 10-shot {result['probe']:.2%}", flush=True)  # fmt: skip
+    row = {"model": family, "size": size, "letters": spec["train_images"], "seed": seed,
+           "steps": steps, "lr": lr, "test": result["accuracy"], "held": result["held_accuracy"],
+           "train": result["train_accuracy"], "gap": result["train_accuracy"] - result["accuracy"],
+           "probe": result["probe"]}  # fmt: skip
+    for probe, found, tuned in zip(
+        probes, result["probes"], result["tuned"] or itertools.repeat(""), strict=False
+    ):
+        row |= {f"probe {probe.title}": float(np.mean(found)), f"tuned {probe.title}": tuned}
+    return row
+
+
+def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
+    model = make_model(spec["family"], spec["config"], spec["seed"], run.device, spec["precision"])
+    curve: list[Any] = []
+
+    def look(step: int) -> None:
+        part = slice(1000)
+        curve.append([step, evaluate(model, source.test_images[part], source.test_labels[part])[0]])
+
+    name = f"{spec['family']} {spec['size']} seed {spec['seed']}"
+    images, labels = source.train_images, source.train_labels
+    result = train(model, spec, images, labels, None, look, name, run.options.cell_minutes)
+    some = slice(5000)
+    found = [few_shots(model, spec, probe) for probe in probes]
+    return result | {
+        "curve": curve, "accuracy": evaluate(model, source.test_images, source.test_labels)[0],
+        "held_accuracy": evaluate(model, source.held_images, source.held_labels)[0],
+        "train_accuracy": evaluate(model, images[some], labels[some])[0],
+        "probes": found, "probe": float(np.mean(found)),
+        "tuned": [fine_tuned(model, spec, probe, run) for probe in probes] if spec["tune"] else [],
+    }  # fmt: skip
+
+
+def few_shots(model: Any, spec: Spec, probe: Data) -> list[float]:
+    """Test accuracies of ridge classifiers on frozen features, one for each draw of the shots."""
+    bare = with_head(model, spec, 0)
+    features = pooled_features(bare, probe.test_images, 2000)
+    found = []
+    for number in range(spec["draws"]):
+        chosen = choose_shots(probe.train_labels, spec["shots"], number)
+        labels = probe.train_labels[chosen]
+        known = pooled_features(bare, probe.train_images[chosen])
+        weight, bias = ridge(known, labels, probe.classes)
+        answers = (features @ weight + bias).argmax(axis=1)
+        found.append(float((answers == probe.test_labels).mean()))
+    return found
+
+
+def fine_tuned(model: Any, spec: Spec, probe: Data, run: Any) -> float:
+    """Test accuracy after so many steps of SGD on all of the probe's images, as in the paper; the
+    rate is the best of TUNE_RATES on what is held out."""
+    best = (-1.0, 0.0)
+    for lr in TUNE_RATES:
+        tuned = with_head(model, spec, probe.classes)
+        own = spec | {"optimizer": "sgd", "weight_decay": 0.0, "lr": lr, "steps": spec["tune"]}
+        train(tuned, own, probe.train_images, probe.train_labels, None, lambda step: None,
+              f"tuning, {lr:g}", run.options.cell_minutes)  # fmt: skip
+        held = evaluate(tuned, probe.held_images, probe.held_labels)[0]
+        if held > best[0]:
+            best = held, evaluate(tuned, probe.test_images, probe.test_labels)[0]
+    return best[1]
+
+
+def with_head(model: Any, spec: Spec, classes: int) -> Any:
+    """The model with a fresh head for so many classes; with none for 0."""
+    config = spec["config"] | {"num_classes": classes}
+    other = make_model(spec["family"], config, spec["seed"], model.device, spec["precision"])
+    weights = model.state_dict()
+    own = {name: value for name, value in other.state_dict().items() if name.startswith("head.")}
+    other.load_state_dict({name: (weights | own)[name] for name in other.state_dict()})
+    return other
+
+
+# ---- what it says -------------------------------------------------------------------------------
+
+
+def gains_of(rows: list[dict[str, Any]], outcome: str) -> list[dict[str, Any]]:
+    """Points a decade of each model, and of the Mixer above each other one, with 95% intervals."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    counts = sorted({row["letters"] for row in rows})
+    if len(counts) < 2:
+        return []
+    random, drawn = np.random.default_rng(0), []
+    exact = []
+    for count in counts:
+        seeds = sorted({row["seed"] for row in rows if row["letters"] == count})
+        scores = {(r["model"], r["seed"]): 100 * r[outcome] for r in rows if r["letters"] == count}
+        table = np.array([[scores[model, seed] for seed in seeds] for model in models])
+        chosen = random.integers(0, len(seeds), (DRAWN, len(seeds)))
+        exact.append(table.mean(axis=1))
+        drawn.append(table[:, chosen].mean(axis=2))
+    place = np.log10(counts) - np.mean(np.log10(counts))
+    slopes = place / (place**2).sum()
+    gain = dict(zip(models, slopes @ np.array(exact), strict=True))
+    spread = dict(zip(models, np.einsum("c,cmd->md", slopes, np.array(drawn)), strict=True))
+    for other in [model for model in models if model != "mixer" and "mixer" in models]:
+        gain[f"mixer - {other}"] = gain["mixer"] - gain[other]
+        spread[f"mixer - {other}"] = spread["mixer"] - spread[other]
+    return [
+        {"model": name, "gain": gain[name], "low": np.quantile(spread[name], 0.025),
+         "high": np.quantile(spread[name], 0.975)} for name in gain
+    ]  # fmt: skip
+
+
+def draw(run: Any, rows: list[dict[str, Any]]) -> None:
+    figure = start_figure(12, 4.3)
+    table = run.out / "decades.csv"
+    if figure is not None:
+        panels = figure.subplots(1, len(OUTCOMES))
+        for (outcome, text), axes in zip(OUTCOMES.items(), panels, strict=True):
+            for size, family in itertools.product(run.sizes, run.models):
+                own = [r for r in rows if (r["size"], r["model"]) == (size, family)]
+                counts = sorted({r["letters"] for r in own})
+                each = [[100 * r[outcome] for r in own if r["letters"] == n] for n in counts]
+                colour, marker, line = LOOKS[family]
+                axes.errorbar(
+                    counts, [np.mean(v) for v in each], [np.std(v, ddof=1) for v in each],
+                    color=colour, marker=marker, linestyle=line, capsize=3,
+                    label=label(family, size, run.sizes),
+                )  # fmt: skip
+            axes.set(xscale="log", xlabel="letters to pretrain on", ylabel=f"{text}, %")
+            axes.grid(alpha=0.3)
+        legend_below(figure, panels[0])
+    save(figure, run.out / "decades.png", table, run.out / "gains.csv")
