@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import figures as compare_figures
-from comparison.cells import Result, cell_path, complete, kept, machine, run_cell
+from comparison.cells import Result, again, cell_path, complete, kept, machine, run_cell
 from comparison.data import Data, in_colour, load
 from comparison.decades import decades
 from comparison.models import (
@@ -329,6 +329,7 @@ def make_parser() -> Parser:
     add("--colour", action="store_true", help="images as 32 x 32 x 3, grey ones repeated")
     add("--weights", help="checkpoint to draw (default: the Mixer of the table)")
     add("--block", type=int, default=0, help="whose hidden units to draw (default: 0, the first)")
+    add("--again", metavar="CELL", help="compute this file of OUT/cells anew, and compare")
     add("--cell-minutes", type=float, default=8, help="of training, at most (default: 8)")
     return parser
 
@@ -387,7 +388,14 @@ def compare(run: Comparison) -> int:
         with tempfile.TemporaryFile(dir=run.folder):  # found out before training
             pass
     run.world.barrier()
-    source = None
+    if options.again:
+        with again(run.folder / options.again):
+            return make_figures(run)
+    return make_figures(run)
+
+
+def make_figures(run: Comparison) -> int:
+    options, source = run.options, None
     if options.upstream:
         up, down = (load(spec, options.image_size) for spec in (options.upstream,
                                                                 options.downstream))  # fmt: skip

@@ -219,6 +219,31 @@ def read_cell(path: Path, spec: Spec, say: bool = False) -> Result | None:
     return None
 
 
+@contextlib.contextmanager
+def again(path: Path) -> Iterator[None]:
+    """Within it the cell of this file is computed anew; then both results are told. If it could not
+    be, the file is as before. ValueError if there is none, or if nobody asked for it."""
+    try:
+        content = read_file(path)
+        before = parse_json(content)["result"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--again {printable(path)}: there is no such cell ({error})") from None
+    path.unlink()
+    try:
+        yield
+    finally:
+        computed = path.exists()
+        if not computed:
+            with replace_file(path) as file:
+                file.write(content)
+    if not computed:
+        raise ValueError(f"--again {printable(path)}: this command does not ask for that cell")
+    after = parse_json(read_file(path))["result"]
+    for name, value in before.items():
+        now = after.get(name)
+        print(f"again  {name}: {value!r:.60}, {'the same' if now == value else f'now {now!r:.60}'}")
+
+
 def checksum(spec: Spec, result: Result) -> str:
     return hashlib.sha256(json.dumps([spec, result], sort_keys=True).encode()).hexdigest()
 
@@ -245,6 +270,7 @@ def check_result(spec: Spec, result: Result) -> None:
     if spec["kind"] == "decade":
         each, many = spec["draws"], len(spec["probes"])
         wanted |= {"accuracy": share, "held_accuracy": share, "train_accuracy": share,
+                   "train_flops": positive, "train_seconds": positive,
                    "probe": share, "tuned": lambda found: all(map(share, found)),
                    "probes": lambda found: [len(draws) for draws in found] == [each] * many
                    and all(share(value) for draws in found for value in draws)}  # fmt: skip

@@ -38,6 +38,7 @@ HELD_OUT, TEST_PART, PATCH_ORDER, PIXEL_ORDER = 201, 202, 203, 204
 CIFAR_SIDE = 32
 CIFAR_BYTES = 3 * CIFAR_SIDE**2  # of an image: 1024 red, 1024 green, 1024 blue, each by rows
 MOST_FILE_BYTES = 1 << 31
+HELD_LETTERS, TEST_LETTERS = 5000, 10000
 MOST_PIXEL_BYTES = 8 << 30  # of all decoded pictures together
 
 
@@ -129,7 +130,10 @@ def _for_all(folder: Path) -> Any:
     atlas, fingerprint = glyphs.read(folder), 0
     for letters in atlas:
         fingerprint = zlib.crc32(np.ascontiguousarray(letters).data, fingerprint)
-    held, test = draw_many(atlas.validation, 1000, 5000), draw_many(atlas.test, 2000, 10000)
+    held, test = (
+        draw_many(atlas.validation, 1000, HELD_LETTERS),
+        draw_many(atlas.test, 2000, TEST_LETTERS),
+    )
     return atlas.train, held, test, f"letters-{fingerprint:08x}"
 
 

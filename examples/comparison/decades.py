@@ -6,6 +6,8 @@ Each model is pretrained for the same number of steps on so many drawn letters, 
 for each seed, the same for all families. Then it is asked what it learned, on each of --probes: a
 linear classifier in closed form on its frozen features, from ten pictures a class (the paper's few-
 shot measure), and at the smallest and the largest count, with --tune, fine-tuning on all of them.
+With several --sizes a second picture shows what was learned against what the pretraining cost, as
+the left-hand graph does.
 
 The gain of a family is the slope of a straight line through its accuracies over log10 of the count.
 Its interval is a bootstrap's: seeds are drawn with replacement at each count, the same ones for all
@@ -17,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from comparison.cells import Result, complete, evaluate, kept, train
+from comparison.cells import Result, cell_path, complete, evaluate, kept, train
 from comparison.data import Data, in_colour, load
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
-from comparison.models import Spec, make_model
+from comparison.models import Spec, count_macs, make_model, step_seconds, train_flops
 from minimixer.weights.probe import choose_shots, pooled_features, ridge
 
 SEEDS_BETWEEN = 3  # at counts that are neither the smallest nor the largest
@@ -62,6 +64,8 @@ def decades(run: Any, _: Any) -> None:
         print(f"  {gain['size']:6} {OUTCOMES[gain['outcome']]:21} {gain['model']:15} "
               f"{gain['gain']:+.2f} points a decade ({interval})")  # fmt: skip
     draw(run, rows)
+    if len(run.sizes) > 1:
+        draw_frontier(run, [row for row in rows if row["letters"] == counts[-1]])
 
 
 def decade(
@@ -76,10 +80,12 @@ def decade(
     result = kept(run.folder, spec, lambda: ask(run, spec, source, probes))
     print(f"cell   {family:7} {size:6} seed {seed} {spec['train_images']:9,} letters, other fonts "
           f"{result['accuracy']:.2%}, 10-shot {result['probe']:.2%}", flush=True)  # fmt: skip
-    row = {"model": family, "size": size, "letters": spec["train_images"], "seed": seed,
+    row = {"cell": cell_path(run.folder, spec).name, "model": family, "size": size,
+           "letters": spec["train_images"], "seed": seed,
            "steps": steps, "lr": lr, "test": result["accuracy"], "held": result["held_accuracy"],
            "train": result["train_accuracy"], "gap": result["train_accuracy"] - result["accuracy"],
-           "probe": result["probe"]}  # fmt: skip
+           "probe": result["probe"], "train_flops": result["train_flops"],
+           "train_seconds": result["train_seconds"]}  # fmt: skip
     for probe, found, tuned in zip(
         probes, result["probes"], result["tuned"] or itertools.repeat(""), strict=False
     ):
@@ -100,8 +106,16 @@ def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
     result = train(model, spec, images, labels, None, look, name, run.options.cell_minutes)
     some = slice(5000)
     found = [few_shots(model, spec, probe) for probe in probes]
+    macs, own = count_macs(model), spec | {"batch_size": min(spec["batch_size"], len(images))}
+
+    def make() -> Any:
+        return make_model(spec["family"], spec["config"], 0, run.device, spec["precision"])
+
+    seconds = step_seconds(make, source.shape, source.classes, own, run.device, fast=True)
     return result | {
-        "curve": curve, "accuracy": evaluate(model, source.test_images, source.test_labels)[0],
+        "train_flops": train_flops(macs, result["images_seen"]),
+        "train_seconds": spec["steps"] * seconds, "curve": curve,
+        "accuracy": evaluate(model, source.test_images, source.test_labels)[0],
         "held_accuracy": evaluate(model, source.held_images, source.held_labels)[0],
         "train_accuracy": evaluate(model, images[some], labels[some])[0],
         "probes": found, "probe": float(np.mean(found)),
@@ -200,3 +214,26 @@ def draw(run: Any, rows: list[dict[str, Any]]) -> None:
             axes.grid(alpha=0.3)
         legend_below(figure, panels[0])
     save(figure, run.out / "decades.png", table, run.out / "gains.csv")
+
+
+def draw_frontier(run: Any, rows: list[dict[str, Any]]) -> None:
+    figure = start_figure(9, 4.3)
+    if figure is not None:
+        panels = figure.subplots(1, 2)
+        costs = {"train_flops": "operations of pretraining", "train_seconds": "its time, s"}
+        for (cost, text), axes in zip(costs.items(), panels, strict=True):
+            for family in run.models:
+                own = [[r for r in rows if (r["model"], r["size"]) == (family, size)]
+                       for size in run.sizes]  # fmt: skip
+                colour, marker, line = LOOKS[family]
+                axes.errorbar(
+                    [np.median([r[cost] for r in each]) for each in own],
+                    [100 * np.mean([r["probe"] for r in each]) for each in own],
+                    [100 * np.std([r["probe"] for r in each], ddof=1) for each in own],
+                    color=colour, marker=marker, linestyle=line, capsize=3,
+                    label=label(family, "", []),
+                )  # fmt: skip
+            axes.set(xscale="log", xlabel=text, ylabel=f"{OUTCOMES['probe']}, %")
+            axes.grid(alpha=0.3)
+        legend_below(figure, panels[0])
+    save(figure, run.out / "decades-frontier.png", run.out / "decades.csv")

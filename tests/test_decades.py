@@ -1,0 +1,166 @@
+"""compare.py --figure decades: pretrained on letters, asked on something else; and --again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import read_csv
+from test_compare import costless, digits, kept, run, run_in, table  # noqa: F401
+from test_comparison_data import squares
+
+from comparison import data, decades, glyphs
+from comparison.models import make_model, model_config
+
+WORDS = ("--figure=decades", "--probes=mnist:0-3", "--sizes=nano", "--budget=24", "--lrs=0.003",
+         "--batch-size=16", "--draws=2", "--counts=40,200", "--models=mixer,vit")  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_letters():
+    """And few of MNIST's digits: to evaluate takes longer than to train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "HELD_LETTERS", 60)
+        patch.setattr(data, "TEST_LETTERS", 120)
+        patch.setattr(decades, "TUNE_RATES", (0.03,))
+        patch.setattr(decades, "step_seconds", lambda *_, **__: 0.25)
+        arrays = data.data.load_mnist()
+        patch.setattr(data.data, "load_mnist", lambda: tuple(array[:600] for array in arrays))
+        yield
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Three fonts: bars, across or upright by the form's number, of three widths."""
+    folder = tmp_path_factory.mktemp("letters")
+    atlas = squares()
+    for font in range(3):
+        for form in range(len(glyphs.FORMS)):
+            atlas[font, form, (form % 26) + 2 : (form % 26) + 4 + font] = 0
+    glyphs.write(folder, atlas, [{"file": str(i), "part": p} for i, p in enumerate(glyphs.PARTS)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(letters, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    status, said, errors = run_in(folder, *WORDS, f"--data={letters}", "--tune", "--fine-steps=24")
+    assert status == 0, errors
+    return folder / "out", said
+
+
+def test_the_whole_figure(whole):
+    out, said = whole
+    rows, gains = read_csv(out / "decades.csv"), read_csv(out / "gains.csv")
+    assert len(rows) == 2 * 3 * 2 and len(gains) == 3 * 3
+    for row in rows:
+        cell = json.loads((out / "cells" / row["cell"]).read_bytes())
+        assert float(row["probe"]) == cell["result"]["probe"]
+        assert np.isclose(cell["result"]["probe"], np.mean(cell["result"]["probes"]))
+        assert float(row["tuned mnist:0-3"]) == cell["result"]["tuned"][0]
+        assert cell["spec"]["data"].endswith(f"-{row['letters']}-{row['seed']}")
+        assert float(row["train_seconds"]) == 24 * 0.25
+    assert (out / "decades.png").exists() or "for a picture" in said
+    assert "points a decade" in said
+
+
+def test_rates_are_chosen_with_other_letters(whole):
+    for file in (whole[0] / "cells").glob("sweep-*"):
+        assert json.loads(file.read_bytes())["spec"]["data"].endswith("-3")  # seeds are 0 to 2
+
+
+def test_a_cell_can_be_computed_again(whole, letters, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "out")
+    name = read_csv(whole[0] / "decades.csv")[4]["cell"]
+    words = (*WORDS, f"--data={letters}", "--tune", "--fine-steps=24")
+    status, said, errors = run_in(tmp_path, *words, f"--again={name}")
+    assert status == 0, errors
+    told = [line for line in said.splitlines() if line.startswith("again")]
+    assert len(told) > 8 and all(line.endswith("the same") for line in told)
+    before = (tmp_path / "out" / "cells" / name).read_bytes()
+    status, _, errors = run_in(tmp_path, *words, "--draws=1", f"--again={name}")
+    assert status == 2 and "does not ask for that cell" in errors
+    status, _, errors = run_in(tmp_path, *words, "--again=none.json")
+    assert status == 2 and "no such cell" in errors
+    assert (tmp_path / "out" / "cells" / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("family", ["mixer", "vit", "resnet"])
+def test_a_probe_asks_for_what_the_body_makes(family):
+    """Its features are those before the head; and a new head leaves the body as it is."""
+    config = model_config(family, "nano", (28, 28, 1), 7)
+    model = make_model(family, config, 0)
+    model.parameters()
+    spec = {"family": family, "config": config, "seed": 0, "precision": "float32"}
+    model.head.weight.data = np.random.default_rng(0).standard_normal(model.head.weight.shape)
+    images = np.random.default_rng(1).integers(0, 256, (5, 28, 28, 1)).astype(np.uint8)
+    bare, other = (decades.with_head(model, spec, classes) for classes in (0, 4))
+    model.eval(), bare.eval()
+    features = bare(images).numpy()
+    expected = features @ model.head.weight.numpy() + model.head.bias.numpy()
+    np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert other(images).shape == (5, 4) and (other(images).numpy() == 0).all()
+
+
+# ---- the gain -----------------------------------------------------------------------------------
+
+
+def rows_with(scores):
+    """scores {model: {count: [one for each seed]}}"""
+    return [{"model": model, "letters": count, "seed": seed, "probe": value}
+            for model, by_count in scores.items() for count, values in by_count.items()
+            for seed, value in enumerate(values)]  # fmt: skip
+
+
+@given(st.floats(-0.2, 0.2), st.floats(0.3, 0.6), st.integers(2, 4))
+def test_points_on_a_line_give_its_slope(slope, first, counts):
+    scores = {c: [first + slope * i] * 3 for i, c in enumerate(10 ** np.arange(4, 4 + counts))}
+    (gain,) = decades.gains_of(rows_with({"mixer": scores}), "probe")
+    for key in ("gain", "low", "high"):
+        assert np.isclose(gain[key], 100 * slope, atol=1e-9)
+
+
+def test_differences_are_of_the_same_seeds():
+    """What seeds share cancels: Mixer is always one point above, whatever the seed."""
+    random = np.random.default_rng(0)
+    vit = {count: list(random.uniform(0.3, 0.6, 5)) for count in (10**4, 10**6)}
+    mixer = {count: [value + 0.01 for value in values] for count, values in vit.items()}
+    gains = {
+        g["model"]: g for g in decades.gains_of(rows_with({"mixer": mixer, "vit": vit}), "probe")
+    }
+    assert np.isclose(gains["mixer"]["gain"], gains["vit"]["gain"])
+    assert gains["vit"]["high"] - gains["vit"]["low"] > 2
+    assert abs(gains["mixer - vit"]["low"]) < 1e-9 > abs(gains["mixer - vit"]["high"])
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    """Of 200 made-up experiments with five seeds; a bootstrap of five is known to be too narrow."""
+    random, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        scores = {c: list(0.5 + 0.05 * i + 0.02 * random.standard_normal(5))
+                  for i, c in enumerate((10**4, 10**5, 10**6))}  # fmt: skip
+        (gain,) = decades.gains_of(rows_with({"mixer": scores}), "probe")
+        held += gain["low"] <= 5 <= gain["high"]
+    assert 0.8 * 200 < held < 0.98 * 200
+
+
+def test_one_count_has_no_gain():
+    assert decades.gains_of(rows_with({"mixer": {100: [0.5, 0.6]}}), "probe") == []
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (31, 20, 3)])
+def test_grey_images_become_colour_ones(shape):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (3, *shape)).astype(np.uint8)
+    labels = np.zeros(3, np.int64)
+    source = data.Data("x", images, labels, images, labels, images, labels, 2, "f")
+    found = data.in_colour(source)
+    assert found.shape == (32, 32, 3) and (found is source) == (shape == (32, 32, 3))
+    above, left = (32 - shape[0]) // 2, (32 - shape[1]) // 2
+    inside = found.train_images[:, above : above + shape[0], left : left + shape[1]]
+    assert (inside == images).all()
+    assert found.test_images.sum() == images.sum() * (3 // shape[2])
+    with pytest.raises(ValueError, match=r"does not go into \(16, 16, 3\)"):
+        data.in_colour(source, 16)
