@@ -392,7 +392,7 @@ def test_the_rate_that_is_chosen(tmp_path, monkeypatch):
     found = {1.0: (0.9, 0.5, None), 0.5: (0.75, None, 0.4), 0.25: (0.75, 0.6, 0.4),
              0.125: (0.75, 0.5, 0.4), 0.0625: (0.5, 0.1, 0.4)}  # fmt: skip
     words = ["--models=vit", "--sizes=nano", "--seeds=3,7", f"--out={tmp_path}", "--batch-size=8"]
-    options = compare.make_parser().parse_args(words)
+    options = compare.make_parser("", list(compare.FIGURES)).parse_args(words)
     run, specs = compare.Comparison(options, compare.World(), tmp_path), []
 
     def trained(spec, source):

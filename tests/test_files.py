@@ -23,7 +23,7 @@ from help import raises
 from minimixer.data import load_directory
 
 from minimixer import Mixer
-from minimixer.kernels.gpu import cublas
+from minimixer.kernels.gpu import plans
 from minimixer.training import files
 from minimixer.training.files import Lock, check_unpacked, open_file, read_file, replace_file
 from minimixer.training.idx import read_idx, write_idx
@@ -173,14 +173,14 @@ def test_choices_of_cublas(tmp_path, text, monkeypatch):
     """A damaged file is as none: they are timed anew, and written over it."""
     path = tmp_path / "choices"
     path.write_text(text, encoding="latin-1")
-    assert cublas._read_choices(path) == {}
+    assert plans.read_choices(path) == {}
     (tmp_path / "pipe").symlink_to("/dev/zero")
-    assert cublas._read_choices(tmp_path / "pipe") == cublas._read_choices(tmp_path) == {}
+    assert plans.read_choices(tmp_path / "pipe") == plans.read_choices(tmp_path) == {}
     path.write_text('{"a": 1, "b": "x"}', encoding="utf-8")
     for place in (path, Path("/dev/full")):  # the second without a word
-        monkeypatch.setattr(cublas, "_choices", lambda device, place=place: (place, {"c": 2}))
-        cublas._remember(0, "d", 3)
-    assert cublas._read_choices(path) == {"a": 1, "c": 2, "d": 3}
+        monkeypatch.setattr(plans, "choices", lambda device, place=place: (place, {"c": 2}))
+        plans.remember(0, "d", 3)
+    assert plans.read_choices(path) == {"a": 1, "c": 2, "d": 3}
 
 
 # ---- writers ------------------------------------------------------------------------------------

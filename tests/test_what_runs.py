@@ -908,7 +908,7 @@ def test_the_environment_chooses(tmp_path):
     copied(tmp_path)
     code = "from minimixer import engine as e, kernels as k; print(k.status(), len(e.forms.table))"
     plain = "kernels: the plain code runs (MINIMIXER_KERNELS, or kernels.use) 0\n"
-    fast = f"kernels: fast {len(kernels._forms)}\n"
+    fast = f"kernels: fast {len(kernels._table)}\n"
     for choice, expected in (("reference", plain), ("auto", fast), ("", fast)):
         assert python(tmp_path, "-c", code, MINIMIXER_KERNELS=choice).stdout == expected
     done = python(tmp_path, "-c", code, works=False, MINIMIXER_KERNELS="fast")

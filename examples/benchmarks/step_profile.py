@@ -220,6 +220,7 @@ def profile_gpu(step) -> dict:
 
     from minimixer.kernels.gpu import (
         cublas,
+        plans,
         spare_row,
         sums,
     )
@@ -266,9 +267,9 @@ def profile_gpu(step) -> dict:
         (m, k), n = a.shape, b.shape[1]
         size = a.nbytes + b.nbytes + out.nbytes
         label = f"product ({m}, {k}) @ ({k}, {n}) {a.dtype} -> {out.dtype}"  # or nothing
-        if rest[2] & (cublas._WITH_GELU | cublas._WITH_SLOPE):
-            label += " gelu" if rest[2] & cublas._WITH_GELU else " slope"
-            size += out.nbytes if rest[2] & cublas._WITH_AUX else 0
+        if rest[2] & (plans.WITH_GELU | plans.WITH_SLOPE):
+            label += " gelu" if rest[2] & plans.WITH_GELU else " slope"
+            size += out.nbytes if rest[2] & plans.WITH_AUX else 0
         return measured(label, size, 2 * m * k * n, product, a, b, out, *rest)
 
     # A tenth of a second of work queued first, so that launches never wait for Python.

@@ -39,14 +39,12 @@ def matmul(
     `precision` "tf32" lets a GPU read float32 inputs with 10 bits of mantissa. `bias` (n,) is added
     to each row of the result.
     """
-    fast = forms.table.get("matmul")
-    if fast is not None and a.ndim == 2 and b.ndim == 2:
+    fast = forms.table.get("matmul" if a.ndim == b.ndim == 2 else "matmuls")
+    if fast is not None and (form := fast.get(namespace(a).__name__)) is not None:
         if accumulate and out is None:
             raise ValueError("matmul: accumulate=True adds to `out`, but no `out` was given")
-        return fast[namespace(a).__name__](a, b, out, accumulate, precision, bias)
-    many = forms.form_of("matmuls", a)
-    if many is not None and out is None and bias is None and not accumulate:
-        return many(a, b)
+        if a.ndim == b.ndim == 2 or (out is None and bias is None):
+            return form(a, b, out, accumulate, precision, bias)
     multiply = np.matmul if type(a) is np.ndarray else namespace(a).matmul
     if out is None and bias is None and a.dtype == b.dtype and a.dtype in FLOAT_DTYPES:
         return multiply(a, b)

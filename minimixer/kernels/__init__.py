@@ -13,6 +13,7 @@ On a GPU:
 
     gpu/cuda.py        compiling and starting CUDA kernels
     gpu/*.cu           the kernels, each with what it computes and how much memory it moves
+    gpu/plans.py       how cuBLAS computes a product
     gpu/cublas.py      matrix products
     gpu/spare_row.py   a bias as one more row of a product
     gpu/sums.py        sums in a fixed order
