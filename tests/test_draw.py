@@ -1,5 +1,6 @@
 """`python -m minimixer draw`: what is shown is what the model computes, and how it is asked for.
-The server is in test_draw_server.py, the page itself in test_draw_in_browser.py."""
+The server is in test_draw_server.py, the page itself in test_draw_in_browser.py and
+test_draw_from_disk.py."""
 
 import base64
 import io
