@@ -299,6 +299,7 @@ def test_a_directory_is_a_history(tmp_path, run):
     assert len(draw.load_models([str(tmp_path / "d.npz"), str(tmp_path / "c.npz")])) == 2
     (tmp_path / "none").mkdir()
     for words, said in ((["none"], "no checkpoint"), (["missing.npz"], "missing.npz"),
+                        ([""], "No such file"),
                         (["digits", "d.npz"], "d.npz has size")):  # fmt: skip
         assert said in run("draw", "--weights", *words, status=2).stderr
     for port in ("65536", "-1", "no"):

@@ -247,13 +247,31 @@ def test_it_fits_and_everything_has_a_name(visit, tmp_path, width, scheme):
     colour = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(15, 22, 30)")
     for canvas in seen.page.locator("canvas").all():
-        assert canvas.get_attribute("aria-label") and canvas.get_attribute("role")
+        assert re.match("[A-Za-z]", canvas.get_attribute("aria-label"))
+        assert canvas.get_attribute("role")
     captions = seen.page.locator("figcaption").all_inner_texts()
     assert len(captions) == 7 + 4 * 7 and all(re.search(r"\(\d+.*\)", one) for one in captions)
     for button in seen.page.locator("button:visible").all():
         assert button.get_attribute("aria-label") or button.inner_text().strip()
     duration = "getComputedStyle(document.querySelector('.class i')).transitionDuration"
     assert seen.page.evaluate(duration) == "0s"  # as the reader asked for less motion
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_names_of_any_length_have_room(browser, width):
+    names = ["n" * 5000, "Ankle boot", "<i>T-shirt</i>"]
+    with Server(ready({"a": redraw(small_mixer(class_names=names))})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        seen = Visit(browser, server.address, width=width).answered()
+        for row in seen.page.locator(".class").all():
+            row.click()  # its name is in the gradient's title, too
+        assert seen.answered().page.evaluate("document.documentElement.scrollWidth") == width
+        bars = "new Set([...$('classes').children].map(c => c.children[1].offsetLeft)).size"
+        assert seen.page.evaluate(bars) == 1
+        room = "[...$('classes').children].every(c => c.scrollWidth <= c.clientWidth)"
+        assert seen.page.evaluate(room) and seen.said == []
+        seen.page.close()
+        server.shutdown()
 
 
 def test_a_slider_goes_through_checkpoints(browser):

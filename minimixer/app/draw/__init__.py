@@ -82,7 +82,7 @@ def load_models(given: Sequence[str]) -> dict[str, Mixer]:
 
 
 def _files(word: str) -> list[str]:
-    if word in BUILT_IN or not Path(word).is_dir():
+    if word in BUILT_IN or not word or not Path(word).is_dir():  # Path("") is where we are
         return [word]
     found = [str(path) for pattern in ("*.npz", "*/*.npz") for path in Path(word).glob(pattern)]
     if not found:

@@ -62,7 +62,8 @@ function lay(found) {
     return { row, bar, share };
   });
   $("classes").replaceChildren(...classes.map((c) => c.row));
-  const image = picture("picture", "image", "pixels"), gradient = picture("", "gradient", "pixels");
+  const image = picture("picture", "image", "pixels");
+  const gradient = picture("gradient", "gradient", "pixels");
   pictures = {
     image, gradient, patches: picture("patches", "patches"), tokens: picture("tokens", "tokens"),
     norm: picture("LayerNorm", "norm"), pooled: picture("mean over tokens", "pooled", "strip"),
@@ -198,7 +199,7 @@ function show(answer, question) {
   $("trained").textContent = about.models[model];
   $("about").textContent = `An MLP-Mixer of ${about.parameters[model].toLocaleString("en")} ` +
     `parameters, ${about.models[model]}: ${seen.tokens.shape[0]} tokens, ` +
-    `${seen.tokens.shape[1]} channels, ${answer.blocks} blocks.`;
+    `${seen.tokens.shape[1]} channels, ${answer.blocks} block${answer.blocks > 1 ? "s" : ""}.`;
 }
 
 // How many columns of numbers stand side by side if a block is shown in one row, in two (the longer
