@@ -6,11 +6,12 @@
 with a bias beside each W. X is (S, B, C) here: S tokens of B images, C channels; mixer.py says why
 tokens come first. The MLPs have D_S and D_C hidden units. W1 to W4 mean this on all pages.
 
-Skips, X + ... and U + ..., let gradients past each block: for y = x + f(x), dx is dy and what f
-sends back. In 48 fresh blocks (S 16, C 64, D_S 32, D_C 256) the first W3 has a gradient about 6
-times the last one's; without skips 30,000 times: LayerNorm enlarges the small numbers that an MLP
-of fresh weights gives, and so their gradients. What LayerNorm is good for: each MLP gets numbers of
-one size. What blocks add makes X grow from 1 to 6 (standard deviation), without LayerNorm to 2e8.
+What skips and LayerNorms are for shows in 48 such blocks with fresh weights (S 16, C 64, D_S 32,
+D_C 256). A skip lets gradients past its MLP: for y = x + f(x), dx is dy and what f sends back. So
+gradients of the first block's W3 are about 6 times those of the last one's. Without skips it is
+30,000 times: LayerNorms enlarge the small numbers that fresh MLPs give, and gradients with them.
+LayerNorm, in turn, gives each MLP numbers of one size, whatever X has become by what blocks add:
+it grows from 1 to 6 (standard deviation), without LayerNorm to 2e8.
 
 >>> import numpy as np
 >>> from minimixer import Tensor

@@ -12,7 +12,7 @@ first term is e^z[k] / sum_j e^z[j] = p[k], so
 
     dz = p - t
 
-for one row; the mean over B rows divides that by B, as below, where B is 2.
+for one row; the mean over B rows divides that by B, which is 2 in the example.
 
 Subtracting a number m from all of z changes neither p nor the loss: above and below in p all is e^m
 times smaller, and log sum_j e^z[j] is smaller by m. With m = max z nothing overflows (e^1000 is
@@ -30,7 +30,7 @@ infinite score, label smoothing takes (1 - smoothing) t + smoothing / K for t (S
 [[-0.06  0.06]
  [ 0.25 -0.25]]
 
-Task 5, Task 8. Next: `layer_norm.py`, LayerNorm, its gradient derived by hand.
+Now you can do Task 5, Task 8. Next: `layer_norm.py`, LayerNorm, its gradient derived by hand.
 """
 
 from typing import Any
@@ -96,7 +96,7 @@ def cross_entropy(
 ) -> Tensor:
     """-log of the probability that softmax(logits) gives to `target`.
 
-    logits           (B, K), floating-point; two-byte ones are computed with in float32
+    logits           (B, K), floating-point; float16 ones are computed with in float32
     target           (B,) class indices, integers, or (B, K) distributions; array or Tensor
     label_smoothing  in [0, 1)
     reduction        "mean" or "sum" -> (), "none" -> (B,)
