@@ -13,9 +13,10 @@ back. Their matrices and vectors are the weights:
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
 
-with biases. After N blocks come LayerNorm, the mean over the tokens, and a linear layer to K
-scores, the head. To mix columns the paper transposes, mixes rows and transposes back: so does this
-file. B: images, P: a patch's side. To run it, `pip install -e .` the package, where README.md is.
+with biases; LayerNorm brings each row to mean 0 and variance 1. After N blocks come LayerNorm, the
+mean over the tokens, and a linear layer to K scores, the head. To mix columns the paper transposes,
+mixes rows and transposes back; so does this file. B is the number of images, P a patch's side. To
+run it, first install the package: `pip install -e .` in the folder with README.md.
 Next: tiny.py, where an engine finds the way back, and x is (S, B, C), which is never transposed.
 """
 
@@ -193,8 +194,7 @@ def main():
     test_images = (test_images.astype(np.float32) / 255 - 0.5) / 0.5  # (10000, 28, 28, 1)
     rng, start, P = np.random.default_rng(args.seed), time.perf_counter(), 7
     params = init(rng, 28, P, 1, 10, 3, 64, 32, 128, np.float32)  # N 3, C 64, D_S 32, D_C 128
-    # Adam moves a weight by the running mean of its gradient g, divided by the root of that of g^2:
-    # by about the learning rate while the gradients agree, by less where their signs change.
+    # Adam moves a weight by the running mean of its gradient g, over the root of that of g^2.
     m = {name: np.zeros_like(value) for name, value in params.items()}
     v = {name: np.zeros_like(value) for name, value in params.items()}
     for epoch in range(args.epochs):

@@ -1,12 +1,11 @@
 """Reverse-mode differentiation: how a program remembers what it did.
 
-A network makes one number L, the loss, of many others, step by step: x -> y -> z -> L. Going back,
-from L, each step makes dL/dx of its input from the dL/dy of its output that it is handed:
+A network makes one number L, the loss, of many others, step by step: x -> y -> z -> L. The way back
+begins at L. Each step is handed dL/dy of its output, and makes dL/dx of its input of it:
 
     dL/dx = dL/dy dy/dx
 
-dy/dx, a matrix of all dy[j] / dx[i], is never written out. (docs/book/gradients.md shows why this
-end is the one to begin at.)
+The matrix of all dy[j] / dx[i] is never written out. (Why backwards? See docs/book/gradients.md.)
 
 Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/dx of each input x
 from dL/dy of each output y (`backward`). Applied to Variables, arrays that know where they came
@@ -45,7 +44,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arrays import Array, namespace  # namespace(x): numpy, or cupy, its like for GPUs
+from .arrays import Array, namespace  # namespace(x): numpy, or cupy, its like for GPUs; named xp
 from .dispatch import choose, run  # run: forward, and what has to surround it
 from .grad_mode import mode  # mode.enabled: is what is done recorded?
 from .inputs import read_inputs

@@ -15,9 +15,10 @@ first term is e^z[k] / sum_j e^z[j] = p[k], so
 for one row; the mean over B rows divides that by B, which is 2 in the example.
 
 Subtracting a number m from all of z changes neither p nor the loss: above and below in p all is e^m
-times smaller, and log sum_j e^z[j] is smaller by m. With m = max z nothing overflows (e^1000 is
-infinite, even in float64), and z's small differences do not drown in its size. As p = 1 needs an
-infinite score, label smoothing takes (1 - smoothing) t + smoothing / K for t (Szegedy et al. 2016).
+times smaller, and both terms of the loss are smaller by m. With m = max z nothing overflows (e^1000
+is infinite, even in float64), and z's small differences do not drown in its size. As p = 1 takes an
+infinite score, scores are driven up without end; label smoothing, (1 - smoothing) t + smoothing / K
+in place of t, gives them an end (Szegedy et al. 2016).
 
 >>> from minimixer import Tensor
 >>> from minimixer.nn.loss import cross_entropy

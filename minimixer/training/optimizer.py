@@ -8,8 +8,8 @@ Gradient descent is the plainest; others (optim.py) also use averages of past gr
 Weight decay, w <- w - lr decay w (SGD adds decay w to g), also draws weights towards 0, unless the
 gradients hold them. Of all models that read the training images well, that prefers those with small
 matrices, whose scores change little when an image does: so they mostly read new images better. A
-bias shifts scores for all images alike, and needs none of it; a LayerNorm's gamma, which starts at
-1, would silence its channel at 0. Both are spared.
+bias adds the same for all images, and needs none of it; a LayerNorm's gamma, which starts at 1,
+would silence its channel at 0. Both are spared.
 
 How weights are kept: in one flat buffer (parameters.py), of which an optimizer has a list of ranges
 (start, stop, lr, decay). Groups with settings of their own, decay on matrices only, Parameters left

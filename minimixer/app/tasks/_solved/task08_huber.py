@@ -1,10 +1,9 @@
 """Task 8: the Huber loss. About 15 minutes.
 
-The loss is the mean over all elements of h(r), where
+With r = x - target, and a = |r| its size, the loss is the mean over all elements of
 
-    r = x - target
-    h(r) = r^2 / 2                    for small errors, |r| <= delta
-    h(r) = delta (|r| - delta / 2)    for the others
+    h = r^2 / 2                where a <= delta
+    h = delta (a - delta / 2)  where a > delta
 
 It is a squared error near 0; beyond delta it grows along a line, so that one number that is far
 off does not decide alone (Huber 1964). Write `forward` and `backward`: the loss is one number, and
