@@ -3,8 +3,8 @@
 Each image gets a score for each class. The loss L, one number, says how wrong the scores are. Its
 gradient, the derivatives of L by all weights, says how to move them so that L falls: each a little
 against its derivative. Training does that for one batch of images after another; how far a weight
-is moved (by a rule named Adam) stands at the end. Here and on all pages dx, or d_x, is short for
-dL/dx, and has x's shape. Where x reaches L on several ways, dx is the sum of what they bring.
+is moved (by a rule named Adam) stands at the end. Here and on all pages dx (in this code `d_x`) is
+short for dL/dx, and has x's shape. Where x reaches L on several ways, dx is the sum of their parts.
 
 An image is cut into S patches; the stem makes C numbers of each, its channels: a row of X, a token.
 A block mixes by two MLPs: a linear map to D numbers, the hidden units; a bend (GELU) of each; a map
@@ -48,8 +48,8 @@ def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
         if len(shape) == 1 or name == "head.weight":  # only LayerNorm's scale (gamma) starts at 1
             params[name] = np.full(shape, "norm" in name and "weight" in name, dtype)  # shape
             continue
-        # Stored as (inputs, outputs), but for token mixing's w2: so row s of w1 and of w2 is for
-        # token s. In the formulas above w1 is W1^T, w2 is W2.
+        # Matrices are stored as (inputs, outputs), token mixing's w2 alone as (outputs, inputs): so
+        # row s of both its matrices is for token s. In the formulas above w1 is W1^T, w2 is W2.
         fan_in = shape[1] if name.endswith("token_mixing.w2") else shape[0]
         z = rng.standard_normal(shape)  # shape
         while np.abs(z).max() > 2:  # truncated: what lies beyond 2 sigma is drawn again

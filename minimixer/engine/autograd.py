@@ -5,7 +5,7 @@ begins at L. Each step is handed dL/dy of its output, and makes dL/dx of its inp
 
     dL/dx = dL/dy dy/dx
 
-The matrix of all dy[j] / dx[i] is never written out. (Why backwards? See docs/book/gradients.md.)
+The matrix of all dy[j] / dx[i] is never written out. Why backwards, `docs/book/gradients.md` says.
 
 Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/dx of each input x
 from dL/dy of each output y (`backward`). Applied to Variables, arrays that know where they came

@@ -38,8 +38,8 @@ from ..nn.parameters import Parameter
 class MixerMLP(Module):
     """The token-mixing or the channel-mixing MLP: w1, b1, GELU, w2, b2.
 
-    axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)      W1 = w1^T, W2 = w2
-    axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)      W3 = w1,   W4 = w2
+        axis 0      tokens: w1 and w2 (S, D_S), b1 (D_S,), b2 (S,); W1 is w1^T, W2 is w2
+        axis -1     channels: w1 (C, D_C), w2 (D_C, C), b1 (D_C,), b2 (C,); W3 is w1, W4 is w2
 
     For the tokens both have a row for each place: shuffled patches are shuffled rows.
 

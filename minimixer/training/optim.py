@@ -30,8 +30,8 @@ class SGD(Optimizer):
 
     Momentum steps along v, a sum of past gradients in which old ones fade: it gains speed where
     they agree, and they cancel where they do not. Nesterov's looks a step ahead, to what v will be
-    if the next gradient is like g. g is the gradient plus weight_decay w, as in PyTorch. Sutskever
-    et al. 2013."""
+    if the next gradient is the same. Here g is the gradient plus weight_decay w, as in PyTorch.
+    Sutskever et al. 2013."""
 
     constants: tuple[str, ...] = ("momentum", "nesterov")
 

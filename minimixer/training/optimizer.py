@@ -1,7 +1,7 @@
 """What all optimizers share: which weights are moved, how far, and when.
 
 An optimizer is what moves a model's weights, once a step, after backward has brought gradients g.
-Gradient descent is the plainest; others (optim.py) also use averages of past gradients:
+Some use averages of past gradients, too (optim.py). The plainest is gradient descent:
 
     w <- w - lr g
 
@@ -11,9 +11,9 @@ matrices, whose scores change little when an image does: so they mostly read new
 bias adds the same for all images, and needs none of it; a LayerNorm's gamma, which starts at 1,
 would silence its channel at 0. Both are spared.
 
-How weights are kept: in one flat buffer (parameters.py), of which an optimizer has a list of ranges
-(start, stop, lr, decay). Groups with settings of their own, decay on matrices only, Parameters left
-as they are: all that is in the list, and an update is a few array operations on each range.
+The weights lie in one flat buffer (parameters.py), of which an optimizer has a list of ranges, each
+with (start, stop, lr, decay). Groups with settings of their own, decay on matrices only, Parameters
+left as they are: all that is in the list. An update is a few array operations on each range.
 
 >>> from minimixer import AdamW, Mixer
 >>> AdamW(Mixer(8, 4, 1, 16, 8, 32, num_classes=10).parameters(), weight_decay=0.05)
