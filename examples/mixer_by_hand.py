@@ -1,8 +1,10 @@
 """The whole MLP-Mixer (arXiv 2105.01601), forward and backward, by hand: NumPy and no engine.
 
-Each image gets a score for each class. The loss, one number, says how wrong the scores are; its
-gradient, its derivative by each weight, how to move them to lower it: a small step against it,
-batch after batch of images, is training. How that step is taken (Adam) stands at the end.
+Each image gets a score for each class. The loss L, one number, says how wrong the scores are. Its
+gradient, the derivatives of L by all weights, says how to move them so that L falls: each a little
+against its derivative. Training does that for one batch of images after another; how far a weight
+is moved (by a rule named Adam) stands at the end. Here and on all pages dx (in this code `d_x`) is
+short for dL/dx, and has x's shape. Where x reaches L on several ways, dx is the sum of their parts.
 
 An image is cut into S patches; the stem makes C numbers of each, its channels: a row of X, a token.
 A block mixes by two MLPs: a linear map to D numbers, the hidden units; a bend (GELU) of each; a map
@@ -11,9 +13,10 @@ back. Their matrices and vectors are the weights:
     U = X + W2 gelu(W1 LayerNorm(X))          token mixing, along columns: shared by all channels
     Y = U + gelu(LayerNorm(U) W3) W4          channel mixing, along rows: shared by all tokens
 
-with biases. After N blocks: LayerNorm, the mean over tokens, a linear layer to K scores, the head.
-To mix columns the paper transposes, mixes rows and transposes back: so does this file. B: images,
-P: patch side, d_x: the loss by x; what reaches it on several ways adds. `pip install -e .` first.
+with biases; LayerNorm brings each row to mean 0 and variance 1. After N blocks come LayerNorm, the
+mean over the tokens, and a linear layer to K scores, the head. To mix columns the paper transposes,
+mixes rows and transposes back; so does this file. B is the number of images, P a patch's side. To
+run it, first install the package: `pip install -e .` in the folder with README.md.
 Next: tiny.py, where an engine finds the way back, and x is (S, B, C), which is never transposed.
 """
 
@@ -26,7 +29,8 @@ import numpy as np
 
 def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
          hidden_dim, tokens_mlp_dim, channels_mlp_dim, dtype):  # fmt: skip
-    """The paper's: normal matrices of variance 1 / inputs (LeCun), biases 0, a head of zeros."""
+    """As the paper's authors begin: matrices are normal with variance 1 / inputs, so that numbers
+    keep their size on the way (LeCun et al. 1998); biases and head are 0."""
     height, width = (image_size, image_size) if np.ndim(image_size) == 0 else image_size
     S, C = (height // patch_size) * (width // patch_size), hidden_dim
     D_S, D_C, K = tokens_mlp_dim, channels_mlp_dim, num_classes
@@ -44,7 +48,8 @@ def init(rng, image_size, patch_size, in_channels, num_classes, num_blocks,
         if len(shape) == 1 or name == "head.weight":  # only LayerNorm's scale (gamma) starts at 1
             params[name] = np.full(shape, "norm" in name and "weight" in name, dtype)  # shape
             continue
-        # (inputs, outputs): W1^T, W3, W4; token_mixing.w2 alone is (outputs, inputs): W2.
+        # Matrices are stored as (inputs, outputs), token mixing's w2 alone as (outputs, inputs): so
+        # row s of both its matrices is for token s. In the formulas above w1 is W1^T, w2 is W2.
         fan_in = shape[1] if name.endswith("token_mixing.w2") else shape[0]
         z = rng.standard_normal(shape)  # shape
         while np.abs(z).max() > 2:  # truncated: what lies beyond 2 sigma is drawn again
@@ -59,28 +64,30 @@ def layer_norm(x, gamma, beta):
     centred = x - x.mean(axis=-1, keepdims=True)  # (B, S, C)
     # A second pass over the data: mean(x^2) - mean(x)^2 loses its digits where the mean is large.
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # (B, S, 1)
-    rstd = 1 / np.sqrt(variance + 1e-6)  # (B, S, 1), 1 / standard deviation
-    x_hat = centred * rstd  # (B, S, C)
-    return gamma * x_hat + beta, (x_hat, rstd, gamma)  # (B, S, C)
+    sigma = np.sqrt(variance + 1e-6)  # (B, S, 1)
+    x_hat = centred / sigma  # (B, S, C)
+    return gamma * x_hat + beta, (x_hat, sigma, gamma)  # (B, S, C)
 
 
 def layer_norm_backward(cache, d_y):
-    """x_hat_j = (x_j - mean) rstd with dmean/dx_k = 1/C, dvariance/dx_k = 2 (x_k - mean) / C and so
-    drstd/dx_k = -rstd^2 x_hat_k / C: dx_hat_j/dx_k = rstd ([j = k] - 1/C - x_hat_j x_hat_k / C),
-    where [j = k] is 1 if j = k, else 0. Weigh by d_x_hat_j, sum over j."""
-    x_hat, rstd, gamma = cache
+    """x_hat_j = (x_j - mean) / sigma. As d sigma / d x_i = x_hat_i / C and d mean / d x_i = 1 / C,
+
+        d x_hat_j / d x_i = ([i = j] - 1/C - x_hat_i x_hat_j / C) / sigma
+
+    where [i = j] is 1 if i = j, else 0. Times dx_hat_j, summed over j, that is dx_i."""
+    x_hat, sigma, gamma = cache
     d_gamma = (d_y * x_hat).sum(axis=(0, 1))  # (C,)
     d_x_hat = d_y * gamma  # (B, S, C)
     by_mean = d_x_hat.mean(axis=-1, keepdims=True)  # (B, S, 1)
-    by_variance = x_hat * (d_x_hat * x_hat).mean(axis=-1, keepdims=True)  # (B, S, C)
-    d_x = rstd * (d_x_hat - by_mean - by_variance)  # (B, S, C)
+    by_sigma = x_hat * (d_x_hat * x_hat).mean(axis=-1, keepdims=True)  # (B, S, C)
+    d_x = (d_x_hat - by_mean - by_sigma) / sigma  # (B, S, C)
     return d_x, {"weight": d_gamma, "bias": d_y.sum(axis=(0, 1))}  # (B, S, C), (C,), (C,)
 
 
 def gelu(u, approximate):
-    """u Phi(u), Phi(u) the chance that a normal number is below u (by erf), and its slope. With no
-    bend between them, the two matrices of an MLP would be one."""
-    if approximate == "none":
+    """The bend: u Phi(u), and its slope; Phi(u) is the chance that a standard normal number is
+    below u. Without a bend between them the two matrices of an MLP would be one, their product."""
+    if approximate == "none":  # exactly, by the error function
         phi = 0.5 * (1 + np.vectorize(math.erf, [u.dtype])(u / math.sqrt(2)))  # (B, rows, D)
         density = np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)  # (B, rows, D): Phi'
     elif approximate == "tanh":  # the authors' form: Phi(u) = (1 + tanh k(u + a u^3)) / 2
@@ -152,7 +159,8 @@ def backward(params, cache, d_logits):
         d_h, tree[f"blocks.{i}.channel_mixing"] = mlp_backward(channel_mlp, d_x)  # (B, S, C)
         d_h, tree[f"blocks.{i}.norm2"] = layer_norm_backward(norm2, d_h)  # (B, S, C)
         d_u = d_x + d_h  # (B, S, C)
-        # d_b2 is 0, up to rounding: LayerNorms take off what b2 adds to all channels of a token.
+        # Token mixing's d_b2 is 0, up to rounding: b2 adds one number to all channels of a token,
+        # and every LayerNorm on the way to the scores takes off their mean.
         d_h, d_token = mlp_backward(token_mlp, d_u.swapaxes(1, 2))  # (B, C, S)
         tree[f"blocks.{i}.token_mixing"] = d_token | {"w2": d_token["w2"].T}  # w2: (S, D_S)
         d_h, tree[f"blocks.{i}.norm1"] = layer_norm_backward(norm1, d_h.swapaxes(1, 2))  # (B, S, C)
@@ -165,7 +173,8 @@ def backward(params, cache, d_logits):
 
 
 def cross_entropy(logits, labels):
-    """Mean of -log p[label], p = softmax(logits): e^logits over their sum; and its gradient."""
+    """The mean of -log p[label], and its gradient. p is softmax(logits), e^logits divided by their
+    sum: positive numbers that add up to 1, read as probabilities."""
     shifted = logits - logits.max(axis=1, keepdims=True)  # (B, K): exp cannot overflow
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # (B, K)
     one_hot = np.eye(logits.shape[1], dtype=logits.dtype)[labels]  # (B, K)
@@ -179,12 +188,13 @@ def main():
     parser.add_argument("--epochs", type=int, default=10, choices=range(1, 1001), metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="initial weights and order of images")
     args = parser.parse_args()
+    # MNIST: 60,000 handwritten digits to learn from and 10,000 to test with, 28 x 28 pixels each.
     train_images, train_labels, test_images, test_labels = data.load_mnist()
     images = (train_images[:10_000].astype(np.float32) / 255 - 0.5) / 0.5  # (10000, 28, 28, 1)
     test_images = (test_images.astype(np.float32) / 255 - 0.5) / 0.5  # (10000, 28, 28, 1)
     rng, start, P = np.random.default_rng(args.seed), time.perf_counter(), 7
     params = init(rng, 28, P, 1, 10, 3, 64, 32, 128, np.float32)  # N 3, C 64, D_S 32, D_C 128
-    # Adam steps by the running mean of each gradient g, over the root of that of g^2.
+    # Adam moves a weight by the running mean of its gradient g, over the root of that of g^2.
     m = {name: np.zeros_like(value) for name, value in params.items()}
     v = {name: np.zeros_like(value) for name, value in params.items()}
     for epoch in range(args.epochs):

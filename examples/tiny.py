@@ -17,9 +17,9 @@ minimixer/ has each step in full; there an operation is a class, Function, whose
     4  the Mixer                        model/images.py, block.py, mixer.py; nn/initial.py
     5  AdamW and the training loop      training/optim.py, training/data.py, training/loop.py
 
-S tokens, B images, C channels, D_S and D_C hidden units, K classes, P x P pixels in a patch; dx is
-the gradient of the loss by x. `python examples/tiny.py` reads 97.4% of MNIST's digits after 1,500
-steps, in 24 s with OPENBLAS_NUM_THREADS=1, 63 s without on 2 busy cores (2026-11-27).
+S tokens, B images, C channels, D_S and D_C hidden units, K classes, P x P pixels in a patch. With
+`python examples/tiny.py` it learns to read more than 97 of 100 digits that it has never seen: all
+that this takes is on this page. The package adds what makes it fast, safe and easy to use.
 Next: the package, page by page in the order that the docstring of minimixer/__init__.py gives.
 """
 
@@ -139,17 +139,17 @@ def gelu(x):
 @differentiable
 def layer_norm(x, gamma, beta):
     """y = gamma x_hat + beta, x_hat = (x - mean) / sigma, sigma^2 = variance + 1e-6, row by row.
-    x_i moves x_hat_j directly, through the mean and sigma: dx_hat_j / dx_i = ([i = j] - 1/C
-    - x_hat_i x_hat_j / C) / sigma. Weighed with g_j = gamma_j dy_j and summed over j, it gives
-    dx = (g - mean(g) - x_hat mean(g x_hat)) / sigma; dgamma and dbeta collect from all rows."""
+    x_i moves x_hat_j directly, through the mean and through sigma: d x_hat_j / d x_i =
+    ([i = j] - 1/C - x_hat_i x_hat_j / C) / sigma. With dx_hat = gamma dy that gives
+    dx = (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)) / sigma; dgamma, dbeta sum all rows."""
     centred = x - x.mean(axis=-1, keepdims=True)
     sigma = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-6)
     x_hat = centred / sigma
 
     def chain_rule(dy):
-        g = gamma * dy
-        along = x_hat * (g * x_hat).mean(axis=-1, keepdims=True)
-        dx = (g - g.mean(axis=-1, keepdims=True) - along) / sigma
+        dx_hat = gamma * dy
+        along = x_hat * (dx_hat * x_hat).mean(axis=-1, keepdims=True)
+        dx = (dx_hat - dx_hat.mean(axis=-1, keepdims=True) - along) / sigma
         return dx, (dy * x_hat).sum(axis=(0, 1)), dy.sum(axis=(0, 1))
 
     return gamma * x_hat + beta, chain_rule
@@ -214,8 +214,8 @@ def initial_layers(rng, P, channels, S, C, D_S, D_C, N, K):
 
 
 class AdamW:
-    """m <- b1 m + (1 - b1) g and v <- b2 v + (1 - b2) g^2 average the gradient g and its square;
-    w <- w - lr (m' / (sqrt(v') + 1e-8) + decay w), m' = m / (1 - b1^t), v' likewise, at step t."""
+    """Adam, as on the page before, and weight decay, which also draws matrices towards 0:
+    w <- w - lr (m_hat / (sqrt(v_hat) + 1e-8) + decay w)."""
 
     def __init__(self, parameters, weight_decay, betas=(0.9, 0.999)):
         self.weight_decay, self.betas, self.t = weight_decay, betas, 0

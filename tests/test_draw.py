@@ -1,5 +1,6 @@
 """`python -m minimixer draw`: what is shown is what the model computes, and how it is asked for.
-The server is in test_draw_server.py, the page itself in test_draw_in_browser.py."""
+The server is in test_draw_server.py, the page itself in test_draw_in_browser.py and
+test_draw_from_disk.py."""
 
 import base64
 import io
@@ -234,10 +235,23 @@ def test_models_that_no_page_can_show():
             ready({"a": small_mixer(), "b": small_mixer(**other)})
     deeper = ready({"a": model_of(), "b": model_of(num_blocks=3)})
     assert answer(deeper, question(model=1))["blocks"] == 3
-    endless = ready({"a": model_of()})
-    endless["a"].head.bias.data = np.array([np.nan, 0, 0], "f4")
-    with pytest.raises(ValueError, match="NaN"):
-        answer(endless, question())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("where", ["logits", "gradient"])
+def test_nothing_is_shown_that_is_not_finite(where):
+    """Nor does the terminal say more than the page, whichever thread asks."""
+    model = model_of()
+    if where == "logits":
+        model.head.bias.data = np.array([np.nan, 0, 0], "f4")
+    else:  # on white paper each pixel's large weight has its opposite, so that all tokens are small
+        model.stem.weight.data = np.float32([[1e6], [-1e6]] * 2) * np.ones((1, 8), "f4")
+        model.head.weight.data = model.head.weight.data * np.float32(1e34)
+        with np.errstate(all="ignore"):
+            seen = look(model, np.zeros(model.size, "uint8"))
+        assert np.isfinite(seen["logits"]).all() and not np.isfinite(seen["gradient"]).all()
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        answer(ready({"a": model}), question(np.zeros((8, 8), np.uint8)))
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -285,9 +299,12 @@ def test_a_directory_is_a_history(tmp_path, run):
     assert len(draw.load_models([str(tmp_path / "d.npz"), str(tmp_path / "c.npz")])) == 2
     (tmp_path / "none").mkdir()
     for words, said in ((["none"], "no checkpoint"), (["missing.npz"], "missing.npz"),
+                        ([""], "No such file"),
                         (["digits", "d.npz"], "d.npz has size")):  # fmt: skip
         assert said in run("draw", "--weights", *words, status=2).stderr
-    assert "--port" in run("draw", "--port=65536", status=2).stderr
+    for port in ("65536", "-1", "no"):
+        said = run("draw", f"--port={port}", status=2).stderr
+        assert f"--port: must be a whole number from 0 to 65535, not {port}" in said
 
 
 # ---- the page as files --------------------------------------------------------------------------

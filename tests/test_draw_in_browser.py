@@ -1,19 +1,12 @@
 """The page of `python -m minimixer draw` in a browser: Debian's Chromium, driven by playwright.
 
     pip install playwright; apt install chromium
-    pytest -m slow tests/test_draw_in_browser.py
-
-Python for the browser comes from npm, whose package has no NumPy, and no other registry has it for
-WebAssembly: so it is tested up to there. A folder that holds all files of the release that
-page/ask.js names, in the variable MINIMIXER_PYODIDE, lets minimixer itself run in the browser.
+    pytest -m slow tests/test_draw_in_browser.py tests/test_draw_from_disk.py
+The page without a server is in test_draw_from_disk.py.
 """
 
 import base64
-import json
-import os
 import re
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -22,13 +15,11 @@ import pytest
 from help import redraw, small_mixer
 
 from minimixer.app import draw
-from minimixer.app.draw import example, static
+from minimixer.app.draw import example
 from minimixer.app.draw.look import ready
 from minimixer.app.draw.server import Server
 
 CHROMIUM = Path("/usr/bin/chromium")
-ASK = static.page_file("ask.js").decode()
-PYODIDE = os.environ.get("MINIMIXER_PYODIDE", "")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, to drive a browser")
 pytestmark = [
     pytest.mark.slow,
@@ -172,6 +163,37 @@ def test_with_the_keyboard(visit):
     assert seen.page.locator(".grid button[tabindex='0']").count() == 1
 
 
+def test_a_stroke_leaves_the_pad_or_is_undone_as_it_grows(visit):
+    seen = visit().draw("1")
+    pad, mouse = seen.page.locator("#pad").bounding_box(), seen.page.mouse
+    before = seen.page.evaluate("strokes")
+    mouse.move(pad["x"] + 20, pad["y"] + 20)
+    mouse.down()
+    seen.page.evaluate("$('undo').click()")
+    mouse.move(pad["x"] + 200, pad["y"] + 200, steps=5)
+    mouse.up()
+    assert seen.page.evaluate("strokes") == before
+    mouse.down()
+    mouse.move(pad["x"] + 2000, pad["y"] - 500, steps=5)  # and is let go there
+    mouse.up()
+    mouse.move(pad["x"] + 20, pad["y"] + 20, steps=5)
+    outside = "strokes.at(-1).filter(([x, y]) => x > 1 || y < 0).length"
+    assert seen.page.evaluate("strokes.length") == 2 and seen.page.evaluate(outside)
+    assert seen.page.evaluate("strokes.at(-1).at(-1)[0] > 1")
+    seen.answered()
+
+
+def test_a_dark_page_is_printed_on_white(visit):
+    light, dark = (visit(color_scheme=scheme) for scheme in ("light", "dark"))
+    expected = [light.drawn(n) for n in (0, 1)]
+    assert all(dark.drawn(n) != expected[n] for n in (0, 1))
+    dark.page.emulate_media(media="print", color_scheme="dark")
+    dark.page.wait_for_timeout(200)
+    assert [dark.drawn(n) for n in (0, 1)] == expected
+    ink = dark.page.evaluate("getComputedStyle(document.body).color")
+    assert ink == light.page.evaluate("getComputedStyle(document.body).color")
+
+
 def test_a_class_is_chosen_for_its_gradient(visit):
     seen = visit().draw("7")
     title = seen.page.locator("#first figure").nth(1).locator("b")
@@ -225,13 +247,31 @@ def test_it_fits_and_everything_has_a_name(visit, tmp_path, width, scheme):
     colour = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(15, 22, 30)")
     for canvas in seen.page.locator("canvas").all():
-        assert canvas.get_attribute("aria-label") and canvas.get_attribute("role")
+        assert re.match("[A-Za-z]", canvas.get_attribute("aria-label"))
+        assert canvas.get_attribute("role")
     captions = seen.page.locator("figcaption").all_inner_texts()
     assert len(captions) == 7 + 4 * 7 and all(re.search(r"\(\d+.*\)", one) for one in captions)
     for button in seen.page.locator("button:visible").all():
         assert button.get_attribute("aria-label") or button.inner_text().strip()
     duration = "getComputedStyle(document.querySelector('.class i')).transitionDuration"
     assert seen.page.evaluate(duration) == "0s"  # as the reader asked for less motion
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_names_of_any_length_have_room(browser, width):
+    names = ["n" * 5000, "Ankle boot", "<i>T-shirt</i>"]
+    with Server(ready({"a": redraw(small_mixer(class_names=names))})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        seen = Visit(browser, server.address, width=width).answered()
+        for row in seen.page.locator(".class").all():
+            row.click()  # its name is in the gradient's title, too
+        assert seen.answered().page.evaluate("document.documentElement.scrollWidth") == width
+        bars = "new Set([...$('classes').children].map(c => c.children[1].offsetLeft)).size"
+        assert seen.page.evaluate(bars) == 1
+        room = "[...$('classes').children].every(c => c.scrollWidth <= c.clientWidth)"
+        assert seen.page.evaluate(room) and seen.said == []
+        seen.page.close()
+        server.shutdown()
 
 
 def test_a_slider_goes_through_checkpoints(browser):
@@ -247,116 +287,29 @@ def test_a_slider_goes_through_checkpoints(browser):
         seen.answered()
         assert seen.page.inner_text("#trained") == "step 1" and seen.shares() != last
         assert seen.page.locator("#blocks article").count() == 1 and seen.said == []
+        seen.page.evaluate(SLOWLY)
+        told = set()
+        for key in ["End", "Home", "ArrowRight", *[None] * 8]:
+            if key:
+                seen.page.keyboard.press(key)
+            for _ in range(2):  # while what was asked differs from what is shown
+                told.add(tuple(seen.page.evaluate(WHICH)))
+                seen.page.wait_for_timeout(60)
+        assert told <= {(f"step {n}", n) for n in (1, 2, 3)} and len(told) > 1
+        assert seen.page.evaluate(WHICH) == ["step 2", 2]
         seen.page.route("**/look", lambda route: route.abort())  # as if nobody were there
         seen.page.click("#clear")
         seen.page.wait_for_selector("#state:has-text('the server has ended')")
+        assert f"draw --port {server.server_port} starts" in seen.page.inner_text("#state")
+        seen.page.unroute("**/look")  # it came back
+        seen.page.click("#shuffle")
+        seen.page.wait_for_selector("#state:has-text('answered in')")
         seen.page.close()
         server.shutdown()
 
 
-# ---- without a server ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pyodide(tmp_path_factory):
-    """A folder with Python for the browser, of the version that the page names."""
-    if PYODIDE:
-        return Path(PYODIDE)
-    folder, (version,) = tmp_path_factory.mktemp("npm"), re.findall(r'VERSION = "(.*)"', ASK)
-    if shutil.which("npm") is None:
-        pytest.skip("needs npm, to fetch Python for the browser")
-    command = ["npm", "install", "--prefix=.", "--ignore-scripts", f"pyodide@{version}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        pytest.skip(f"npm has no pyodide {version} here: {done.stderr.splitlines()[:1]}")
-    return folder / "node_modules" / "pyodide"
-
-
-@pytest.fixture
-def offered(browser, tmp_path):
-    """offered(folder): the static page, opened from disk, for which the files in `folder` are the
-    world outside."""
-    visits = []
-
-    def open_page(folder):
-        def serve(route):
-            file = folder / route.request.url.rpartition("/")[2] if folder else None
-            if file is None or not file.is_file():
-                return route.abort()
-            kind = {".js": "text/javascript", ".wasm": "application/wasm"}.get(file.suffix)
-            headers = {"Access-Control-Allow-Origin": "*"}
-            route.fulfill(path=file, content_type=kind, headers=headers)
-
-        static.write_page(tmp_path, draw.load_models(["digits"]))
-        visits.append(seen := Visit(browser, "about:blank"))
-        seen.page.route(re.compile("^https?:"), serve)
-        seen.page.goto((tmp_path / "index.html").as_uri())
-        seen.page.wait_for_selector("#run:visible")
-        return seen
-
-    yield open_page
-    for one in visits:
-        one.page.close()
-
-
-def test_nothing_is_fetched_before_the_reader_asks(offered):
-    """What is to be seen of the example is there, and is what the pad's ink would give."""
-    seen = offered(None)
-    seen.page.wait_for_timeout(500)
-    assert seen.best == "3" and seen.page.locator("#blocks article").count() == 4
-    seen.page.click("#clear")
-    assert seen.page.inner_text("#state").startswith("run it")
-    assert seen.asked and all(url.startswith(("file:", "about:")) for url in seen.asked)
-    assert seen.said == [] and "package.js" not in str(seen.asked)
-
-
-def test_without_python_it_says_so_and_can_be_asked_again(offered):
-    seen = offered(None)
-    for _ in range(2):
-        seen.page.click("#run:enabled")
-        seen.page.wait_for_selector("#state:has-text('pyodide.js can\\'t be had')")
-
-
-def test_python_starts_in_the_browser_and_reads_the_package(offered, pyodide):
-    """Its script has the hash that the page knows. All files compile there, and import nothing that
-    it lacks but NumPy."""
-    seen = offered(pyodide)
-    seen.page.click("#run")
-    if not any(pyodide.glob("numpy-*.whl")):
-        seen.page.wait_for_selector("#state:has-text('NumPy can\\'t be had')", timeout=60_000)
-    assert [url for url in seen.asked if url.startswith("http")]
-    told = seen.page.evaluate(IN_PYTHON)
-    files, missing = json.loads(told)
-    assert files > 80 and missing in (["numpy"], [])
-
-
-IN_PYTHON = """async () => {
-  const python = await loadPyodide({ indexURL: PYODIDE, packageBaseUrl: PACKAGES });
-  await load("package.js");
-  const bytes = Uint8Array.from(atob(MINIMIXER_ZIP), (letter) => letter.charCodeAt(0));
-  python.unpackArchive(bytes.buffer, "zip");
-  return python.runPython(`
-import ast, importlib.util, json, pathlib
-import http.server, tempfile, threading, webbrowser, zipfile
-files, missing = list(pathlib.Path("minimixer").rglob("*.py")), set()
-for file in files:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    compile(tree, str(file), "exec")
-    for node in tree.body:
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module]
-        tops = {name.partition(".")[0] for name in names}
-        missing |= {top for top in tops if importlib.util.find_spec(top) is None}
-json.dumps([len(files), sorted(missing)])`);
+SLOWLY = """() => {
+  const { answer } = source;
+  source.answer = (asked) => new Promise((next) => setTimeout(next, 200)).then(() => answer(asked));
 }"""
-
-
-@pytest.mark.skipif(not PYODIDE, reason="MINIMIXER_PYODIDE names no folder with Pyodide and NumPy")
-def test_minimixer_answers_alike_in_the_browser(offered, visit):
-    seen = offered(Path(PYODIDE))
-    seen.page.click("#run")
-    seen.page.wait_for_selector("body[data-answers]", timeout=120_000)
-    for digit in ("7", "3"):
-        assert seen.draw(digit).best == digit
-        assert seen.shares() == visit().draw(digit).shares()
+WHICH = "[$('trained').textContent, $('blocks').childElementCount]"

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from test_draw import WRONG, model_of, question, unpack
@@ -33,7 +34,7 @@ def serving(models):
 
 def send(serving, data):
     """The bytes of a request, and all that comes back: status, headers, body."""
-    with socket.create_connection(("127.0.0.1", serving.server_port), 30) as connection:
+    with socket.create_connection(serving.server_address, 30) as connection:
         connection.sendall(data)
         reply = http.client.HTTPResponse(connection, method=data.split()[0].decode())
         reply.begin()
@@ -72,6 +73,19 @@ def test_questions_are_answered_on_its_own_names(serving, models, host):
         assert ask(serving, asked, host=host)["seen"] == answer(models, asked)["seen"]
 
 
+def test_where_browsers_name_no_port(models, monkeypatch):
+    """http's own is 80: they leave it out."""
+    bind = server.Server.server_bind
+    monkeypatch.setattr(server.Server, "server_bind",
+                        lambda self: (bind(self), setattr(self, "server_port", 80)))  # fmt: skip
+    with server.Server(models) as running:
+        threading.Thread(target=running.serve_forever, args=[0.01]).start()
+        for host in ("127.0.0.1", "localhost"):
+            assert ask(running, question(), host=host)["seen"]
+        refused(request(running, GET, host="mixer.example"), 421)
+        running.shutdown()
+
+
 def test_several_questions_on_one_connection(serving):
     connection = http.client.HTTPConnection("127.0.0.1", serving.server_port, timeout=30)
     for _ in range(3):
@@ -102,6 +116,10 @@ REFUSED = {
     "two lengths": (411, POST, [JSON, "Content-Length: 1"], {}),
     "in chunks": (411, POST, [JSON, "Transfer-Encoding: chunked"], {}),
     "large": (413, POST, [JSON, f"Content-Length: {MUCH}"], dict(length=False)),
+    "large, and sent": (413, POST, [JSON], dict(body=b" " * 5_000_000)),
+    "no question, and sent": (415, POST, [], dict(body=b" " * 5_000_000)),
+    "another request within": (413, GET, ["Content-Length: 9"], dict(body=b"GET / x\r\n")),
+    "another in chunks": (413, GET, ["Transfer-Encoding: chunked"], dict(body=b"0\r\n\r\n")),
     "huge": (413, POST, [JSON, "Content-Length: " + "9" * 5000], dict(length=False)),
     **{m: (405, f"{m} /", [], {}) for m in ("PUT", "DELETE", "OPTIONS", "PATCH", "HEAD", "TRACE")},
     **{f"body {body[:12]!r}": (400, POST, [JSON], dict(body=body)) for body in (
@@ -185,6 +203,35 @@ def test_a_slow_client_waits_alone_and_not_for_ever(serving, monkeypatch, said):
         slow.sendall(said)
         assert ask(serving, question())
         assert slow.recv(100) == b""  # it hung up
+
+
+def test_a_byte_at_a_time_is_not_waited_for(serving, monkeypatch):
+    monkeypatch.setattr(server.Handler, "timeout", 0.5)
+    with socket.create_connection(serving.server_address, 0.05) as slow:
+        for _ in range(200):
+            try:
+                slow.send(b"G")
+                slow.recv(1)
+            except TimeoutError:
+                continue
+            except OSError:
+                pass
+            break
+        else:
+            raise AssertionError("it waits for ever")
+
+
+def test_many_may_come_at_the_same_moment(models):
+    """Before the first of them is let in, and as many as a browser with several tabs opens."""
+    data = "GET /style.css HTTP/1.1\r\nHost: localhost:{}\r\n\r\n"
+    with server.Server(models) as busy, ExitStack() as all_of_them:
+        clients = [all_of_them.enter_context(socket.create_connection(busy.server_address, 2))
+                   for _ in range(50)]  # fmt: skip
+        for client in clients:
+            client.sendall(data.format(busy.server_port).encode())
+        threading.Thread(target=busy.serve_forever, args=[0.01]).start()
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+        busy.shutdown()
 
 
 def test_a_client_that_leaves_says_nothing_to_the_reader(serving, capsys):

@@ -61,7 +61,8 @@ def test_forward_is_looked_at_before_backward_is_written(task):
     _, hole = sheets.REGION.finditer(solved(task))
     text = solved(task).replace(hole[0], f'{hole[1]}raise NotImplementedError("{hole[2]}")\n')
     verdict = judged(task, text)
-    assert verdict.state == "open" and "write backward" in verdict.said
+    assert verdict.state == "open"
+    assert re.match(r"not written yet: write backward.* \(forward is right\)$", verdict.said)
     wrong = text.replace("        # solution", "        return x\n        # solution", 1)
     wrong = wrong.replace("return x", "return z", task.short == "logsumexp")
     verdict = judged(task, wrong)
@@ -120,6 +121,8 @@ def test_a_usual_mistake_is_told(short, right, wrong, said):
     ("huber", "return 1 if abs(x - target) < delta else 2", "ValueError in line LINE: The truth "),
     ("silu", "return np.nothing(x)", "AttributeError in line LINE: module 'numpy'"),
     ("silu", "pass", "forward returns None, and should return an array"),
+    ("silu", "x *= 0.5; return x", "forward writes into input 0"),
+    ("silu", "return x.astype('float64')", "y is float64 where the inputs are float32"),
     ("product", "pass", "returns 1 gradient, for 3 inputs$"),
     ("neighbours", "pass", "dx is None, and should be an array"),
     ("patches", "return x.reshape(rows, columns, -1)", "y has shape"),

@@ -1,14 +1,11 @@
 """Reverse-mode differentiation: how a program remembers what it did.
 
-A network makes one number L, the loss, of many others, step by step: x -> y -> z -> L. Each step
-has a Jacobian, the matrix of all dy[j] / dx[i], and the chain rule multiplies them:
+A network makes one number L, the loss, of many others, step by step: x -> y -> z -> L. The way back
+begins at L. Each step is handed dL/dy of its output, and makes dL/dx of its input of it:
 
-    dL/dx = dL/dz dz/dy dy/dx
+    dL/dx = dL/dy dy/dx
 
-Begun at the right, with x, all products are of matrices. Begun at the left, with L (reverse mode),
-the row dL/dz meets one matrix after another and stays a row: with one L and many x far less work,
-and one walk gives all gradients. No Jacobian is written out (that of a layer from 100 rows of 1,000
-numbers to as many has 10^10 elements): each step only knows what it makes of a row.
+The matrix of all dy[j] / dx[i] is never written out. Why backwards, `docs/book/gradients.md` says.
 
 Such a step is a `Function`: it computes arrays from arrays (`forward`), and dL/dx of each input x
 from dL/dy of each output y (`backward`). Applied to Variables, arrays that know where they came
@@ -16,7 +13,8 @@ from, it leaves a trace: a node that points at the nodes of its inputs. All of t
 
     x (a leaf: not computed) <--parents-- Multiply <--parents-- Sum <--node-- loss
 
-A parent is (the node, which of its outputs, the input's shape), or (the leaf, None, its shape).
+The node itself is the Function that ran, with what it remembers. A parent is (the node, which of
+its outputs, the input's shape), or, of a leaf, (the leaf, None, its shape).
 
 >>> import numpy as np
 >>> from minimixer.engine.autograd import Function, Variable
@@ -46,7 +44,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arrays import Array, namespace  # namespace(x): numpy, or cupy, its like for GPUs; later "xp"
+from .arrays import Array, namespace  # namespace(x): numpy, or cupy, its like for GPUs; named xp
 from .dispatch import choose, run  # run: forward, and what has to surround it
 from .grad_mode import mode  # mode.enabled: is what is done recorded?
 from .inputs import read_inputs
@@ -60,7 +58,7 @@ Gradients = tuple[Array | None, ...]  # one for each input; None: not needed
 class Variable:
     """An array and its place in the graph: made by `node`, or a leaf when that is None. With
     `requires_grad` backward shall bring its gradient. Tensor (tensor.py) adds the operators; a
-    Parameter (parameters.py) is a weight of a model, float32 where all else may be in two bytes."""
+    Parameter (parameters.py) is a Tensor that a model learns, one of its weights."""
 
     __slots__ = ("__weakref__", "data", "grad", "node", "output_index", "requires_grad")
     is_parameter: ClassVar[bool] = False
@@ -105,16 +103,7 @@ class Function:
     `forward` keeps what `backward` needs as attributes (`self.x = x`) and `self.needs[i]` says
     whether input i needs a gradient: save and compute nothing else; return None for the rest.
     Neither may write into an array that it did not make. `check` refuses what does not fit: forward
-    begins with it, and it is asked before a fast form (the same, written for speed) is chosen. And:
-        takes_numbers   inputs may be Python numbers, or arrays without axes (0-d) beside a Tensor
-        optional        the positions of inputs that may be None
-        any_dtype       it only moves numbers about, of whatever dtype. Otherwise forward and
-                        backward get numbers of two bytes (float16) as float32, and their results
-                        are rounded to two
-        wide_result     forward's results are not rounded: a mean stays float32
-        integers        what becomes of integers and booleans, which have no gradient: "", they
-                        are refused; "kept", taken as they are; "float32", read as that
-        quiet           infinities and NaN are right, as in log(0): NumPy shall not warn
+    begins with it, and it is asked before a fast form (the same, written for speed) is chosen.
     """
 
     __slots__ = (  # the node's fields; what forward keeps goes to __dict__, which backward clears
@@ -122,12 +111,13 @@ class Function:
         "versions",
     )  # fmt: skip
 
-    takes_numbers: ClassVar[bool] = True
-    optional: tuple[int, ...] = ()
-    any_dtype: ClassVar[bool] = False
-    wide_result: ClassVar[bool] = False
-    integers: ClassVar[str] = ""
-    quiet: ClassVar[bool] = False
+    # Settings, for later: most Functions leave them as they are (inputs.py and two_bytes.py).
+    takes_numbers: ClassVar[bool] = True  # inputs may be Python numbers
+    optional: tuple[int, ...] = ()  # which inputs may be None
+    any_dtype: ClassVar[bool] = False  # numbers only move: their dtype does not matter
+    wide_result: ClassVar[bool] = False  # a mean of float16 numbers is float32
+    integers: ClassVar[str] = ""  # have no gradient: "" refused, "kept", or read as "float32"
+    quiet: ClassVar[bool] = False  # NumPy shall not warn: infinities are right, as in log(0)
 
     needs: tuple[bool, ...]  # per input: is its gradient wanted?
     # per input: (node, output index, shape), of a leaf (leaf, None, shape); None if not needed
@@ -156,7 +146,7 @@ class Function:
         node = cls()
         links = [v.link() if isinstance(v, Variable) and v.requires_grad else None for v in inputs]
         node.needs = (*map(bool, links),) if mode.enabled else (False,) * len(links)
-        node = choose(node, inputs, first, arrays, options)  # a fast form where one suits
+        node = choose(node, inputs, first, arrays, options)  # itself, or a fast form
         results = run(cls.__name__, node, first, arrays, options)
         return record(node, inputs, first, links, results)
 

@@ -18,7 +18,7 @@ to walk each by itself, a billion a second, would take 36 years:
 >>> print(x.grad, 2.0**60)
 1.1529215e+18 1.152921504606847e+18
 
-Task 3. Next: `grad_mode.py`, no_grad: whether operations are recorded.
+Now you can do Task 3. Next: `grad_mode.py`, no_grad: whether operations are recorded.
 """
 
 from operator import attrgetter

@@ -3,7 +3,12 @@
 Beside the arrays of Variables (autograd.py) there may be Python numbers, arrays of one number,
 Parameters of another dtype than the activations that meet them, integers, or what does not fit at
 all. Each is brought to one floating dtype on one device, or refused in a sentence that says what to
-do. No mathematics needs to know of it.
+do. No mathematics needs to know of it. A Function says what it takes:
+
+    takes_numbers   inputs may be Python numbers, or arrays without axes (0-d) beside a Tensor
+    optional        the positions of inputs that may be None
+    integers        what becomes of integers and booleans, which have no gradient: "", they are
+                    refused; "kept", taken as they are; "float32", read as that
 """
 
 from collections.abc import Callable, Sequence

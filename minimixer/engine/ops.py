@@ -1,6 +1,6 @@
 """Arithmetic: each operation's forward beside its backward.
 
-dx is short for dL/dx, here and on all pages after this; it has x's shape. For y = f(x) elementwise,
+dx is short for dL/dx, here as on all pages, and has x's shape. For y = f(x), element by element,
 dx = f'(x) dy. A matrix product is linear in each factor, and its gradients are products with the
 other factor transposed. Where shapes differ, NumPy repeats the smaller operand (broadcasting): then
 its numbers are used many times, and their gradients add. `sum_to_shape` sees to that here.
@@ -13,7 +13,8 @@ its numbers are used many times, and their gradients add. `sum_to_shape` sees to
 [[10. 20.]
  [10. 20.]] [4. 6.]
 
-Task 1, Task 2. Next: `rearrange.py`, sums, means, reshapes: where gradients go when numbers move.
+Now you can do Task 1, Task 2.
+Next: `rearrange.py`, sums, means, reshapes: where gradients go when numbers move.
 """
 
 import math

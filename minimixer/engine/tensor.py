@@ -34,9 +34,9 @@ class Tensor(Variable, MoreOfTensor):
     dtype, device   convert to these: "float32" and others; "cpu", "cuda" (a GPU), "cuda:N"
 
     Arithmetic keeps a float's dtype: Python numbers and 0-d arrays don't change it, two Tensors of
-    different dtype or device are a TypeError. In "float16" and "bfloat16" each operation computes
-    in float32 and rounds its result; the mean stays float32. Comparisons give booleans: these and
-    integers have no gradient, and are divided and averaged as float32."""
+    different dtype or device are a TypeError. Of "float16" and "bfloat16", numbers of two bytes,
+    operations compute in float32 and round the result; the mean stays float32. Comparisons give
+    booleans: these and integers have no gradient, and are divided and averaged as float32."""
 
     __slots__ = ()
     __array_priority__ = 1000  # array + x: CuPy's calls x.__radd__; NumPy's asks habits.py

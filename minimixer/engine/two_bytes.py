@@ -1,7 +1,8 @@
 """Numbers stored in two bytes: widened to float32, computed with, and rounded again.
 
-That surrounds every operation (dispatch.py), forward and backward; one that only moves numbers
-about gets them as they are. A gradient of a Parameter is not rounded: sums stay float32.
+That surrounds every operation (dispatch.py), forward and backward; one with `any_dtype`, which only
+moves numbers about, gets them as they are. With `wide_result`, as of a mean, forward's results are
+not rounded. Nor is a gradient of a Parameter: sums stay float32.
 
 >>> from minimixer import Tensor
 >>> x = Tensor([1.0, 2.0], dtype="float16")

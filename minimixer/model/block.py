@@ -6,11 +6,12 @@
 with a bias beside each W. X is (S, B, C) here: S tokens of B images, C channels; mixer.py says why
 tokens come first. The MLPs have D_S and D_C hidden units. W1 to W4 mean this on all pages.
 
-Skips, X + ... and U + ..., let gradients past each block: for y = x + f(x), dx is dy and what f
-sends back. In 48 fresh blocks (S 16, C 64, D_S 32, D_C 256) the first W3 has a gradient about 6
-times the last one's; without skips 30,000 times: LayerNorm enlarges the small numbers that an MLP
-of fresh weights gives, and so their gradients. What LayerNorm is good for: each MLP gets numbers of
-one size. What blocks add makes X grow from 1 to 6 (standard deviation), without LayerNorm to 2e8.
+What skips and LayerNorms are for shows in 48 such blocks with fresh weights (S 16, C 64, D_S 32,
+D_C 256). A skip lets gradients past its MLP: for y = x + f(x), dx is dy and what f sends back. So
+gradients of the first block's W3 are about 6 times those of the last one's. Without skips it is
+30,000 times: LayerNorms enlarge the small numbers that fresh MLPs give, and gradients with them.
+LayerNorm, in turn, gives each MLP numbers of one size, whatever X has become by what blocks add:
+it grows from 1 to 6 (standard deviation), without LayerNorm to 2e8.
 
 >>> import numpy as np
 >>> from minimixer import Tensor
@@ -37,8 +38,8 @@ from ..nn.parameters import Parameter
 class MixerMLP(Module):
     """The token-mixing or the channel-mixing MLP: w1, b1, GELU, w2, b2.
 
-    axis 0, tokens:    w1, w2 (S, D_S),              b1 (D_S,), b2 (S,)      W1 = w1^T, W2 = w2
-    axis -1, channels: w1 (C, D_C), w2 (D_C, C),     b1 (D_C,), b2 (C,)      W3 = w1,   W4 = w2
+        axis 0      tokens: w1 and w2 (S, D_S), b1 (D_S,), b2 (S,); W1 is w1^T, W2 is w2
+        axis -1     channels: w1 (C, D_C), w2 (D_C, C), b1 (D_C,), b2 (C,); W3 is w1, W4 is w2
 
     For the tokens both have a row for each place: shuffled patches are shuffled rows.
 

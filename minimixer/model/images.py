@@ -13,7 +13,7 @@ are brought to about -1 ... 1 first: (x / 255 - mean) / std for each channel.
 >>> cut_patches(picture, 2).data[1, 0]       # the second patch: top right
 array([2., 3., 6., 7.], dtype=float32)
 
-Task 4. Next: `block.py`, the Mixer block.
+Now you can do Task 4. Next: `block.py`, the Mixer block.
 """
 
 from typing import Any

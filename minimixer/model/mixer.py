@@ -20,24 +20,22 @@ and D_C hidden units of the two MLPs, K classes; W1 to W4 as in block.py.
     mean over the tokens                --> (B, C)
     head: linear                        --> (B, K)             one score for each class
 
-Where did the transposes go? The paper keeps (B, S, C) and transposes before and after every
-token mixing. Here tokens come first: seen as an S x (B*C) matrix, x is ready for token mixing
-from the left, W1 x; seen as an (S*B) x C matrix, it is ready for channel mixing from the right,
-x W3. Both are views of the same memory. `examples/mixer_by_hand.py` has the paper's layout.
+Where did the transposes go? The paper keeps (B, S, C) and transposes before and after every token
+mixing. Here tokens come first: as an S x (B*C) matrix x is ready for token mixing from the left,
+W1 x, and as an (S*B) x C matrix for channel mixing from the right, x W3: two views of one memory.
 
 The head's weights start at 0, as the authors' do: all scores are 0, the loss is log K, and what the
 head sends back, dy W^T, is 0. So after the first backward all gradients but the head's are exactly
-0, as they should be: the first step moves the head (and weight decay, optimizer.py, the matrices),
-the second everything.
+0: the first step moves the head (weight decay, optimizer.py, the matrices), the second everything.
 
 A place in the image has weights of its own in token mixing: a row of w1, w2 and b2. So shuffled
 patches give other scores. But one and the same shuffle of all images, with these rows shuffled
 likewise, leaves all scores as they were.
 
 An image costs 2 S C (D_S + D_C) multiplications a block: linear in the tokens, where attention,
-which compares all pairs of tokens, costs 2 S^2 C. But only while D_S stays. Images n times as wide
-and high have n^2 times the tokens; the paper, which trains models further on such, makes D_S n^2
-times as large too, and then the cost is quadratic, as with D_S = S.
+the layer of transformers, which compares all pairs of tokens, costs 2 S^2 C. But only while D_S
+stays. Images n times as wide and high have n^2 times the tokens; the paper, which trains models
+further on such, makes D_S n^2 times as large too: then the cost is quadratic, as with D_S = S.
 
 >>> import numpy as np
 >>> from minimixer import Mixer
@@ -80,7 +78,8 @@ class Mixer(Trained, Precision, Module):
     class_names       optional, one for each class
     num_classes       K; 0: no head, and the features before it (B, C) in place of scores
     seed, dtype       initial weights (None: left at 0, LayerNorm's at 1); "float32" or "float64"
-    precision         "float32", "tf32", "bfloat16" or "float16", as set_precision says
+    precision         to compute with: "float32", or, faster on GPUs, with fewer digits: "tf32",
+                      "bfloat16", "float16", as set_precision says
     checkpoint_blocks keep only each block's input for backward, and compute the rest again: less
                       memory, more time, the same bits. It may be changed later
     norm              a class of your own in place of LayerNorm, made as norm(channels): (S, B, C)

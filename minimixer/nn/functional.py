@@ -8,7 +8,7 @@ each operation, and nothing kept that can be had cheaply again.
 >>> functional.linear(Tensor([[1.0, 2.0]]), Tensor([[1.0, 0.0], [1.0, 1.0]]), Tensor([0.0, 10.0]))
 Tensor([[ 3., 12.]], dtype=float32)
 
-Task 7. Next: `parameters.py`, Parameter, a window into one flat buffer.
+Now you can do Task 7. Next: `parameters.py`, Parameter, a window into one flat buffer.
 """
 
 import math

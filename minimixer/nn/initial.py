@@ -1,8 +1,8 @@
 """Initial weights: random, and of a size that keeps what passes through them at its size.
 
-Random, since hidden units of equal weights, in and out, get equal gradients and would stay equal.
-And were each layer
-to double its numbers, or to halve them, ten layers would change them a thousandfold.
+They are random, since hidden units of equal weights, in and out, get equal gradients and would
+stay equal. And were each layer to double its numbers, or to halve them, ten layers would change
+them a thousandfold.
 
 >>> import numpy as np
 >>> from minimixer.nn.initial import lecun_normal

@@ -10,7 +10,7 @@ measured it); with this in front, a layer meets numbers of one size, whatever ca
 >>> print(y.data.round(3))
 [[-1.225  0.     6.225]]
 
-Task 6. Next: `functional.py`, linear and gelu: likewise.
+Now you can do Task 6. Next: `functional.py`, linear and gelu: likewise.
 """
 
 from collections.abc import Sequence
@@ -30,21 +30,20 @@ class LayerNorm(Function):
 
     mean and sigma^2 = variance + epsilon over the C elements of each row of x. The mean is taken
     off before squaring: mean(x^2) - mean^2 would lose all digits in float32 where mean >> sigma.
-    Twice, as what rounding leaves of a large mean, 6e-8 of it, may be much beside sigma.
 
-    Backward. dgamma = sum dy x_hat and dbeta = sum dy over the rows, and d_hat = gamma dy is the
-    gradient of x_hat. Within a row x[i] moves x_hat[j] directly, through the mean (by -1/C) and
-    through sigma. With delta_ij = 1 where i = j, else 0, and as sum_k (x[k] - mean) = 0,
+    Backward. dgamma = sum dy x_hat and dbeta = sum dy over the rows, and dx_hat = gamma dy. Within
+    a row x[i] moves x_hat[j] directly, through the mean (by -1/C) and through sigma. With [i = j],
+    which is 1 where i = j, else 0, and as sum_k (x[k] - mean) = 0,
 
-        d sigma / d x[i] = 1/(2 sigma) 2/C sum_k (x[k] - mean) (delta_ik - 1/C) = x_hat[i] / C
-        d x_hat[j] / d x[i] = (delta_ij - 1/C) / sigma - x_hat[j] / sigma d sigma / d x[i]
-                            = (delta_ij - 1/C - x_hat[i] x_hat[j] / C) / sigma
+        d sigma / d x[i] = 1/(2 sigma) 2/C sum_k (x[k] - mean) ([i = k] - 1/C) = x_hat[i] / C
+        d x_hat[j] / d x[i] = ([i = j] - 1/C) / sigma - x_hat[j] / sigma d sigma / d x[i]
+                            = ([i = j] - 1/C - x_hat[i] x_hat[j] / C) / sigma
 
-    Times d_hat[j] and summed over j that is
+    Times dx_hat[j] and summed over j that is
 
-        dx = (d_hat - mean(d_hat) - x_hat mean(d_hat x_hat)) / sigma,
+        dx = (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)) / sigma,
 
-    d_hat without its mean and its part along x_hat: a number added to all of a row, or (epsilon
+    dx_hat without its mean and its part along x_hat: a number added to all of a row, or (epsilon
     apart) a factor of all of it, would change nothing. Kept: x_hat, 1/sigma and gamma.
     """
 
@@ -72,7 +71,8 @@ class LayerNorm(Function):
 def normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
     """x_hat (..., C) and 1 / sigma (..., 1)"""
     x_hat = x - x.mean(axis=-1, keepdims=True)
-    x_hat -= x_hat.mean(axis=-1, keepdims=True)  # what rounding of a large mean has left
+    # Once more: a large mean is rounded, and what is left of it may be large beside sigma.
+    x_hat -= x_hat.mean(axis=-1, keepdims=True)
     with np.errstate(over="ignore"):  # the variance of huge numbers is infinite, x_hat 0
         variance = (x_hat * x_hat).mean(axis=-1, keepdims=True)
     inverse_sigma = 1 / (variance + epsilon) ** 0.5
@@ -91,8 +91,8 @@ def gradients(
     if needs[2]:
         dbeta = sum_rows(rows)
     if needs[0]:
-        d_hat = rows * gamma
-        dx = d_hat - row_means(d_hat) - x_hat * row_means(d_hat * x_hat)
+        dx_hat = rows * gamma
+        dx = dx_hat - row_means(dx_hat) - x_hat * row_means(dx_hat * x_hat)
         dx *= as_rows(inverse_sigma)
         dx = dx.reshape(dy.shape)
     return dx, dgamma, dbeta

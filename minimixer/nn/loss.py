@@ -12,12 +12,13 @@ first term is e^z[k] / sum_j e^z[j] = p[k], so
 
     dz = p - t
 
-for one row; the mean over B rows divides that by B, as below, where B is 2.
+for one row; the mean over B rows divides that by B, which is 2 in the example.
 
 Subtracting a number m from all of z changes neither p nor the loss: above and below in p all is e^m
-times smaller, and log sum_j e^z[j] is smaller by m. With m = max z nothing overflows (e^1000 is
-infinite, even in float64), and z's small differences do not drown in its size. As p = 1 needs an
-infinite score, label smoothing takes (1 - smoothing) t + smoothing / K for t (Szegedy et al. 2016).
+times smaller, and both terms of the loss are smaller by m. With m = max z nothing overflows (e^1000
+is infinite, even in float64), and z's small differences do not drown in its size. As p = 1 takes an
+infinite score, scores are driven up without end; label smoothing, (1 - smoothing) t + smoothing / K
+in place of t, gives them an end (Szegedy et al. 2016).
 
 >>> from minimixer import Tensor
 >>> from minimixer.nn.loss import cross_entropy
@@ -30,7 +31,7 @@ infinite score, label smoothing takes (1 - smoothing) t + smoothing / K for t (S
 [[-0.06  0.06]
  [ 0.25 -0.25]]
 
-Task 5, Task 8. Next: `layer_norm.py`, LayerNorm, its gradient derived by hand.
+Now you can do Task 5, Task 8. Next: `layer_norm.py`, LayerNorm, its gradient derived by hand.
 """
 
 from typing import Any
@@ -96,7 +97,7 @@ def cross_entropy(
 ) -> Tensor:
     """-log of the probability that softmax(logits) gives to `target`.
 
-    logits           (B, K), floating-point; two-byte ones are computed with in float32
+    logits           (B, K), floating-point; float16 ones are computed with in float32
     target           (B,) class indices, integers, or (B, K) distributions; array or Tensor
     label_smoothing  in [0, 1)
     reduction        "mean" or "sum" -> (), "none" -> (B,)

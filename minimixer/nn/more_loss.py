@@ -46,8 +46,8 @@ class Softmax(Function):
     """p[k] = e^z[k] / sum_j e^z[j] along one axis.
 
     z[k] is in the numerator of p[k] and in everyone's denominator:
-        d p[j] / d z[k] = p[j] (delta_jk - p[k]),
-        dz[k] = sum_j dp[j] p[j] (delta_jk - p[k]) = p[k] (dp[k] - sum_j dp[j] p[j]).
+        d p[j] / d z[k] = p[j] ([j = k] - p[k]),
+        dz[k] = sum_j dp[j] p[j] ([j = k] - p[k]) = p[k] (dp[k] - sum_j dp[j] p[j]).
     So a row of dz sums to 0, as adding a number to all of z changes nothing. Kept: p.
     """
 
@@ -67,7 +67,7 @@ class Softmax(Function):
 
 
 class LogSoftmax(Function):
-    """y[k] = log p[k] = z[k] - log sum_j e^z[j]: d y[j] / d z[k] = delta_jk - p[k], so
+    """y[k] = log p[k] = z[k] - log sum_j e^z[j]: d y[j] / d z[k] = [j = k] - p[k], so
     dz[k] = dy[k] - p[k] sum_j dy[j]. Kept: p."""
 
     takes_numbers = False

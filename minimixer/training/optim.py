@@ -13,7 +13,7 @@ averages are overwritten. t is the number of the step. (step and zero_grad are i
 >>> round(layer(x).item(), 3)
 3.0
 
-Task 9. Next: `data.py`, random batches and shifts.
+Now you can do Task 9. Next: `data.py`, random batches and shifts.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,10 @@ from .optimizer import Optimizer as Optimizer
 class SGD(Optimizer):
     """v <- momentum v + g;  w <- w - lr v, or with nesterov  w <- w - lr (g + momentum v).
 
-    v, a decaying sum of past gradients, keeps going where they agree and cancels where they do not.
-    g is the gradient plus weight_decay w, as in PyTorch. Sutskever et al. 2013."""
+    Momentum steps along v, a sum of past gradients in which old ones fade: it gains speed where
+    they agree, and they cancel where they do not. Nesterov's looks a step ahead, to what v will be
+    if the next gradient is the same. Here g is the gradient plus weight_decay w, as in PyTorch.
+    Sutskever et al. 2013."""
 
     constants: tuple[str, ...] = ("momentum", "nesterov")
 

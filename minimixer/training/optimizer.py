@@ -1,15 +1,19 @@
 """What all optimizers share: which weights are moved, how far, and when.
 
-An optimizer holds a model's flat buffer and a list of ranges of it: (start, stop, lr, decay).
-Groups with settings of their own, weight decay on matrices only, Parameters left as they are: all
-that is in the list, and an update is a few array operations on each range. What changes with the
-steps (factor on lr, step count, the factor by which clip_grad_norm shortens long gradients, whether
-gradients are finite) lies in one small array, `control`, on the model's device: a GPU reads it
-there and never waits for Python.
+An optimizer is what moves a model's weights, once a step, after backward has brought gradients g.
+Some use averages of past gradients, too (optim.py). The plainest is gradient descent:
 
-Weight decay, w <- w - lr decay w (SGD adds decay w to g), shrinks what the loss does not hold.
-Matrices of small numbers answer a small change of an image by a small change of scores. A bias only
-shifts, and a LayerNorm's gamma, which starts at 1, would silence its channel at 0: both are spared.
+    w <- w - lr g
+
+Weight decay, w <- w - lr decay w (SGD adds decay w to g), also draws weights towards 0, unless the
+gradients hold them. Of all models that read the training images well, that prefers those with small
+matrices, whose scores change little when an image does: so they mostly read new images better. A
+bias adds the same for all images, and needs none of it; a LayerNorm's gamma, which starts at 1,
+would silence its channel at 0. Both are spared.
+
+The weights lie in one flat buffer (parameters.py), of which an optimizer has a list of ranges, each
+with (start, stop, lr, decay). Groups with settings of their own, decay on matrices only, Parameters
+left as they are: all that is in the list. An update is a few array operations on each range.
 
 >>> from minimixer import AdamW, Mixer
 >>> AdamW(Mixer(8, 4, 1, 16, 8, 32, num_classes=10).parameters(), weight_decay=0.05)
@@ -61,6 +65,8 @@ class Optimizer(Clipping, SameModel, Settings):
         self.parameters, self._frozen, self._settings = read_groups(parameters, lr, weight_decay)
         self.changes = 0  # how often the settings were changed, for who remembers
         self.buffer: ParameterBuffer = self.parameters[0].buffer
+        # What changes with the steps, on the model's device: a GPU need not wait for Python. (CLIP:
+        # by which clip_grad_norm shortens gradients; FINITE: whether they are.)
         self.control: Array = np.array([1.0, 0.0, 1.0, 1.0])  # LR_FACTOR, STEP, CLIP, FINITE
         self.clipped: bool = False  # is `control` to clip the next step?
         if isinstance(self.moments, str):

@@ -18,10 +18,10 @@ from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 IMAGES, BATCH, EPOCHS, STOP = 1280, 64, 3, 30  # 20 steps an epoch: stopped after 10 of the second
 FORGOTTEN = {
     "nothing": "nothing: all of it restored",
-    "random": "the counter of random draws",
-    "step": "the step: the schedule begins anew",
-    "position": "where in the epoch it was",
     "moments": "the optimizer's averages",
+    "step": "the step: the schedule begins anew",
+    "position": "the place in the epoch",
+    "random": "the state of randomness: draws begin anew",
 }
 
 

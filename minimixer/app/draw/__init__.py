@@ -22,6 +22,7 @@ address then.
 
 import threading
 import webbrowser
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def load_models(given: Sequence[str]) -> dict[str, Mixer]:
 
 
 def _files(word: str) -> list[str]:
-    if word in BUILT_IN or not Path(word).is_dir():
+    if word in BUILT_IN or not word or not Path(word).is_dir():  # Path("") is where we are
         return [word]
     found = [str(path) for pattern in ("*.npz", "*/*.npz") for path in Path(word).glob(pattern)]
     if not found:
@@ -100,7 +101,7 @@ def _name(path: str, of: int) -> str:
 
 
 def _port(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() and len(text) < 6 else -1
     if not 0 <= number < 1 << 16:
-        raise ValueError(text)
+        raise ArgumentTypeError(f"must be a whole number from 0 to 65535, not {text}")
     return number

@@ -155,8 +155,9 @@ def answer(models: dict[str, Mixer], asked: Any) -> dict[str, Any]:
         raise ValueError(f"order must name each of the {patches} patches once")
     target = _number(asked, "target", model.num_classes)
     image = prepare(_ink(asked["ink"], asked["side"]), model)
-    seen = look(model, image, target, order, hidden)
-    if not np.isfinite(seen["logits"]).all():
+    with np.errstate(all="ignore"):  # what is not finite is found, and said once
+        seen = look(model, image, target, order, hidden)
+    if not all(np.isfinite(value).all() for value in seen.values()):
         raise ValueError("the model answers with NaN or infinity: its weights are extreme")
     drawn = {"image": seen.pop("image")[..., 0], "gradient": seen.pop("gradient")[..., 0]}
     packed = {name: pack(v) if isinstance(v, np.ndarray) else v for name, v in seen.items()}

@@ -9,7 +9,9 @@ browser: so it answers only where the request calls it by its own name (a strang
 to 127.0.0.1 is refused), and where the page that asks is its own. A refusal is one sentence.
 """
 
+import contextlib
 import json
+import socket
 import sys
 import threading
 import traceback
@@ -22,7 +24,7 @@ from .look import about, answer
 from .static import FILES, page_file
 
 MOST_BODY = 150_000  # bytes: the largest drawing, in base64, has 104,536
-PATIENCE = 10.0  # seconds for a client to say what it wants
+PATIENCE = 10.0  # seconds for a client to say all that it wants
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -42,11 +44,15 @@ class Server(ThreadingHTTPServer):
     """Answers about `models`, one at a time; port 0: a free one. OSError if it is taken."""
 
     daemon_threads = True
+    request_queue_size = 128  # of the five that socketserver allows to wait, a sixth is thrown out
 
     def __init__(self, models: dict[str, Mixer], port: int = 0):
         self.models, self.turn = models, threading.Lock()
         super().__init__(("127.0.0.1", port), Handler)
-        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
+        names = {"127.0.0.1", "localhost"}
+        self.hosts = {f"{name}:{self.server_port}" for name in names}
+        if self.server_port == 80:  # browsers leave it out
+            self.hosts |= names
 
     @property
     def address(self) -> str:
@@ -64,6 +70,20 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = PATIENCE
+
+    def handle_one_request(self) -> None:
+        """`timeout` is for a byte; after as long in all, nothing more is read."""
+        self.late = threading.Timer(self.timeout, self._stop_reading)
+        self.late.daemon = True
+        self.late.start()
+        try:
+            super().handle_one_request()
+        finally:
+            self.late.cancel()
+
+    def _stop_reading(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            self.connection.shutdown(socket.SHUT_RD)
 
     def do_GET(self) -> None:
         self._try(self._get)
@@ -84,6 +104,8 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(500, "this is a mistake of minimixer's; its terminal says more")
 
     def _check_who_asks(self) -> None:
+        if self.late.finished.is_set():
+            raise TimeoutError  # perhaps not all headers came
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or hosts[0] not in self.server.hosts:
             raise Refused(421, f"this server is called {self.server.address} and nothing else")
@@ -92,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, "only its own page may ask this server")
 
     def _get(self) -> None:
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            raise Refused(413, "who asks for a page sends nothing with it")
         path = self.path.partition("?")[0]
         if path == "/about.json":
             return self._answer_json(about(self.server.models))
@@ -142,9 +166,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _refuse(self, status: int, sentence: str) -> None:
-        """The connection ends, as what is left of the request was not read."""
+        """The connection ends, as what is left of the request is no other request. It is thrown
+        away before: to a client that still sends, a system says "reset" in place of a sentence."""
         self.close_connection = True
         self._answer(status, f"{sentence}\n".encode(), "text/plain; charset=utf-8")
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.rfile.read1(1 << 16):
+                pass
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server finds wrong itself; 501: another method, which we call 405."""

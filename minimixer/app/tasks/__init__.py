@@ -1,4 +1,4 @@
-"""Ten tasks, in the book's order: a hole to fill in each, a test, three hints.
+"""Ten tasks that go with the book: a hole to fill in each, a test, three hints.
 
     python -m minimixer tasks                            what they are
     python -m minimixer tasks --out my_tasks             write them: ten files, each with a hole

@@ -40,11 +40,26 @@ def draw(*shape: int, seed: int = 0) -> Any:
 
 def forward(function: type[Function], *inputs: Any, **options: Any) -> Any:
     """y alone: so that forward can be right before backward is written."""
-    node = function()
-    node.needs = (True,) * len(inputs)
-    y = node.forward(*[x.copy() for x in inputs], **options)
-    expect(_is_array(y), f"forward returns {y!r:.60}, and should return an array")
+    for dtype in ("float32", inputs[0].dtype):
+        node, given = function(), [np.array(x, dtype) for x in inputs]
+        node.needs = (True,) * len(inputs)
+        y = node.forward(*given, **options)
+        expect(_is_array(y), f"forward returns {y!r:.60}, and should return an array")
+        for i, (now, x) in enumerate(zip(given, inputs, strict=True)):
+            expect((now == x.astype(dtype)).all(), f"forward writes into input {i}; it may only "
+                   "write into arrays that it made")  # fmt: skip
+        expect(dtype != "float32" or y.dtype == dtype,
+               f"y is {y.dtype} where the inputs are float32")  # fmt: skip
     return np.asarray(y)
+
+
+def forward_is_right(test: Callable[..., None], *inputs: Any) -> None:
+    """Run test(*inputs), the part of a task's test that needs backward; the part before has found
+    forward right, and who has not written backward yet is told so."""
+    try:
+        test(*inputs)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{error} (forward is right)") from error
 
 
 def both_ways(function: type[Function], *inputs: Any, **options: Any) -> tuple[Any, Any, list[Any]]:

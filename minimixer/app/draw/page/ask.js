@@ -16,7 +16,8 @@ async function fromServer() {
     try {
       reply = await fetch(path, options);
     } catch {
-      throw new Error("the server has ended: python -m minimixer draw starts it again");
+      const again = `python -m minimixer draw --port ${location.port || 80}`;
+      throw new Error(`the server has ended: ${again} starts it again`);
     }
     if (!reply.ok) throw new Error((await reply.text()).trim());
     return reply.json();

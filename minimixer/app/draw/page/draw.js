@@ -3,7 +3,8 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-let source, about, shown; // who answers; which models there are; the last answer
+let source, about; // who answers; which models there are
+let shown, asked; // the last answer, and what it is an answer to: what is to be asked may differ
 let target = null, order = null, hidden = new Set(); // hidden: patches as they were drawn
 
 // ---- asking: one question at a time, and after it the newest ----------------------------------
@@ -17,17 +18,17 @@ async function ask() {
   }
   if (asking) return void (again = true);
   asking = true;
-  try {
-    do {
-      again = false;
-      const model = +$("checkpoint").value;
-      show(await source.answer({ ...ink(), target, order, hidden: [...hidden], model }));
+  do {
+    again = false;
+    const question = { target, order, hidden: [...hidden], model: +$("checkpoint").value };
+    try {
+      show(await source.answer({ ...ink(), ...question }), question);
       $("state").textContent = `answered in ${shown.milliseconds.toFixed(0)} ms`;
       document.body.dataset.answers = +(document.body.dataset.answers ?? 0) + 1;
-    } while (again);
-  } catch (error) {
-    $("state").textContent = String(error.message).split("\n").filter(Boolean).at(-1);
-  }
+    } catch (error) {
+      $("state").textContent = String(error.message).split("\n").filter(Boolean).at(-1);
+    }
+  } while (again);
   asking = false;
 }
 
@@ -61,7 +62,8 @@ function lay(found) {
     return { row, bar, share };
   });
   $("classes").replaceChildren(...classes.map((c) => c.row));
-  const image = picture("picture", "image", "pixels"), gradient = picture("", "gradient", "pixels");
+  const image = picture("picture", "image", "pixels");
+  const gradient = picture("gradient", "gradient", "pixels");
   pictures = {
     image, gradient, patches: picture("patches", "patches"), tokens: picture("tokens", "tokens"),
     norm: picture("LayerNorm", "norm"), pooled: picture("mean over tokens", "pooled", "strip"),
@@ -126,7 +128,7 @@ function patchButtons(frame) {
     const button = element("button");
     button.tabIndex = i ? -1 : 0;
     button.addEventListener("click", () => {
-      const piece = order ? order[i] : i;
+      const piece = asked.order ? asked.order[i] : i; // the one that is seen there
       if (!hidden.delete(piece)) hidden.add(piece);
       ask();
     });
@@ -161,8 +163,8 @@ $("show").addEventListener("click", () => (hidden.clear(), ask()));
 
 // ---- an answer ----------------------------------------------------------------------------------
 
-function show(answer) {
-  shown = answer;
+function show(answer, question) {
+  [shown, asked] = [answer, question];
   layBlocks(answer.blocks);
   const seen = Object.fromEntries(Object.entries(answer.seen).map(
     ([name, packed]) => [name, packed?.data === undefined ? packed : unpack(packed)]));
@@ -181,23 +183,23 @@ function show(answer) {
     bar.style.setProperty("--share", probabilities[k]);
     share.textContent = percent(probabilities[k]);
     row.classList.toggle("best", k === best);
-    row.setAttribute("aria-pressed", k === target);
+    row.setAttribute("aria-pressed", k === asked.target);
     row.setAttribute("aria-label", `class ${about.classes[k]}, ${percent(probabilities[k])}`);
   });
   pictures.gradient.figure.querySelector("b").textContent =
     `gradient of ${about.classes[seen.target]}'s score`;
   patches.forEach((button, i) => {
-    const isHidden = hidden.has(order ? order[i] : i);
+    const isHidden = asked.hidden.includes(asked.order ? asked.order[i] : i);
     button.setAttribute("aria-pressed", isHidden);
     button.setAttribute("aria-label", `patch ${i}${isHidden ? ", hidden" : ""}`);
   });
-  $("back").disabled = !order;
-  $("show").disabled = !hidden.size;
-  const model = +$("checkpoint").value;
+  $("back").disabled = !asked.order;
+  $("show").disabled = !asked.hidden.length;
+  const model = asked.model;
   $("trained").textContent = about.models[model];
   $("about").textContent = `An MLP-Mixer of ${about.parameters[model].toLocaleString("en")} ` +
     `parameters, ${about.models[model]}: ${seen.tokens.shape[0]} tokens, ` +
-    `${seen.tokens.shape[1]} channels, ${answer.blocks} blocks.`;
+    `${seen.tokens.shape[1]} channels, ${answer.blocks} block${answer.blocks > 1 ? "s" : ""}.`;
 }
 
 // How many columns of numbers stand side by side if a block is shown in one row, in two (the longer
@@ -219,11 +221,12 @@ const failed = (error) => ($("state").textContent = error.message);
 
 changed = ask;
 $("checkpoint").addEventListener("input", ask);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => shown && show(shown));
+for (const which of ["(prefers-color-scheme: dark)", "print"])
+  matchMedia(which).addEventListener("change", () => shown && show(shown, asked));
 if (document.body.dataset.where === "server") start(fromServer()).catch(failed);
 else load("example.js").then(() => {
   lay(SHOWN.about);
-  show(SHOWN.answer);
+  show(SHOWN.answer, { target, order, hidden: [], model: SHOWN.about.models.length - 1 });
   $("offer").hidden = false;
   $("run").addEventListener("click", async () => {
     $("run").disabled = true;

@@ -7,6 +7,7 @@ const pad = document.getElementById("pad");
 const PEN = 24 / 280; // of the pad's side: about as wide as MNIST's strokes; example.py has it too
 const SENT = 140; // pixels of the drawing that is sent, each way
 let strokes = []; // of points [x, y], from 0 to 1
+let growing; // the stroke that is being drawn: undone meanwhile, it grows unseen
 let changed = () => {}; // draw.js says what follows
 
 function trace(canvas, colour) {
@@ -70,11 +71,11 @@ pad.addEventListener("pointerdown", (event) => {
   if (event.button || !event.isPrimary) return; // one finger draws
   pad.setPointerCapture(event.pointerId);
   keys.shown = keys.down = false;
-  draw([...strokes, [place(event)]]);
+  draw([...strokes, (growing = [place(event)])]);
 });
 pad.addEventListener("pointermove", (event) => {
   if (!pad.hasPointerCapture(event.pointerId)) return;
-  strokes.at(-1)?.push(...(event.getCoalescedEvents?.() ?? []).map(place), place(event));
+  growing.push(...(event.getCoalescedEvents?.() ?? []).map(place), place(event));
   showPad();
   changed();
 });
@@ -91,8 +92,8 @@ pad.addEventListener("keydown", (event) => {
   keys.shown = true;
   if (move) {
     keys.at = keys.at.map((v, i) => Math.min(0.95, Math.max(0.05, v + move[i] / 28)));
-    if (keys.down) strokes.at(-1)?.push([...keys.at]);
-  } else if ((keys.down = !keys.down)) strokes = [...strokes, [[...keys.at]]];
+    if (keys.down) growing.push([...keys.at]);
+  } else if ((keys.down = !keys.down)) strokes = [...strokes, (growing = [[...keys.at]])];
   showPad();
   if (keys.down) changed();
 });
@@ -103,4 +104,5 @@ pad.addEventListener("blur", () => {
 
 document.getElementById("clear").addEventListener("click", () => draw([]));
 document.getElementById("undo").addEventListener("click", () => draw(strokes.slice(0, -1)));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showPad);
+for (const which of ["(prefers-color-scheme: dark)", "print"])
+  matchMedia(which).addEventListener("change", showPad);

@@ -60,7 +60,7 @@ IMAGES = [("B", *split, "C") for split in (
 
 
 def moved(found, array, splits, sizes):
-    """How `found` is made of `array`: split into which axes, in which order; or nothing."""
+    """How `found` is made of `array`: split into which axes, and in which order; or nothing."""
     import itertools
 
     for split in splits:
@@ -68,33 +68,35 @@ def moved(found, array, splits, sizes):
         for axes in itertools.permutations(range(6)):
             if (six.transpose(axes).reshape(found.shape) == found).all():
                 order = ", ".join(split[i] for i in axes)
-                return f"split into ({', '.join(split)}) and put in the order ({order})"
+                return split, f"split into ({', '.join(split)}) and put in the order ({order})"
     return None
 
 
 def test(task, check) -> None:
     # No two sizes are equal: each stands where it belongs, or nothing fits.
-    for rows, columns, patch, batch, channels in (2, 4, 3, 5, 6), (3, 2, 5, 1, 4):
-        one(task, check, rows, columns, patch, batch, channels)
-    x = check.draw(6, 5, 4 * 7)
-    check.both_dtypes(task.JoinPatches, x, rows=2, columns=3, patch=2)
+    cases = (2, 4, 3, 5, 6), (3, 2, 5, 1, 4)
+    for case in cases:
+        forward(task, check, *case)
+    check.forward_is_right(backward, task, check, cases)
 
 
-def one(task, check, rows, columns, patch, batch, channels):
-    x = check.draw(rows * columns, batch, patch * patch * channels)
-    six = rows, columns, batch, patch, patch, channels
-    sizes = dict(zip(PATCHES[0], six, strict=True))
-    options = dict(rows=rows, columns=columns, patch=patch)
-    image = batch, rows * patch, columns * patch, channels
-    right = np.empty(image)
-    places = [
+def places_of(rows, columns, patch, batch):
+    """Where in the images each patch lies, in the order of x."""
+    return [
         (n, slice(i * patch, (i + 1) * patch), slice(j * patch, (j + 1) * patch))
         for i, j, n in np.ndindex(rows, columns, batch)
     ]
+
+
+def forward(task, check, rows, columns, patch, batch, channels):
+    x = check.draw(rows * columns, batch, patch * patch * channels)
+    six = rows, columns, batch, patch, patch, channels
+    image = batch, rows * patch, columns * patch, channels
+    right = np.empty(image)
     patches = x.reshape(-1, patch, patch, channels)
-    for pixels, place in zip(patches, places, strict=True):
+    for pixels, place in zip(patches, places_of(rows, columns, patch, batch), strict=True):
         right[place] = pixels
-    y = check.forward(task.JoinPatches, x, **options)
+    y = check.forward(task.JoinPatches, x, rows=rows, columns=columns, patch=patch)
     mistakes = {
         "y has x's numbers in x's order: a reshape alone moves none": x.reshape(image),
         "the pixels within each patch are transposed: rows and columns change places":
@@ -105,20 +107,33 @@ def one(task, check, rows, columns, patch, batch, channels):
             x.reshape(batch, rows, columns, *six[3:]).transpose(0, 1, 3, 2, 4, 5).reshape(image),
     }  # fmt: skip
     if y.shape == image and not (y == right).all():
-        way = moved(y, x, PATCHES, sizes)
+        way = moved(y, x, PATCHES, dict(zip(PATCHES[0], six, strict=True)))
         if way:
-            mistakes[
-                f"y is x {way}; but S runs through rows, then columns, and in an image the next "
-                "patch begins after one row of pixels of this one"
-            ] = y
+            split, how = way
+            but = "Which axes does one go through along the uppermost row of pixels of an image?"
+            if split != PATCHES[0]:
+                but = "But x lies as (rows, columns, B, ...): the split must begin so."
+            mistakes[f"y is x {how}. {but}"] = y
     check.compare("y", y, right, mistakes)
 
+
+def backward(task, check, cases):
+    for case in cases:
+        back(task, check, *case)
+    x = check.draw(6, 5, 4 * 7)
+    check.both_dtypes(task.JoinPatches, x, rows=2, columns=3, patch=2)
+
+
+def back(task, check, rows, columns, patch, batch, channels):
+    x = check.draw(rows * columns, batch, patch * patch * channels)
+    options = dict(rows=rows, columns=columns, patch=patch)
     _, dy, (dx,) = check.both_ways(task.JoinPatches, x, **options)
-    back = np.stack([dy[place] for place in places]).reshape(x.shape)
+    places = places_of(rows, columns, patch, batch)
+    right = np.stack([dy[place] for place in places]).reshape(x.shape)
     apart = dy.reshape(batch, rows, patch, columns, patch, channels)
     mistakes = {
-        "dx has dy's numbers in dy's order: it has the right shape, but forward moved the numbers, "
-        "and backward must move them back": dy.reshape(x.shape),
+        "dx has dy's numbers in dy's order: forward moved them, and backward must move them back":
+            dy.reshape(x.shape),
         "backward moves the axes as forward did; it needs the inverse permutation":
             apart.transpose(2, 0, 3, 1, 4, 5).reshape(x.shape),
         "backward transposes the pixels within each patch":
@@ -126,10 +141,10 @@ def one(task, check, rows, columns, patch, batch, channels):
         "backward puts the images before the patches: x is (S, B, P P C)":
             apart.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape),
     }  # fmt: skip
-    if getattr(dx, "shape", ()) == x.shape and not (dx == back).all():
+    if getattr(dx, "shape", ()) == x.shape and not (dx == right).all():
+        sizes = dict(zip(PATCHES[0], (rows, columns, batch, patch, patch, channels), strict=True))
         way = moved(dx, dy, IMAGES, sizes)
         if way:
-            mistakes[
-                f"dx is dy {way}; but x has the patch's place first, then the image, then the pixel"
-            ] = dx
-    check.compare("dx", dx, back, mistakes)
+            mistakes[f"dx is dy {way[1]}. But x has the patch's place first, then the image, then "
+                     "the pixel."] = dx  # fmt: skip
+    check.compare("dx", dx, right, mistakes)

@@ -31,10 +31,10 @@ class GroupNorm(Function):
 
     def backward(self, dy):
         # solution: write backward, which returns dx, dgamma and dbeta
-        x_hat, d_hat = self.x_hat, (dy * self.gamma).reshape(self.x_hat.shape)
+        x_hat, dx_hat = self.x_hat, (dy * self.gamma).reshape(self.x_hat.shape)
         dgamma = (dy * x_hat.reshape(dy.shape)).sum(axis=(0, 1))
-        dx = d_hat - d_hat.mean(axis=(0, 3), keepdims=True)
-        dx -= x_hat * (d_hat * x_hat).mean(axis=(0, 3), keepdims=True)
+        dx = dx_hat - dx_hat.mean(axis=(0, 3), keepdims=True)
+        dx -= x_hat * (dx_hat * x_hat).mean(axis=(0, 3), keepdims=True)
         dx /= self.sigma
         return dx.reshape(dy.shape), dgamma, dy.sum(axis=(0, 1))
         # end of solution
@@ -45,10 +45,10 @@ class GroupNorm(Function):
 HINTS = (
     "Which shape must x have so that mean(axis=...) sees a group by itself? Then compare with "
     "LayerNorm's derivation: which of its lines say that a row has C numbers next to each other?",
-    "With x as (S, B, groups, C / groups) and means over axes 0 and 3, x_hat's gradient is that of "
-    "LayerNorm: dx = (d_hat - mean(d_hat) - x_hat mean(d_hat x_hat)) / sigma, d_hat = gamma dy. "
+    "With x as (S, B, groups, C / groups) and means over axes 0 and 3, dx is that of LayerNorm: "
+    "dx = (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)) / sigma, dx_hat = gamma dy. "
     "dgamma and dbeta are sums over tokens and images, axes 0 and 1, for each channel.",
-    "Keep x_hat and sigma in four axes. Backward: d_hat = (dy * gamma).reshape(x_hat.shape), then "
+    "Keep x_hat and sigma in four axes. Backward: dx_hat = (dy * gamma).reshape(x_hat.shape), then "
     "the formula with x.mean(axis=(0, 3), keepdims=True) for mean(x), then reshape to dy.shape.",
 )
 
@@ -59,16 +59,27 @@ def normal(x, axis, ddof=0, epsilon=0.1):
 
 
 def test(task, check) -> None:
-    tokens, batch, groups, size = 3, 4, 2, 5
-    shape, four = (tokens, batch, groups * size), (tokens, batch, groups, size)
-    x, gamma, beta = check.draw(*shape), check.draw(shape[2]), check.draw(shape[2], seed=1)
-    options = dict(groups=groups, epsilon=0.1)
+    forward(task, check)
+    check.forward_is_right(backward, task, check)
+
+
+def drawn(check, *shape):
+    return check.draw(*shape), check.draw(shape[-1]), check.draw(shape[-1], seed=1)
+
+
+TOKENS, BATCH, GROUPS, SIZE = 3, 4, 2, 5
+SHAPE, FOUR = (TOKENS, BATCH, GROUPS * SIZE), (TOKENS, BATCH, GROUPS, SIZE)
+OPTIONS, OTHERS = dict(groups=GROUPS, epsilon=0.1), dict(groups=3, epsilon=0.5)
+
+
+def forward(task, check):
+    x, gamma, beta = drawn(check, *SHAPE)
 
     def scaled(x_hat):
-        return x_hat.reshape(shape) * gamma + beta
+        return x_hat.reshape(SHAPE) * gamma + beta
 
-    rows = x.reshape(four)
-    y = check.forward(task.GroupNorm, x, gamma, beta, **options)
+    rows = x.reshape(FOUR)
+    y = check.forward(task.GroupNorm, x, gamma, beta, **OPTIONS)
     check.compare("y", y, scaled(normal(rows, (0, 3))), {
         "mean and variance are of each token; they must be over all tokens of an image":
             scaled(normal(rows, 3)),
@@ -79,57 +90,61 @@ def test(task, check) -> None:
         "mean and variance are over all channels; each group has its own":
             scaled(normal(rows, (0, 2, 3))),
         "groups are of neighbouring channels: reshape to (S, B, groups, C / groups)":
-            scaled(normal(x.reshape(tokens, batch, size, groups), (0, 2))),
+            scaled(normal(x.reshape(TOKENS, BATCH, SIZE, GROUPS), (0, 2))),
         "the variance is divided by n - 1; it must be by n": scaled(normal(rows, (0, 3), ddof=1)),
         "epsilon stands outside the root": scaled(
             (rows - rows.mean((0, 3), keepdims=True)) / (rows.std((0, 3), keepdims=True) + 0.1)),
         "epsilon is not added to the variance": scaled(normal(rows, (0, 3), epsilon=0)),
-        "gamma and beta are not applied": normal(rows, (0, 3)).reshape(shape),
+        "gamma and beta are not applied": normal(rows, (0, 3)).reshape(SHAPE),
     })  # fmt: skip
     far = (x + 1000).astype("float32")
-    y = check.forward(task.GroupNorm, far, *[a.astype("float32") for a in (gamma, beta)], **options)
-    right = scaled(normal(far.astype("float64").reshape(four), (0, 3)))
+    y = check.forward(task.GroupNorm, far, *[a.astype("float32") for a in (gamma, beta)], **OPTIONS)
+    right = scaled(normal(far.astype("float64").reshape(FOUR), (0, 3)))
     check.expect(check.fits(y, right, 1e-3, 1e-3), "in float32 y loses its digits for numbers "
                  "around 1000: take the mean off x before you square")  # fmt: skip
+
+    x, gamma, beta = drawn(check, 2, 1, 12)
+    right = normal(x.reshape(2, 1, 3, 4), (0, 3), epsilon=0.5).reshape(x.shape) * gamma + beta
+    y = check.forward(task.GroupNorm, x, gamma, beta, **OTHERS)
+    sizes = "2 tokens, 1 image, 3 groups of 4 channels, epsilon 0.5"
+    check.compare(f"y, for {sizes},", y, right)
+
+
+def backward(task, check):
+    x, gamma, beta = drawn(check, *SHAPE)
+    rows = x.reshape(FOUR)
 
     def mean(array):
         return array.mean((0, 3), keepdims=True)
 
     def plain(x, gamma, beta):
-        x = x.reshape(four)
+        x = x.reshape(FOUR)
         x = x - x.mean((0, 3), keepdims=True)
         x = x / ((x * x).mean((0, 3), keepdims=True) + 0.1).sqrt()
-        return x.reshape(shape) * gamma + beta
+        return x.reshape(SHAPE) * gamma + beta
 
-    _, dy, (dx, dgamma, dbeta) = check.both_ways(task.GroupNorm, x, gamma, beta, **options)
-    x_hat, d_hat = normal(rows, (0, 3)), (dy * gamma).reshape(four)
+    _, dy, (dx, dgamma, dbeta) = check.both_ways(task.GroupNorm, x, gamma, beta, **OPTIONS)
+    x_hat, dx_hat = normal(rows, (0, 3)), (dy * gamma).reshape(FOUR)
     sigma = (mean((rows - mean(rows)) ** 2) + 0.1) ** 0.5
     right = check.gradients_of(plain, [x, gamma, beta], dy)
-    half = (d_hat - mean(d_hat)) / sigma
+    half = (dx_hat - mean(dx_hat)) / sigma
     check.compare("dx", dx, right[0], {
         "dx lacks the parts through the mean and through sigma, which x moves too":
-            (d_hat / sigma).reshape(shape),
-        "dx lacks the part through sigma: x_hat mean(d_hat x_hat)": half.reshape(shape),
-        "dx lacks the part through the mean: mean(d_hat)":
-            ((d_hat - x_hat * mean(d_hat * x_hat)) / sigma).reshape(shape),
-        "dx is not divided by sigma": (right[0].reshape(four) * sigma).reshape(shape),
+            (dx_hat / sigma).reshape(SHAPE),
+        "dx lacks the part through sigma: x_hat mean(dx_hat x_hat)": half.reshape(SHAPE),
+        "dx lacks the part through the mean: mean(dx_hat)":
+            ((dx_hat - x_hat * mean(dx_hat * x_hat)) / sigma).reshape(SHAPE),
+        "dx is not divided by sigma": (right[0].reshape(FOUR) * sigma).reshape(SHAPE),
         "dx begins with dy; x_hat's gradient is gamma dy":
-            (lambda d: (d - mean(d) - x_hat * mean(d * x_hat)) / sigma)(dy.reshape(four))
-            .reshape(shape),
+            (lambda d: (d - mean(d) - x_hat * mean(d * x_hat)) / sigma)(dy.reshape(FOUR))
+            .reshape(SHAPE),
     })  # fmt: skip
-    for name, found, terms in ("dgamma", dgamma, dy * x_hat.reshape(shape)), ("dbeta", dbeta, dy):
+    for name, found, terms in ("dgamma", dgamma, dy * x_hat.reshape(SHAPE)), ("dbeta", dbeta, dy):
         check.compare(name, found, terms.sum((0, 1)), {
             f"{name} is not summed over tokens and images": terms,
             f"{name} is not summed over the images": terms.sum(0),
             f"{name} is not summed over the tokens": terms.sum(1),
             "dgamma is made with x; gamma multiplies x_hat": (dy * x).sum((0, 1)),
         })  # fmt: skip
-    check.both_dtypes(task.GroupNorm, x, gamma, beta, **options)
-
-    sizes = "2 tokens, 1 image, 3 groups of 4 channels, epsilon 0.5"
-    x, gamma, beta = check.draw(2, 1, 12), check.draw(12), check.draw(12, seed=1)
-    options = dict(groups=3, epsilon=0.5)
-    right = normal(x.reshape(2, 1, 3, 4), (0, 3), epsilon=0.5).reshape(x.shape) * gamma + beta
-    y = check.forward(task.GroupNorm, x, gamma, beta, **options)
-    check.compare(f"y, for {sizes},", y, right)
-    check.both_dtypes(task.GroupNorm, x, gamma, beta, **options)
+    check.both_dtypes(task.GroupNorm, x, gamma, beta, **OPTIONS)
+    check.both_dtypes(task.GroupNorm, *drawn(check, 2, 1, 12), **OTHERS)

@@ -45,10 +45,31 @@ HINTS = (
 def test(task, check) -> None:
     x = check.draw(3, 4) * 3
     s = 1 / (1 + np.exp(-x))
+    forward(task, check, x, s)
+    check.forward_is_right(backward, task, check, x, s)
+
+
+def forward(task, check, x, s):
     check.compare("y", check.forward(task.SiLU, x), x * s, {
         "y is s(x); it must be x s(x)": s,
         "the sign of the exponent is wrong: s(x) nears 1 for large x": x * (1 - s),
     })  # fmt: skip
+    for dtype in ("float64", "float32"):
+        far = np.array(FAR, dtype)
+        compare_far(check, "y", check.forward(task.SiLU, far), far, far * (far > 0))
+
+
+FAR = -1000, -50, 50, 1000
+
+
+def compare_far(check, name, found, x, right):
+    for one, x_there in zip(found, x, strict=True):
+        check.expect(np.isfinite(one), f"{name} is {one} for x = {x_there:g}: e^1000 is no number "
+                     "that fits; compute s in another way")  # fmt: skip
+    check.compare(f"{name}, for x far from 0,", found, right, rtol=1e-6, atol=1e-6)
+
+
+def backward(task, check, x, s):
     _, dy, (dx,) = check.both_ways(task.SiLU, x)
     check.compare("dx", dx, dy * (s + x * s * (1 - s)), {
         "dx lacks dy, the gradient that arrives": s + x * s * (1 - s),
@@ -59,13 +80,9 @@ def test(task, check) -> None:
         "the two parts of the product rule are multiplied; they add": dy * s * x * s * (1 - s),
     })  # fmt: skip
     for dtype in ("float64", "float32"):
-        far = np.array([-1000, -50, 50, 1000], dtype)
-        y, dy, (dx,) = check.both_ways(task.SiLU, far)
-        for name, found, right in ("y", y.data, far * (far > 0)), ("dx", dx, dy * (far > 0)):
-            for one, x_there in zip(found, far, strict=True):
-                check.expect(np.isfinite(one), f"{name} is {one} for x = {x_there:g}: e^1000 is no "
-                             "number that fits; compute s in another way")  # fmt: skip
-            check.compare(f"{name}, for x far from 0,", found, right, rtol=1e-6, atol=1e-6)
+        far = np.array(FAR, dtype)
+        _, dy, (dx,) = check.both_ways(task.SiLU, far)
+        compare_far(check, "dx", dx, far, dy * (far > 0))
     check.both_dtypes(task.SiLU, x)
     keeps_x_alone(task, check)
 

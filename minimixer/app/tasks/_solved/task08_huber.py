@@ -1,13 +1,13 @@
 """Task 8: the Huber loss. About 15 minutes.
 
-With r = x - target, the mean over all elements of
+With r = x - target, and a = |r| its size, the loss is the mean over all elements of
 
-    r^2 / 2                   where |r| <= delta
-    delta (|r| - delta / 2)   elsewhere
+    h = r^2 / 2                where a <= delta
+    h = delta (a - delta / 2)  where a > delta
 
-A squared error near 0; beyond delta it grows along a line, so that one number that is far off does
-not decide alone (Huber 1964). Write `forward` and `backward`: the loss is one number, and so is
-dloss; x and target both get a gradient, and delta, an option, none.
+It is a squared error near 0; beyond delta it grows along a line, so that one number that is far
+off does not decide alone (Huber 1964). Write `forward` and `backward`: the loss is one number, and
+so is dloss; x and target both get a gradient, and delta, an option, none.
 
 Read: minimixer/nn/loss.py (CrossEntropy: what forward can compute for backward, and where the mean
 goes), minimixer/nn/more_loss.py (mse_loss).
@@ -48,13 +48,21 @@ HINTS = (
 
 
 def test(task, check) -> None:
-    for shape, delta in ((4, 5), 0.7), ((7,), 1.6), ((2, 3, 4), 0.3):
-        one(task, check, shape, delta)
+    for shape, delta in CASES:
+        forward(task, check, shape, delta)
+    check.forward_is_right(backward, task, check)
 
 
-def one(task, check, shape, delta):
+CASES = ((4, 5), 0.7), ((7,), 1.6), ((2, 3, 4), 0.3)
+
+
+def drawn(check, shape):
     x, target = check.draw(*shape) * 2, check.draw(*shape, seed=1)
-    r = x - target
+    return x, target, x - target
+
+
+def forward(task, check, shape, delta):
+    x, target, r = drawn(check, shape)
     near = abs(r) <= delta
     each = np.where(near, r * r / 2, delta * (abs(r) - delta / 2))
     loss = check.forward(task.Huber, x, target, delta=delta)
@@ -72,8 +80,17 @@ def one(task, check, shape, delta):
         "r is compared with delta where |r| should be": np.where(
             r <= delta, r * r / 2, delta * (abs(r) - delta / 2)).mean(),
     })  # fmt: skip
+
+
+def backward(task, check):
+    for shape, delta in CASES:
+        back(task, check, shape, delta)
+
+
+def back(task, check, shape, delta):
+    x, target, r = drawn(check, shape)
+    near, slope = abs(r) <= delta, np.clip(r, -delta, delta)
     _, dloss, (dx, dtarget) = check.both_ways(task.Huber, x, target, delta=delta)
-    slope = np.clip(r, -delta, delta)
     right = dloss * slope / r.size
     check.compare(f"dx, for x {shape} and delta {delta},", dx, right, {
         "dx is not divided by the number of elements, as the loss is": dloss * slope,
