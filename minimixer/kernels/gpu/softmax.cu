@@ -1,4 +1,4 @@
-// Softmax along rows: p = e^(z - largest) / sum, and back, dz = p (dp - sum of dp p).
+// The softmax of rows, and its way back, by the formulas of more_loss.py.
 //
 // A warp of 32 threads takes a row of `length` numbers and keeps it in registers, K a thread,
 // 32 K >= length. Bytes moved = bytes at the least: forward reads z and writes p, backward reads dp
