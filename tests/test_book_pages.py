@@ -309,7 +309,44 @@ def test_formulas_side_by_side_both_stand_and_a_condition_is_none():
     for line, cells in (("m <- a m      n' = m / a", 3), ("x <= 1      y = x     and so on", 3)):
         shown = notes.parts(f"    {line}")[0].html
         assert shown.count("<td>") == cells and notes.left == []
+    assert 'class="where"' in shown  # with a gap behind it
     assert [text for text, _ in notes.set_off] == ["m <- a m", "y = x"]
+
+
+def text_and_formulas(note):
+    """The HTML of a note's parts, each formula as its plain text between signs."""
+    notes = Notes(lambda name: "")
+    shown = [part.html for part in notes.parts(note)]
+    return shown, [text for text, _ in [*notes.set_off, *notes.among_words]]
+
+
+def test_an_article_at_the_end_of_a_line_is_none_of_its_formulas():
+    rows = "    a < 2   y = a x     even: the ratio is a\n                        correction of a."
+    (shown,), found = text_and_formulas(rows)
+    assert "the ratio is a correction of <" in shown and found == ["y = a x", "a < 2", "a"]
+
+
+def test_columns_are_a_table_and_a_sentence_goes_on_after_a_formula():
+    lines = ("rows:    w1, w2 (S, D_S),         b1 (D_S,)",
+             "columns: w1 (C, D_C), w2 (D_C,),  b1 (D_C,)")  # fmt: skip
+    (shown,), found = text_and_formulas("\n".join(lines))
+    assert shown.count("<tr>") == 2 and shown.count("<td>") == 6 and "D_" not in shown
+    assert {"(S, D_S)", "(D_C,)"} < set(found)
+    (shown,), _ = text_and_formulas("y = x z  with  z = 2,\n\nand the mean of each. A sentence.")
+    assert shown.startswith("<p>") and "and the mean" in shown
+    assert len(text_and_formulas("One.\n\nTwo.")[0]) == 2
+
+
+def test_what_would_touch_has_a_gap_and_bars_are_no_higher_than_letters():
+    gap = '<mspace width="0.167em"/>'
+    chain = formulas.mathml(r"\frac{dz}{dy} \frac{dy}{dx}")
+    assert f"</mfrac>{gap}<mfrac>" in chain
+    assert f"log</mi>{gap}<mfrac>" in formulas.mathml(r"-\log \frac{1}{10}")
+    assert "log</mi><mo" in formulas.mathml(r"\log (x)")
+    bars = formulas.mathml(r"\lVert \hat{x} \rVert")
+    assert bars.count('<mo stretchy="false" lspace="0" rspace="0">‖') == 2
+    assert formulas.mathml("X^T W_1^T") == formulas.mathml(r"X^{\top} W_1^{\top}")
+    assert "<mo>&#x02026" not in formulas.mathml(formulas.latex("X + ..."))
 
 
 def test_no_formula_is_set_by_half(site):
@@ -331,7 +368,7 @@ def test_no_formula_is_set_by_half(site):
     ("d_hat - mean(d_hat x_hat)", r"\hat{d} - \text{mean}(\hat{d} \, \hat{x})"),
     ("Phi(x) = (1 + erf(x / sqrt 2)) / 2",
      r"\Phi(x) = \frac{1 + \text{erf}(x/\sqrt{2})}{2}"),
-    ("w <- w - lr g", r"w \leftarrow w - \text{lr} \, g"),
+    ("w <- w - lr g", r"w \leftarrow w - \text{lr} \cdot g"),
     ("-log p[k]", r"- \text{log}\, p_{k}"),
     ("(L(x + h) - L(x - h)) / 2h", r"\frac{L(x + h) - L(x - h)}{2h}"),
     ("|x| >> 2^-24", r"|x| \gg 2^{-24}"),
@@ -348,6 +385,8 @@ def test_no_formula_is_set_by_half(site):
     ("e^-2v", "e^{-2v}"), ("max(1, |x|)", r"\text{max}(1,\,|x|)"), ("m x n", r"m \times n"),
     ("[w1; b1]^T [x; 1]", r"[w_{1};\,b_{1}]^{\top}\,[x;1]"), ("g . d", r"g \cdot d"),
     ("mean(x^2) - mean(x)^2", r"\text{mean}(x^{2}) - \text{mean}(x)^{2}"),
+    ("lr weight_decay w", r"\text{lr} \cdot \text{weight_decay} \cdot w"),
+    ("(x - 1) (1, lr)", r"(x - 1) \, (1,\,\text{lr})"),
     ("a ~ Beta(p, p)", r"a \sim \text{Beta}(p,\,p)"), ("c0 x + c_n", r"c_{0} \, x + c_{n}"),
 ])  # fmt: skip
 def test_formulas_are_read(text, latex):
@@ -380,7 +419,9 @@ def test_words_are_left_alone(text):
     ("With m = max z nothing", ["m = max z"]), ("gives log K.", ["log K"]),
     ("x -> y -> z. Each", ["x -> y -> z"]), ("of P x P pixels", ["P x P"]),
     ("db = dy a. Then x = y a time", ["db = dy a", "x = y"]), ("(S 16, D_S 32)", ["S", "D_S"]),
-    ("as a's or b's", ["a", "b"]), ("where [j = k] is 1", ["[j = k]"]),
+    ("as a's or b's", ["a", "b"]), ("A row. With factors A known", ["A"]),
+    ("the gradient plus weight_decay w, as", ["weight_decay w"]),
+    ("with decay it is a strength", []), ("where [j = k] is 1", ["[j = k]"]),
 ])  # fmt: skip
 def test_formulas_are_found_among_words(text, found):
     assert [part for part, formula in finding.spans(text) if formula] == found

@@ -336,5 +336,5 @@ class AddBias(Function):
 
 
 def add_bias(x: Any, bias: Any, axis: int = -1) -> Tensor:
-    """x (..., C) + bias, a vector along x's first (0) or last axis (-1). ValueError on shapes."""
+    """x + bias, a vector along axis 0 (first) or -1 (last) of x (..., C). ValueError on shapes."""
     return AddBias.apply(x, bias, axis=axis)

@@ -4,6 +4,7 @@ A note is prose with names in `backticks`; what stands further in, or in columns
 
     formulas    lines with a relation in them (formulas.py has the rule, setoff.py the rows)
     a list      two columns: what it is, two spaces or more, and words about it; like this one
+    a table     more columns, which begin at the same places in each line
     a session   lines that begin with >>>, and what they print
     a drawing   all else: shown as it stands
 """
@@ -12,12 +13,13 @@ import html
 import re
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from . import code
 from .finding import spans
-from .formulas import latex, mathml
-from .setoff import RELATION, formula_rows, formulas_html, in_columns, indent, list_items
+from .formulas import NoFormulaError, latex, mathml
+from .setoff import RELATION, formula_rows, formulas_html, in_columns, indent, list_items, table
 
 WORD = r"(?:[A-Za-z]\w*|\d+|\.\.\.)"
 SIZE = rf"{WORD}(?:(?:[*/]| [-+*/] | (?=[A-Z]\b)){WORD})*"  # such as H/P, P*P*in, P P C, N + 1
@@ -68,6 +70,10 @@ class Notes:
         if all(item.startswith("- ") for item in items):
             inside = "".join(f"<li>{self.prose(item[2:])}</li>" for item in items)
             return Part("prose", f"<ul>{inside}</ul>")
+        if cells := table(lines):
+            inside = "".join(f"<tr>{''.join(f'<td>{self.prose(c)}</td>' for c in row)}</tr>"
+                             for row in cells)  # fmt: skip
+            return Part("prose", f'<div class="table"><table>{inside}</table></div>')
         if all("  " in line for line in lines):  # lines that stand below each other
             return Part("prose", f"<p>{'<br>'.join(map(self.prose, lines))}</p>")
         return Part("prose", f"<p>{self.prose(' '.join(line.strip() for line in lines))}</p>")
@@ -85,7 +91,10 @@ class Notes:
             out.append(self._words(text[at : found.start()], set_off))
             kind, shown = str(found.lastgroup), found[0]
             if kind == "shape":
-                out.append(f'<span class="shape">{html.escape(shown)}</span>')
+                mark = re.match(r"[.,;:)']+(?=\s|$)", text[found.end() :])
+                out.append(self._shape(shown, mark[0] if mark else ""))
+                at = found.end() + (mark.end() if mark else 0)
+                continue
             elif kind in ("code", "file"):
                 out.append(self.name(shown.strip("`")))
             elif kind == "task" and self.link(shown):
@@ -94,6 +103,15 @@ class Notes:
                 out.append(self.name(shown) if self.link(shown) else html.escape(shown))
             at = found.end()
         return "".join(out) + self._words(text[at:], set_off)
+
+    def _shape(self, shape: str, mark: str) -> str:
+        """With the letters of formulas, if it has any; a comma after it stays with it."""
+        shown = html.escape(shape)
+        if re.search(r"\b[A-Z]\b|[A-Z]_", shape):
+            with suppress(NoFormulaError):
+                shown = mathml(latex(shape, fractions=False))
+                self.among_words.append((shape, latex(shape, fractions=False)))
+        return f'<span class="shape whole">{shown}{html.escape(mark)}</span>'
 
     def name(self, name: str) -> str:
         href, shown = self.link(name), f"<code>{html.escape(name)}</code>"
@@ -147,4 +165,16 @@ def blocks(note: str) -> list[list[str]]:
             ):
                 found.append([])
         found[-1].append(line)
-    return [block for block in found if block]
+    return _joined([block for block in found if block])
+
+
+def _joined(found: list[list[str]]) -> list[list[str]]:
+    """Blocks; a sentence that goes on after a blank line, as one behind a formula does, is one."""
+    out: list[list[str]] = []
+    for block in found:
+        both = [out[-1][-1], block[0]] if out else [" ", " "]
+        if both[0].endswith(",") and not any(line.startswith((" ", ">>>")) for line in both):
+            out[-1] += block
+        else:
+            out.append(block)
+    return out

@@ -79,7 +79,7 @@ def first_sentence(file: Path) -> str:
         words = (ast.get_docstring(tree_of(file)) or "").split("\n\n")[0]
     else:
         words = re.sub(r"^// ?", "", text_of(file), flags=re.MULTILINE).split("\n\n")[0]
-    return re.split(r"(?<=[a-z)])\. ", " ".join(words.split()))[0].rstrip(".")
+    return re.split(r"(?<=[a-z)])\. (?=[A-Z`])", " ".join(words.split()))[0].rstrip(".:")
 
 
 def modules(package: Path = PACKAGE) -> list[Page]:
