@@ -19,7 +19,7 @@ import pytest
 import minimixer
 from minimixer import app
 from minimixer.app import book
-from minimixer.app.book import cut, finding, formulas, order, tasks
+from minimixer.app.book import cut, finding, formulas, frame, order, searched, tasks
 from minimixer.app.book.notes import Notes
 from minimixer.app.book.pages import SHIPPED, Site
 from minimixer.app.draw.static import FILES
@@ -32,6 +32,7 @@ pytest.importorskip("latex2mathml", reason="pip install latex2mathml, for the bo
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minimixer"
+TASKS_AT = "docs.tasks.README.html"
 VOID = {"meta", "link", "input", "img", "br", "hr", "mspace"}
 
 
@@ -112,7 +113,7 @@ def test_essays_stand_before_the_page_that_they_name(site):
 
 
 def test_tasks_come_after_the_path_and_are_linked_both_ways(site, pages):
-    names, address = [page.name for page in site.pages], "docs.tasks.README.html"
+    names, address = [page.name for page in site.pages], TASKS_AT
     assert names.index("training/loop.py") + 1 == names.index(tasks.PAGE)
     assert address in pages["index.html"].links and "_solved" not in text_of(site, address)
     there = {(page.name, task) for page in site.pages for task in tasks.TASKS
@@ -139,16 +140,48 @@ def test_what_comes_next_is_called_by_its_title(site):
     assert "LayerNorm: a point on a sphere" in questions and ".md" not in questions
 
 
+def test_what_is_not_in_the_book_is_said_to_be_in_the_repository(site, pages):
+    assert "docs/performance.md (in the repository)" in text_of(site, TASKS_AT)
+    assert "performance.md (in the repository)" in text_of(site, "docs.book.launches.html")
+    titles = dict(re.findall(r'<td><a href="#(task\d+)">(.*?)<', site.files[TASKS_AT].decode()))
+    assert titles == {tasks.anchor(task): html.escape(task.title, quote=False)
+                      for task in tasks.TASKS}  # fmt: skip
+    files = [task.file for task in tasks.TASKS]
+    assert not re.search(rf">({'|'.join(files)})</code></a>", site.files[TASKS_AT].decode())
+
+
 def test_the_page_for_drawing_goes_along(site, pages):
     assert "draw/index.html" in pages["index.html"].links
     assert {f"draw/{name}" for name, _ in FILES.values()} < set(site.files)
 
 
 def test_the_start_names_every_page_and_what_it_explains(site, pages):
-    start = text_of(site, "index.html")
+    start, links = text_of(site, "index.html"), pages["index.html"].links
     for page in site.pages:
-        assert page.href in pages["index.html"].links and page.title in start
-        assert " ".join(page.says.split()) in start and page.says
+        assert page.href in links and page.title in start and page.says
+        assert html.unescape(re.sub("<.*?>", "", frame.said(page))) in start
+        assert not re.search(r"[\^`]|->|:$| al$", html.unescape(frame.said(page))), page.name
+    assert "[w1;b1]⊤" in start.replace(" ", "") and "Tolstikhin et al. 2021) from scratch" in start
+    machinery = [page for page in site.pages if page.part == "machinery"]
+    counts = re.findall(r"</code> .*? \((\d+) pages\)</summary>|gathers names \((\d+) pages",
+                        site.files["index.html"].decode())  # fmt: skip
+    assert sum(int(a or b) for a, b in counts) == len(machinery) and len(counts) == 7
+
+
+def test_the_start_says_how_to_get_it_and_has_the_questions(site, pages):
+    start, links = text_of(site, "index.html"), pages["index.html"].links
+    assert "pip install -e . python examples/train_mnist.py" in " ".join(start.split())
+    assert "#questions" in links and "questions" in pages["index.html"].ids
+    asked = re.findall(r"^\| (.+\?) \| ", order.text_of(ROOT / order.QUESTIONS), re.MULTILINE)
+    plain = [question for question in asked if "$" not in question]
+    assert len(asked) > 10 and all(question in start for question in plain)
+    for page in site.pages:  # what does not run without the repository's folder
+        if page.kind == "essay" and "import" in order.text_of(page.file):
+            outside = "baselines" in order.text_of(page.file)
+            assert (page.title in start.partition("With the pages go")[0]) == outside
+    for name, said in site.files.items():  # and nothing for authors
+        if name.startswith("docs."):
+            assert "in its third line" not in said.decode() and "<code>$$" not in said.decode()
 
 
 def test_next_goes_through_all_pages_and_previous_back(site):
@@ -210,9 +243,11 @@ def test_every_link_and_anchor_leads_somewhere(site, pages):
             assert not file or file in site.files, (name, link)
             assert not anchor or anchor in pages[file or name].ids, (name, link)
     index = json.loads(site.files["index.js"].decode().removeprefix("const INDEX = ").rstrip(";\n"))
-    for title, link, _ in index:
+    for title, link, said in index:
         file, _, anchor = link.partition("#")
         assert title and (not anchor or anchor in pages[file].ids), link
+        assert "`" not in said and not re.search(r"\]\([\w/]+\.(?:md|svg)|^#|\|--|<math", said), link
+    assert searched.CALLED.keys() <= {page.name for page in site.pages}
 
 
 def test_every_public_name_has_an_anchor_and_is_linked_where_it_is_used(site, pages):

@@ -27,8 +27,12 @@ SHAPE = rf"\({SIZE}(?:(?:, {SIZE})+|,)\)"
 INLINE = re.compile(
     rf"(?P<code>`[^`]+`)|(?<!\w)(?P<shape>{SHAPE})"
     r"|(?<![\w/`])(?P<file>(?:\w+/)*\w+\.(?:py|cu))\b"
+    r"|(?<![\w/])(?P<elsewhere>docs/\w+\.md)\b"
     r"|(?<![\w/`.])(?P<room>(?:\w+/)+)(?=[\s,.;:)])|\b(?P<task>Task \d+)(?=[.,])"
 )
+
+
+OUTSIDE = " (in the repository)"  # behind the name of what is not in the book
 
 
 class Part(NamedTuple):
@@ -97,6 +101,8 @@ class Notes:
                 continue
             elif kind in ("code", "file"):
                 out.append(self.name(shown.strip("`")))
+            elif kind == "elsewhere":
+                out.append(self.name(shown) + ("" if self.link(shown) else OUTSIDE))
             elif kind == "task" and self.link(shown):
                 out.append(f'<a href="{self.link(shown)}">{shown}</a>')
             else:

@@ -5,17 +5,19 @@ Everything is made in memory first, so that an error leaves nothing half written
 
 import html
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
 from ..draw import load_models
 from ..draw.static import page_files
 from . import code, frame, tasks
-from .cut import rows, words_only
+from .cut import rows
 from .essays import Essay
 from .names import Names, Place, dotted
 from .notes import Notes
-from .order import ESSAYS, PACKAGE, ROLES, Page, book, text_of
+from .order import ESSAYS, PACKAGE, QUESTIONS, ROLES, Page, book, rooms, text_of
+from .searched import called, seen, words_only
 
 SHIPPED = ("style.css", "search.js", "math.woff2", "math.txt")
 
@@ -24,7 +26,7 @@ class Site:
     """All files of the site, {name: bytes}, made by `build`; and what was found on the way."""
 
     def __init__(self, package: Path = PACKAGE):
-        self.pages = book(package)
+        self.package, self.pages = package, book(package)
         self.names = Names(self.pages)
         self.files: dict[str, bytes] = {}
         self.index: list[tuple[str, str, str]] = []  # title, address, text
@@ -36,15 +38,14 @@ class Site:
         self.tasks = self.known.get(tasks.PAGE, "")  # an address
         if self.tasks:
             for task in tasks.TASKS:
-                address = f"{self.tasks}#{tasks.anchor(task)}"
-                self.known |= {task.file: address, f"Task {task.number}": address}
+                self.known[f"Task {task.number}"] = f"{self.tasks}#{tasks.anchor(task)}"
 
     def build(self) -> dict[str, bytes]:
         order = [None, *self.pages, None]
         for before, page, after in zip(order, self.pages, order[2:], strict=False):
             body = self._essay(page) if page.file.suffix == ".md" else self._module(page, after)
             self.files[page.href] = frame.whole(page.title, body, before, after)
-        start = frame.start(self.pages)
+        start = frame.start(self.pages, rooms(self.package), self._questions())
         self.files["index.html"] = frame.whole("", start, after=self.pages[0])
         self.files["index.js"] = f"const INDEX = {json.dumps(self.index)};\n".encode()
         for name in SHIPPED:
@@ -75,7 +76,9 @@ class Site:
                 essay = f'<a href="{after.href}">{html.escape(after.title)}</a>, an essay; then '
                 out = [part.replace("Next: ", f"Next: {essay}", 1) for part in out]
             inside = [name for (line, _), name in anchors.items() if line in row.code]
-            said = f"{words_only(row.note)} {' '.join(inside)}"
+            said = f"{words_only(row.note)} {' '.join(inside)}".strip()
+            if row is cut[0]:
+                said = called(page.name, said)
             if inside and row is not cut[0]:
                 self.index.append((f"{page.title}: {inside[0]}", f"{page.href}#{inside[0]}", said))
             elif row.note:
@@ -151,9 +154,20 @@ class Site:
 
     # ---- essays ---------------------------------------------------------------------------------
 
+    def _questions(self) -> str:
+        """The table of them, for the start; "" without the repository."""
+        page = next((page for page in self.pages if page.name == QUESTIONS), None)
+        if page is None:
+            return ""
+        essay = Essay(page.file, lambda name: self.link(name, page))
+        table = re.search(r"^\| question \|.*(?:\n\|.*)+", text_of(page.file), re.MULTILINE)
+        inside = essay.html(table[0] if table else "")
+        self.among_words += [("index", text, text) for text in essay.among_words]
+        return inside
+
     def _essay(self, page: Page) -> str:
         essay = Essay(page.file, lambda name: self.link(name, page))
-        inside = essay.html()
+        inside = essay.html(text_of(page.file))
         for name, file in essay.figures.items():
             self.files[name] = file.read_bytes()
         if page.name == tasks.PAGE:
@@ -161,9 +175,12 @@ class Site:
             inside += tasks.statements(notes)
             self._count(page, notes)
             for task in tasks.TASKS:
-                named = f"Task {task.number}: {task.title}"
-                self.index.append((named, self.known[task.file], words_only(tasks.asked(task))))
-        self.index.append((page.title, page.href, words_only(text_of(page.file))))
+                named, address = f"Task {task.number}", f"#{tasks.anchor(task)}"
+                title = html.escape(task.title, quote=False)  # as Markdown does
+                inside = inside.replace(f"<td>{title}<", f'<td><a href="{address}">{title}</a><')
+                said = words_only(tasks.asked(task))
+                self.index.append((f"{named}: {task.title}", self.known[named], said))
+        self.index.append((page.title, page.href, called(page.name, seen(inside))))
         self.set_off += [(page.name, text, text) for text in essay.set_off]
         self.among_words += [(page.name, text, text) for text in essay.among_words]
         return f'<article class="essay"><p class="role">{ROLES[page.kind]}</p>{inside}</article>'
