@@ -246,7 +246,7 @@ def test_every_link_and_anchor_leads_somewhere(site, pages):
     for title, link, said in index:
         file, _, anchor = link.partition("#")
         assert title and (not anchor or anchor in pages[file].ids), link
-        assert "`" not in said and not re.search(r"\]\([\w/]+\.(?:md|svg)|^#|\|--|<math", said), link
+        assert not re.search(r"`|\]\([\w/]+\.(?:md|svg)|^#|\|--|<math", said), link
     assert searched.CALLED.keys() <= {page.name for page in site.pages}
 
 

@@ -30,8 +30,13 @@ def title(page: Page, pages: list[Page]) -> str:
 
 
 def said(page: Page) -> str:
-    """What a page explains, as HTML without links."""
-    return Notes(lambda name: "").prose(page.says)
+    """What a page explains, as HTML."""
+    return words(page.says)
+
+
+def words(text: str) -> str:
+    """A sentence as HTML, without links."""
+    return Notes(lambda name: "").prose(text)
 
 
 def start(pages: list[Page], rooms: dict[str, str], questions: str) -> str:
@@ -105,7 +110,7 @@ def _folded(pages: list[Page], rooms: dict[str, str]) -> str:
         room = named.name.partition("/")[0]
         listed[room if room in rooms else ""].append(page)
     for room, inside in listed.items():
-        name = f"<code>{room}/</code> {html.escape(rooms[room])}" if room else "what gathers names"
+        name = f"<code>{room}/</code> {words(rooms[room])}" if room else "what gathers names"
         items = [
             f'<li class="folded"><a href="{page.href}">{said(page)}</a>'
             f"<code>{html.escape(page.name) if page.kind != 'essay' else 'an essay'}</code></li>"

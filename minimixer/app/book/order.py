@@ -18,7 +18,7 @@ QUESTIONS = "docs/book/README.md"  # a table in it
 # What stands at the end of the path, and what the start says of it.
 AFTER_PATH = {
     "docs/tasks/README.md": "a hole to fill in each, and a test that says what is wrong",
-    QUESTIONS: "and questions that many have, with the pages that answer them",
+    QUESTIONS: "what each shows, and before which page it stands",
 }
 HIDDEN = ("__pycache__", "_solved")
 PARTS = {
