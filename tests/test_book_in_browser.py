@@ -5,6 +5,7 @@ either is missing. Pictures of what was seen go to the folder that BOOK_SCREENSH
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,28 @@ def test_search_finds_by_keyboard_and_goes_there(page, site):
     assert page.locator("#hits").is_hidden()
 
 
+def test_search_finds_words_side_by_side_and_other_forms(page, site):
+    out, _ = site
+    page.goto((out / "index.html").as_uri())
+
+    def found(words):
+        page.fill(".search input", words)
+        return page.locator("#hits a").all_inner_texts()
+
+    hits = found("weight decay")[:3]
+    assert all(re.search("weight[ _]decay", hit) for hit in hits)
+    assert any(hit.startswith("training/optimizer.py") for hit in hits)
+    for words, title in {
+        "aliasing": "A graph with numbers on its arrows", "permute patches": "model/mixer.py",
+        "shuffled patch": "model/mixer.py", "permute": "engine/rearrange.py",
+    }.items():  # fmt: skip
+        assert any(hit.startswith(title) for hit in found(words)), words
+    texts = page.evaluate("() => INDEX.map(([, , text]) => text)")
+    for hit in found("gradient") + found("permute") + found("loss"):
+        shown = hit.partition("\n")[2].strip("…")  # and no word of it is cut
+        assert any(f" {shown} " in f" {text} " for text in texts), shown
+
+
 def test_a_name_leads_to_its_definition_and_back(page, site):
     out, _ = site
     page.goto((out / "nn.layer_norm.html").as_uri())
@@ -154,6 +177,21 @@ def test_pages_fit_at_every_width(page, site, width, dark):
     note, code = (row.locator(part).bounding_box() for part in (".note", ".beside"))
     assert (note["y"] == code["y"]) == (width >= 1100)
     assert (note["x"] == code["x"]) == (width < 1100)
+
+
+def test_nothing_is_clipped_on_a_wide_screen(page, site):
+    """No code, formula or table has to be moved sideways to be read."""
+    out, order = site
+    page.set_viewport_size({"width": 1400, "height": 900})
+    for name in order:
+        page.goto((out / name).as_uri())
+        page.evaluate("() => document.fonts.ready.then(() => true)")
+        assert page.evaluate(CLIPPED) == [], name
+
+
+CLIPPED = """() => [...document.querySelectorAll("pre, table, .formulas, .table")]
+  .filter((found) => found.scrollWidth > found.clientWidth)
+  .map((found) => found.textContent.slice(0, 60))"""
 
 
 def test_it_can_be_printed(page, site, tmp_path):

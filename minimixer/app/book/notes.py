@@ -6,7 +6,7 @@ A note is prose with names in `backticks`; what stands further in, or in columns
     a list      two columns: what it is, two spaces or more, and words about it; like this one
     a table     more columns, which begin at the same places in each line
     a session   lines that begin with >>>, and what they print
-    a drawing   all else: shown as it stands
+    a drawing   all else: shown as it stands; but sentences are sentences further in, too
 """
 
 import html
@@ -66,6 +66,10 @@ class Notes:
             self.left += [name for name, _ in pairs if RELATION.search(name)]
             rest = "".join(f"<dt>{self._key(k)}</dt><dd>{self.prose(v)}</dd>" for k, v in pairs)
             return Part("list", f"<dl>{rest}</dl>")
+        if margin and _is_prose(lines):
+            return Part(
+                "prose", f'<p class="inset">{self.prose(" ".join(map(str.strip, lines)))}</p>'
+            )
         if margin:
             self.left += [line for line in lines if RELATION.search(line)]
             shown = textwrap.dedent("\n".join(lines))
@@ -149,6 +153,12 @@ class Notes:
                 part = part[mark.end() :]
             out.append(html.escape(part.replace(" -> ", " → "), quote=False))
         return "".join(out)
+
+
+def _is_prose(lines: list[str]) -> bool:
+    """Are they sentences, further in? All equally far, without gaps, to a full stop."""
+    gaps = any("  " in line.strip() for line in lines) or len(set(map(indent, lines))) > 1
+    return len(lines) > 1 and not gaps and bool(re.search(r"[\w)]\.$", lines[-1]))
 
 
 def blocks(note: str) -> list[list[str]]:

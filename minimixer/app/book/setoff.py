@@ -8,6 +8,7 @@
 The first is formulas, the second a list. Both are None where the lines are something else.
 """
 
+import html
 import re
 from collections.abc import Callable
 from functools import partial
@@ -102,13 +103,18 @@ def formulas_html(rows: list[list[str]]) -> str:
 
 
 def _in_table(row: list[str]) -> str:
-    if len(row) == 3 and len(_words(row[2])) > LONG:
+    if len(row) == 3 and (len(_words(row[2])) > LONG or len(_seen(row[2])) > LONG + 4):
         about = f'<tr class="about"><td></td><td>{row[2]}</td></tr>'
         return _in_table(row[:2]) + about
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
 
 
 _words = partial(re.sub, r"<math.*?</math>|<[^>]*>|&\w+;", "")  # those of HTML
+
+
+def _seen(shown: str) -> str:
+    """And the letters of its formulas."""
+    return html.unescape(re.sub("<[^>]*>", "", shown))
 
 
 # ---- lists and tables ---------------------------------------------------------------------------
