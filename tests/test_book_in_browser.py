@@ -78,6 +78,8 @@ def test_the_page_for_drawing_opens_and_asks_nobody(page, site):
     page.click("a:text-is('A digit that you draw')")
     assert page.url.endswith("/draw/index.html") and page.locator("#pad").is_visible()
     assert page.locator("button:text-is('Run in this browser')").is_visible()
+    page.click("a:has-text('the book')")
+    assert page.url.endswith("/index.html") and "/draw/" not in page.url
 
 
 def test_a_task_leads_to_the_pages_that_it_rests_on_and_back(page, site):

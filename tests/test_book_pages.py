@@ -7,6 +7,7 @@ import doctest
 import html
 import itertools
 import json
+import posixpath
 import re
 import shutil
 import sys
@@ -153,6 +154,10 @@ def test_what_is_not_in_the_book_is_said_to_be_in_the_repository(site, pages):
 def test_the_page_for_drawing_goes_along(site, pages):
     assert "draw/index.html" in pages["index.html"].links
     assert {f"draw/{name}" for name, _ in FILES.values()} < set(site.files)
+    assert "../index.html" in pages["draw/index.html"].links
+    faces = [re.findall(r"--(?:serif|sans): [^;]+", site.files[name].decode())
+             for name in ("style.css", "draw/style.css")]  # fmt: skip
+    assert faces[0] == faces[1] and len(faces[0]) == 2
 
 
 def test_the_start_names_every_page_and_what_it_explains(site, pages):
@@ -239,7 +244,7 @@ def test_every_link_and_anchor_leads_somewhere(site, pages):
                 continue
             file, _, anchor = unquote(link).partition("#")
             assert file or anchor, name
-            file = file and (PurePosixPath(name).parent / file).as_posix()
+            file = file and posixpath.normpath((PurePosixPath(name).parent / file).as_posix())
             assert not file or file in site.files, (name, link)
             assert not anchor or anchor in pages[file or name].ids, (name, link)
     index = json.loads(site.files["index.js"].decode().removeprefix("const INDEX = ").rstrip(";\n"))

@@ -50,7 +50,7 @@ class Site:
         self.files["index.js"] = f"const INDEX = {json.dumps(self.index)};\n".encode()
         for name in SHIPPED:
             self.files[name] = (resources.files(__package__) / name).read_bytes()
-        for name, data in page_files(load_models(["digits"])).items():
+        for name, data in page_files(load_models(["digits"]), "../index.html").items():
             self.files[f"draw/{name}"] = data
         return self.files
 
