@@ -196,6 +196,23 @@ CLIPPED = """() => [...document.querySelectorAll("pre, table, .formulas, .table"
   .map((found) => found.textContent.slice(0, 60))"""
 
 
+def test_a_long_opening_stands_above_its_code_in_two_columns(page, site):
+    out, _ = site
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.goto((out / "nn.loss.html").as_uri())
+    first, *_, last = page.locator(".opening > *").all()
+    first, last, code = (
+        found.bounding_box() for found in (first, last, page.locator(".beside").first)
+    )
+    assert last["x"] > first["x"] + first["width"] and code["y"] > last["y"] + last["height"]
+    page.set_viewport_size({"width": 1150, "height": 900})
+    first, last = (page.locator(f".opening > :{which}-child").bounding_box()
+                   for which in ("first", "last"))  # fmt: skip
+    assert first["x"] == last["x"]
+    page.goto((out / "engine.tensor.html").as_uri())  # a short one, beside it
+    assert page.locator(".opening").count() == 0
+
+
 def test_it_can_be_printed(page, site, tmp_path):
     out, _ = site
     page.goto((out / "nn.layer_norm.html").as_uri())

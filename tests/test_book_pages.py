@@ -386,6 +386,7 @@ def test_what_would_touch_has_a_gap_and_bars_are_no_higher_than_letters():
     bars = formulas.mathml(r"\lVert \hat{x} \rVert")
     assert bars.count('<mo stretchy="false" lspace="0" rspace="0">‖') == 2
     assert formulas.mathml("X^T W_1^T") == formulas.mathml(r"X^{\top} W_1^{\top}")
+    assert formulas.mathml(formulas.latex("(S, C,)")).count('<mo rspace="0">&#x0002C;') == 1
     assert "<mo>&#x02026" not in formulas.mathml(formulas.latex("X + ..."))
 
 

@@ -320,6 +320,7 @@ def mathml(formula: str, display: bool = False) -> str:
     made = made.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
     made = made.replace(' stretchy="false">&#x0007C;', ' stretchy="false" lspace="0" rspace="0">|')
     made = made.replace("<mo>&#x02016;</mo>", '<mo stretchy="false" lspace="0" rspace="0">‖</mo>')
+    made = re.sub("<mo>(?=&#x0002C;</mo><mo[^>]*>&#x00029;)", '<mo rspace="0">', made)  # (S,)
     made = made.replace("<mo>&#x02026;</mo>", "<mi>…</mi>")  # which asks for no room around it
     made = made.replace("</mfrac><mfrac>", f"</mfrac>{GAP}<mfrac>")  # two that would read as one
     made = re.sub(r"(<mi>(?:log|exp)</mi>)(?=<m(?!o|space))", rf"\1{GAP}", made)

@@ -117,7 +117,7 @@ class Notes:
     def _shape(self, shape: str, mark: str) -> str:
         """With the letters of formulas, if it has any; a comma after it stays with it."""
         shown = html.escape(shape)
-        if re.search(r"\b[A-Z]\b|[A-Z]_", shape):
+        if re.search(r"\b[A-Za-z]\b|[A-Z]_", shape):
             with suppress(NoFormulaError):
                 shown = mathml(latex(shape, fractions=False))
                 self.among_words.append((shape, latex(shape, fractions=False)))

@@ -15,10 +15,11 @@ from . import code, frame, tasks
 from .cut import rows
 from .essays import Essay
 from .names import Names, Place, dotted
-from .notes import Notes
+from .notes import Notes, Part
 from .order import ESSAYS, PACKAGE, QUESTIONS, ROLES, Page, book, rooms, text_of
 from .searched import called, seen, words_only
 
+COLUMN = 84  # letters of code in half a screen
 SHIPPED = ("style.css", "search.js", "math.woff2", "math.txt")
 
 
@@ -97,7 +98,8 @@ class Site:
     def _row(
         line: int, note: str, lines: list[str], notes: Notes, opening: bool
     ) -> list[str]:  # fmt: skip
-        """A row; of a module's own docstring one for each session or drawing, on the right."""
+        """A row; of a module's own docstring one for each session or drawing, on the right, or all
+        of it above the code."""
         beside = "\n".join(lines)
         right = f'<pre class="code">{beside}</pre>' if beside.strip() else ""
         out: list[str] = []
@@ -113,6 +115,11 @@ class Site:
                 )
 
         parts = notes.parts(note)
+        if opening and _is_long(parts, len(lines)):
+            inside = "".join(part.html for part in parts)
+            out.append(f'<section class="opening" id="L{line}">{inside}</section>')
+            flush(right)
+            return out
         for number, part in enumerate(parts):
             before_drawing = [after.kind for after in parts[number + 1 : number + 2]] == ["drawing"]
             if opening and part.kind in ("session", "drawing"):
@@ -184,6 +191,21 @@ class Site:
         self.set_off += [(page.name, text, text) for text in essay.set_off]
         self.among_words += [(page.name, text, text) for text in essay.among_words]
         return f'<article class="essay"><p class="role">{ROLES[page.kind]}</p>{inside}</article>'
+
+
+def _is_long(parts: list[Part], lines: int) -> bool:
+    """Is an opening so much longer than its code that it had better stand above, in two columns?
+    Not if a line of its sessions would be too long for a column. `lines`: of code."""
+    note = 0
+    for part in parts:
+        text = html.unescape(re.sub("<[^>]*>", "", part.html))
+        if part.kind in ("session", "drawing"):
+            if max(map(len, text.split("\n"))) > COLUMN:
+                return False
+            lines += text.count("\n") + 2
+        else:
+            note += len(text) // 60 + 3 * part.html.count("<tr>") + 2
+    return 20 * lines + 250 < 26 * note < 1600  # pixels; its columns must fit a screen
 
 
 def _without_blanks(lines: list[tuple[int, str]]) -> list[str]:
