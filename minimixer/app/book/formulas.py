@@ -322,7 +322,7 @@ def mathml(formula: str, display: bool = False) -> str:
     made = made.replace("<mo>&#x02016;</mo>", '<mo stretchy="false" lspace="0" rspace="0">‖</mo>')
     made = re.sub("<mo>(?=&#x0002C;</mo><mo[^>]*>&#x00029;)", '<mo rspace="0">', made)  # (S,)
     made = made.replace("<mo>&#x02026;</mo>", "<mi>…</mi>")  # which asks for no room around it
-    made = made.replace("</mfrac><mfrac>", f"</mfrac>{GAP}<mfrac>")  # two that would read as one
+    made = re.sub("</mfrac>(?=<m(?:frac|i|sub|sup))", f"</mfrac>{GAP}", made)  # else read as one
     made = re.sub(r"(<mi>(?:log|exp)</mi>)(?=<m(?!o|space))", rf"\1{GAP}", made)
     made = made.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")  # a hat made to sit on letters
     made = SIGN.sub(r'\1<mo form="prefix">', made)

@@ -38,7 +38,7 @@ function find(words) {
 
 // Some words of a text around what was looked for; none is cut.
 function excerpt(text, words) {
-  const said = text.toLowerCase(), together = said.indexOf(words.join(" "));
+  const said = text.toLowerCase(), together = said.replaceAll("_", " ").indexOf(words.join(" "));
   const places = [together, ...words.map((word) => place(said, word)), 0];
   const from = Math.max(0, places.find((at) => at >= 0) - 30);
   const start = from && text.indexOf(" ", from) + 1;
