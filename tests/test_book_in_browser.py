@@ -5,6 +5,7 @@ either is missing. Pictures of what was seen go to the folder that BOOK_SCREENSH
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def test_the_page_for_drawing_opens_and_asks_nobody(page, site):
     page.click("a:text-is('A digit that you draw')")
     assert page.url.endswith("/draw/index.html") and page.locator("#pad").is_visible()
     assert page.locator("button:text-is('Run in this browser')").is_visible()
+    page.click("a:has-text('the book')")
+    assert page.url.endswith("/index.html") and "/draw/" not in page.url
 
 
 def test_a_task_leads_to_the_pages_that_it_rests_on_and_back(page, site):
@@ -121,6 +124,28 @@ def test_search_finds_by_keyboard_and_goes_there(page, site):
     assert page.locator("#hits").is_hidden()
 
 
+def test_search_finds_words_side_by_side_and_other_forms(page, site):
+    out, _ = site
+    page.goto((out / "index.html").as_uri())
+
+    def found(words):
+        page.fill(".search input", words)
+        return page.locator("#hits a").all_inner_texts()
+
+    hits = found("weight decay")[:3]
+    assert all(re.search("weight[ _]decay", hit) for hit in hits)
+    assert any(hit.startswith("training/optimizer.py") for hit in hits)
+    for words, title in {
+        "aliasing": "A graph with numbers on its arrows", "permute patches": "model/mixer.py",
+        "shuffled patch": "model/mixer.py", "permute": "engine/rearrange.py",
+    }.items():  # fmt: skip
+        assert any(hit.startswith(title) for hit in found(words)), words
+    texts = page.evaluate("() => INDEX.map(([, , text]) => text)")
+    for hit in found("gradient") + found("permute") + found("loss"):
+        shown = hit.partition("\n")[2].strip("…")  # and no word of it is cut
+        assert any(f" {shown} " in f" {text} " for text in texts), shown
+
+
 def test_a_name_leads_to_its_definition_and_back(page, site):
     out, _ = site
     page.goto((out / "nn.layer_norm.html").as_uri())
@@ -154,6 +179,38 @@ def test_pages_fit_at_every_width(page, site, width, dark):
     note, code = (row.locator(part).bounding_box() for part in (".note", ".beside"))
     assert (note["y"] == code["y"]) == (width >= 1100)
     assert (note["x"] == code["x"]) == (width < 1100)
+
+
+def test_nothing_is_clipped_on_a_wide_screen(page, site):
+    """No code, formula or table has to be moved sideways to be read."""
+    out, order = site
+    page.set_viewport_size({"width": 1400, "height": 900})
+    for name in order:
+        page.goto((out / name).as_uri())
+        page.evaluate("() => document.fonts.ready.then(() => true)")
+        assert page.evaluate(CLIPPED) == [], name
+
+
+CLIPPED = """() => [...document.querySelectorAll("pre, table, .formulas, .table")]
+  .filter((found) => found.scrollWidth > found.clientWidth)
+  .map((found) => found.textContent.slice(0, 60))"""
+
+
+def test_a_long_opening_stands_above_its_code_in_two_columns(page, site):
+    out, _ = site
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.goto((out / "nn.loss.html").as_uri())
+    first, *_, last = page.locator(".opening > *").all()
+    first, last, code = (
+        found.bounding_box() for found in (first, last, page.locator(".beside").first)
+    )
+    assert last["x"] > first["x"] + first["width"] and code["y"] > last["y"] + last["height"]
+    page.set_viewport_size({"width": 1150, "height": 900})
+    first, last = (page.locator(f".opening > :{which}-child").bounding_box()
+                   for which in ("first", "last"))  # fmt: skip
+    assert first["x"] == last["x"]
+    page.goto((out / "engine.tensor.html").as_uri())  # a short one, beside it
+    assert page.locator(".opening").count() == 0
 
 
 def test_it_can_be_printed(page, site, tmp_path):

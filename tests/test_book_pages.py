@@ -7,6 +7,7 @@ import doctest
 import html
 import itertools
 import json
+import posixpath
 import re
 import shutil
 import sys
@@ -19,7 +20,7 @@ import pytest
 import minimixer
 from minimixer import app
 from minimixer.app import book
-from minimixer.app.book import cut, finding, formulas, order, tasks
+from minimixer.app.book import cut, finding, formulas, frame, order, searched, tasks
 from minimixer.app.book.notes import Notes
 from minimixer.app.book.pages import SHIPPED, Site
 from minimixer.app.draw.static import FILES
@@ -32,6 +33,7 @@ pytest.importorskip("latex2mathml", reason="pip install latex2mathml, for the bo
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minimixer"
+TASKS_AT = "docs.tasks.README.html"
 VOID = {"meta", "link", "input", "img", "br", "hr", "mspace"}
 
 
@@ -112,7 +114,7 @@ def test_essays_stand_before_the_page_that_they_name(site):
 
 
 def test_tasks_come_after_the_path_and_are_linked_both_ways(site, pages):
-    names, address = [page.name for page in site.pages], "docs.tasks.README.html"
+    names, address = [page.name for page in site.pages], TASKS_AT
     assert names.index("training/loop.py") + 1 == names.index(tasks.PAGE)
     assert address in pages["index.html"].links and "_solved" not in text_of(site, address)
     there = {(page.name, task) for page in site.pages for task in tasks.TASKS
@@ -139,16 +141,52 @@ def test_what_comes_next_is_called_by_its_title(site):
     assert "LayerNorm: a point on a sphere" in questions and ".md" not in questions
 
 
+def test_what_is_not_in_the_book_is_said_to_be_in_the_repository(site, pages):
+    assert "docs/performance.md (in the repository)" in text_of(site, TASKS_AT)
+    assert "performance.md (in the repository)" in text_of(site, "docs.book.launches.html")
+    titles = dict(re.findall(r'<td><a href="#(task\d+)">(.*?)<', site.files[TASKS_AT].decode()))
+    assert titles == {tasks.anchor(task): html.escape(task.title, quote=False)
+                      for task in tasks.TASKS}  # fmt: skip
+    files = [task.file for task in tasks.TASKS]
+    assert not re.search(rf">({'|'.join(files)})</code></a>", site.files[TASKS_AT].decode())
+
+
 def test_the_page_for_drawing_goes_along(site, pages):
     assert "draw/index.html" in pages["index.html"].links
     assert {f"draw/{name}" for name, _ in FILES.values()} < set(site.files)
+    assert "../index.html" in pages["draw/index.html"].links
+    faces = [re.findall(r"--(?:serif|sans): [^;]+", site.files[name].decode())
+             for name in ("style.css", "draw/style.css")]  # fmt: skip
+    assert faces[0] == faces[1] and len(faces[0]) == 2
 
 
 def test_the_start_names_every_page_and_what_it_explains(site, pages):
-    start = text_of(site, "index.html")
+    start, links = text_of(site, "index.html"), pages["index.html"].links
     for page in site.pages:
-        assert page.href in pages["index.html"].links and page.title in start
-        assert " ".join(page.says.split()) in start and page.says
+        assert page.href in links and page.title in start and page.says
+        assert html.unescape(re.sub("<.*?>", "", frame.said(page))) in start
+        assert not re.search(r"[\^`]|->|:$| al$", html.unescape(frame.said(page))), page.name
+    assert "[w1;b1]⊤" in start.replace(" ", "") and "Tolstikhin et al. 2021) from scratch" in start
+    machinery = [page for page in site.pages if page.part == "machinery"]
+    counts = re.findall(r"</code> .*? \((\d+) pages\)</summary>|gathers names \((\d+) pages",
+                        site.files["index.html"].decode())  # fmt: skip
+    assert sum(int(a or b) for a, b in counts) == len(machinery) and len(counts) == 7
+
+
+def test_the_start_says_how_to_get_it_and_has_the_questions(site, pages):
+    start, links = text_of(site, "index.html"), pages["index.html"].links
+    assert "pip install -e . python examples/train_mnist.py" in " ".join(start.split())
+    assert "#questions" in links and "questions" in pages["index.html"].ids
+    asked = re.findall(r"^\| (.+\?) \| ", order.text_of(ROOT / order.QUESTIONS), re.MULTILINE)
+    plain = [question for question in asked if "$" not in question]
+    assert len(asked) > 10 and all(question in start for question in plain)
+    for page in site.pages:  # what does not run without the repository's folder
+        if page.kind == "essay" and "import" in order.text_of(page.file):
+            outside = "baselines" in order.text_of(page.file)
+            assert (page.title in start.partition("With the pages go")[0]) == outside
+    for name, said in site.files.items():  # and nothing for authors
+        if name.startswith("docs."):
+            assert "in its third line" not in said.decode() and "<code>$$" not in said.decode()
 
 
 def test_next_goes_through_all_pages_and_previous_back(site):
@@ -206,13 +244,15 @@ def test_every_link_and_anchor_leads_somewhere(site, pages):
                 continue
             file, _, anchor = unquote(link).partition("#")
             assert file or anchor, name
-            file = file and (PurePosixPath(name).parent / file).as_posix()
+            file = file and posixpath.normpath((PurePosixPath(name).parent / file).as_posix())
             assert not file or file in site.files, (name, link)
             assert not anchor or anchor in pages[file or name].ids, (name, link)
     index = json.loads(site.files["index.js"].decode().removeprefix("const INDEX = ").rstrip(";\n"))
-    for title, link, _ in index:
+    for title, link, said in index:
         file, _, anchor = link.partition("#")
         assert title and (not anchor or anchor in pages[file].ids), link
+        assert not re.search(r"`|\]\([\w/]+\.(?:md|svg)|^#|\|--|<math", said), link
+    assert searched.CALLED.keys() <= {page.name for page in site.pages}
 
 
 def test_every_public_name_has_an_anchor_and_is_linked_where_it_is_used(site, pages):
@@ -309,13 +349,52 @@ def test_formulas_side_by_side_both_stand_and_a_condition_is_none():
     for line, cells in (("m <- a m      n' = m / a", 3), ("x <= 1      y = x     and so on", 3)):
         shown = notes.parts(f"    {line}")[0].html
         assert shown.count("<td>") == cells and notes.left == []
+    assert 'class="where"' in shown  # with a gap behind it
     assert [text for text, _ in notes.set_off] == ["m <- a m", "y = x"]
+
+
+def text_and_formulas(note):
+    """The HTML of a note's parts, each formula as its plain text between signs."""
+    notes = Notes(lambda name: "")
+    shown = [part.html for part in notes.parts(note)]
+    return shown, [text for text, _ in [*notes.set_off, *notes.among_words]]
+
+
+def test_an_article_at_the_end_of_a_line_is_none_of_its_formulas():
+    rows = "    a < 2   y = a x     even: the ratio is a\n                        correction of a."
+    (shown,), found = text_and_formulas(rows)
+    assert "the ratio is a correction of <" in shown and found == ["y = a x", "a < 2", "a"]
+
+
+def test_columns_are_a_table_and_a_sentence_goes_on_after_a_formula():
+    lines = ("rows:    w1, w2 (S, D_S),         b1 (D_S,)",
+             "columns: w1 (C, D_C), w2 (D_C,),  b1 (D_C,)")  # fmt: skip
+    (shown,), found = text_and_formulas("\n".join(lines))
+    assert shown.count("<tr>") == 2 and shown.count("<td>") == 6 and "D_" not in shown
+    assert {"(S, D_S)", "(D_C,)"} < set(found)
+    (shown,), _ = text_and_formulas("y = x z  with  z = 2,\n\nand the mean of each. A sentence.")
+    assert shown.startswith("<p>") and "and the mean" in shown
+    assert len(text_and_formulas("One.\n\nTwo.")[0]) == 2
+
+
+def test_what_would_touch_has_a_gap_and_bars_are_no_higher_than_letters():
+    gap = '<mspace width="0.167em"/>'
+    chain = formulas.mathml(r"\frac{dz}{dy} \frac{dy}{dx}")
+    assert f"</mfrac>{gap}<mfrac>" in chain and gap in formulas.mathml(r"\frac{dz}{dy} e_i")
+    assert f"log</mi>{gap}<mfrac>" in formulas.mathml(r"-\log \frac{1}{10}")
+    assert "log</mi><mo" in formulas.mathml(r"\log (x)")
+    bars = formulas.mathml(r"\lVert \hat{x} \rVert")
+    assert bars.count('<mo stretchy="false" lspace="0" rspace="0">‖') == 2
+    assert formulas.mathml("X^T W_1^T") == formulas.mathml(r"X^{\top} W_1^{\top}")
+    assert formulas.mathml(formulas.latex("(S, C,)")).count('<mo rspace="0">&#x0002C;') == 1
+    assert "<mo>&#x02026" not in formulas.mathml(formulas.latex("X + ..."))
 
 
 def test_no_formula_is_set_by_half(site):
     """No operator and no relation is left as text beside a formula: all of it is read, or none."""
     for page in site.pages:
         text = re.sub(r"<pre.*?</pre>", "", site.files[page.href].decode(), flags=re.DOTALL)
+        text = re.sub('<span class="shape.*?</span>', "(shape)", text)  # says what a name is
         text = re.sub("<math.*?</math>", "\0", text, flags=re.DOTALL)
         text = html.unescape(re.sub("</?(?:span|a|code|b|i|em|strong)[^>]*>", "", text))
         halves = [text[max(0, m.start() - 40) : m.end() + 40] for m in HALF.finditer(text)]
@@ -331,7 +410,7 @@ def test_no_formula_is_set_by_half(site):
     ("d_hat - mean(d_hat x_hat)", r"\hat{d} - \text{mean}(\hat{d} \, \hat{x})"),
     ("Phi(x) = (1 + erf(x / sqrt 2)) / 2",
      r"\Phi(x) = \frac{1 + \text{erf}(x/\sqrt{2})}{2}"),
-    ("w <- w - lr g", r"w \leftarrow w - \text{lr} \, g"),
+    ("w <- w - lr g", r"w \leftarrow w - \text{lr} \cdot g"),
     ("-log p[k]", r"- \text{log}\, p_{k}"),
     ("(L(x + h) - L(x - h)) / 2h", r"\frac{L(x + h) - L(x - h)}{2h}"),
     ("|x| >> 2^-24", r"|x| \gg 2^{-24}"),
@@ -348,6 +427,8 @@ def test_no_formula_is_set_by_half(site):
     ("e^-2v", "e^{-2v}"), ("max(1, |x|)", r"\text{max}(1,\,|x|)"), ("m x n", r"m \times n"),
     ("[w1; b1]^T [x; 1]", r"[w_{1};\,b_{1}]^{\top}\,[x;1]"), ("g . d", r"g \cdot d"),
     ("mean(x^2) - mean(x)^2", r"\text{mean}(x^{2}) - \text{mean}(x)^{2}"),
+    ("lr weight_decay w", r"\text{lr} \cdot \text{weight_decay} \cdot w"),
+    ("(x - 1) (1, lr)", r"(x - 1) \, (1,\,\text{lr})"),
     ("a ~ Beta(p, p)", r"a \sim \text{Beta}(p,\,p)"), ("c0 x + c_n", r"c_{0} \, x + c_{n}"),
 ])  # fmt: skip
 def test_formulas_are_read(text, latex):
@@ -380,7 +461,9 @@ def test_words_are_left_alone(text):
     ("With m = max z nothing", ["m = max z"]), ("gives log K.", ["log K"]),
     ("x -> y -> z. Each", ["x -> y -> z"]), ("of P x P pixels", ["P x P"]),
     ("db = dy a. Then x = y a time", ["db = dy a", "x = y"]), ("(S 16, D_S 32)", ["S", "D_S"]),
-    ("as a's or b's", ["a", "b"]), ("where [j = k] is 1", ["[j = k]"]),
+    ("as a's or b's", ["a", "b"]), ("A row. With factors A known", ["A"]),
+    ("the gradient plus weight_decay w, as", ["weight_decay w"]),
+    ("with decay it is a strength", []), ("where [j = k] is 1", ["[j = k]"]),
 ])  # fmt: skip
 def test_formulas_are_found_among_words(text, found):
     assert [part for part, formula in finding.spans(text) if formula] == found

@@ -69,12 +69,11 @@ def test_nothing_is_fetched_before_the_reader_asks(offered):
     seen = offered(None)
     seen.page.wait_for_timeout(500)
     assert seen.best == "3" and seen.page.locator("#blocks article").count() == 4
-    seen.page.click("#clear")
-    assert seen.page.inner_text("#state").startswith("run it")
     before = seen.drawn(1)
-    seen.page.click("#shuffle")  # is asked later: the pictures keep their labels until then
-    seen.page.locator(".class").nth(2).click()
-    seen.page.locator(".grid button").nth(5).click()
+    waiting = seen.page.locator("button:not(#run)")
+    assert waiting.count() > 25 and all(button.is_disabled() for button in waiting.all())
+    assert seen.page.locator(".why:visible").count() == 2  # which say why
+    assert seen.page.locator("#paper").evaluate("(paper) => paper.inert")
     for scheme in ("dark", "light"):
         seen.page.emulate_media(color_scheme=scheme)
         seen.page.wait_for_timeout(100)

@@ -122,7 +122,11 @@ class MLP(Function):
     """y = gelu(x w1 + b1) w2 along the last axis, or the same along the first.
 
     With u = x w1 + b1 and g = gelu(u), the chain rule through two linear maps and GELU is
-        dg = dy w2^T,  dw2 = g^T dy,  du = dg gelu'(u),  db1 = sum du,  dw1 = x^T du,  dx = du w1^T.
+
+        dg = dy w2^T            dw2 = g^T dy
+        du = dg gelu'(u)        db1 = sum du
+        dx = du w1^T            dw1 = x^T du
+
     Kept for backward: x, g and gelu'(u); u itself is not needed again. du is written over dg.
 
     S and C here are just the lengths of x's first and last axis; mixer.py says what they stand for.
@@ -336,5 +340,5 @@ class AddBias(Function):
 
 
 def add_bias(x: Any, bias: Any, axis: int = -1) -> Tensor:
-    """x (..., C) + bias, a vector along x's first (0) or last axis (-1). ValueError on shapes."""
+    """x + bias, a vector along axis 0 (first) or -1 (last) of x (..., C). ValueError on shapes."""
     return AddBias.apply(x, bias, axis=axis)

@@ -19,6 +19,7 @@ asked to run in the browser. DIR must be new, empty, or a book that this command
     notes.py     docstrings and comments as HTML
     essays.py    Markdown as HTML
     pages.py     the pages, the index, and the page for drawing
+    searched.py  the words that the search looks through
     frame.py     what surrounds them, and the start
 """
 

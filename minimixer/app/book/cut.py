@@ -93,8 +93,3 @@ def blocks(
         (line, line, line + len(texts) - 1, "\n".join(texts).strip("\n"))
         for line, _, texts in found
     ]
-
-
-def words_only(note: str) -> str:
-    """A note in one line, for the search."""
-    return " ".join(note.split())

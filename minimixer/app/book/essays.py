@@ -1,7 +1,8 @@
 """Essays, in Markdown, as HTML; and the figures beside them.
 
 Formulas stand between $ or between lines of $$, and are LaTeX. Links to other essays lead to their
-pages, as do names of modules in `backticks`; a link to what is not in the book is only its words.
+pages, as do names of modules in `backticks`; a link to what is not in the book is only its words,
+and says that it is in the repository.
 """
 
 import html
@@ -12,7 +13,7 @@ from typing import Any
 
 from . import code
 from .formulas import mathml
-from .order import text_of
+from .notes import OUTSIDE
 
 
 def slug(heading: str) -> str:
@@ -26,15 +27,18 @@ class Essay:
     def __init__(self, file: Path, link: Callable[[str], str]):
         self.file, self.link = file, link
         self.figures: dict[str, Path] = {}
+        self.outside = False  # does the link at hand lead out of the book?
         self.headings: list[tuple[str, str]] = []
         self.set_off: list[str] = []  # formulas
         self.among_words: list[str] = []
 
-    def html(self) -> str:
+    def html(self, text: str) -> str:
+        """Of the text of its file, or of a part; what is said to authors is left out."""
         from markdown_it import MarkdownIt
         from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-        text = re.sub(r"\nBefore: \S+\n", "\n", text_of(self.file), count=1)
+        text = re.sub(r"\nBefore: \S+\n", "\n", text, count=1)
+        text = re.split(r"^How they are written: ", text, flags=re.MULTILINE)[0]
         reader = MarkdownIt("commonmark", {"html": False}).enable("table").use(
             dollarmath_plugin, renderer=self._formula, allow_digits=False
         )  # fmt: skip
@@ -48,6 +52,7 @@ class Essay:
                 self._inline(child)
         rules: Any = reader.renderer
         rules.rules |= {"fence": self._fence, "code_inline": self._name, "text": self._text}
+        rules.rules["link_close"] = lambda tokens, n, *_: f"</a>{tokens[n].meta.get('after', '')}"
         return str(reader.renderer.render(tokens, reader.options, {}))
 
     def _formula(self, text: str, options: dict[str, Any]) -> str:
@@ -73,6 +78,9 @@ class Essay:
                 token.attrSet("href", href + (f"#{anchor}" if anchor else ""))
             else:  # not in the book
                 del token.attrs["href"]
+            self.outside = "href" not in token.attrs
+        if token.type == "link_close" and self.outside:
+            token.meta["after"] = OUTSIDE
 
     def _fence(self, tokens: Any, number: int, *_: Any) -> str:
         token = tokens[number]

@@ -111,10 +111,14 @@ def _meant(part: str, before: str, after: str, set_off: bool) -> bool:
     if len(part) == 1:  # no article, no second, no programming language
         if part == "a":
             return bool(re.match(r"[,;:)]|'s\b|\.?$|\. ", after))
+        if part == "A":  # none within a sentence
+            return bool(re.search(r"[a-z,;] $", before)) and not re.match(" name", after)
         return not (
-            part in "AI" or (part == "s" and re.search(r"\d $", before))
+            part == "I" or (part == "s" and re.search(r"\d $", before))
             or re.search("appendix $", before) or re.match(r"\+\+| library|'s speed", after)
         )  # fmt: skip
+    if re.fullmatch(rf"{ENGLISH} [a-z]", part) and "_" in part:  # weight_decay w
+        return True
     if not set_off and re.search(rf"^(?:[aAI]|{ENGLISH}) [\w(]|^{ENGLISH}$", part):
         return False
     if not set_off and re.search(r" [aAI]$", part) and re.match(r" \w", after):

@@ -97,6 +97,12 @@ def name(word: str) -> str:
     return core + (f"_{{{below}}}" if below else "") + primes
 
 
+def word(factor: str) -> bool:
+    """Does a factor, as LaTeX, begin with a whole word, but no function's name, and no matrix?"""
+    found = re.match(r"(?:\\cdot |\\, )?\{?\\text\{(\w+)\}", factor)
+    return found is not None and found[1] not in FUNCTIONS | {"weight"}
+
+
 def latex(text: str, fractions: bool = True) -> str:
     """LaTeX of a formula. `fractions`: with a line between above and below, for formulas that are
     set off; else with a slash. NoFormulaError."""
@@ -164,7 +170,10 @@ class Reader:
                     raise NoFormulaError("a number stands before what it multiplies")
                 factor = self.fraction()
                 letters = not wanting and len(factor) == len(out[-1]) == 1
-                if not (wanting or letters or factor.startswith(r"\sum")):
+                beside = not wanting and out[-1] not in (",", ":", ";", r"\dots")
+                if beside and (word(out[-1]) or word(factor)):
+                    factor = rf"\cdot {factor}"  # else whole words would read as a sentence
+                elif not (wanting or letters or factor.startswith(r"\sum")):
                     factor = rf"\, {factor}"  # a product: a thin space, but between letters
                 out.append(factor)
                 wanting = False
@@ -292,6 +301,7 @@ class Reader:
 
 # ---- from LaTeX to MathML -----------------------------------------------------------------------
 
+GAP = '<mspace width="0.167em"/>'
 # A minus that follows a bracket or a relation belongs to what comes after it.
 SIGN = re.compile(
     r"(<mo[^>]*>(?:&#x0003D;|&#x00028;|&#x0005B;|&#x02190;|&#x0002C;)</mo>)<mo>(?=&#x02212;)"
@@ -304,10 +314,16 @@ def mathml(formula: str, display: bool = False) -> str:
     from latex2mathml.converter import convert
 
     formula = formula.replace("'", "′")  # the font's stands high as it is
+    formula = re.sub(r"\^(?:T\b|\{T\})", r"^{\\top}", formula)  # essays' transposed
     made = convert(formula, display="block" if display else "inline")
     made = made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     made = made.replace("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">/</mo>')
     made = made.replace(' stretchy="false">&#x0007C;', ' stretchy="false" lspace="0" rspace="0">|')
+    made = made.replace("<mo>&#x02016;</mo>", '<mo stretchy="false" lspace="0" rspace="0">‖</mo>')
+    made = re.sub("<mo>(?=&#x0002C;</mo><mo[^>]*>&#x00029;)", '<mo rspace="0">', made)  # (S,)
+    made = made.replace("<mo>&#x02026;</mo>", "<mi>…</mi>")  # which asks for no room around it
+    made = re.sub("</mfrac>(?=<m(?:frac|i|sub|sup))", f"</mfrac>{GAP}", made)  # else read as one
+    made = re.sub(r"(<mi>(?:log|exp)</mi>)(?=<m(?!o|space))", rf"\1{GAP}", made)
     made = made.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")  # a hat made to sit on letters
     made = SIGN.sub(r'\1<mo form="prefix">', made)
     return made.replace('<math display="block">', '<math displaystyle="true">').replace(

@@ -14,10 +14,11 @@ from typing import NamedTuple
 PACKAGE = Path(__file__).parents[2]
 SCRIPTS = ("examples/mixer_by_hand.py", "examples/tiny.py")
 ESSAYS = "docs/book"
+QUESTIONS = "docs/book/README.md"  # a table in it
 # What stands at the end of the path, and what the start says of it.
 AFTER_PATH = {
     "docs/tasks/README.md": "a hole to fill in each, and a test that says what is wrong",
-    "docs/book/README.md": "and questions that many have, with the pages that answer them",
+    QUESTIONS: "what each shows, and before which page it stands",
 }
 HIDDEN = ("__pycache__", "_solved")
 PARTS = {
@@ -79,21 +80,20 @@ def first_sentence(file: Path) -> str:
         words = (ast.get_docstring(tree_of(file)) or "").split("\n\n")[0]
     else:
         words = re.sub(r"^// ?", "", text_of(file), flags=re.MULTILINE).split("\n\n")[0]
-    return re.split(r"(?<=[a-z)])\. ", " ".join(words.split()))[0].rstrip(".")
+    return re.split(r"(?<=[A-Za-z)])\. (?=[A-Z`])", " ".join(words.split()))[0].rstrip(".:")
 
 
 def modules(package: Path = PACKAGE) -> list[Page]:
     """Every module of the package, each once; and its CUDA kernels."""
     said = ast.get_docstring(tree_of(package / "__init__.py")) or ""
     path, _, rest = said.partition("Appendices")
-    appendices, _, machinery = rest.partition("machinery")
+    appendices, *_ = rest.partition("machinery")
     found = []
     for part, text in ("path", path), ("appendix", appendices):
         for name, says in re.findall(r"^    (\S+\.py) +(\S.*)$", text, re.MULTILINE):
             found.append(Page(name, package / name, part, part, says, name))
-    rooms = re.findall(r"^    (\w+)/ +\S", machinery, re.MULTILINE)
     files = []
-    for room in rooms:
+    for room in rooms(package):
         files += _sources(package / room)
     files += _sources(package)
     known = {page.file for page in found}
@@ -103,6 +103,13 @@ def modules(package: Path = PACKAGE) -> list[Page]:
             name = file.relative_to(package).as_posix()
             found.append(Page(name, file, "machinery", "machinery", first_sentence(file), name))
     return found
+
+
+def rooms(package: Path = PACKAGE) -> dict[str, str]:
+    """Those of the machinery, and what the package's docstring says of each."""
+    said = ast.get_docstring(tree_of(package / "__init__.py")) or ""
+    machinery = said.partition("Appendices")[2].partition("machinery")[2]
+    return dict(re.findall(r"^    (\w+)/ +(\S.*)$", machinery, re.MULTILINE))
 
 
 def _sources(folder: Path) -> list[Path]:

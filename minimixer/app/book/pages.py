@@ -5,18 +5,21 @@ Everything is made in memory first, so that an error leaves nothing half written
 
 import html
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
 from ..draw import load_models
 from ..draw.static import page_files
 from . import code, frame, tasks
-from .cut import rows, words_only
+from .cut import rows
 from .essays import Essay
 from .names import Names, Place, dotted
-from .notes import Notes
-from .order import ESSAYS, PACKAGE, ROLES, Page, book, text_of
+from .notes import Notes, Part
+from .order import ESSAYS, PACKAGE, QUESTIONS, ROLES, Page, book, rooms, text_of
+from .searched import called, seen, words_only
 
+COLUMN = 84  # letters of code in half a screen
 SHIPPED = ("style.css", "search.js", "math.woff2", "math.txt")
 
 
@@ -24,7 +27,7 @@ class Site:
     """All files of the site, {name: bytes}, made by `build`; and what was found on the way."""
 
     def __init__(self, package: Path = PACKAGE):
-        self.pages = book(package)
+        self.package, self.pages = package, book(package)
         self.names = Names(self.pages)
         self.files: dict[str, bytes] = {}
         self.index: list[tuple[str, str, str]] = []  # title, address, text
@@ -36,20 +39,19 @@ class Site:
         self.tasks = self.known.get(tasks.PAGE, "")  # an address
         if self.tasks:
             for task in tasks.TASKS:
-                address = f"{self.tasks}#{tasks.anchor(task)}"
-                self.known |= {task.file: address, f"Task {task.number}": address}
+                self.known[f"Task {task.number}"] = f"{self.tasks}#{tasks.anchor(task)}"
 
     def build(self) -> dict[str, bytes]:
         order = [None, *self.pages, None]
         for before, page, after in zip(order, self.pages, order[2:], strict=False):
             body = self._essay(page) if page.file.suffix == ".md" else self._module(page, after)
             self.files[page.href] = frame.whole(page.title, body, before, after)
-        start = frame.start(self.pages)
+        start = frame.start(self.pages, rooms(self.package), self._questions())
         self.files["index.html"] = frame.whole("", start, after=self.pages[0])
         self.files["index.js"] = f"const INDEX = {json.dumps(self.index)};\n".encode()
         for name in SHIPPED:
             self.files[name] = (resources.files(__package__) / name).read_bytes()
-        for name, data in page_files(load_models(["digits"])).items():
+        for name, data in page_files(load_models(["digits"]), "../index.html").items():
             self.files[f"draw/{name}"] = data
         return self.files
 
@@ -75,7 +77,9 @@ class Site:
                 essay = f'<a href="{after.href}">{html.escape(after.title)}</a>, an essay; then '
                 out = [part.replace("Next: ", f"Next: {essay}", 1) for part in out]
             inside = [name for (line, _), name in anchors.items() if line in row.code]
-            said = f"{words_only(row.note)} {' '.join(inside)}"
+            said = f"{words_only(row.note)} {' '.join(inside)}".strip()
+            if row is cut[0]:
+                said = called(page.name, said)
             if inside and row is not cut[0]:
                 self.index.append((f"{page.title}: {inside[0]}", f"{page.href}#{inside[0]}", said))
             elif row.note:
@@ -94,7 +98,8 @@ class Site:
     def _row(
         line: int, note: str, lines: list[str], notes: Notes, opening: bool
     ) -> list[str]:  # fmt: skip
-        """A row; of a module's own docstring one for each session or drawing, on the right."""
+        """A row; of a module's own docstring one for each session or drawing, on the right, or all
+        of it above the code."""
         beside = "\n".join(lines)
         right = f'<pre class="code">{beside}</pre>' if beside.strip() else ""
         out: list[str] = []
@@ -110,6 +115,11 @@ class Site:
                 )
 
         parts = notes.parts(note)
+        if opening and _is_long(parts, len(lines)):
+            inside = "".join(part.html for part in parts)
+            out.append(f'<section class="opening" id="L{line}">{inside}</section>')
+            flush(right)
+            return out
         for number, part in enumerate(parts):
             before_drawing = [after.kind for after in parts[number + 1 : number + 2]] == ["drawing"]
             if opening and part.kind in ("session", "drawing"):
@@ -151,9 +161,20 @@ class Site:
 
     # ---- essays ---------------------------------------------------------------------------------
 
+    def _questions(self) -> str:
+        """The table of them, for the start; "" without the repository."""
+        page = next((page for page in self.pages if page.name == QUESTIONS), None)
+        if page is None:
+            return ""
+        essay = Essay(page.file, lambda name: self.link(name, page))
+        table = re.search(r"^\| question \|.*(?:\n\|.*)+", text_of(page.file), re.MULTILINE)
+        inside = essay.html(table[0] if table else "")
+        self.among_words += [("index", text, text) for text in essay.among_words]
+        return inside
+
     def _essay(self, page: Page) -> str:
         essay = Essay(page.file, lambda name: self.link(name, page))
-        inside = essay.html()
+        inside = essay.html(text_of(page.file))
         for name, file in essay.figures.items():
             self.files[name] = file.read_bytes()
         if page.name == tasks.PAGE:
@@ -161,12 +182,30 @@ class Site:
             inside += tasks.statements(notes)
             self._count(page, notes)
             for task in tasks.TASKS:
-                named = f"Task {task.number}: {task.title}"
-                self.index.append((named, self.known[task.file], words_only(tasks.asked(task))))
-        self.index.append((page.title, page.href, words_only(text_of(page.file))))
+                named, address = f"Task {task.number}", f"#{tasks.anchor(task)}"
+                title = html.escape(task.title, quote=False)  # as Markdown does
+                inside = inside.replace(f"<td>{title}<", f'<td><a href="{address}">{title}</a><')
+                said = words_only(tasks.asked(task))
+                self.index.append((f"{named}: {task.title}", self.known[named], said))
+        self.index.append((page.title, page.href, called(page.name, seen(inside))))
         self.set_off += [(page.name, text, text) for text in essay.set_off]
         self.among_words += [(page.name, text, text) for text in essay.among_words]
         return f'<article class="essay"><p class="role">{ROLES[page.kind]}</p>{inside}</article>'
+
+
+def _is_long(parts: list[Part], lines: int) -> bool:
+    """Is an opening so much longer than its code that it had better stand above, in two columns?
+    Not if a line of its sessions would be too long for a column. `lines`: of code."""
+    note = 0
+    for part in parts:
+        text = html.unescape(re.sub("<[^>]*>", "", part.html))
+        if part.kind in ("session", "drawing"):
+            if max(map(len, text.split("\n"))) > COLUMN:
+                return False
+            lines += text.count("\n") + 2
+        else:
+            note += len(text) // 60 + 3 * part.html.count("<tr>") + 2
+    return 20 * lines + 250 < 26 * note < 1600  # pixels; its columns must fit a screen
 
 
 def _without_blanks(lines: list[tuple[int, str]]) -> list[str]:

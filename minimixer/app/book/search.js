@@ -1,24 +1,49 @@
 "use strict";
-// Search: all words must occur; where the title has them comes first. "/" goes to the box, arrows
-// and Enter choose. INDEX is in index.js: [title, address, text].
+// Search: all words must occur, or others that begin alike; where the title has them, or where they
+// stand side by side, comes first. "/" goes to the box, arrows and Enter choose. INDEX is in
+// index.js: [title, address, text].
 const box = document.querySelector(".search input");
 const hits = document.getElementById("hits");
 
+// How the other forms of a word begin: permute, permuted and permutation with "permut".
+function beginning(word) {
+  const short = word.replace(/(?:ations?|ing|ions?|ed|es|e|s)$/, "");
+  return short.length < 4 ? word : short;
+}
+
+// Where a word stands in a text; where another form of it does if it doesn't; -1.
+function place(text, word) {
+  const at = text.indexOf(word);
+  return at < 0 ? ` ${text}`.replace(/[^\p{L}\d]/gu, " ").indexOf(` ${beginning(word)}`) : at;
+}
+
 function find(words) {
-  const found = [];
+  const found = [], together = words.join(" ");
   for (const [title, address, text] of INDEX) {
-    const name = title.toLowerCase(), all = name + " " + text.toLowerCase();
-    if (!words.every((word) => all.includes(word))) continue;
+    const name = title.toLowerCase(), said = text.toLowerCase(), all = name + " " + said;
+    if (!words.every((word) => place(all, word) >= 0)) continue;
     let rank = 0;
-    for (const word of words) rank += name.endsWith(word) ? 4 : name.includes(word) ? 2 : 0;
+    for (const word of words) {
+      rank += name.endsWith(word) ? 4 : name.includes(word) ? 2 : 0;
+      if (all.includes(word)) rank += 1; // itself, no other form
+    }
+    if (words.length > 1) {
+      const times = said.replaceAll("_", " ").split(together).length - 1;
+      rank += name.includes(together) ? 8 : times ? 3 + Math.min(times, 3) : 0;
+    }
     found.push([rank, title, address, text]);
   }
   return found.sort((a, b) => b[0] - a[0]).slice(0, 12);
 }
 
-function excerpt(text, word) {
-  const at = Math.max(0, text.toLowerCase().indexOf(word) - 30);
-  return (at ? "…" : "") + text.slice(at, at + 90) + (text.length > at + 90 ? "…" : "");
+// Some words of a text around what was looked for; none is cut.
+function excerpt(text, words) {
+  const said = text.toLowerCase(), together = said.replaceAll("_", " ").indexOf(words.join(" "));
+  const places = [together, ...words.map((word) => place(said, word)), 0];
+  const from = Math.max(0, places.find((at) => at >= 0) - 30);
+  const start = from && text.indexOf(" ", from) + 1;
+  const end = text.length > start + 90 ? text.lastIndexOf(" ", start + 90) : text.length;
+  return (start ? "…" : "") + text.slice(start, end) + (end < text.length ? "…" : "");
 }
 
 function show() {
@@ -29,7 +54,7 @@ function show() {
     const name = document.createElement("b"), words_ = document.createElement("span");
     link.href = address;
     name.textContent = title;
-    words_.textContent = excerpt(text, words[0]);
+    words_.textContent = excerpt(text, words);
     link.append(name, words_);
     item.append(link);
     return item;

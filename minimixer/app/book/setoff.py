@@ -8,6 +8,7 @@
 The first is formulas, the second a list. Both are None where the lines are something else.
 """
 
+import html
 import re
 from collections.abc import Callable
 from functools import partial
@@ -36,15 +37,19 @@ def formula_rows(lines: list[str], prose: Prose, found: list[str]) -> list[list[
     if any(DRAWN.search(line) for line in lines):
         return None
     paragraph = indent(lines[0]) < 4  # not set off: then every line must begin with a formula
-    margin, rows = min(map(indent, lines)), list[list[str]]()
+    margin, split = min(map(indent, lines)), list[list[str]]()
     for line in lines:
         cells = re.split(r"  +", re.sub(r" +(=|<-) +", r" \1 ", line.strip()))
-        try:
-            rows.append(_row(cells, paragraph, prose, found))
-        except NoFormulaError:
-            if paragraph or not rows or indent(line) == margin or RELATION.search(line):
-                return None
-            rows[-1][-1] += " " + prose(line.strip())
+        if any(map(_begins_with, cells[:2])):
+            split.append(cells)
+        elif paragraph or not split or indent(line) == margin or RELATION.search(line):
+            return None
+        else:
+            split[-1][-1] += " " + line.strip()
+    try:
+        rows = [_row(cells, paragraph, prose, found) for cells in split]
+    except NoFormulaError:
+        return None
     if paragraph and len(rows) == 1 and re.search(r"\w", _words("".join(rows[0]))):
         return None  # a sentence that begins with one
     return rows
@@ -63,7 +68,7 @@ def _row(cells: list[str], paragraph: bool, prose: Prose, found: list[str]) -> l
     before, sign, after = _split(formula)
     found.append(formula)
     if at:
-        left, right = prose(cells[0]), formula
+        left, right = f'<span class="where">{prose(cells[0])}</span>', formula
     else:
         left, right = mathml(latex(before), True) if before else "", sign + after
     return [left, mathml(latex(right), True) + prose(rest), *map(prose, cells[at + 1 :])]
@@ -98,7 +103,7 @@ def formulas_html(rows: list[list[str]]) -> str:
 
 
 def _in_table(row: list[str]) -> str:
-    if len(row) == 3 and len(_words(row[2])) > LONG:
+    if len(row) == 3 and (len(_words(row[2])) > LONG or len(_seen(row[2])) > LONG + 4):
         about = f'<tr class="about"><td></td><td>{row[2]}</td></tr>'
         return _in_table(row[:2]) + about
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
@@ -107,7 +112,26 @@ def _in_table(row: list[str]) -> str:
 _words = partial(re.sub, r"<math.*?</math>|<[^>]*>|&\w+;", "")  # those of HTML
 
 
-# ---- lists --------------------------------------------------------------------------------------
+def _seen(shown: str) -> str:
+    """And the letters of its formulas."""
+    return html.unescape(re.sub("<[^>]*>", "", shown))
+
+
+# ---- lists and tables ---------------------------------------------------------------------------
+
+
+def table(lines: list[str]) -> list[list[str]] | None:
+    """Cells of lines with more than two columns. One begins where a word does in all lines, and
+    two spaces or more stand before it in one of them."""
+    starts, last = [0], min(map(len, lines))
+    for at in range(2, last):
+        begins = all(line[at - 1] == " " != line[at] for line in lines)
+        if begins and any(line[at - 2] == " " for line in lines):
+            starts.append(at)
+    rows = [[line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+            for line in lines]  # fmt: skip
+    plain = all("  " not in cell for row in rows for cell in row)
+    return rows if plain and len(lines) > 1 and len(starts) > 2 else None
 
 
 def in_columns(line: str) -> re.Match[str] | None:

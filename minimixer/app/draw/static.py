@@ -49,12 +49,15 @@ def write_page(folder: Path, models: dict[str, Mixer]) -> int:
     return sum(map(len, files.values()))
 
 
-def page_files(models: dict[str, Mixer]) -> dict[str, bytes]:
-    """{name: bytes} of the page that needs no server."""
+def page_files(models: dict[str, Mixer], home: str = "") -> dict[str, bytes]:
+    """{name: bytes} of the page that needs no server; with a link to `home`, the book's start."""
     files = {name: page_file(name) for name, _ in FILES.values()}
     here = b'data-where="server"'
     assert here in files["index.html"]
     files["index.html"] = files["index.html"].replace(here, b'data-where="browser"')
+    if home:
+        link = f'<header>\n  <p id="home"><a href="{home}">← minimixer, the book</a></p>'
+        files["index.html"] = files["index.html"].replace(b"<header>", link.encode(), 1)
     ink = example.ink(SIDE)
     question = {"side": SIDE, "ink": base64.b64encode(ink.tobytes()).decode(),
                 "model": len(models) - 1}  # fmt: skip

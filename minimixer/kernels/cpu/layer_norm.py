@@ -2,8 +2,8 @@
 
 A row is short, and NumPy begins anew for each: to add a vector to every row, or a number to all of
 one, takes 0.15 ns an element, where two whole arrays take 0.06. But a product of inner length 2,
-(rows, 2) @ (2, C), writes such vectors and numbers out in 0.05 ns (with a 0 beside them: NumPy does
-not ask BLAS for an inner length of 1). And sums along rows are products with a vector.
+(rows, 2) by (2, C), writes such vectors and numbers out in 0.05 ns (with a 0 beside them: NumPy
+does not ask BLAS for an inner length of 1). And sums along rows are products with a vector.
 """
 
 from typing import Any

@@ -12,10 +12,7 @@ let target = null, order = null, hidden = new Set(); // hidden: patches as they 
 let asking = false, again = false;
 
 async function ask() {
-  if (!source) {
-    $("state").textContent = shown ? "run it to see what becomes of this" : "";
-    return;
-  }
+  if (!source) return;
   if (asking) return void (again = true);
   asking = true;
   do {
@@ -36,8 +33,17 @@ async function start(from) {
   const found = await from;
   if (!about) lay(found.about);
   source = found;
+  wait(false);
   $("offer").hidden = true;
   await ask();
+}
+
+// Until somebody answers: nothing that would have to be asked can be used, and the page says why.
+function wait(waits) {
+  document.body.classList.toggle("waits", waits);
+  $("paper").inert = waits;
+  for (const button of document.querySelectorAll("#clear, #undo, #shuffle, .class, .grid button"))
+    button.disabled = waits;
 }
 
 // ---- what stays ---------------------------------------------------------------------------------
@@ -227,6 +233,7 @@ if (document.body.dataset.where === "server") start(fromServer()).catch(failed);
 else load("example.js").then(() => {
   lay(SHOWN.about);
   show(SHOWN.answer, { target, order, hidden: [], model: SHOWN.about.models.length - 1 });
+  wait(true);
   $("offer").hidden = false;
   $("run").addEventListener("click", async () => {
     $("run").disabled = true;
