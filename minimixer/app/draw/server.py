@@ -73,15 +73,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         """`timeout` is for a byte; after as long in all, nothing more is read."""
-        self.late = threading.Timer(self.timeout, self._stop_reading)
-        self.late.daemon = True
-        self.late.start()
+        self.late, patience = False, threading.Timer(self.timeout, self._stop_reading)
+        patience.daemon = True
+        patience.start()
         try:
             super().handle_one_request()
         finally:
-            self.late.cancel()
+            patience.cancel()
 
     def _stop_reading(self) -> None:
+        self.late = True  # before the end of what is read can be seen
         with contextlib.suppress(OSError):  # it is closed
             self.connection.shutdown(socket.SHUT_RD)
 
@@ -104,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(500, "this is a mistake of minimixer's; its terminal says more")
 
     def _check_who_asks(self) -> None:
-        if self.late.finished.is_set():
+        if self.late:
             raise TimeoutError  # perhaps not all headers came
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or hosts[0] not in self.server.hosts:
