@@ -73,7 +73,8 @@ def load(spec: str, image_size: int = 64) -> Data:
     ValueError for anything that is not such a data set, OSError for what can't be read,
     ImportError for pictures without Pillow.
     """
-    if (drawn := re.fullmatch(r"(.+)@([0-9.e]+)(?::(\d+))?", spec)) is not None:
+    drawn = re.fullmatch(r"(.+)@([^@/:]*)(?::(\d+))?", spec)
+    if drawn is not None and not os.path.exists(spec):
         return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0))
     source, chosen = split_spec(spec)
     if source == "mnist":
@@ -113,14 +114,20 @@ def load(spec: str, image_size: int = 64) -> Data:
 
 def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
     """So many letters to train on, 5,000 of fonts to validate on, 10,000 of those to test."""
-
-    number = float(count)
+    try:
+        number = float(count)
+    except ValueError:
+        number = 0
+    title = f"{printable(folder)}@{printable(count)}"
     if not 22 <= number <= 1e8:
-        raise ValueError(f"{printable(folder)}@{count}: from 22 to 1e8 letters can be drawn")
+        raise ValueError(f"{title}: from 22 to 1e8 letters can be drawn")
     atlas, held, test, fingerprint = _for_all(folder)
-    train = draw_many(atlas, seed, int(number))
-    title, name = f"{printable(folder)}@{count}:{seed}", f"{fingerprint}-{int(number)}-{seed}"
-    return Data(title, *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
+    try:
+        train = draw_many(atlas, seed, int(number))
+    except MemoryError as error:
+        raise ValueError(f"{title}: {error}; draw fewer") from None
+    name = f"{fingerprint}-{int(number)}-{seed}"
+    return Data(f"{title}:{seed}", *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
 
 
 @functools.lru_cache(1)
