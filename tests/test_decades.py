@@ -1,6 +1,7 @@
 """compare.py --figure decades: pretrained on letters, asked on something else; and --again."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -102,6 +103,49 @@ def test_a_probe_asks_for_what_the_body_makes(family):
     expected = features @ model.head.weight.numpy() + model.head.bias.numpy()
     np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
     assert other(images).shape == (5, 4) and (other(images).numpy() == 0).all()
+
+
+def test_a_model_that_diverged_is_asked_too():
+    """All that it answers is wrong."""
+    config = model_config("mixer", "nano", (32, 32, 3), 26)
+    model = make_model("mixer", config, 0)
+    model.parameters()
+    model.norm.bias.data = model.norm.bias.data * np.float32(np.nan)
+    images = np.zeros((24, 32, 32, 3), np.uint8)
+    labels = np.arange(24) % 3
+    probe = data.Data("x", images, labels, images, labels, images, labels, 3, "f")
+    spec = {"family": "mixer", "config": config, "seed": 0, "precision": "float32",
+            "shots": 2, "draws": 2}  # fmt: skip
+    assert decades.few_shots(model, spec, probe) == [0, 0]
+    assert decades.fine_tuned(model, spec, probe, None) == 0
+    assert decades.evaluate(model, images, labels)[0] == 0
+
+
+def test_what_can_not_be_is_said_before_training(letters, tmp_path):
+    words = (*WORDS, f"--data={letters}")
+    for more, said in (
+        ("--shots=100", "--shots 100: mnist:0-3 has a class of 50 pictures to train on"),
+        ("--counts=40,40.5", "--counts must be whole numbers from 22 to 1e8, each of them once"),
+        ("--counts=40,1e9", "--counts must be whole numbers from 22 to 1e8"),
+        ("--again=../x.json", r"--again ../x.json: give the name of a .json file of OUT/cells"),
+    ):
+        status, _, errors = run_in(tmp_path, *words, more)
+        assert status == 2 and re.search(said, errors), errors
+    assert not list(tmp_path.rglob("*-mixer-*"))
+
+
+def test_a_count_is_named_as_a_whole_number(letters, tmp_path, monkeypatch):
+    """1e6 too, which Python's %g writes as 1e+06."""
+    asked = []
+    monkeypatch.setattr(decades, "load", lambda spec: asked.append(spec) or data.load("mnist:0-3"))
+    monkeypatch.setattr(decades, "decade", lambda *_: {"size": "nano", "model": "mixer", "seed": 0,
+                        "letters": 1, "probe": 0.5, "test": 0.5, "gap": 0.5})  # fmt: skip
+    monkeypatch.setattr(decades, "draw", lambda *_: None)
+    words = (*WORDS, "--data=there", "--models=mixer", "--counts=1234567", "--seeds=0,1,2")
+    status, _, errors = run_in(tmp_path, *words)
+    assert status == 0, errors  # one count has no gains, and none are written
+    assert asked[1:] == [f"there@1234567:{seed}" for seed in (3, 0, 1, 2)]
+    assert not (tmp_path / "out" / "gains.csv").exists()
 
 
 # ---- the gain -----------------------------------------------------------------------------------
