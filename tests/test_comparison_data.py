@@ -203,6 +203,8 @@ def test_letters_as_a_data_set(tmp_path, monkeypatch):
     for count in ("3", "1e9", "-1", "nan", "inf", "1e1e", "many"):
         with pytest.raises(ValueError, match=f"@{count}: from 22 to 1e8"):
             data.load(f"{tmp_path}@{count}")
+    with pytest.raises(FileNotFoundError, match=r"mnist holds no .*make_data.py makes it"):
+        data.load("mnist@60")
     shutil.copytree(tmp_path, tmp_path / "two@60")  # there is such a folder: it is meant
     with pytest.raises((ValueError, OSError), match=r"t10k|train-images|labels"):
         data.load(f"{tmp_path / 'two@60'}")
@@ -316,6 +318,16 @@ def test_the_same_files_give_the_same_bytes(kind, request, tmp_path, capsys, mon
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
         assert hashlib.sha256(path.read_bytes()).hexdigest() in said[0]
+    (tmp_path / "one" / "folder").mkdir()
+    before = [path.stat() for path in sorted((tmp_path / "one").iterdir())]
+    monkeypatch.setattr("sys.argv", [*words[:-1], str(tmp_path / "one")])
+    with pytest.raises(FileExistsError, match="is there already; remove it, or name another --out"):
+        make_data.main()
+    assert [path.stat() for path in sorted((tmp_path / "one").iterdir())] == before
+    shutil.rmtree(tmp_path / "two")
+    (tmp_path / "two" / "stranger").mkdir(parents=True)  # what else is there is let be
+    monkeypatch.setattr("sys.argv", words)
+    assert make_data.main() == 0 and "stranger" not in capsys.readouterr().out
     if kind == "letters":
         with (tmp_path / "one" / glyphs.LIST).open(encoding="utf-8", newline="") as file:
             assert {row["part"] for row in csv.DictReader(file)} <= set(glyphs.PARTS)

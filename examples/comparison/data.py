@@ -121,6 +121,9 @@ def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
     title = f"{printable(folder)}@{printable(count)}"
     if not 22 <= number <= 1e8:
         raise ValueError(f"{title}: from 22 to 1e8 letters can be drawn")
+    if not (folder / glyphs.LETTERS).is_file():
+        raise FileNotFoundError(f"{printable(folder)} holds no {glyphs.LETTERS}, the letters of "
+                                "fonts; examples/make_data.py makes it")  # fmt: skip
     atlas, held, test, fingerprint = _for_all(folder)
     try:
         train = draw_many(atlas, seed, int(number))
