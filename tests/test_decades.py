@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import read_csv
+from scripts import make_data
 from test_compare import costless, digits, kept, run, run_in, table  # noqa: F401
-from test_comparison_data import squares
+from test_comparison_data import pillow, squares
 
 from comparison import data, decades, glyphs
 from comparison.models import make_model, model_config
@@ -122,14 +123,24 @@ def test_a_model_that_diverged_is_asked_too():
 
 
 def test_what_can_not_be_is_said_before_training(letters, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        make_data(tmp_path / name / "same")
+    for number in range(60):
+        folder = tmp_path / "pictures" / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pillow.new("RGB", (70, 64), (number, 0, 0)).save(folder / f"{number}.png")
     words = (*WORDS, f"--data={letters}")
     for more, said in (
         ("--shots=100", "--shots 100: mnist:0-3 has a class of 50 pictures to train on"),
+        (f"--probes={tmp_path}/a/same,{tmp_path}/b/same", "--probes: two of same, same are called"),
+        (f"--probes={tmp_path}/pictures", r"\(64, 64, 3\) does not go into .*--image-size 32"),
+        (f"--probes={tmp_path}/pictures --image-size=32 --shots=100", "--shots 100: .*a class of"),
         ("--counts=40,40.5", "--counts must be whole numbers from 22 to 1e8, each of them once"),
         ("--counts=40,1e9", "--counts must be whole numbers from 22 to 1e8"),
         ("--again=../x.json", r"--again ../x.json: give the name of a .json file of OUT/cells"),
     ):
-        status, _, errors = run_in(tmp_path, *words, more)
+        status, _, errors = run_in(tmp_path, *words, *more.split(" "))
         assert status == 2 and re.search(said, errors), errors
     assert not list(tmp_path.rglob("*-mixer-*"))
 
@@ -137,7 +148,9 @@ def test_what_can_not_be_is_said_before_training(letters, tmp_path):
 def test_a_count_is_named_as_a_whole_number(letters, tmp_path, monkeypatch):
     """1e6 too, which Python's %g writes as 1e+06."""
     asked = []
-    monkeypatch.setattr(decades, "load", lambda spec: asked.append(spec) or data.load("mnist:0-3"))
+    monkeypatch.setattr(
+        decades, "load", lambda spec, *_: asked.append(spec) or data.load("mnist:0-3")
+    )
     monkeypatch.setattr(decades, "decade", lambda *_: {"size": "nano", "model": "mixer", "seed": 0,
                         "letters": 1, "probe": 0.5, "test": 0.5, "gap": 0.5})  # fmt: skip
     monkeypatch.setattr(decades, "draw", lambda *_: None)

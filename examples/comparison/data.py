@@ -153,7 +153,8 @@ def in_colour(data: Data, side: int = 32) -> Data:
     def changed(images: np.ndarray) -> np.ndarray:
         _, height, width, channels = images.shape
         if max(height, width) > side or channels not in (1, 3):
-            raise ValueError(f"{data.name}: {data.shape} does not go into {(side, side, 3)}")
+            raise ValueError(f"{data.name}: {data.shape} does not go into {(side, side, 3)}; for "
+                             f"pictures in folders: --image-size {side}")  # fmt: skip
         above, left = (side - height) // 2, (side - width) // 2
         room = (above, side - height - above), (left, side - width - left)
         return np.pad(images, ((0, 0), *room, (0, 0))).repeat(3 // channels, axis=3)

@@ -33,8 +33,11 @@ OUTCOMES = {"probe": "few-shot accuracy", "test": "other fonts' letters", "gap":
 
 def decades(run: Any, _: Any) -> None:
     options, rows = run.options, []
-    counts, probes = sorted(options.counts), [load(spec) for spec in options.probes]
-    probes = [in_colour(probe) for probe in probes]
+    counts = sorted(options.counts)
+    probes = [in_colour(load(spec, options.image_size)) for spec in options.probes]
+    titles = [probe.title for probe in probes]
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"--probes: two of {', '.join(titles)} are called alike; rename a folder")
     for probe in probes:  # found out before training
         fewest = np.bincount(probe.train_labels, minlength=probe.classes).min()
         if fewest < options.shots:
