@@ -68,6 +68,20 @@ def test_the_whole_figure(whole):
     assert "points a decade" in said
 
 
+def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, monkeypatch):
+    """But those that rates are chosen with; and for a cell that is missing its own."""
+    shutil.copytree(whole[0], tmp_path / "out")
+    rows = read_csv(whole[0] / "decades.csv")
+    (tmp_path / "out" / "cells" / rows[-1]["cell"]).unlink()
+    drawn, draw = [], data.draw_many
+    monkeypatch.setattr(data, "draw_many", lambda *all: drawn.append(all[1:]) or draw(*all))
+    words = (*WORDS, f"--data={letters}", "--tune", "--fine-steps=24")
+    status, _, errors = run_in(tmp_path, *words)
+    assert status == 0, errors
+    assert [(seed, n) for seed, n in drawn if seed < 9] == [(3, 40), (3, 200), (2, 200)]
+    assert read_csv(tmp_path / "out" / "decades.csv") == rows
+
+
 def test_rates_are_chosen_with_other_letters(whole):
     for file in (whole[0] / "cells").glob("sweep-*"):
         assert json.loads(file.read_bytes())["spec"]["data"].endswith("-3")  # seeds are 0 to 2
@@ -149,7 +163,7 @@ def test_a_count_is_named_as_a_whole_number(letters, tmp_path, monkeypatch):
     """1e6 too, which Python's %g writes as 1e+06."""
     asked = []
     monkeypatch.setattr(
-        decades, "load", lambda spec, *_: asked.append(spec) or data.load("mnist:0-3")
+        decades, "load", lambda spec, *_, **__: asked.append(spec) or data.load("mnist:0-3")
     )
     monkeypatch.setattr(decades, "decade", lambda *_: {"size": "nano", "model": "mixer", "seed": 0,
                         "letters": 1, "probe": 0.5, "test": 0.5, "gap": 0.5})  # fmt: skip
@@ -157,7 +171,7 @@ def test_a_count_is_named_as_a_whole_number(letters, tmp_path, monkeypatch):
     words = (*WORDS, "--data=there", "--models=mixer", "--counts=1234567", "--seeds=0,1,2")
     status, _, errors = run_in(tmp_path, *words)
     assert status == 0, errors  # one count has no gains, and none are written
-    assert asked[1:] == [f"there@1234567:{seed}" for seed in (3, 0, 1, 2)]
+    assert list(dict.fromkeys(asked[1:])) == [f"there@1234567:{seed}" for seed in (3, 0, 1, 2)]
     assert not (tmp_path / "out" / "gains.csv").exists()
 
 

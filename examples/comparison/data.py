@@ -67,15 +67,16 @@ class Data(NamedTuple):
         return height, width, channels
 
 
-def load(spec: str, image_size: int = 64) -> Data:
-    """The data set that `spec` names, see above; `image_size` is for pictures from folders.
+def load(spec: str, image_size: int = 64, blank: bool = False) -> Data:
+    """The data set that `spec` names, see above; `image_size` is for pictures from folders. Letters
+    to train on may be left `blank`: what cells are called by is known before they are drawn.
 
     ValueError for anything that is not such a data set, OSError for what can't be read,
     ImportError for pictures without Pillow.
     """
     drawn = re.fullmatch(r"(.+)@([^@/:]*)(?::(\d+))?", spec)
     if drawn is not None and not os.path.exists(spec):
-        return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0))
+        return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0), blank)
     source, chosen = split_spec(spec)
     if source == "mnist":
         arrays = data.load_mnist()
@@ -112,7 +113,7 @@ def load(spec: str, image_size: int = 64) -> Data:
     return Data(printable(spec), *parts[0], *parts[1], *parts[2], classes, name)
 
 
-def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
+def load_letters(folder: Path, count: str, seed: int = 0, blank: bool = False) -> Data:
     """So many letters to train on, 5,000 of fonts to validate on, 10,000 of those to test."""
     try:
         number = float(count)
@@ -126,11 +127,17 @@ def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
                                 "fonts; examples/make_data.py makes it")  # fmt: skip
     atlas, held, test, fingerprint = _for_all(folder)
     try:
-        train = draw_many(atlas, seed, int(number))
+        train = (blank_letters if blank else draw_many)(atlas, seed, int(number))
     except MemoryError as error:
         raise ValueError(f"{title}: {error}; draw fewer") from None
     name = f"{fingerprint}-{int(number)}-{seed}"
     return Data(f"{title}:{seed}", *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
+
+
+def blank_letters(atlas: np.ndarray, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What draw_many gives, all zeros, in the memory of one number."""
+    shape = count, glyphs.SIDE, glyphs.SIDE, 3
+    return np.broadcast_to(np.uint8(0), shape), np.broadcast_to(np.int64(0), count)
 
 
 @functools.lru_cache(1)

@@ -14,7 +14,9 @@ Its interval is a bootstrap's: seeds are drawn with replacement at each count, t
 families, which share their data; so the difference of two gains has one as well.
 """
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,18 +50,20 @@ def decades(run: Any, _: Any) -> None:
         seeds = run.seeds if ends else run.seeds[:SEEDS_BETWEEN]
         rates: dict[str, float] = {}
         for seed in [max(run.seeds) + 1, *seeds]:  # the rates' own subset comes first
-            source = load(f"{options.data}@{int(count)}:{seed}")
+            letters = f"{options.data}@{int(count)}:{seed}"
+            source = load(letters, blank=True)
+            drawn = functools.cache(functools.partial(load, letters))  # only if a cell is missing
             for family in run.models:
                 steps = run.steps(family, size, source)
                 if family not in rates:
                     rates[family] = run.learning_rate(
-                        family, size, source, options.lrs, steps=steps, max_shift=0
+                        family, size, drawn(), options.lrs, steps=steps, max_shift=0
                     )
                 else:
                     tune = (options.fine_steps or TUNE_STEPS) * (ends and options.tune)
-                    rows.append(
-                        decade(run, family, size, source, seed, steps, rates[family], probes, tune)
-                    )
+                    row = decade(run, family, size, source, drawn, seed, steps, rates[family],
+                                 probes, tune)  # fmt: skip
+                    rows.append(row)
     run.write("decades.csv", rows)
     gains = [
         {"size": size, "outcome": outcome, **gain}
@@ -78,15 +82,15 @@ def decades(run: Any, _: Any) -> None:
 
 
 def decade(
-    run: Any, family: str, size: str, source: Data, seed: int, steps: int, lr: float,
-    probes: list[Data], tune: int,
+    run: Any, family: str, size: str, source: Data, drawn: Callable[[], Data], seed: int,
+    steps: int, lr: float, probes: list[Data], tune: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """A row of decades.csv: one model, pretrained and asked."""
+    """A row of decades.csv: one model, pretrained and asked. `source` may be blank."""
     spec = run.spec("decade", family, size, source, lr=lr, seed=seed, steps=steps, max_shift=0,
                     shots=run.options.shots, draws=run.options.draws, tune=tune,
                     probes=[probe.fingerprint for probe in probes])  # fmt: skip
     spec = complete(spec, source, run.device)
-    result = kept(run.folder, spec, lambda: ask(run, spec, source, probes))
+    result = kept(run.folder, spec, lambda: ask(run, spec, drawn(), probes))
     print(f"cell   {family:7} {size:6} seed {seed} {spec['train_images']:9,} letters, other fonts "
           f"{result['accuracy']:.2%}, 10-shot {result['probe']:.2%}", flush=True)  # fmt: skip
     row = {"cell": cell_path(run.folder, spec).name, "model": family, "size": size,
