@@ -39,7 +39,10 @@ def pictures(folder: Path, out: Path) -> None:
           f"{made.near:,} of the test that hardly differ from one to train on")  # fmt: skip
 
 
-KINDS = {"letters": letters, "clipart": pictures}
+KINDS = {  # what makes them, and the files that they are
+    "letters": (letters, (glyphs.LIST, glyphs.LETTERS)),
+    "clipart": (pictures, clipart.FILES),
+}
 
 
 def main() -> int:
@@ -54,9 +57,15 @@ def main() -> int:
     import_pillow()
     from PIL import __version__, features
 
-    KINDS[options.kind](folder, out)
+    make, names = KINDS[options.kind]
+    paths = [out / name for name in names]
+    for path in paths:  # found out before minutes of work
+        if path.exists():
+            raise FileExistsError(f"{printable(path)} is there already; remove it, or name another "
+                                  "--out")  # fmt: skip
+    make(folder, out)
     print(f"Pillow {__version__}, FreeType {features.version('freetype2')}")
-    for path in sorted(out.iterdir()):
+    for path in paths:
         print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {printable(path)}")
     return 0
 

@@ -1,7 +1,9 @@
 """Data that compare.py can have offline: letters drawn from fonts, clip art in classes."""
 
+import contextlib
 import csv
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -33,6 +35,10 @@ def fonts(tmp_path_factory):
     shutil.copy(there / "cmex10.ttf", folder)
     (folder / "damaged.ttf").write_bytes((there / TEXTS[0]).read_bytes()[:5000])
     (folder / "text.otf").write_text("not a font", encoding="utf-8")
+    with contextlib.suppress(OSError):  # where names are UTF-8
+        (Path(os.fsdecode(os.fsencode(folder) + b"/\xff.ttf"))).write_bytes(
+            (there / TEXTS[0]).read_bytes() + b"\0"
+        )
     return folder
 
 
@@ -98,6 +104,18 @@ def test_what_was_written_is_read(found, tmp_path):
     glyphs.write(tmp_path, images[:2], rows[:1])
     with pytest.raises(ValueError, match=r"\(2, 50, 32, 32\).*1 fonts"):
         glyphs.read(tmp_path)
+    for damaged in (b"\xff", b"file,part\n" + b"a" * 200_000 + b",train\n"):
+        (tmp_path / glyphs.LIST).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{glyphs.LIST} is no list of fonts .* make it again"):
+            glyphs.read(tmp_path)
+
+
+def test_a_list_of_fonts_is_written_whole_or_not_at_all(tmp_path):
+    glyphs.write(tmp_path, squares(), [{"file": "a", "part": part} for part in glyphs.PARTS])
+    before = (tmp_path / glyphs.LIST).read_bytes()
+    with pytest.raises(ValueError, match="surrogates"):
+        glyphs.write(tmp_path, squares(), [{"file": "\udcff", "part": p} for p in glyphs.PARTS])
+    assert (tmp_path / glyphs.LIST).read_bytes() == before
 
 
 # ---- letters ------------------------------------------------------------------------------------
@@ -169,7 +187,7 @@ def test_sampling_between_pixels_is_bilinear():
     assert found.tolist() == [[150, 75]]
 
 
-def test_letters_as_a_data_set(tmp_path):
+def test_letters_as_a_data_set(tmp_path, monkeypatch):
     rows = [{"file": str(i), "part": part} for i, part in enumerate(glyphs.PARTS)]
     atlas = squares()
     atlas[1:] //= 2
@@ -181,9 +199,18 @@ def test_letters_as_a_data_set(tmp_path):
     assert (small.train_images == again.train_images).all()
     assert (small.test_images == large.test_images).all()
     assert (small.held_images[:60] != small.test_images[:60]).any()
-    for count in ("3", "1e9"):
-        with pytest.raises(ValueError, match="from 22 to 1e8"):
+    assert data.load(f"{tmp_path}@{60.0:.0e}:0").fingerprint == small.fingerprint  # 6e+01
+    for count in ("3", "1e9", "-1", "nan", "inf", "1e1e", "many"):
+        with pytest.raises(ValueError, match=f"@{count}: from 22 to 1e8"):
             data.load(f"{tmp_path}@{count}")
+    with pytest.raises(FileNotFoundError, match=r"mnist holds no .*make_data.py makes it"):
+        data.load("mnist@60")
+    shutil.copytree(tmp_path, tmp_path / "two@60")  # there is such a folder: it is meant
+    with pytest.raises((ValueError, OSError), match=r"t10k|train-images|labels"):
+        data.load(f"{tmp_path / 'two@60'}")
+    monkeypatch.setattr(data, "draw_many", lambda *_: np.empty(1 << 62, np.uint8))
+    with pytest.raises(ValueError, match=r"@70: Unable to allocate .*; draw fewer"):
+        data.load(f"{tmp_path}@70")
 
 
 # ---- clip art -----------------------------------------------------------------------------------
@@ -291,6 +318,16 @@ def test_the_same_files_give_the_same_bytes(kind, request, tmp_path, capsys, mon
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
         assert hashlib.sha256(path.read_bytes()).hexdigest() in said[0]
+    (tmp_path / "one" / "folder").mkdir()
+    before = [path.stat() for path in sorted((tmp_path / "one").iterdir())]
+    monkeypatch.setattr("sys.argv", [*words[:-1], str(tmp_path / "one")])
+    with pytest.raises(FileExistsError, match="is there already; remove it, or name another --out"):
+        make_data.main()
+    assert [path.stat() for path in sorted((tmp_path / "one").iterdir())] == before
+    shutil.rmtree(tmp_path / "two")
+    (tmp_path / "two" / "stranger").mkdir(parents=True)  # what else is there is let be
+    monkeypatch.setattr("sys.argv", words)
+    assert make_data.main() == 0 and "stranger" not in capsys.readouterr().out
     if kind == "letters":
         with (tmp_path / "one" / glyphs.LIST).open(encoding="utf-8", newline="") as file:
             assert {row["part"] for row in csv.DictReader(file)} <= set(glyphs.PARTS)

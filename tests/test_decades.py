@@ -1,6 +1,7 @@
 """compare.py --figure decades: pretrained on letters, asked on something else; and --again."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import read_csv
+from scripts import make_data
 from test_compare import costless, digits, kept, run, run_in, table  # noqa: F401
-from test_comparison_data import squares
+from test_comparison_data import pillow, squares
 
 from comparison import data, decades, glyphs
 from comparison.models import make_model, model_config
@@ -66,6 +68,20 @@ def test_the_whole_figure(whole):
     assert "points a decade" in said
 
 
+def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, monkeypatch):
+    """But those that rates are chosen with; and for a cell that is missing its own."""
+    shutil.copytree(whole[0], tmp_path / "out")
+    rows = read_csv(whole[0] / "decades.csv")
+    (tmp_path / "out" / "cells" / rows[-1]["cell"]).unlink()
+    drawn, draw = [], data.draw_many
+    monkeypatch.setattr(data, "draw_many", lambda *all: drawn.append(all[1:]) or draw(*all))
+    words = (*WORDS, f"--data={letters}", "--tune", "--fine-steps=24")
+    status, _, errors = run_in(tmp_path, *words)
+    assert status == 0, errors
+    assert [(seed, n) for seed, n in drawn if seed < 9] == [(3, 40), (3, 200), (2, 200)]
+    assert read_csv(tmp_path / "out" / "decades.csv") == rows
+
+
 def test_rates_are_chosen_with_other_letters(whole):
     for file in (whole[0] / "cells").glob("sweep-*"):
         assert json.loads(file.read_bytes())["spec"]["data"].endswith("-3")  # seeds are 0 to 2
@@ -102,6 +118,61 @@ def test_a_probe_asks_for_what_the_body_makes(family):
     expected = features @ model.head.weight.numpy() + model.head.bias.numpy()
     np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
     assert other(images).shape == (5, 4) and (other(images).numpy() == 0).all()
+
+
+def test_a_model_that_diverged_is_asked_too():
+    """All that it answers is wrong."""
+    config = model_config("mixer", "nano", (32, 32, 3), 26)
+    model = make_model("mixer", config, 0)
+    model.parameters()
+    model.norm.bias.data = model.norm.bias.data * np.float32(np.nan)
+    images = np.zeros((24, 32, 32, 3), np.uint8)
+    labels = np.arange(24) % 3
+    probe = data.Data("x", images, labels, images, labels, images, labels, 3, "f")
+    spec = {"family": "mixer", "config": config, "seed": 0, "precision": "float32",
+            "shots": 2, "draws": 2}  # fmt: skip
+    assert decades.few_shots(model, spec, probe) == [0, 0]
+    assert decades.fine_tuned(model, spec, probe, None) == 0
+    assert decades.evaluate(model, images, labels)[0] == 0
+
+
+def test_what_can_not_be_is_said_before_training(letters, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        make_data(tmp_path / name / "same")
+    for number in range(60):
+        folder = tmp_path / "pictures" / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pillow.new("RGB", (70, 64), (number, 0, 0)).save(folder / f"{number}.png")
+    words = (*WORDS, f"--data={letters}")
+    for more, said in (
+        ("--shots=100", "--shots 100: mnist:0-3 has a class of 50 pictures to train on"),
+        (f"--probes={tmp_path}/a/same,{tmp_path}/b/same", "--probes: two of same, same are called"),
+        (f"--probes={tmp_path}/pictures", r"\(64, 64, 3\) does not go into .*--image-size 32"),
+        (f"--probes={tmp_path}/pictures --image-size=32 --shots=100", "--shots 100: .*a class of"),
+        ("--counts=40,40.5", "--counts must be whole numbers from 22 to 1e8, each of them once"),
+        ("--counts=40,1e9", "--counts must be whole numbers from 22 to 1e8"),
+        ("--again=../x.json", r"--again ../x.json: give the name of a .json file of OUT/cells"),
+    ):
+        status, _, errors = run_in(tmp_path, *words, *more.split(" "))
+        assert status == 2 and re.search(said, errors), errors
+    assert not list(tmp_path.rglob("*-mixer-*"))
+
+
+def test_a_count_is_named_as_a_whole_number(letters, tmp_path, monkeypatch):
+    """1e6 too, which Python's %g writes as 1e+06."""
+    asked = []
+    monkeypatch.setattr(
+        decades, "load", lambda spec, *_, **__: asked.append(spec) or data.load("mnist:0-3")
+    )
+    monkeypatch.setattr(decades, "decade", lambda *_: {"size": "nano", "model": "mixer", "seed": 0,
+                        "letters": 1, "probe": 0.5, "test": 0.5, "gap": 0.5})  # fmt: skip
+    monkeypatch.setattr(decades, "draw", lambda *_: None)
+    words = (*WORDS, "--data=there", "--models=mixer", "--counts=1234567", "--seeds=0,1,2")
+    status, _, errors = run_in(tmp_path, *words)
+    assert status == 0, errors  # one count has no gains, and none are written
+    assert list(dict.fromkeys(asked[1:])) == [f"there@1234567:{seed}" for seed in (3, 0, 1, 2)]
+    assert not (tmp_path / "out" / "gains.csv").exists()
 
 
 # ---- the gain -----------------------------------------------------------------------------------

@@ -917,6 +917,21 @@ def test_the_environment_chooses(tmp_path):
     )
 
 
+def test_forms_of_ones_own_keep_none_of_the_others_out(tmp_path):
+    """Registered first, while the plain code was wanted."""
+    (tmp_path / "own.py").write_text("def double(x):\n    return x + x\n", encoding="utf-8")
+    code = """import own
+from minimixer import engine, kernels
+source = open(own.__file__, encoding="utf-8").read()
+kernels.register(own.double, kernels.unchanged.digest(source), cupy=None)
+print(engine.forms.table)
+kernels.use("auto")
+print(kernels.status(), len(engine.forms.table), own.double in engine.forms.table)"""
+    copied(tmp_path)
+    expected = f"{{}}\nkernels: fast {len(kernels._table) + 1} True\n"
+    assert python(tmp_path, "-c", code, MINIMIXER_KERNELS="reference").stdout == expected
+
+
 def test_use_and_status():
     with reference_functions():
         assert forms.table == {} and "plain code runs" in kernels.status()

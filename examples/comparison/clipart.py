@@ -39,6 +39,9 @@ CLASSES = {
 }  # fmt: skip
 
 
+FILES = "classes.txt", "test.bin", "train.bin"
+
+
 class Picture(NamedTuple):
     """`pixels` uint8 (32, 32, 3); the order of `key` decides where it goes."""
 
@@ -168,7 +171,8 @@ def as_cifar(images: np.ndarray, labels: np.ndarray) -> bytes:
 
 def write(out: Path, made: Split) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    parts = {"train.bin": as_cifar(*made[:2]), "test.bin": as_cifar(*made[2:4])}
-    for name, content in {**parts, "classes.txt": "\n".join(CLASSES).encode() + b"\n"}.items():
+    train, test = as_cifar(*made[:2]), as_cifar(*made[2:4])
+    names = "\n".join(CLASSES).encode() + b"\n"
+    for name, content in zip(FILES, (names, test, train), strict=True):
         with replace_file(out / name) as file:
             file.write(content)

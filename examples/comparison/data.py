@@ -67,14 +67,16 @@ class Data(NamedTuple):
         return height, width, channels
 
 
-def load(spec: str, image_size: int = 64) -> Data:
-    """The data set that `spec` names, see above; `image_size` is for pictures from folders.
+def load(spec: str, image_size: int = 64, blank: bool = False) -> Data:
+    """The data set that `spec` names, see above; `image_size` is for pictures from folders. Letters
+    to train on may be left `blank`: what cells are called by is known before they are drawn.
 
     ValueError for anything that is not such a data set, OSError for what can't be read,
     ImportError for pictures without Pillow.
     """
-    if (drawn := re.fullmatch(r"(.+)@([0-9.e]+)(?::(\d+))?", spec)) is not None:
-        return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0))
+    drawn = re.fullmatch(r"(.+)@([^@/:]*)(?::(\d+))?", spec)
+    if drawn is not None and not os.path.exists(spec):
+        return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0), blank)
     source, chosen = split_spec(spec)
     if source == "mnist":
         arrays = data.load_mnist()
@@ -111,16 +113,31 @@ def load(spec: str, image_size: int = 64) -> Data:
     return Data(printable(spec), *parts[0], *parts[1], *parts[2], classes, name)
 
 
-def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
+def load_letters(folder: Path, count: str, seed: int = 0, blank: bool = False) -> Data:
     """So many letters to train on, 5,000 of fonts to validate on, 10,000 of those to test."""
-
-    number = float(count)
+    try:
+        number = float(count)
+    except ValueError:
+        number = 0
+    title = f"{printable(folder)}@{printable(count)}"
     if not 22 <= number <= 1e8:
-        raise ValueError(f"{printable(folder)}@{count}: from 22 to 1e8 letters can be drawn")
+        raise ValueError(f"{title}: from 22 to 1e8 letters can be drawn")
+    if not (folder / glyphs.LETTERS).is_file():
+        raise FileNotFoundError(f"{printable(folder)} holds no {glyphs.LETTERS}, the letters of "
+                                "fonts; examples/make_data.py makes it")  # fmt: skip
     atlas, held, test, fingerprint = _for_all(folder)
-    train = draw_many(atlas, seed, int(number))
-    title, name = f"{printable(folder)}@{count}:{seed}", f"{fingerprint}-{int(number)}-{seed}"
-    return Data(title, *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
+    try:
+        train = (blank_letters if blank else draw_many)(atlas, seed, int(number))
+    except MemoryError as error:
+        raise ValueError(f"{title}: {error}; draw fewer") from None
+    name = f"{fingerprint}-{int(number)}-{seed}"
+    return Data(f"{title}:{seed}", *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
+
+
+def blank_letters(atlas: np.ndarray, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What draw_many gives, all zeros, in the memory of one number."""
+    shape = count, glyphs.SIDE, glyphs.SIDE, 3
+    return np.broadcast_to(np.uint8(0), shape), np.broadcast_to(np.int64(0), count)
 
 
 @functools.lru_cache(1)
@@ -143,7 +160,8 @@ def in_colour(data: Data, side: int = 32) -> Data:
     def changed(images: np.ndarray) -> np.ndarray:
         _, height, width, channels = images.shape
         if max(height, width) > side or channels not in (1, 3):
-            raise ValueError(f"{data.name}: {data.shape} does not go into {(side, side, 3)}")
+            raise ValueError(f"{data.name}: {data.shape} does not go into {(side, side, 3)}; for "
+                             f"pictures in folders: --image-size {side}")  # fmt: skip
         above, left = (side - height) // 2, (side - width) // 2
         room = (above, side - height - above), (left, side - width - left)
         return np.pad(images, ((0, 0), *room, (0, 0))).repeat(3 // channels, axis=3)

@@ -14,7 +14,9 @@ Its interval is a bootstrap's: seeds are drawn with replacement at each count, t
 families, which share their data; so the difference of two gains has one as well.
 """
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,51 +35,62 @@ OUTCOMES = {"probe": "few-shot accuracy", "test": "other fonts' letters", "gap":
 
 def decades(run: Any, _: Any) -> None:
     options, rows = run.options, []
-    counts, probes = sorted(options.counts), [load(spec) for spec in options.probes]
-    probes = [in_colour(probe) for probe in probes]
+    counts = sorted(options.counts)
+    probes = [in_colour(load(spec, options.image_size)) for spec in options.probes]
+    titles = [probe.title for probe in probes]
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"--probes: two of {', '.join(titles)} are called alike; rename a folder")
+    for probe in probes:  # found out before training
+        fewest = np.bincount(probe.train_labels, minlength=probe.classes).min()
+        if fewest < options.shots:
+            raise ValueError(f"--shots {options.shots}: {probe.name} has a class of {fewest} "
+                             "pictures to train on")  # fmt: skip
     for size, count in itertools.product(run.sizes, counts):
         ends = count in (counts[0], counts[-1])
         seeds = run.seeds if ends else run.seeds[:SEEDS_BETWEEN]
         rates: dict[str, float] = {}
         for seed in [max(run.seeds) + 1, *seeds]:  # the rates' own subset comes first
-            source = load(f"{options.data}@{count:g}:{seed}")
+            letters = f"{options.data}@{int(count)}:{seed}"
+            source = load(letters, blank=True)
+            drawn = functools.cache(functools.partial(load, letters))  # only if a cell is missing
             for family in run.models:
                 steps = run.steps(family, size, source)
                 if family not in rates:
                     rates[family] = run.learning_rate(
-                        family, size, source, options.lrs, steps=steps, max_shift=0
+                        family, size, drawn(), options.lrs, steps=steps, max_shift=0
                     )
                 else:
                     tune = (options.fine_steps or TUNE_STEPS) * (ends and options.tune)
-                    rows.append(
-                        decade(run, family, size, source, seed, steps, rates[family], probes, tune)
-                    )
+                    row = decade(run, family, size, source, drawn, seed, steps, rates[family],
+                                 probes, tune)  # fmt: skip
+                    rows.append(row)
     run.write("decades.csv", rows)
     gains = [
         {"size": size, "outcome": outcome, **gain}
         for size, outcome in itertools.product(run.sizes, OUTCOMES)
         for gain in gains_of([r for r in rows if r["size"] == size], outcome)
     ]
-    run.write("gains.csv", gains)
+    if gains:
+        run.write("gains.csv", gains)
     for gain in gains:
         interval = f"{gain['low']:+.2f} to {gain['high']:+.2f}"
         print(f"  {gain['size']:6} {OUTCOMES[gain['outcome']]:21} {gain['model']:15} "
               f"{gain['gain']:+.2f} points a decade ({interval})")  # fmt: skip
-    draw(run, rows)
+    draw(run, rows, gains)
     if len(run.sizes) > 1:
         draw_frontier(run, [row for row in rows if row["letters"] == counts[-1]])
 
 
 def decade(
-    run: Any, family: str, size: str, source: Data, seed: int, steps: int, lr: float,
-    probes: list[Data], tune: int,
+    run: Any, family: str, size: str, source: Data, drawn: Callable[[], Data], seed: int,
+    steps: int, lr: float, probes: list[Data], tune: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """A row of decades.csv: one model, pretrained and asked."""
+    """A row of decades.csv: one model, pretrained and asked. `source` may be blank."""
     spec = run.spec("decade", family, size, source, lr=lr, seed=seed, steps=steps, max_shift=0,
                     shots=run.options.shots, draws=run.options.draws, tune=tune,
                     probes=[probe.fingerprint for probe in probes])  # fmt: skip
     spec = complete(spec, source, run.device)
-    result = kept(run.folder, spec, lambda: ask(run, spec, source, probes))
+    result = kept(run.folder, spec, lambda: ask(run, spec, drawn(), probes))
     print(f"cell   {family:7} {size:6} seed {seed} {spec['train_images']:9,} letters, other fonts "
           f"{result['accuracy']:.2%}, 10-shot {result['probe']:.2%}", flush=True)  # fmt: skip
     row = {"cell": cell_path(run.folder, spec).name, "model": family, "size": size,
@@ -124,14 +137,21 @@ def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
 
 
 def few_shots(model: Any, spec: Spec, probe: Data) -> list[float]:
-    """Test accuracies of ridge classifiers on frozen features, one for each draw of the shots."""
+    """Test accuracies of ridge classifiers on frozen features, one for each draw of the shots.
+    Features that are not finite tell nothing, and count as 0."""
+    if diverged(model):
+        return [0.0] * spec["draws"]
     bare = with_head(model, spec, 0)
-    features = pooled_features(bare, probe.test_images, 2000)
+
+    def features_of(images: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(pooled_features(bare, images, 2000), nan=0.0, posinf=0.0, neginf=0.0)
+
+    features = features_of(probe.test_images)
     found = []
     for number in range(spec["draws"]):
         chosen = choose_shots(probe.train_labels, spec["shots"], number)
         labels = probe.train_labels[chosen]
-        known = pooled_features(bare, probe.train_images[chosen])
+        known = features_of(probe.train_images[chosen])
         weight, bias = ridge(known, labels, probe.classes)
         answers = (features @ weight + bias).argmax(axis=1)
         found.append(float((answers == probe.test_labels).mean()))
@@ -141,6 +161,8 @@ def few_shots(model: Any, spec: Spec, probe: Data) -> list[float]:
 def fine_tuned(model: Any, spec: Spec, probe: Data, run: Any) -> float:
     """Test accuracy after so many steps of SGD on all of the probe's images, as in the paper; the
     rate is the best of TUNE_RATES on what is held out."""
+    if diverged(model):
+        return 0.0
     best = (-1.0, 0.0)
     for lr in TUNE_RATES:
         tuned = with_head(model, spec, probe.classes)
@@ -151,6 +173,11 @@ def fine_tuned(model: Any, spec: Spec, probe: Data, run: Any) -> float:
         if held > best[0]:
             best = held, evaluate(tuned, probe.test_images, probe.test_labels)[0]
     return best[1]
+
+
+def diverged(model: Any) -> bool:
+    """Then all that it answers is NaN, and wrong, as for `evaluate`."""
+    return not all(np.isfinite(value).all() for value in model.state_dict().values())
 
 
 def with_head(model: Any, spec: Spec, classes: int) -> Any:
@@ -194,7 +221,7 @@ def gains_of(rows: list[dict[str, Any]], outcome: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def draw(run: Any, rows: list[dict[str, Any]]) -> None:
+def draw(run: Any, rows: list[dict[str, Any]], gains: list[dict[str, Any]]) -> None:
     figure = start_figure(12, 4.3)
     table = run.out / "decades.csv"
     if figure is not None:
@@ -213,7 +240,7 @@ def draw(run: Any, rows: list[dict[str, Any]]) -> None:
             axes.set(xscale="log", xlabel="letters to pretrain on", ylabel=f"{text}, %")
             axes.grid(alpha=0.3)
         legend_below(figure, panels[0])
-    save(figure, run.out / "decades.png", table, run.out / "gains.csv")
+    save(figure, run.out / "decades.png", table, *[run.out / "gains.csv"] * bool(gains))
 
 
 def draw_frontier(run: Any, rows: list[dict[str, Any]]) -> None:

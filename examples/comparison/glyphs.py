@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from minimixer.data import read_idx, write_idx
 
+from minimixer.training.files import replace_file
 from minimixer.training.names import printable
 
 FORMS = [c for c in string.ascii_uppercase + string.ascii_lowercase if c not in "Il"]
@@ -55,7 +56,7 @@ def find_fonts(folder: Path) -> list[Font]:
         if found is not None:
             family, letters = found
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-            fonts.setdefault(sha256, Font(path.name, family, sha256, letters))
+            fonts.setdefault(sha256, Font(printable(path.name), family, sha256, letters))
     if not fonts:
         raise ValueError(f"{printable(folder)} holds no font with all of {''.join(FORMS)}")
     return [fonts[key] for key in sorted(fonts)]
@@ -174,14 +175,19 @@ def write(out: Path, letters: np.ndarray, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    (out / LIST).write_text(text.getvalue(), encoding="utf-8", newline="")
+    with replace_file(out / LIST) as file:
+        file.write(text.getvalue().encode())
 
 
 def read(folder: Path) -> Atlas:
     """What `write` wrote. ValueError if it is anything else, OSError if it can't be read."""
     letters = read_idx(folder / LETTERS)
-    with (folder / LIST).open(encoding="utf-8", newline="") as file:
-        parts = np.array([row.get("part") for row in csv.DictReader(file)])
+    try:
+        with (folder / LIST).open(encoding="utf-8", newline="") as file:
+            parts = np.array([row.get("part") for row in csv.DictReader(file)])
+    except (csv.Error, UnicodeDecodeError) as error:
+        name = printable(folder / LIST)
+        raise ValueError(f"{name} is no list of fonts ({error}); make it again") from None
     if letters.shape != (len(parts), len(FORMS), SIDE, SIDE) or letters.dtype != np.uint8:
         raise ValueError(f"{printable(folder)}: {LETTERS} has {letters.shape} {letters.dtype}, and "
                          f"{LIST} {len(parts)} fonts; make them again")  # fmt: skip

@@ -2,9 +2,11 @@
 
 import argparse
 import math
+import os
 from typing import Any
 
 from comparison.models import COMPARED, FAMILIES, SIZES
+from minimixer.training.names import printable
 from support.options import Parser
 
 LEAST_STEPS = 24
@@ -90,6 +92,8 @@ def check_options(options: argparse.Namespace, figures: list[str]) -> None:
         raise ValueError("--precision tf32 is a GPU's; leave it out on the CPU")
     if len(options.seeds) < 3:
         raise ValueError("--seeds: a spread needs three seeds at least")
+    if max(options.counts) > 1e8 or len(set(map(int, options.counts))) < len(options.counts):
+        raise ValueError("--counts must be whole numbers from 22 to 1e8, each of them once")
     if min(options.shots, options.draws) < 1:
         raise ValueError("--shots and --draws must be 1 or more")
     for name in ("examples", "fine_steps", "batch_size", "max_shift", "block"):
@@ -106,6 +110,10 @@ def check_options(options: argparse.Namespace, figures: list[str]) -> None:
         raise ValueError(f"--fine-steps must be {LEAST_STEPS} at least")
     if (options.upstream is None) != (options.downstream is None):
         raise ValueError("--upstream and --downstream go together")
+    if options.again and not (options.again.endswith(".json")
+                              and os.path.basename(options.again) == options.again):  # fmt: skip
+        raise ValueError(f"--again {printable(options.again)}: give the name of a .json file of "
+                         "OUT/cells, without a folder")  # fmt: skip
     if not 0 < options.cell_minutes < math.inf:
         raise ValueError("--cell-minutes must be positive")
     if not options.upstream and (options.examples or (options.fine_steps and not options.tune)):

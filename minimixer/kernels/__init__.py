@@ -50,6 +50,7 @@ from ..engine import forms
 from . import unchanged
 
 _forms: dict[Any, dict[str, Any]] = {}
+_registered: set[Any] = set()  # those of _forms that are not the package's own
 _table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
 _stands_for: dict[Any, tuple[str, ...]] = {}
 _watched: dict[Any, list[Any] | None] = {}  # what must be unpatched; None where it is edited
@@ -65,7 +66,7 @@ def use(which: str) -> None:
     global _chosen, _lacking
     if which not in ("auto", "reference"):
         raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
-    if which == "auto" and not _forms:
+    if which == "auto" and not _forms.keys() - _registered:
         try:
             _find()
         except (ImportError, AttributeError) as error:
@@ -83,6 +84,7 @@ def register(plain: Any, digest: str, **by_library: Any) -> None:
     if unchanged.digest(Path(module.__file__ or "").read_text(encoding="utf-8")) == digest:
         unchanged.remember([module.__name__])
         _forms[plain], _watched[plain] = by_library, unchanged.watched([module.__name__])
+        _registered.add(plain)
         use(_chosen)
 
 
@@ -90,7 +92,7 @@ def status() -> str:
     """Which forms run, and why not the fast ones, in a line."""
     if _chosen == "reference":
         return "kernels: the plain code runs (MINIMIXER_KERNELS, or kernels.use)"
-    if not _forms:
+    if not _forms.keys() - _registered:
         return f"kernels: the plain code runs, edited: the fast forms need more of it ({_lacking})"
     modules = dict.fromkeys(module for _, _, standing in _table for module in standing)
     states: dict[str, list[str]] = {}
