@@ -28,6 +28,7 @@ COMPARED = {
 HERE = Path(__file__).parent
 ATTENTION, NORMS, WINDOWS = (str(HERE / f"{name}.cu") for name in ("attention", "norms", "windows"))
 THREADS = 512
+FLOATS = np.float32, np.float64  # shorter numbers come as float32, once a form was chosen
 
 # ---- attention ----------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ class FastAttention:
         x = qkv.data if isinstance(qkv, Tensor) else qkv
         if namespace(x) is np or x.ndim != 3 or not x.size or x.shape[2] % (3 * heads):
             return False
-        if x.dtype not in (np.float32, np.float64):
+        if x.dtype not in FLOATS:
             return False
         tokens, width = x.shape[0], x.shape[2] // (3 * heads)
         if max(tokens, width) > 128 or x.shape[1] > 65535:
@@ -122,7 +123,7 @@ class FastGroupNorm(Fast, GroupNorm):
         options = self.options(x, relu)
         names = f"group_norm<{options}>", f"group_norm_backward<{options}>"
         few = x.shape[3] // self.width <= THREADS
-        return few and usable(NORMS, *names) and can_sum(x.dtype)
+        return few and x.dtype in FLOATS and usable(NORMS, *names) and can_sum(x.dtype)
 
     def options(self, x: Array, relu: bool) -> str:
         self.width = pack(x.shape[3], x.dtype)  # new arrays begin at multiples of 16 bytes
@@ -165,10 +166,10 @@ class FastWeightStandardize(Fast, WeightStandardize):
     """In one kernel, and one back."""
 
     def suits(self, weight: Array, epsilon: float) -> bool:
-        name = type_of(weight)
-        return weight.size < 1 << 31 and usable(
-            NORMS, f"standardize<{name}>", f"standardize_backward<{name}>"
-        )
+        if weight.dtype not in FLOATS or weight.size >= 1 << 31:
+            return False
+        names = "standardize", "standardize_backward"
+        return usable(NORMS, *(f"{name}<{type_of(weight)}>" for name in names))
 
     def forward(self, weight, epsilon):
         xp = namespace(weight)
@@ -201,8 +202,8 @@ class FastConv2d(Fast, Conv2d):
     """Patches are cut without a padded copy, and gathered without one."""
 
     def suits(self, x: Array, weight: Array, **sizes: Any) -> bool:
-        options = self.options(x)
-        return x.size > 0 and usable(WINDOWS, f"cut<{options}>", f"uncut<{options}>")
+        names = f"cut<{self.options(x)}>", f"uncut<{self.options(x)}>"
+        return x.size > 0 and x.dtype in FLOATS and usable(WINDOWS, *names)
 
     def forward(self, x, weight, kernel, stride, padding, precision):
         self.windows, self.shape = Windows.over(x, kernel, stride, padding), x.shape
