@@ -54,6 +54,10 @@ class Softmax(Function):
     takes_numbers = False
     quiet = True
 
+    @staticmethod
+    def check(z: Array, axis: int) -> None:
+        _check_axis(z, axis)
+
     def forward(self, z: Array, axis: int) -> Array:
         self.axis: int = _check_axis(z, axis)
         p = shifted_softmax(z, axis)[1]
