@@ -98,6 +98,7 @@ def run(tmp_path):
     return Runner(tmp_path, SCRIPT, [*SMALL, *more])
 
 
+@pytest.mark.slow
 def test_the_script_writes_its_table(run, tmp_path):
     said = run(apart=True).stdout
     rows = read_csv(tmp_path / "out/table.csv")

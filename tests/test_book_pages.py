@@ -472,6 +472,7 @@ def test_formulas_are_found_among_words(text, found):
 # ---- sources that are not as they should be -----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_looks_like_html_is_shown_and_does_nothing(tmp_path):
     package = copy_of_the_package(tmp_path)
     evil = "<script>alert(1)</script> & <img src=x onerror=alert(1)>"
@@ -520,6 +521,7 @@ def test_a_source_that_is_not_python_is_one_clear_error(tmp_path, monkeypatch, c
             Site(package)
 
 
+@pytest.mark.slow
 def test_without_the_repository_there_are_the_modules_only(tmp_path, monkeypatch, capsys):
     package = copy_of_the_package(tmp_path)
     monkeypatch.setattr(book, "Site", lambda: Site(package))

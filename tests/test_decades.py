@@ -87,6 +87,7 @@ def test_rates_are_chosen_with_other_letters(whole):
         assert json.loads(file.read_bytes())["spec"]["data"].endswith("-3")  # seeds are 0 to 2
 
 
+@pytest.mark.slow
 def test_a_cell_can_be_computed_again(whole, letters, tmp_path):
     shutil.copytree(whole[0], tmp_path / "out")
     name = read_csv(whole[0] / "decades.csv")[4]["cell"]

@@ -116,6 +116,7 @@ WORSE = {
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals, forks and links as POSIX has them")
+@pytest.mark.slow
 def test_one_student_spoils_no_other_line(run, tmp_path):
     """Whatever is in a folder, and whatever a folder is: a line, and the next student's turn."""
     task, words = TASKS[0], []
