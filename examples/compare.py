@@ -50,7 +50,7 @@ from comparison.models import (
     step_seconds,
     train_flops,
 )
-from comparison.options import LEAST_STEPS, SECONDS, check_options, make_parser
+from comparison.options import LEAST_STEPS, SECONDS, SWEEP_SEED, check_options, make_parser
 from comparison.table import table, transfer
 from comparison.weights import weights
 from minimixer import parallel
@@ -75,6 +75,7 @@ class Comparison:
         self.options, self.world, self.out = options, world, out
         self.device = world.use(options.device)
         self.models, self.sizes, self.seeds = options.models, options.sizes, options.seeds
+        self.sweep_seed = max(SWEEP_SEED, max(self.seeds) + 1)
         self.folder = Path(options.out) / "cells"  # of all processes
         self.sweeps: dict[tuple, list[dict[str, Any]]] = {}
         self.counted: dict[str, int] = {}  # MACs
@@ -200,7 +201,7 @@ class Comparison:
 
         def trial(lr: float) -> tuple[float, Spec, Result]:
             spec = self.spec("sweep", family, size, source, lr=lr, steps=steps,
-                             seed=max(self.seeds) + 1, **changes)  # fmt: skip
+                             seed=self.sweep_seed, **changes)  # fmt: skip
             return lr, spec, self.run(spec, source)
 
         for lr, spec, found in self.for_each(list(rates), trial):

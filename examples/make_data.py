@@ -29,6 +29,10 @@ def letters(folder: Path, out: Path) -> None:
     for part in glyphs.PARTS:
         designs = [row["group"] for row in rows if row["part"] == part]
         print(f"{part:10} {len(designs):5,} fonts of {len(set(designs)):,} designs")
+    parts = np.array([row["part"] for row in rows])
+    known, tested = ({letter.tobytes() for font in images[parts == part] for letter in font}
+                     for part in ("train", "test"))  # fmt: skip
+    print(f"{len(known & tested):,} of {len(tested):,} letters to test on equal one to train on")
 
 
 def pictures(folder: Path, out: Path) -> None:

@@ -8,16 +8,18 @@ large and belong to one class: 26 classes in 50 forms. Capital I and small l are
 many fonts each is the same stroke.
 
 Fonts of one design must not lie on both sides of a split. Two fonts are in one group if they name
-the same family, or if their letters hardly differ (NEAR); groups are closed under that. A font is
-kept if of at least LEGIBLE of its letters the nearest neighbour among all other groups' letters is
-the same letter: others have symbols or another alphabet in these places. Of the groups one in SHARE
-is for validation and one for testing, by a hash of their least font: no order of files, and no font
-that is added elsewhere, moves a group.
+the same family, but for words of weight and width; if their letters hardly differ (NEAR); or if
+five of these are the same, pixel by pixel (EQUAL). Groups are closed under that. A font is kept if
+of at least LEGIBLE of its letters the nearest neighbour among all other groups' letters is the same
+letter: others have symbols or another alphabet in these places. Of the groups one in SHARE is for
+validation and one for testing, by a hash of their least font: no order of files, and no font that
+is added elsewhere, moves a group.
 """
 
 import csv
 import hashlib
 import io
+import re
 import string
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,11 @@ CLASSES = np.array([string.ascii_lowercase.index(form.lower()) for form in FORMS
 SIDE = 32  # of a letter's image, in pixels
 SUFFIXES = ".otf", ".pfb", ".ttf"
 NEAR = 0.12  # root mean square difference of grey values in 0 ... 1, over all letters of two fonts
+EQUAL = 5
+STYLES = (
+    r"\b(thin|light|regular|book|medium|semi|demi|bold|extra|ultra|black|heavy|condensed|narrow|wide"
+    r"|italic|oblique|roman|mono)+\b"
+)
 LEGIBLE = 0.7
 SHARE = 7
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -106,14 +113,25 @@ def group(fonts: list[Font]) -> np.ndarray:
     flat = np.stack([font.letters for font in fonts]).reshape(len(fonts), -1) / np.float32(255)
     norms = (flat * flat).sum(axis=1)
     squared = (norms[:, None] + norms - 2 * (flat @ flat.T)) / flat.shape[1]
-    families = np.unique([font.family for font in fonts], return_inverse=True)[1]
+    families = np.unique([family_of(font) for font in fonts], return_inverse=True)[1]
     alike = (squared < NEAR**2) | (families[:, None] == families)
+    equal = np.zeros(alike.shape, np.int16)
+    for form in range(len(FORMS)):
+        pixels = np.stack([font.letters[form] for font in fonts]).reshape(len(fonts), -1)
+        which = np.unique(pixels, axis=0, return_inverse=True)[1].reshape(-1)
+        equal += which[:, None] == which
+    alike |= equal >= EQUAL
     groups = np.arange(len(fonts))
     while True:  # the least number among those alike, until nothing changes
         least = np.where(alike, groups, len(fonts)).min(axis=1)
         if (least == groups).all():
             return groups
         groups = least
+
+
+def family_of(font: Font) -> str:
+    """Its family's name without words of weight, width and slant; whole if nothing is left."""
+    return re.sub(STYLES, "", font.family.lower()).strip(" -") or font.family
 
 
 def legible(fonts: list[Font], groups: np.ndarray) -> np.ndarray:

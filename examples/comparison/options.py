@@ -10,6 +10,7 @@ from minimixer.training.names import printable
 from support.options import Parser
 
 LEAST_STEPS = 24
+SWEEP_SEED = 100  # of runs that choose a rate: none of --seeds, the same for few and for many
 SECONDS = 30.0  # of training, by default with --equal seconds
 
 
