@@ -89,6 +89,7 @@ def decade(
     """A row of decades.csv: one model, pretrained and asked. `source` may be blank."""
     spec = run.spec("decade", family, size, source, lr=lr, seed=seed, steps=steps, max_shift=0,
                     shots=run.options.shots, draws=run.options.draws, tune=tune,
+                    tune_rates=list(TUNE_RATES) if tune else [],
                     probes=[probe.fingerprint for probe in probes])  # fmt: skip
     spec = complete(spec, source, run.device)
     result = kept(run.folder, spec, lambda: ask(run, spec, drawn(), probes))
@@ -161,11 +162,11 @@ def few_shots(model: Any, spec: Spec, probe: Data) -> list[float]:
 
 def fine_tuned(model: Any, spec: Spec, probe: Data, run: Any) -> float:
     """Test accuracy after so many steps of SGD on all of the probe's images, as in the paper; the
-    rate is the best of TUNE_RATES on what is held out."""
+    rate is the best of `tune_rates` on what is held out."""
     if diverged(model):
         return 0.0
     best = (-1.0, 0.0)
-    for lr in TUNE_RATES:
+    for lr in spec["tune_rates"]:
         tuned = with_head(model, spec, probe.classes)
         own = spec | {"optimizer": "sgd", "weight_decay": 0.0, "lr": lr, "steps": spec["tune"]}
         train(tuned, own, probe.train_images, probe.train_labels, None, lambda step: None,

@@ -34,6 +34,7 @@ FILE = Path(__file__).with_name("digests.json")
 PACKAGE = __name__.removesuffix("kernels.unchanged")  # "minimixer.", or what a copy is called
 
 
+@functools.cache
 def digest(source: str) -> str:
     """Of what a module's source means, on every Python the same."""
     import tokenize  # seldom needed

@@ -9,6 +9,7 @@ begins with "Read:" names the pages. Solutions, hints and tests stay where they 
 """
 
 import ast
+import functools
 import html
 import re
 
@@ -19,6 +20,7 @@ from .order import Page
 PAGE = "docs/tasks/README.md"
 
 
+@functools.cache
 def asked(task: Task) -> str:
     """Its docstring, without the first line: number, title and minutes."""
     said = ast.get_docstring(ast.parse(solved(task))) or ""
