@@ -37,7 +37,16 @@ from pathlib import Path
 from typing import Any
 
 from comparison import figures as compare_figures
-from comparison.cells import Result, again, cell_path, complete, kept, machine, run_cell
+from comparison.cells import (
+    Busy,
+    Result,
+    again,
+    cell_path,
+    complete,
+    compute_cell,
+    kept,
+    machine,
+)
 from comparison.data import Data, in_colour, load
 from comparison.decades import decades
 from comparison.models import (
@@ -80,6 +89,7 @@ class Comparison:
         self.sweeps: dict[tuple, list[dict[str, Any]]] = {}
         self.counted: dict[str, int] = {}  # MACs
         self.told: set[Path] = set()  # cells that a line was printed about
+        self.patient, self.made = True, 0  # does it wait for other processes? cells made here
         self.sweep_name = "transfer-sweep.csv" if options.upstream else "sweep.csv"
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -109,12 +119,28 @@ class Comparison:
         )
         return spec
 
-    def run(self, spec: Spec, source: Data) -> Result:
+    def keep(self, spec: Spec, compute: Callable[[], Result], weights: bool = False) -> Result:
+        """The result of a complete spec, see `kept`. Busy, where `share` wants it."""
+
+        def counted() -> Result:
+            self.made += 1
+            return compute()
+
+        return kept(self.folder, spec, counted, self.patient, weights)
+
+    def first_told(self, spec: Spec) -> bool:
+        """Is this the first line about a cell?"""
+        path = cell_path(self.folder, spec)
+        known = path in self.told
+        self.told.add(path)
+        return not known
+
+    def run(self, spec: Spec, source: Data, weights: bool = False) -> Result:
         """The result of a cell, and a line about it at its first use."""
-        result = run_cell(self.folder, spec, source, self.device, self.options.cell_minutes)
-        name = cell_path(self.folder, complete(spec, source, self.device))
-        if spec["kind"] == "final" and name not in self.told:
-            self.told.add(name)
+        spec = complete(spec, source, self.device)
+        arguments = self.folder, spec, source, self.device, self.options.cell_minutes
+        result = self.keep(spec, lambda: compute_cell(*arguments), weights)
+        if spec["kind"] == "final" and self.first_told(spec):
             how = "fine-tuned " if spec["start"] else ""
             how += "" if spec["shuffle"] == "none" else f"shuffled {spec['shuffle']} "
             print(f"cell   {spec['family']:7} {spec['size']:6} seed {spec['seed']} "
@@ -123,11 +149,27 @@ class Comparison:
                   flush=True)  # fmt: skip
         return result
 
+    def share(self, items: Iterable[Any], compute: Callable[[Any], Any]) -> int:
+        """compute(item) of each, but for what needs a cell that another process is at, until there
+        is nothing left to begin. So any number of processes share out the work as they find it.
+        How many items were left to others."""
+        patient, self.patient = self.patient, False
+        items, before, left = list(items), -1, 0
+        while before < self.made:
+            before, left = self.made, 0
+            for item in items:
+                try:
+                    compute(item)
+                except Busy:
+                    left += 1
+        self.patient = patient
+        return left
+
     def for_each(self, items: Sequence[Any], compute: Callable[[Any], Any]) -> list[Any]:
-        """[compute(item) for item in items]. With several processes each first makes the cells of
-        its own share, and then finds the others' in their files."""
-        for item in items[self.world.rank :: self.world.size]:
-            compute(item)
+        """[compute(item) for item in items], shared out between all processes."""
+        left = self.share(items, compute)
+        if left and self.patient:
+            print(f"wait   for {left} that other processes are at", flush=True)
         return [compute(item) for item in items]
 
     def each_seed(self, compute: Callable, *arguments: Any, **more: Any) -> list[Any]:
@@ -158,7 +200,7 @@ class Comparison:
                 return {"seconds": step_seconds(make, source.shape, source.classes, trained,
                                                 self.device)}  # fmt: skip
 
-            measured = kept(self.folder, complete(spec, source, self.device), measure)
+            measured = self.keep(complete(spec, source, self.device), measure)
             steps = (options.budget or SECONDS) / measured["seconds"]
         if steps < LEAST_STEPS:
             raise ValueError(f"--budget gives {family} {steps:.1f} steps; {LEAST_STEPS} are needed")
@@ -229,17 +271,18 @@ class Comparison:
 
     def final(
         self, family: str, size: str, source: Data, seed: int, count: int | None = None,
-        shuffle: str = "none", budget_share: float = 1.0,
+        shuffle: str = "none", budget_share: float = 1.0, weights: bool = False,
     ) -> tuple[Spec, Result]:  # fmt: skip
-        """A whole run, on the first `count` training images: (spec, result). The learning rate is
-        that of the sweep on all images, whatever the count, shuffle and share of the budget."""
+        """A whole run, on the first `count` training images: (spec, result), and its `weights`
+        beside them if they are finite. The learning rate is that of the sweep on all images,
+        whatever the count, shuffle and share of the budget."""
         steps = self.steps(family, size, source)
         lr = self.learning_rate(family, size, source, self.options.lrs, steps=steps)
         spec = self.spec("final", family, size, source, lr=lr, seed=seed, shuffle=shuffle,
                          steps=max(LEAST_STEPS, round(steps * budget_share)),
                          train_images=count or len(source.train_images))  # fmt: skip
         spec["keep"] = spec["keep"] and spec["steps"] == steps
-        return spec, self.run(spec, source)
+        return spec, self.run(spec, source, weights)
 
     def fine_tuned(
         self, family: str, size: str, up: Data, down: Data, seed: int
@@ -252,7 +295,7 @@ class Comparison:
         steps = options.fine_steps or max(LEAST_STEPS, self.steps(family, size, up) // 4)
 
         def start(seed: int) -> tuple[str, Result]:
-            spec, result = self.final(family, size, up, seed)
+            spec, result = self.final(family, size, up, seed, weights=True)
             name = cell_path(self.folder, complete(spec, up, self.device)).with_suffix(".npz").name
             return name, result
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from minimixer import functional as F
 from minimixer.engine import forms
 from minimixer.kernels.cpu.threads import blas_on_one_thread
 from minimixer.training.checkpoint import save_checkpoint
+from minimixer.training.files import Lock
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +202,8 @@ def test_a_cell_whose_weights_are_gone_is_computed_anew(finished, kept):
     weights = kept("final-mixer-*.npz")[0]
     before = weights.read_bytes()
     weights.unlink()
+    status, said, _ = finished("--models=mixer", "--figure=table")  # which does not need them
+    assert status == 0 and "computed anew" not in said and not weights.exists()
     status, said, _ = finished("--models=mixer", "--figure=weights,table")
     assert status == 0 and said.count("its weights are missing; computed anew") == 1
     assert weights.read_bytes() == before
@@ -558,6 +563,48 @@ def test_two_processes_and_one_cell(tmp_path, dies):
         other.communicate()
     assert keep(tmp_path, SWEEP, mine)[1] == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_processes_share_out_what_there_is_to_do(tmp_path):
+    """Each of them begins what no other is at, makes no cell twice, and has all in the end."""
+    specs, made = [SWEEP | {"seed": number} for number in range(10)], []
+    options = compare.make_parser("", []).parse_args(["--out", str(tmp_path)])
+    both = [compare.Comparison(options, compare.World(), tmp_path) for _ in range(2)]
+
+    def work(one):
+        def cell(spec):
+            def compute():
+                made.append((one, spec["seed"]))
+                time.sleep(0.05)
+                return SWEPT | {"loss": float(spec["seed"])}
+
+            return one.keep(spec, compute)["loss"]
+
+        return one.for_each(specs, cell)
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(work, both)) == [list(range(10))] * 2
+    assert sorted(seed for _, seed in made) == list(range(10))
+    assert min(sum(one is each for each, _ in made) for one in both) >= 3
+
+
+def test_nothing_waits_while_something_can_be_begun(tmp_path):
+    """A cell that another is at is left to it, and what needs it is; then it is waited for."""
+    options = compare.make_parser("", []).parse_args(["--out", str(tmp_path)])
+    one, order = compare.Comparison(options, compare.World(), tmp_path), []
+    busy, free = ({**SWEEP, "seed": number} for number in (0, 1))
+    one.folder.mkdir()
+    lock = Lock(cells.cell_path(one.folder, busy).with_suffix(".lock"))
+
+    def cell(spec):
+        one.keep(spec, lambda: order.append(spec["seed"]) or SWEPT)
+        if spec is free:
+            lock.release()
+        return spec["seed"]
+
+    assert one.share([busy], cell) == 1
+    assert one.for_each([busy, free], cell) == [0, 1]
+    assert order == [1, 0]
 
 
 def test_a_computation_that_fails_leaves_the_cell_to_the_next(tmp_path):

@@ -11,9 +11,9 @@ by another if that one dies.
 `train` is the training loop, the same for all models. The way of a result:
 
     Comparison.final, .learning_rate     what is asked for, as a spec
-    run_cell                             with what does not depend on the model: data, machine
+    complete                             with what does not depend on the model: data, machine
     kept                                 from its file; else, once,
-    _compute -> train, evaluate, ...     from training and measuring
+    compute_cell -> train, evaluate, ... from training and measuring
 
 A final cell holds test accuracy, that on training images as they are, without shifts (5,000 of
 them), the test accuracy on 1,000 images at 8 points of the training, parameters and MACs, and
@@ -167,17 +167,29 @@ def cell_path(folder: Path, spec: Spec) -> Path:
     return folder / f"{spec['kind']}-{spec['family']}-{spec['size']}-{digest}.json"
 
 
-def kept(folder: Path, spec: Spec, compute: Callable[[], Result]) -> Result:
+class Busy(Exception):
+    """Another process is computing this cell."""
+
+
+def kept(
+    folder: Path, spec: Spec, compute: Callable[[], Result], wait: bool = True,
+    weights: bool = False,
+) -> Result:  # fmt: skip
     """The result of `spec`: from its file, or computed and written there. One that another process
-    is computing is waited for, and computed here if that one ends without it."""
+    is computing is waited for, and computed here if that one ends without it; without `wait` that
+    is Busy. With `weights` those must be there too."""
     path = cell_path(folder, spec)
-    result = read_cell(path, spec)
+    result = read_cell(path, spec, weights)
     if result is not None:
         return result
     folder.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
-    with Lock(lock, wait=True):
-        result = read_cell(path, spec, say=True)
+    try:
+        held = Lock(lock, wait)
+    except BlockingIOError:
+        raise Busy from None
+    with held:
+        result = read_cell(path, spec, weights, say=True)
         if result is None:
             result = compute()
             folder.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
@@ -189,9 +201,10 @@ def kept(folder: Path, spec: Spec, compute: Callable[[], Result]) -> Result:
     return result
 
 
-def read_cell(path: Path, spec: Spec, say: bool = False) -> Result | None:
-    """The result in a cell's file; None if there is none, or if it is not what was written there,
-    which `say` tells. OSError or ValueError, with the path, for what could not be replaced."""
+def read_cell(path: Path, spec: Spec, weights: bool, say: bool = False) -> Result | None:
+    """The result in a cell's file; None if there is none, if it is not what was written there, or
+    if `weights` are asked for and missing, which `say` tells. OSError or ValueError, with the path,
+    for what could not be replaced."""
     try:
         content = read_file(path)
     except FileNotFoundError:
@@ -205,7 +218,7 @@ def read_cell(path: Path, spec: Spec, say: bool = False) -> Result | None:
         if found["sum"] != checksum(spec, found["result"]):
             raise ValueError("it was changed after it was written")
         check_result(spec, found["result"])
-        if spec.get("keep") and found["result"]["weights"]:
+        if weights and found["result"]["weights"]:
             path.with_suffix(".npz").stat()
         return found["result"]
     except (KeyError, TypeError):
@@ -291,22 +304,17 @@ def check_result(spec: Spec, result: Result) -> None:
             raise ValueError(f"its {name} is {result[name]!r:.40}")
 
 
-def run_cell(folder: Path, spec: Spec, source: Data, device: str, most_minutes: float) -> Result:
-    """Train and measure what `spec` says, unless that was done before.
-
-    kind "sweep": only accuracy and loss on the held-out images; "final": all there is.
-    """
-    spec = complete(spec, source, device)
-    return kept(folder, spec, lambda: _compute(folder, spec, source, device, most_minutes))
-
-
 def complete(spec: Spec, source: Data, device: str) -> Spec:
     """With what does not depend on the model."""
     return {"format": FORMAT, "version": minimixer.__version__, "machine": machine(device),
             "data": source.fingerprint, **spec}  # fmt: skip
 
 
-def _compute(folder: Path, spec: Spec, source: Data, device: str, most_minutes: float) -> Result:
+def compute_cell(
+    folder: Path, spec: Spec, source: Data, device: str, most_minutes: float
+) -> Result:  # fmt: skip
+    """Train and measure what `spec` says: kind "sweep": only accuracy and loss on the held-out
+    images; "final": all there is."""
     family, shape, classes, seed = spec["family"], source.shape, source.classes, spec["seed"]
 
     def make():

@@ -20,6 +20,7 @@ import functools
 import os
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ MOST_PIXEL_BYTES = 8 << 30  # of all decoded pictures together
 
 
 class Data(NamedTuple):
-    """Images uint8 (N, H, W, channels) and labels int64 (N,) of the three parts."""
+    """Images uint8 (N, H, W, channels) and labels int64 (N,) of the three parts; those to train on
+    may be made Later."""
 
     name: str
     train_images: np.ndarray
@@ -67,16 +69,32 @@ class Data(NamedTuple):
         return height, width, channels
 
 
-def load(spec: str, image_size: int = 64, blank: bool = False) -> Data:
+class Later:
+    """An array of which shape and type are known, and which is made when it's first asked for."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: type, make: Callable[[], np.ndarray]):
+        self.shape, self.dtype, self._made = shape, np.dtype(dtype), functools.cache(make)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: Any) -> Any:
+        return self._made()[part]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._made(), dtype)
+
+
+def load(spec: str, image_size: int = 64) -> Data:
     """The data set that `spec` names, see above; `image_size` is for pictures from folders. Letters
-    to train on may be left `blank`: what cells are called by is known before they are drawn.
+    to train on are drawn when they are first looked at: cells that are there need none.
 
     ValueError for anything that is not such a data set, OSError for what can't be read,
     ImportError for pictures without Pillow.
     """
     drawn = re.fullmatch(r"(.+)@([^@/:]*)(?::(\d+))?", spec)
     if drawn is not None and not os.path.exists(spec):
-        return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0), blank)
+        return load_letters(Path(drawn[1]), drawn[2], int(drawn[3] or 0))
     source, chosen = split_spec(spec)
     if source == "mnist":
         arrays = data.load_mnist()
@@ -113,7 +131,7 @@ def load(spec: str, image_size: int = 64, blank: bool = False) -> Data:
     return Data(printable(spec), *parts[0], *parts[1], *parts[2], classes, name)
 
 
-def load_letters(folder: Path, count: str, seed: int = 0, blank: bool = False) -> Data:
+def load_letters(folder: Path, count: str, seed: int = 0) -> Data:
     """So many letters to train on, 5,000 of fonts to validate on, 10,000 of those to test."""
     try:
         number = float(count)
@@ -126,18 +144,20 @@ def load_letters(folder: Path, count: str, seed: int = 0, blank: bool = False) -
         raise FileNotFoundError(f"{printable(folder)} holds no {glyphs.LETTERS}, the letters of "
                                 "fonts; examples/make_data.py makes it")  # fmt: skip
     atlas, held, test, fingerprint = _for_all(folder)
-    try:
-        train = (blank_letters if blank else draw_many)(atlas, seed, int(number))
-    except MemoryError as error:
-        raise ValueError(f"{title}: {error}; draw fewer") from None
+
+    @functools.cache
+    def train() -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return draw_many(atlas, seed, int(number))
+        except MemoryError as error:
+            raise ValueError(f"{title}: {error}; draw fewer") from None
+
+    shape = int(number), glyphs.SIDE, glyphs.SIDE, 3
+    images = Later(shape, np.uint8, lambda: train()[0])
+    labels = Later(shape[:1], np.int64, lambda: train()[1])
     name = f"{fingerprint}-{int(number)}-{seed}"
-    return Data(f"{title}:{seed}", *train, *held, *test, len(set(glyphs.CLASSES.tolist())), name)
-
-
-def blank_letters(atlas: np.ndarray, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """What draw_many gives, all zeros, in the memory of one number."""
-    shape = count, glyphs.SIDE, glyphs.SIDE, 3
-    return np.broadcast_to(np.uint8(0), shape), np.broadcast_to(np.int64(0), count)
+    classes = len(set(glyphs.CLASSES.tolist()))
+    return Data(f"{title}:{seed}", images, labels, *held, *test, classes, name)
 
 
 @functools.lru_cache(1)

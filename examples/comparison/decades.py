@@ -16,12 +16,11 @@ difference of two gains is that of the differences, seed by seed, as families sh
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from comparison.cells import Result, cell_path, complete, evaluate, kept, train
+from comparison.cells import Result, cell_path, complete, evaluate, train
 from comparison.data import Data, in_colour, load
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.models import Spec, count_macs, make_model, step_seconds, train_flops
@@ -35,8 +34,9 @@ OUTCOMES = {"probe": "few-shot accuracy", "test": "other fonts' letters", "gap":
 
 
 def decades(run: Any, _: Any) -> None:
-    options, rows = run.options, []
+    options = run.options
     counts = sorted(options.counts)
+    ends = (counts[0], counts[-1])
     probes = [in_colour(load(spec, options.image_size)) for spec in options.probes]
     titles = [probe.title for probe in probes]
     if len(set(titles)) < len(titles):
@@ -46,25 +46,36 @@ def decades(run: Any, _: Any) -> None:
         if fewest < options.shots:
             raise ValueError(f"--shots {options.shots}: {probe.name} has a class of {fewest} "
                              "pictures to train on")  # fmt: skip
-    for size, count in itertools.product(run.sizes, counts):
-        ends = count in (counts[0], counts[-1])
-        seeds = run.seeds if ends else run.seeds[:SEEDS_BETWEEN]
-        rates: dict[str, float] = {}
-        for seed in [run.sweep_seed, *seeds]:  # the rates' own subset comes first
-            letters = f"{options.data}@{int(count)}:{seed}"
-            source = load(letters, blank=True)
-            drawn = functools.cache(functools.partial(load, letters))  # only if a cell is missing
-            for family in run.models:
-                steps = run.steps(family, size, source)
-                if family not in rates:
-                    rates[family] = run.learning_rate(
-                        family, size, drawn(), options.lrs, steps=steps, max_shift=0
-                    )
-                else:
-                    tune = (options.fine_steps or TUNE_STEPS) * (ends and options.tune)
-                    row = decade(run, family, size, source, drawn, seed, steps, rates[family],
-                                 probes, tune)  # fmt: skip
-                    rows.append(row)
+    rates: dict[tuple, float] = {}
+
+    @functools.lru_cache(1)  # a million letters are 3 GB
+    def letters(count: float, seed: int) -> Data:
+        return load(f"{options.data}@{int(count)}:{seed}")
+
+    def rate(family: str, size: str, count: float) -> float:
+        if (family, size, count) not in rates:
+            source = letters(count, run.sweep_seed)  # a subset of its own
+            rates[family, size, count] = run.learning_rate(
+                family, size, source, options.lrs, max_shift=0,
+                steps=run.steps(family, size, source),
+            )  # fmt: skip
+        return rates[family, size, count]
+
+    def one(family: str, size: str, count: float, seed: int) -> dict[str, Any]:
+        lr, source = rate(family, size, count), letters(count, seed)
+        tune = (options.fine_steps or TUNE_STEPS) * (options.tune and count in ends)
+        steps = run.steps(family, size, source)
+        return decade(run, family, size, source, seed, steps, lr, probes, tune)
+
+    # Shared out by subsets, as to draw one takes a while; then what is left, model by model.
+    groups = list(itertools.product(run.sizes, counts))
+    for size, count in groups:
+        run.share(run.models, functools.partial(rate, size=size, count=count))
+    subsets = [(size, count, seed) for size, count in groups
+               for seed in run.seeds[: None if count in ends else SEEDS_BETWEEN]]  # fmt: skip
+    run.share(subsets, lambda subset: [one(family, *subset) for family in run.models])
+    each = [(family, *subset) for subset in subsets for family in run.models]
+    rows = run.for_each(each, lambda model: one(*model))
     run.write("decades.csv", rows)
     gains = [
         {"size": size, "outcome": outcome, **gain}
@@ -83,18 +94,20 @@ def decades(run: Any, _: Any) -> None:
 
 
 def decade(
-    run: Any, family: str, size: str, source: Data, drawn: Callable[[], Data], seed: int,
-    steps: int, lr: float, probes: list[Data], tune: int,
+    run: Any, family: str, size: str, source: Data, seed: int, steps: int, lr: float,
+    probes: list[Data], tune: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """A row of decades.csv: one model, pretrained and asked. `source` may be blank."""
+    """A row of decades.csv: one model, pretrained and asked."""
     spec = run.spec("decade", family, size, source, lr=lr, seed=seed, steps=steps, max_shift=0,
                     shots=run.options.shots, draws=run.options.draws, tune=tune,
                     tune_rates=list(TUNE_RATES) if tune else [],
                     probes=[probe.fingerprint for probe in probes])  # fmt: skip
     spec = complete(spec, source, run.device)
-    result = kept(run.folder, spec, lambda: ask(run, spec, drawn(), probes))
-    print(f"cell   {family:7} {size:6} seed {seed} {spec['train_images']:9,} letters, other fonts "
-          f"{result['accuracy']:.2%}, 10-shot {result['probe']:.2%}", flush=True)  # fmt: skip
+    result = run.keep(spec, lambda: ask(run, spec, source, probes))
+    if run.first_told(spec):
+        print(f"cell   {family:7} {size:6} seed {seed} {spec['train_images']:9,} letters, other "
+              f"fonts {result['accuracy']:.2%}, {spec['shots']}-shot {result['probe']:.2%}",
+              flush=True)  # fmt: skip
     row = {"cell": cell_path(run.folder, spec).name, "model": family, "size": size,
            "letters": spec["train_images"], "seed": seed,
            "steps": steps, "lr": lr, "test": result["accuracy"], "held": result["held_accuracy"],

@@ -62,7 +62,9 @@ def draw_many(atlas: np.ndarray, seed: int, count: int) -> tuple[np.ndarray, np.
         part = slice(start, min(start + AT_ONCE, count))
         images[part], labels[part] = draw(atlas, seed, np.arange(part.start, part.stop))
 
-    pool = start_threads(os.cpu_count() or 1)
+    # Of the processors that it may use: on fewer of them more threads get in each other's way.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = start_threads(cores or 1)
     with pool or contextlib.nullcontext():
         for _ in (pool.map if pool else map)(fill, range(0, count, AT_ONCE)):
             pass

@@ -1,6 +1,7 @@
 """The table of the comparison: a row for each model, printed and as CSV."""
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -15,11 +16,13 @@ COLOURS = {"attention": 208, "convolution": 39, "MLP": 170, "hybrid": 73}  # of 
 
 
 def table(run: Any, source: Data) -> None:
-    rows = []
-    for size in run.sizes:
-        for family in run.models:
-            cells = run.each_seed(run.final, family, size, source)
-            rows.append(make_row(source.name, run.options, cells))
+    models = list(itertools.product(run.sizes, run.models))
+    each = [(family, size, source, seed) for size, family in models for seed in run.seeds]
+    found = iter(run.for_each(each, lambda one: run.final(*one)))
+    rows = [
+        make_row(source.name, run.options, list(itertools.islice(found, len(run.seeds))))
+        for _ in models
+    ]
     run.write("comparison.csv", rows)
     print_table(rows)
     print(f"wrote {printable(run.out / 'comparison.csv')} and {run.sweep_name}")
