@@ -22,8 +22,9 @@ accuracy is that of the last step's weights. Times and memory are measured with 
 all (kernels.use("reference")), and again with the fast kernels for all.
 
 Finished cells (one model, one seed) are kept in OUT/cells: Ctrl-C at any time, and the same command
-goes on; two commands may share an OUT. Tables and pictures there are made from the cells, and are
-those of the last command: an earlier one, given again, finds its cells and makes its own again.
+goes on. Several processes with one OUT share the cells out between them, on a GPU each, say. Tables
+and pictures there are made from the cells, and are those of the last command: an earlier one, given
+again, finds its cells and makes its own again.
 """
 
 from support import begin  # noqa: F401  isort: skip
@@ -169,6 +170,8 @@ class Comparison:
         """[compute(item) for item in items], shared out between all processes."""
         left = self.share(items, compute)
         if left and self.patient:
+            if self.options.no_wait:
+                raise Busy
             print(f"wait   for {left} that other processes are at", flush=True)
         return [compute(item) for item in items]
 
@@ -326,10 +329,15 @@ def compare(run: Comparison) -> int:
         with tempfile.TemporaryFile(dir=run.folder):  # found out before training
             pass
     run.world.barrier()
-    if options.again:
-        with again(run.folder / options.again):
-            return make_figures(run)
-    return make_figures(run)
+    try:
+        if options.again:
+            with again(run.folder / options.again):
+                return make_figures(run)
+        return make_figures(run)
+    except Busy:
+        print("left   what other processes are at; once they are done, the same command without "
+              "--no-wait makes tables and pictures")  # fmt: skip
+        return 0
 
 
 def make_figures(run: Comparison) -> int:

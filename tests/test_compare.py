@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,15 @@ def test_the_whole_table(whole):
 def test_plain_code_is_what_is_timed(whole):
     """And the fast one, once for each of its two columns."""
     assert whole[2].count(False) == whole[2].count(True) == 3 * 3 * 2
+
+
+def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_path):
+    """docs/comparison/draw.py: the same bytes as the command that trained."""
+    shutil.copytree(whole[0], tmp_path / "digits", ignore=shutil.ignore_patterns("cells"))
+    made = tmp_path / "digits" / "comparison.csv"
+    made.unlink()
+    runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))["main"](tmp_path)
+    assert made.read_bytes() == (whole[0] / "comparison.csv").read_bytes()
 
 
 def test_what_is_finished_stays_and_the_rest_gets_the_same_bits(finished, table, kept, monkeypatch):
@@ -605,8 +615,30 @@ def test_nothing_waits_while_something_can_be_begun(tmp_path):
         return spec["seed"]
 
     assert one.share([busy], cell) == 1
+    options.no_wait = True
+    with pytest.raises(cells.Busy):
+        one.for_each([busy], cell)
+    options.no_wait = False
     assert one.for_each([busy, free], cell) == [0, 1]
     assert order == [1, 0]
+
+
+def test_what_others_are_at_can_be_left_to_them(run, untrained, monkeypatch, table):
+    """--no-wait: all else is trained, and no table is made of a part."""
+    held, keep = [], compare.kept
+
+    def busy_with_the_first(folder, spec, compute, wait, weights):
+        if spec["kind"] == "final" and held[:1] in ([], [spec]):
+            held.append(spec)
+            raise cells.Busy
+        return keep(folder, spec, compute, wait, weights)
+
+    monkeypatch.setattr(compare, "kept", busy_with_the_first)
+    status, said, _ = run("--models=mixer", "--no-wait")
+    assert status == 0 and said.count("cell   mixer") == 2
+    assert said.splitlines()[-1].startswith("left   what other processes are at")
+    with pytest.raises(FileNotFoundError):
+        table("comparison")
 
 
 def test_a_computation_that_fails_leaves_the_cell_to_the_next(tmp_path):
@@ -1003,7 +1035,8 @@ def test_a_mixer_with_permuted_weights_sees_shuffled_patches_as_it_saw_the_other
     ("--examples=20", "--upstream"), ("--cell-minutes=nan", "--cell-minutes"),
     ("--batch-size=-1", "--batch-size"), ("--upstream=mnist", "go together"),
     ("--data=nowhere", "nowhere"), ("--device=tpu", "tpu"), ("--cell-minutes=0.00001", "minutes"),
-    ("--weights=gone.npz --figure=weights", "gone.npz"),
+    ("--weights=gone.npz --figure=weights", "gone.npz"), ("--tune", "--tune is of --figure decades"),
+    ("--shares=50 --figure=table", "--shares is of --figure scaling"),
 ])  # fmt: skip
 def test_wrong_options_are_one_sentence(run, wrong, message):
     status, _, errors = run(*wrong.split())

@@ -1,7 +1,9 @@
 """compare.py --figure decades: pretrained on letters, asked on something else; and --again."""
 
+import doctest
 import json
 import re
+import runpy
 import shutil
 
 import numpy as np
@@ -9,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import read_csv
-from scripts import make_data
+from scripts import EXAMPLES, make_data
 from test_compare import costless, digits, kept, run, run_in, table  # noqa: F401
 from test_comparison_data import pillow, squares
 
-from comparison import data, decades, glyphs
+from comparison import data, decades, gains, glyphs
+from comparison import letters as letters_module
 from comparison.models import make_model, model_config
 
 WORDS = ("--figure=decades", "--probes=mnist:0-3", "--sizes=nano", "--budget=24", "--lrs=0.003",
@@ -55,8 +58,9 @@ def whole(letters, tmp_path_factory):
 
 def test_the_whole_figure(whole):
     out, said = whole
-    rows, gains = read_csv(out / "decades.csv"), read_csv(out / "gains.csv")
-    assert len(rows) == 2 * 3 * 2 and len(gains) == 3 * 3
+    rows = read_csv(out / "decades.csv")
+    assert len(rows) == 2 * 3 * 2 and len(read_csv(out / "gains.csv")) == 3 * 3
+    assert len(read_csv(out / "differences.csv")) == 3 * 2
     for row in rows:
         cell = json.loads((out / "cells" / row["cell"]).read_bytes())
         assert float(row["probe"]) == cell["result"]["probe"]
@@ -65,7 +69,19 @@ def test_the_whole_figure(whole):
         assert cell["spec"]["data"].endswith(f"-{row['letters']}-{row['seed']}")
         assert float(row["train_seconds"]) == 24 * 0.25
     assert (out / "decades.png").exists() or "for a picture" in said
-    assert "points a decade" in said
+    assert "points a decade" in said and "crossing" in said
+
+
+def test_what_it_says_is_made_again_from_its_rows(whole, tmp_path, capsys):
+    """docs/comparison/draw.py: the same files and words as the command that trained."""
+    out, said = whole
+    (tmp_path / "some").mkdir()
+    shutil.copy(out / "decades.csv", tmp_path / "some")
+    runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))["main"](tmp_path)
+    for name in ("gains.csv", "differences.csv"):
+        assert (tmp_path / "some" / name).read_bytes() == (out / name).read_bytes()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "decade" in line]
+    assert set(lines[:-1]) <= set(said.splitlines()) and len(lines) == 9 + 1
 
 
 def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, monkeypatch):
@@ -168,6 +184,7 @@ def test_a_count_is_named_as_a_whole_number(letters, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(decades, "decade", lambda *_: {"size": "nano", "model": "mixer", "seed": 0,
                         "letters": 1, "probe": 0.5, "test": 0.5, "gap": 0.5})  # fmt: skip
+    monkeypatch.setattr(decades, "differences_of", lambda *_: [])
     monkeypatch.setattr(decades, "draw", lambda *_: None)
     words = (*WORDS, "--data=there", "--models=mixer", "--counts=1234567", "--seeds=0,1,2")
     status, _, errors = run_in(tmp_path, *words)
@@ -189,7 +206,7 @@ def rows_with(scores):
 @given(st.floats(-0.2, 0.2), st.floats(0.3, 0.6), st.integers(2, 4))
 def test_points_on_a_line_give_its_slope(slope, first, counts):
     scores = {c: [first + slope * i] * 3 for i, c in enumerate(10 ** np.arange(4, 4 + counts))}
-    (gain,) = decades.gains_of(rows_with({"mixer": scores}), "probe")
+    (gain,) = gains.gains_of(rows_with({"mixer": scores}), "probe")
     for key in ("gain", "low", "high"):
         assert np.isclose(gain[key], 100 * slope, atol=1e-9)
 
@@ -199,12 +216,11 @@ def test_differences_are_of_the_same_seeds():
     random = np.random.default_rng(0)
     vit = {count: list(random.uniform(0.3, 0.6, 5)) for count in (10**4, 10**6)}
     mixer = {count: [value + 0.01 for value in values] for count, values in vit.items()}
-    gains = {
-        g["model"]: g for g in decades.gains_of(rows_with({"mixer": mixer, "vit": vit}), "probe")
-    }
-    assert np.isclose(gains["mixer"]["gain"], gains["vit"]["gain"])
-    assert gains["vit"]["high"] - gains["vit"]["low"] > 2
-    assert abs(gains["mixer - vit"]["low"]) < 1e-9 > abs(gains["mixer - vit"]["high"])
+    rows = rows_with({"mixer": mixer, "vit": vit})
+    of = {gain["model"]: gain for gain in gains.gains_of(rows, "probe")}
+    assert np.isclose(of["mixer"]["gain"], of["vit"]["gain"])
+    assert of["vit"]["high"] - of["vit"]["low"] > 2
+    assert abs(of["mixer - vit"]["low"]) < 1e-9 > abs(of["mixer - vit"]["high"])
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -215,13 +231,36 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         scores = {name: {c: list(0.5 + 0.05 * i + 0.02 * random.standard_normal(n))
                          for i, (c, n) in enumerate(((10**4, 5), (10**5, 3), (10**6, 5)))}
                   for name in ("vit", "mixer")}  # fmt: skip
-        _, gain, difference = decades.gains_of(rows_with(scores), "probe")
+        _, gain, difference = gains.gains_of(rows_with(scores), "probe")
         held += gain["low"] <= 5 <= gain["high"], difference["low"] <= 0 <= difference["high"]
     assert (abs(held - 950) < 25).all()
 
 
+def test_lines_cross_where_both_ends_are_clear():
+    """By 4 points less and then by 4 more; what is within the noise does not count."""
+    noise = np.array([-0.01, 0.0, 0.01])
+    for apart, expected in (([-0.04, 0.04], [(1, 2)]), ([-0.04, 0.001, 0.04], [(1, 3)]),
+                            ([-0.04, -0.04], []), ([-0.01, 0.01], []),
+                            ([0.04, -0.04, 0.04], [(1, 2), (2, 3)])):  # fmt: skip
+        counts = range(1, len(apart) + 1)
+        mixer = {n: list(0.5 + x + noise) for n, x in zip(counts, apart, strict=True)}
+        scores = {"vit": {n: [0.5] * 3 for n in counts}, "mixer": mixer}
+        differences = gains.differences_of(rows_with(scores), "probe")
+        assert {row["pair"] for row in differences} == {"mixer - vit"}
+        assert gains.crossings(differences) == expected
+        for row, x in zip(differences, apart, strict=True):
+            assert np.isclose(row["difference"], 100 * x)
+            assert np.isclose(row["high"] - x * 100, 4.303 / 3**0.5)
+
+
+@pytest.mark.parametrize("module", [gains, letters_module])
+def test_worked_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted >= 2 and not result.failed
+
+
 def test_one_count_has_no_gain():
-    assert decades.gains_of(rows_with({"mixer": {100: [0.5, 0.6]}}), "probe") == []
+    assert gains.gains_of(rows_with({"mixer": {100: [0.5, 0.6]}}), "probe") == []
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (31, 20, 3)])

@@ -9,13 +9,13 @@ shot measure), and at the smallest and the largest count, with --tune, fine-tuni
 With several --sizes a second picture shows what was learned against what the pretraining cost, as
 the left-hand graph does.
 
-The gain of a family is the slope of a straight line through its accuracies over log10 of the count.
-Its interval is Student's t over the seeds: a bootstrap of three to five of them is too narrow. The
-difference of two gains is that of the differences, seed by seed, as families share their data.
+What a decade is worth, with intervals, and where lines cross: gains.py.
 """
 
 import functools
 import itertools
+import operator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ import numpy as np
 from comparison.cells import Result, cell_path, complete, evaluate, train
 from comparison.data import Data, in_colour, load
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
+from comparison.gains import crossings, differences_of, gains_of
 from comparison.models import Spec, count_macs, make_model, step_seconds, train_flops
 from minimixer.weights.probe import choose_shots, pooled_features, ridge
+from support.run_directory import write_rows
 
 SEEDS_BETWEEN = 3  # at counts that are neither the smallest nor the largest
-# 97.5% of Student's t, for 1, 2, ... degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
 TUNE_RATES, TUNE_STEPS = (0.003, 0.01, 0.03, 0.06), 500
 OUTCOMES = {"probe": "few-shot accuracy", "test": "other fonts' letters", "gap": "train minus test"}
 
@@ -77,20 +77,7 @@ def decades(run: Any, _: Any) -> None:
     each = [(family, *subset) for subset in subsets for family in run.models]
     rows = run.for_each(each, lambda model: one(*model))
     run.write("decades.csv", rows)
-    gains = [
-        {"size": size, "outcome": outcome, **gain}
-        for size, outcome in itertools.product(run.sizes, OUTCOMES)
-        for gain in gains_of([r for r in rows if r["size"] == size], outcome)
-    ]
-    if gains:
-        run.write("gains.csv", gains)
-    for gain in gains:
-        interval = f"{gain['low']:+.2f} to {gain['high']:+.2f}"
-        print(f"  {gain['size']:6} {OUTCOMES[gain['outcome']]:21} {gain['model']:15} "
-              f"{gain['gain']:+.2f} points a decade ({interval})")  # fmt: skip
-    draw(run, rows, gains)
-    if len(run.sizes) > 1:
-        draw_frontier(run, [row for row in rows if row["letters"] == counts[-1]])
+    tell(run.out, rows)
 
 
 def decade(
@@ -208,50 +195,40 @@ def with_head(model: Any, spec: Spec, classes: int) -> Any:
 # ---- what it says -------------------------------------------------------------------------------
 
 
-def gains_of(rows: list[dict[str, Any]], outcome: str) -> list[dict[str, Any]]:
-    """Points a decade of each model, and of the Mixer above each other one, with 95% intervals."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    counts = sorted({row["letters"] for row in rows})
-    if len(counts) < 2:
-        return []
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in models}
-    others = [name for name in models if name != "mixer" and "mixer" in models]
-    for count in counts:
-        of = {(r["model"], r["seed"]): 100 * r[outcome] for r in rows if r["letters"] == count}
-        seeds = sorted({seed for _, seed in of})
-        scores = {name: np.array([of[name, seed] for seed in seeds]) for name in models}
-        for name in models:
-            samples[name].append(scores[name])
-        for other in others:  # seed by seed, which have the same data
-            samples.setdefault(f"mixer - {other}", []).append(scores["mixer"] - scores[other])
-    place = np.log10(counts) - np.mean(np.log10(counts))
-    slope = place / (place**2).sum()
-    return [
-        {"model": name, "gain": gain, "low": gain - half, "high": gain + half}
-        for name, (gain, half) in ((n, weighted(slope, each)) for n, each in samples.items())
-    ]
+def tell(out: Path, rows: list[dict[str, Any]]) -> None:
+    """What the rows of decades.csv say: printed, as CSV, and as pictures."""
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    gains: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
+    for size, (outcome, text) in itertools.product(sizes, OUTCOMES.items()):
+        own, named = [r for r in rows if r["size"] == size], {"size": size, "outcome": outcome}
+        found, apart = gains_of(own, outcome), differences_of(own, outcome)
+        gains += [named | gain for gain in found]
+        differences += [named | row for row in apart]
+        start = f"  {size:6} {text:21}"
+        for gain in found:
+            print(f"{start} {gain['model']:15} {gain['gain']:+.2f} points a decade "
+                  f"({gain['low']:+.2f} to {gain['high']:+.2f})")  # fmt: skip
+        for pair, each in itertools.groupby(apart if found else [], operator.itemgetter("pair")):
+            where = [f"between {one:,} and {two:,}" for one, two in crossings(list(each))]
+            print(f"{start} {pair:15} {', '.join(where) or 'no'} crossing")
+    tables = {"gains": gains, "differences": differences}
+    for name in tables:
+        if tables[name]:
+            write_rows(out / f"{name}.csv", tables[name])
+    draw(out, rows, *[out / f"{name}.csv" for name in tables if tables[name]])
+    if len(sizes) > 1:
+        most = max(row["letters"] for row in rows)
+        draw_frontier(out, [row for row in rows if row["letters"] == most])
 
 
-def weighted(weights: np.ndarray, samples: list[np.ndarray]) -> tuple[float, float]:
-    """The weighted sum of the samples' means, and half of its 95% interval: Student's t, with
-    Welch's degrees of freedom as the samples' variances may differ."""
-    total = float(sum(w * x.mean() for w, x in zip(weights, samples, strict=True)))
-    parts = [(w**2 * x.var(ddof=1) / len(x), len(x) - 1)
-             for w, x in zip(weights, samples, strict=True)]  # fmt: skip
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return total, 0.0
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    return total, STUDENT[min(int(freedom), len(STUDENT)) - 1] * variance**0.5
-
-
-def draw(run: Any, rows: list[dict[str, Any]], gains: list[dict[str, Any]]) -> None:
+def draw(out: Path, rows: list[dict[str, Any]], *tables: Path) -> None:
+    sizes, models = (list(dict.fromkeys(r[key] for r in rows)) for key in ("size", "model"))
     figure = start_figure(12, 4.3)
-    table = run.out / "decades.csv"
     if figure is not None:
         panels = figure.subplots(1, len(OUTCOMES))
         for (outcome, text), axes in zip(OUTCOMES.items(), panels, strict=True):
-            for size, family in itertools.product(run.sizes, run.models):
+            for size, family in itertools.product(sizes, models):
                 own = [r for r in rows if (r["size"], r["model"]) == (size, family)]
                 counts = sorted({r["letters"] for r in own})
                 each = [[100 * r[outcome] for r in own if r["letters"] == n] for n in counts]
@@ -259,23 +236,24 @@ def draw(run: Any, rows: list[dict[str, Any]], gains: list[dict[str, Any]]) -> N
                 axes.errorbar(
                     counts, [np.mean(v) for v in each], [np.std(v, ddof=1) for v in each],
                     color=colour, marker=marker, linestyle=line, capsize=3,
-                    label=label(family, size, run.sizes),
+                    label=label(family, size, sizes),
                 )  # fmt: skip
             axes.set(xscale="log", xlabel="letters to pretrain on", ylabel=f"{text}, %")
             axes.grid(alpha=0.3)
         legend_below(figure, panels[0])
-    save(figure, run.out / "decades.png", table, *[run.out / "gains.csv"] * bool(gains))
+    save(figure, out / "decades.png", out / "decades.csv", *tables)
 
 
-def draw_frontier(run: Any, rows: list[dict[str, Any]]) -> None:
+def draw_frontier(out: Path, rows: list[dict[str, Any]]) -> None:
+    sizes, models = (list(dict.fromkeys(r[key] for r in rows)) for key in ("size", "model"))
     figure = start_figure(9, 4.3)
     if figure is not None:
         panels = figure.subplots(1, 2)
         costs = {"train_flops": "operations of pretraining", "train_seconds": "its time, s"}
         for (cost, text), axes in zip(costs.items(), panels, strict=True):
-            for family in run.models:
+            for family in models:
                 own = [[r for r in rows if (r["model"], r["size"]) == (family, size)]
-                       for size in run.sizes]  # fmt: skip
+                       for size in sizes]  # fmt: skip
                 colour, marker, line = LOOKS[family]
                 axes.errorbar(
                     [np.median([r[cost] for r in each]) for each in own],
@@ -287,4 +265,4 @@ def draw_frontier(run: Any, rows: list[dict[str, Any]]) -> None:
             axes.set(xscale="log", xlabel=text, ylabel=f"{OUTCOMES['probe']}, %")
             axes.grid(alpha=0.3)
         legend_below(figure, panels[0])
-    save(figure, run.out / "decades-frontier.png", run.out / "decades.csv")
+    save(figure, out / "decades-frontier.png", out / "decades.csv")

@@ -11,6 +11,8 @@ from support.options import Parser
 
 LEAST_STEPS = 24
 SWEEP_SEED = 100  # of runs that choose a rate: none of --seeds, the same for few and for many
+OF_ONE_FIGURE = {"decades": ("counts", "probes", "shots", "draws", "tune"), "scaling": ("shares",),
+                 "weights": ("weights", "block")}  # fmt: skip
 SECONDS = 30.0  # of training, by default with --equal seconds
 
 
@@ -74,6 +76,8 @@ def make_parser(description: str, figures: list[str]) -> Parser:
     add("--weights", help="checkpoint to draw (default: the Mixer of the table)")
     add("--block", type=int, default=0, help="whose hidden units to draw (default: 0, the first)")
     add("--again", metavar="CELL", help="compute this file of OUT/cells anew, and compare")
+    add("--no-wait", action="store_true",
+        help="end when all that is left is what other processes with this OUT are at")  # fmt: skip
     add("--cell-minutes", type=float, default=8, help="of training, at most (default: 8)")
     return parser
 
@@ -121,3 +125,8 @@ def check_options(options: argparse.Namespace, figures: list[str]) -> None:
         raise ValueError("--examples and --fine-steps are of --upstream and --downstream")
     if options.upstream and options.figure != ["table"]:
         raise ValueError("--upstream has a table alone, no figures")
+    usual = make_parser("", figures)
+    for figure, names in OF_ONE_FIGURE.items():
+        for name in names:
+            if figure not in options.figure and getattr(options, name) != usual.get_default(name):
+                raise ValueError(f"--{name} is of --figure {figure}")

@@ -1,31 +1,36 @@
 """The table of the comparison: a row for each model, printed and as CSV."""
 
-import argparse
 import itertools
+import operator
 import os
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
-from comparison.cells import Result
+from comparison.cells import CURVE_IMAGES, CURVE_POINTS, Result, cell_path, complete
 from comparison.data import Data
+from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.models import FAMILIES, Spec
-from minimixer.training.names import printable
+from minimixer.training.names import for_picture, printable
+from support.run_directory import write_rows
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170, "hybrid": 73}  # of the terminal's 256
+MEASURED = ("parameters", "macs", "images_seen", "train_flops", "train_seconds",
+            "images_per_second", "peak_bytes", "fast_train_seconds",
+            "fast_images_per_second")  # fmt: skip
+MODEL = operator.itemgetter("model", "size")  # whose rows stand together
+FLAT = 0.005  # a curve that rises by no more from the sixth of its eight points to the last
 
 
 def table(run: Any, source: Data) -> None:
-    models = list(itertools.product(run.sizes, run.models))
-    each = [(family, size, source, seed) for size, family in models for seed in run.seeds]
-    found = iter(run.for_each(each, lambda one: run.final(*one)))
-    rows = [
-        make_row(source.name, run.options, list(itertools.islice(found, len(run.seeds))))
-        for _ in models
-    ]
-    run.write("comparison.csv", rows)
-    print_table(rows)
-    print(f"wrote {printable(run.out / 'comparison.csv')} and {run.sweep_name}")
+    each = [(family, size, source, seed)
+            for size in run.sizes for family in run.models for seed in run.seeds]  # fmt: skip
+    found = run.for_each(each, lambda one: run.final(*one))
+    runs = [run_row(run, source, *cell) for cell in found]
+    run.write("runs.csv", runs)
+    tell(run.out, runs)
+    print(f"wrote {printable(run.out / run.sweep_name)}")
 
 
 def transfer(run: Any, up: Data, down: Data) -> None:
@@ -38,7 +43,8 @@ def transfer(run: Any, up: Data, down: Data) -> None:
     for size in run.sizes:
         for family in run.models:
             found = run.each_seed(run.fine_tuned, family, size, up, down)
-            row = make_row(f"{up.name} -> {down.name}", run.options, [f[1:] for f in found])
+            row = make_row([run_row(run, down, *f[1:]) for f in found])
+            row["data"] = f"{up.name} -> {down.name}"
             before = [f[0] for f in found]
             row["finetune_seconds"] = row["train_seconds"]
             row["finetune_flops"] = row["train_flops"]
@@ -58,34 +64,87 @@ def transfer(run: Any, up: Data, down: Data) -> None:
     print(f"wrote {printable(run.out / 'transfer.csv')} and {run.sweep_name}")
 
 
-def make_row(data: str, options: argparse.Namespace, cells: list[tuple[Spec, Result]]) -> dict:
+def run_row(run: Any, source: Data, spec: Spec, result: Result) -> dict[str, Any]:
+    """A row of runs.csv: one model, one seed."""
+    row = {
+        "cell": cell_path(run.folder, complete(spec, source, run.device)).name,
+        "family": FAMILIES[spec["family"]], "model": spec["family"], "size": spec["size"],
+        "data": source.name, "equal": run.options.equal, "steps": spec["steps"],
+        "batch_size": min(spec["batch_size"], spec["train_images"]),
+        "train_images": spec["train_images"], "lr": spec["lr"], "seed": spec["seed"],
+        "top1": result["accuracy"], "train_top1": result["train_accuracy"],
+    }  # fmt: skip
+    row |= {f"curve_{n}": accuracy for n, (_, accuracy) in enumerate(result["curve"], 1)}
+    return row | {name: result[name] for name in MEASURED if name in result}
+
+
+def make_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """A row of comparison.csv: one model, all seeds."""
-    spec, results = cells[0][0], [result for _, result in cells]
 
     def mean(key: str) -> float:
-        return statistics.fmean(r[key] for r in results)
+        return statistics.fmean(r[key] for r in runs)
 
     def middle(key: str) -> Any:  # of times, which a busy machine makes longer, never shorter
-        return statistics.median(r[key] for r in results) if key in results[0] else ""
+        return statistics.median(r[key] for r in runs) if key in runs[0] else ""
 
-    accuracies = [r["accuracy"] for r in results]
+    top1 = [r["top1"] for r in runs]
     return {
-        "family": FAMILIES[spec["family"]], "model": spec["family"], "size": spec["size"],
-        "data": data, "equal": options.equal, "steps": spec["steps"],
-        "batch_size": min(spec["batch_size"], spec["train_images"]),
-        "train_images": spec["train_images"], "lr": spec["lr"],
-        "seeds": " ".join(str(s["seed"]) for s, _ in cells),
-        "top1_mean": statistics.fmean(accuracies), "top1_sd": statistics.stdev(accuracies),
-        "top1_each": " ".join(str(a) for a in accuracies),
-        "train_top1_mean": mean("train_accuracy"),
-        "gap": mean("train_accuracy") - statistics.fmean(accuracies),
-        "parameters": results[0]["parameters"], "macs": results[0]["macs"],
-        "images_seen": results[0]["images_seen"], "train_flops": results[0]["train_flops"],
+        **{key: runs[0][key] for key in ("family", "model", "size", "data", "equal", "steps",
+                                         "batch_size", "train_images", "lr")},
+        "seeds": " ".join(str(r["seed"]) for r in runs),
+        "top1_mean": statistics.fmean(top1), "top1_sd": statistics.stdev(top1),
+        "top1_each": " ".join(map(str, top1)),
+        "train_top1_mean": mean("train_top1"), "gap": mean("train_top1") - statistics.fmean(top1),
+        "rise": mean(f"curve_{CURVE_POINTS}") - mean(f"curve_{CURVE_POINTS - 2}"),
+        **{key: runs[0][key] for key in ("parameters", "macs", "images_seen", "train_flops")},
         "train_seconds": middle("train_seconds"), "images_per_second": middle("images_per_second"),
-        "peak_bytes": max(r["peak_bytes"] for r in results),
+        "peak_bytes": max(r["peak_bytes"] for r in runs),
         "fast_train_seconds": middle("fast_train_seconds"),
         "fast_images_per_second": middle("fast_images_per_second"),
     }  # fmt: skip
+
+
+def tell(out: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of the rows of runs.csv, printed and as comparison.csv, and their curves."""
+    rows = [make_row(list(each)) for _, each in itertools.groupby(runs, MODEL)]
+    write_rows(out / "comparison.csv", rows)
+    print_table(rows)
+    rising = [f"{r['model']} {r['size']} {100 * r['rise']:+.2f}" for r in rows if not flat(r)]
+    share = f"{CURVE_POINTS - 2} / {CURVE_POINTS} of the steps to the end"
+    print(f"curves: from {share} on the first {CURVE_IMAGES:,} test images "
+          + (f"not flat, in points: {', '.join(rising)}" if rising else
+             f"none rises by more than {100 * FLAT:g} points: all are flat"))  # fmt: skip
+    figure = start_figure(1 + 4 * len({r["size"] for r in runs}), 4.3)
+    if figure is not None:
+        draw_curves(figure, runs)
+    save(figure, out / "curves.png", out / "comparison.csv", out / "runs.csv")
+    return rows
+
+
+def flat(row: dict[str, Any]) -> bool:
+    return row["rise"] <= FLAT
+
+
+def draw_curves(figure: Any, runs: list[dict[str, Any]]) -> None:
+    """Mean and standard deviation over the seeds; a panel for each size."""
+    sizes = list(dict.fromkeys(r["size"] for r in runs))
+    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    for (family, size), each in itertools.groupby(runs, MODEL):
+        seeds = list(each)
+        places = [seeds[0]["steps"] * n / CURVE_POINTS for n in range(1, CURVE_POINTS + 1)]
+        heights = [[100 * r[f"curve_{n}"] for r in seeds] for n in range(1, CURVE_POINTS + 1)]
+        colour, marker, line = LOOKS[family]
+        axes = panels[sizes.index(size)]
+        axes.errorbar(
+            places, [statistics.fmean(h) for h in heights], [statistics.stdev(h) for h in heights],
+            color=colour, marker=marker, linestyle=line, capsize=3, label=label(family, "", []),
+        )  # fmt: skip
+    for size, axes in zip(sizes, panels, strict=True):
+        axes.set(xlabel=f"training step, {size}", ylabel="test accuracy, %")
+        axes.grid(alpha=0.3)
+    legend_below(figure, panels[0])
+    figure.suptitle(f"{for_picture(runs[0]['data'])}: the first {CURVE_IMAGES:,} test images",
+                    fontsize=10)  # fmt: skip
 
 
 def print_table(rows: list[dict]) -> None:
