@@ -389,7 +389,7 @@ def test_without_locks(tmp_path, monkeypatch, who, refusal):
 # ---- mutants ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", mutations.KINDS)
 def test_mutants_load_or_are_refused(kind, count):
     if "picture" in kind:
