@@ -346,7 +346,7 @@ def test_two_threads_train_two_models(small_parts):
 
 
 @needs_fork
-@pytest.mark.parametrize("forks", [pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forks", [pytest.param(40, marks=pytest.mark.slow)])
 def test_forked_processes_train_while_other_threads_do(small_parts, forks):
     """A child has their locks, in whatever state, and not them."""
     use_threads(2)

@@ -316,9 +316,9 @@ def test_without_val_a_share_of_each_class_is_held_out(run, folder, capsys):
 
 @pytest.mark.slow
 def test_decoding_keeps_the_trainer_fed(run, tmp_path):
-    """An epoch over 320 JPEGs of 256 x 256 with S/32 waits for less than a fifth of its time."""
+    """An epoch over 160 JPEGs of 256 x 256 with S/32 waits for less than a fifth of its time."""
     rng = np.random.default_rng(0)
-    for number in range(320):
+    for number in range(160):
         noise = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
         smooth = Image.fromarray(noise).resize((256, 256))
         pixels = np.asarray(smooth, np.float64) + rng.normal(0, 8, (256, 256, 3))
@@ -327,7 +327,7 @@ def test_decoding_keeps_the_trainer_fed(run, tmp_path):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
     Mixer.from_name("mixer_s32").export(tmp_path / "s32.npz", format="npz")
     out = run("--data", tmp_path / "pictures", "--weights", tmp_path / "s32.npz", "--holdout=0.01",
-              "--batch-size=50", "--steps=6", "--eval-every=6", "--workers=2",
+              "--batch-size=50", "--steps=3", "--eval-every=3", "--workers=2",
               "--min-area=0.05")  # fmt: skip
     (row,) = history(out)
     print(f"{float(row['waiting']):.1%} of {float(row['seconds']):.0f} s waiting for pictures")
