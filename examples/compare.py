@@ -253,7 +253,7 @@ class Comparison:
             loss = math.inf if found["held_loss"] is None else found["held_loss"]
             diverged = found["loss"] is None or loss == math.inf
             rows.append({
-                "model": family, "size": size, "data": source.name, "optimizer": spec["optimizer"],
+                "model": family, "size": size, "data": source.title, "optimizer": spec["optimizer"],
                 "steps": steps, "lr": lr, "held_out_top1": found["held_accuracy"],
                 "held_out_loss": loss, "diverged": diverged,
             })  # fmt: skip

@@ -180,8 +180,14 @@ def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_pat
     shutil.copytree(whole[0], tmp_path / "digits", ignore=shutil.ignore_patterns("cells"))
     made = tmp_path / "digits" / "comparison.csv"
     made.unlink()
-    runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))["main"](tmp_path)
+    (tmp_path / "page.md").write_text("a\n<!-- digits -->\nold\n<!-- end -->\nb\n")
+    draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
+    draw["main"](tmp_path, tmp_path / "page.md")
     assert made.read_bytes() == (whole[0] / "comparison.csv").read_bytes()
+    top, *page, bottom = (tmp_path / "page.md").read_text().splitlines()
+    assert (top, bottom) == ("a", "b") and len(page) == 9 and "old" not in page
+    for row, line in zip(read_csv(made), page[4:7], strict=True):
+        assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
 
 
 def test_what_is_finished_stays_and_the_rest_gets_the_same_bits(finished, table, kept, monkeypatch):
@@ -1035,7 +1041,7 @@ def test_a_mixer_with_permuted_weights_sees_shuffled_patches_as_it_saw_the_other
     ("--examples=20", "--upstream"), ("--cell-minutes=nan", "--cell-minutes"),
     ("--batch-size=-1", "--batch-size"), ("--upstream=mnist", "go together"),
     ("--data=nowhere", "nowhere"), ("--device=tpu", "tpu"), ("--cell-minutes=0.00001", "minutes"),
-    ("--weights=gone.npz --figure=weights", "gone.npz"), ("--tune", "--tune is of --figure decades"),
+    ("--weights=gone.npz --figure=weights", "gone.npz"), ("--tune", "of --figure decades"),
     ("--shares=50 --figure=table", "--shares is of --figure scaling"),
 ])  # fmt: skip
 def test_wrong_options_are_one_sentence(run, wrong, message):

@@ -77,7 +77,12 @@ def test_what_it_says_is_made_again_from_its_rows(whole, tmp_path, capsys):
     out, said = whole
     (tmp_path / "some").mkdir()
     shutil.copy(out / "decades.csv", tmp_path / "some")
-    runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))["main"](tmp_path)
+    (tmp_path / "page.md").write_text("<!-- some -->\n<!-- end -->\n")
+    draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
+    draw["main"](tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("\n| probe mnist:0-3 |") == page.count("\n| tuned mnist:0-3 |") == 2
+    assert "| mixer - vit |" in page
     for name in ("gains.csv", "differences.csv"):
         assert (tmp_path / "some" / name).read_bytes() == (out / name).read_bytes()
     lines = [line for line in capsys.readouterr().out.splitlines() if "decade" in line]

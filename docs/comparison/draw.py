@@ -2,21 +2,48 @@
 
     python docs/comparison/draw.py
 
-runs.csv and decades.csv have a row for each run; what is made of them is written beside them. No
-GPU is needed, nor the data.
+runs.csv and decades.csv have a row for each run; what is made of them is written beside them, and
+as tables into the page, each between <!-- its folder --> and <!-- end -->. No GPU is needed, nor
+the data.
 """
 
 import csv
+import re
+import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
+PAGE = HERE.with_suffix(".md")
 sys.path.insert(0, str(HERE.parents[1] / "examples"))
 
 from comparison import decades, table  # noqa: E402
+from comparison.figures import NAMES  # noqa: E402
+from comparison.gains import gains_of  # noqa: E402
+from minimixer.training.files import replace_file  # noqa: E402
+
+Rows = list[dict[str, Any]]
 
 
-def rows_of(path: Path) -> list[dict]:
+def main(folder: Path = HERE, page: Path = PAGE) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, tell, tables in (("decades.csv", decades.tell, scaling), ("runs.csv", told, costs)):
+        for path in sorted(folder.glob(f"*/{name}")):
+            print(f"\n{path.parent.name}:")
+            rows = rows_of(path)
+            tell(path.parent, rows)
+            text = put(text, path.parent.name, tables(rows))
+    with replace_file(page) as file:
+        file.write(text.encode())
+
+
+def told(folder: Path, rows: Rows) -> None:
+    table.tell(folder, rows)
+
+
+def rows_of(path: Path) -> Rows:
     """The rows of a CSV file, numbers as numbers."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
@@ -31,11 +58,62 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def main(folder: Path = HERE) -> None:
-    for tell, name in ((decades.tell, "decades.csv"), (table.tell, "runs.csv")):
-        for path in sorted(folder.glob(f"*/{name}")):
-            print(f"\n{path.parent.name}:")
-            tell(path.parent, rows_of(path))
+def put(page: str, name: str, tables: str) -> str:
+    """The page with these tables at their place, if it has one."""
+    place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return place.sub(lambda met: f"{met[1]}\n{tables}\n{met[2]}", page)
+
+
+def lines(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def costs(runs: Rows) -> str:
+    """A row for each model, as in the paper's table 2."""
+    models = dict.fromkeys(map(table.MODEL, runs))
+    rows = [table.make_row([r for r in runs if table.MODEL(r) == each]) for each in models]
+    head = ("", "family", "test, %", "train minus test", "parameters", "MACs",
+            "a run, s: plain, fast", "images/s: plain, fast", "peak memory", "rate")  # fmt: skip
+    return lines(head, ([
+        f"{NAMES[r['model']]} {r['size']}", r["family"],
+        f"{100 * r['top1_mean']:.2f} ± {100 * r['top1_sd']:.2f}", f"{100 * r['gap']:.2f}",
+        f"{r['parameters'] / 1e6:.2f} M", f"{r['macs'] / 1e6:.1f} M",
+        f"{r['train_seconds']:.0f}, {r['fast_train_seconds']:.0f}",
+        f"{r['images_per_second']:,.0f}, {r['fast_images_per_second']:,.0f}",
+        f"{r['peak_bytes'] / 2**20:.0f} MiB", f"{r['lr']:g}",
+    ] for r in rows))  # fmt: skip
+
+
+def scaling(rows: Rows) -> str:
+    """What each model scores after each number of letters, and what a decade of them is worth."""
+    keys = ["probe", *(name for name in rows[0] if name.startswith("probe ")), "test", "gap",
+            *(name for name in rows[0] if name.startswith("tuned "))]  # fmt: skip
+    models = list(dict.fromkeys(map(table.MODEL, rows)))
+    counts = sorted({r["letters"] for r in rows})
+    made = []
+    for key in keys:
+        for model, size in models:
+            own = [r for r in rows if table.MODEL(r) == (model, size)]
+            cells = [[100 * r[key] for r in own if r["letters"] == n and r[key] != ""]
+                     for n in counts]  # fmt: skip
+            made.append([key, f"{NAMES[model]} {size}", *map(spread, cells)])
+    text = lines(["%", "", *(f"{n:,}" for n in counts)], made)
+    for size in dict.fromkeys(size for _, size in models) if len(counts) > 1 else []:
+        own = [r for r in rows if r["size"] == size]
+        found = [gains_of(own, outcome) for outcome in decades.OUTCOMES]
+        text += "\n" + lines(
+            ["points a decade", *decades.OUTCOMES.values()],
+            ([each[0]["model"], *(f"{g['gain']:+.1f} ({g['low']:+.1f} to {g['high']:+.1f})"
+                                  for g in each)] for each in zip(*found, strict=True)),
+        )  # fmt: skip
+    return text
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 if __name__ == "__main__":

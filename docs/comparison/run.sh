@@ -10,6 +10,7 @@ shift 2
 figures=${*:-scaling letters fashion clipart frontier}
 export PYTHONPATH=$PWD OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-4}
 gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
+cores=$(($(nproc) / gpus))
 
 compare() {
   python3 examples/compare.py --device cuda --precision tf32 --batch-size 256 \
@@ -34,7 +35,8 @@ frontier() {  # its small models are those of scaling
     --counts 1e5 $probes --out "$out/frontier" "$@"
 }
 
-work() {
+work() {  # on processors of its own
+  taskset -cp $(($1 * cores))-$(($1 * cores + cores - 1)) $BASHPID > /dev/null
   for figure in $figures; do
     "$figure" --no-wait > "$out/$figure.$1.log" 2>&1
   done

@@ -12,7 +12,7 @@ from comparison.cells import CURVE_IMAGES, CURVE_POINTS, Result, cell_path, comp
 from comparison.data import Data
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.models import FAMILIES, Spec
-from minimixer.training.names import for_picture, printable
+from minimixer.training.names import printable
 from support.run_directory import write_rows
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170, "hybrid": 73}  # of the terminal's 256
@@ -69,7 +69,7 @@ def run_row(run: Any, source: Data, spec: Spec, result: Result) -> dict[str, Any
     row = {
         "cell": cell_path(run.folder, complete(spec, source, run.device)).name,
         "family": FAMILIES[spec["family"]], "model": spec["family"], "size": spec["size"],
-        "data": source.name, "equal": run.options.equal, "steps": spec["steps"],
+        "data": source.title, "equal": run.options.equal, "steps": spec["steps"],
         "batch_size": min(spec["batch_size"], spec["train_images"]),
         "train_images": spec["train_images"], "lr": spec["lr"], "seed": spec["seed"],
         "top1": result["accuracy"], "train_top1": result["train_accuracy"],
@@ -111,7 +111,7 @@ def tell(out: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     print_table(rows)
     rising = [f"{r['model']} {r['size']} {100 * r['rise']:+.2f}" for r in rows if not flat(r)]
     share = f"{CURVE_POINTS - 2} / {CURVE_POINTS} of the steps to the end"
-    print(f"curves: from {share} on the first {CURVE_IMAGES:,} test images "
+    print(f"curves: from {share}, on {CURVE_IMAGES:,} test images at most, "
           + (f"not flat, in points: {', '.join(rising)}" if rising else
              f"none rises by more than {100 * FLAT:g} points: all are flat"))  # fmt: skip
     figure = start_figure(1 + 4 * len({r["size"] for r in runs}), 4.3)
@@ -143,7 +143,7 @@ def draw_curves(figure: Any, runs: list[dict[str, Any]]) -> None:
         axes.set(xlabel=f"training step, {size}", ylabel="test accuracy, %")
         axes.grid(alpha=0.3)
     legend_below(figure, panels[0])
-    figure.suptitle(f"{for_picture(runs[0]['data'])}: the first {CURVE_IMAGES:,} test images",
+    figure.suptitle(f"{runs[0]['data']}, {CURVE_IMAGES:,} test images at most",
                     fontsize=10)  # fmt: skip
 
 
