@@ -30,6 +30,7 @@ from minimixer.backend import to_numpy
 from minimixer.engine import forms, products
 from minimixer.engine import ops as engine_ops
 from minimixer.kernels import unchanged
+from minimixer.nn import loss, more_loss
 from minimixer.training.checkpoint import load_checkpoint, save_checkpoint
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
@@ -105,10 +106,38 @@ def test_nothing_is_left_out():
 def test_fast_forms_are_of_the_code_that_they_were_compared_with():
     for module in (baseline_layers, baseline_ops):
         source = Path(module.__file__).read_text(encoding="utf-8")
-        assert unchanged.digest(source) == gpu.COMPARED[module.__name__.split(".")[1]]
+        assert unchanged.digest(source) == gpu.COMPARED[module.__name__]
     for plain in (baseline_layers.attention, baseline_ops.GroupNorm, baseline_ops.Conv2d,
                   baseline_ops.WeightStandardize):  # fmt: skip
         assert forms.table[plain]["cupy"] in vars(gpu).values() and forms.unchanged(plain)
+
+
+@pytest.mark.parametrize("owner, name", [
+    (baseline_layers, "split_heads"), (baseline_ops, "split_heads"), (baseline_ops, "softmax"),
+    (more_loss.Softmax, "forward"), (loss.CrossEntropy, "backward"), (engine_ops.Add, "forward"),
+    (products, "matmul"),
+])  # fmt: skip
+def test_fast_attention_steps_back_for_a_patch_of_what_it_stands_for(monkeypatch, owner, name):
+    """In its own modules and in those of the package that it needs; what is undone counts not."""
+    before = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *inputs: before(*inputs))
+    assert not forms.unchanged(baseline_layers.attention)
+    monkeypatch.undo()
+    assert forms.unchanged(baseline_layers.attention)
+
+
+@pytest.mark.parametrize("compared, parts", [
+    ({"baselines.layers": "0" * 32}, ()), ({"baselines": "0" * 32}, ()),  # edited
+    ({"sys": "0" * 32}, ()), ({"baselines.layers": gpu.COMPARED["baselines.layers"]}, ("no",)),
+])  # fmt: skip
+def test_no_form_stands_for_what_it_was_not_compared_with(compared, parts):
+    """sys has no source; the package has no module `no`."""
+
+    def double(x):
+        return x + x
+
+    kernels.register(double, compared, *parts, cupy=None)
+    assert double not in forms.table
 
 
 @pytest.mark.parametrize("module", [baseline_ops, baseline_layers, baselines])

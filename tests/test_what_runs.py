@@ -923,7 +923,7 @@ def test_forms_of_ones_own_keep_none_of_the_others_out(tmp_path):
     code = """import own
 from minimixer import engine, kernels
 source = open(own.__file__, encoding="utf-8").read()
-kernels.register(own.double, kernels.unchanged.digest(source), cupy=None)
+kernels.register(own.double, {"own": kernels.unchanged.digest(source)}, cupy=None)
 print(engine.forms.table)
 kernels.use("auto")
 print(kernels.status(), len(engine.forms.table), own.double in engine.forms.table)"""

@@ -22,8 +22,8 @@ from minimixer.kernels.node import Fast
 
 # The digests of what they were compared with.
 COMPARED = {
-    "layers": "656f6db85b58f187c8ebf2deee9d6e9f",
-    "operations": "cedacca8f523683f073a9324e9fc77ef",
+    "baselines.layers": "656f6db85b58f187c8ebf2deee9d6e9f",
+    "baselines.operations": "cedacca8f523683f073a9324e9fc77ef",
 }
 HERE = Path(__file__).parent
 ATTENTION, NORMS, WINDOWS = (str(HERE / f"{name}.cu") for name in ("attention", "norms", "windows"))
@@ -269,10 +269,11 @@ def aligned(x: Array) -> Array:
 
 def stand_in() -> None:
     """On the arrays of CuPy, where there is any."""
-    for name, forms in (
-        ("layers", {layers.attention: FastAttention}),
-        ("operations", {GroupNorm: FastGroupNorm, WeightStandardize: FastWeightStandardize,
-                        Conv2d: FastConv2d}),
+    parts = "nn.more_loss", "nn.loss", "engine.ops", "engine.products", "engine.rearrange"
+    kernels.register(layers.attention, COMPARED, *parts, cupy=FastAttention)
+    own = {"baselines.operations": COMPARED["baselines.operations"]}
+    for plain, form in (
+        (GroupNorm, FastGroupNorm), (WeightStandardize, FastWeightStandardize),
+        (Conv2d, FastConv2d),
     ):  # fmt: skip
-        for plain, form in forms.items():
-            kernels.register(plain, COMPARED[name], cupy=form)
+        kernels.register(plain, own, "engine.products", cupy=form)

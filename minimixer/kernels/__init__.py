@@ -43,6 +43,7 @@ The environment variable MINIMIXER_KERNELS says which at the start.
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,31 @@ def use(which: str) -> None:
     _chosen = which
 
 
-def register(plain: Any, digest: str, **by_library: Any) -> None:
-    """Let a fast form (a `node.Fast` for numpy=, for cupy=) stand in for a Function of one's own:
-    if `unchanged.digest` of its module's source is `digest`, and while nothing in it is patched."""
-    module = sys.modules[plain.__module__]
-    if unchanged.digest(Path(module.__file__ or "").read_text(encoding="utf-8")) == digest:
-        unchanged.remember([module.__name__])
-        _forms[plain], _watched[plain] = by_library, unchanged.watched([module.__name__])
-        _registered.add(plain)
-        use(_chosen)
+def register(
+    plain: Any, compared: Mapping[str, str], *of_the_package: str, **by_library: Any
+) -> None:
+    """Let a fast form (a `node.Fast` for numpy=, for cupy=) stand in for a Function of one's own.
+
+    compared        the modules of one's own that it stands for, each with `unchanged.digest` of
+                    its source: an edited one, or one without a source, runs as it is
+    of_the_package  the package's, as "nn.more_loss", that it stands for too
+    As the package's own, it steps back while anything in these modules is patched.
+    """
+    for name, digest in compared.items():
+        try:
+            path = getattr(sys.modules[name], "__file__", None)
+            source = Path(path or "").read_text(encoding="utf-8")
+        except OSError:
+            return
+        if unchanged.digest(source) != digest:
+            return
+    if any(unchanged.state(module) == "edited" for module in of_the_package):
+        return
+    unchanged.remember(compared)
+    _forms[plain] = by_library
+    _watched[plain] = unchanged.watched([*compared, *of_the_package])
+    _registered.add(plain)
+    use(_chosen)
 
 
 def status() -> str:
