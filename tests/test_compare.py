@@ -24,6 +24,7 @@ from scripts import EXAMPLES, make_data, stopped_by, watch
 
 import compare
 from comparison import cells, data, figures, models, weights
+from comparison import table as compare_table
 from minimixer import AdamW, Mixer, Tensor, kernels
 from minimixer import functional as F
 from minimixer.engine import forms
@@ -645,6 +646,61 @@ def test_what_others_are_at_can_be_left_to_them(run, untrained, monkeypatch, tab
     assert said.splitlines()[-1].startswith("left   what other processes are at")
     with pytest.raises(FileNotFoundError):
         table("comparison")
+
+
+@pytest.mark.parametrize(
+    ("words", "family", "count"),
+    [
+        ("--figure=scaling --shares=40,100", "resnet", 6),
+        ("--figure=frontier", "resnet", 3),
+        ("--figure=invariance", "resnet", 9),
+        ("--figure=table,invariance", "mixer", 2 + 6),
+        ("--figure=weights,table", "resnet", 3),
+        ("--upstream=digits:0-1 --downstream=digits:2-3 --fine-lrs=0.01", "resnet", 6),
+    ],
+)
+def test_each_figure_shares_out_all_its_models(run, untrained, monkeypatch, words, family, count):
+    """Another process is at the first cell of all: it alone, and what needs it, is left."""
+    held, keep = [], compare.kept
+
+    def busy_with_the_first(folder, spec, compute, wait, weights):
+        if spec["kind"] == "final" and held[:1] in ([], [spec]):
+            held.append(spec)
+            raise cells.Busy
+        return keep(folder, spec, compute, wait, weights)
+
+    monkeypatch.setattr(compare, "kept", busy_with_the_first)
+    status, said, _ = run("--models=mixer,resnet", *words.split(), "--no-wait")
+    assert status == 0 and said.splitlines()[-1].startswith("left   what other processes are at")
+    assert held[0]["family"] == "mixer" and said.count(f"cell   {family}") == count
+
+
+def test_several_ranks_compute_a_cell_again_once(tmp_path, capsys, monkeypatch):
+    """The first takes the file away, and tells; the others find it gone, or made anew."""
+    assert keep(tmp_path / "cells", SWEEP, SWEPT) == (SWEPT, 1)
+    path, made, meet = cells.cell_path(tmp_path / "cells", SWEEP), [], threading.Barrier(2)
+    words = ["--out", str(tmp_path), "--again", path.name]
+    options = compare.make_parser("", []).parse_args(words)
+
+    def work(rank):
+        world = compare.World()
+        world.rank, world.barrier = rank, meet.wait
+        return compare.compare(compare.Comparison(options, world, tmp_path))
+
+    def figures_of(one):
+        one.keep(SWEEP, lambda: made.append(1) or SWEPT | {"loss": 0.25})
+        return 0
+
+    monkeypatch.setattr(compare, "make_figures", figures_of)
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(work, (0, 1))) == [0, 0]
+    assert len(made) == 1 and json.loads(path.read_bytes())["result"]["loss"] == 0.25
+    assert capsys.readouterr().out.count("again  loss: 0.5, now 0.25") == 1
+
+
+@pytest.mark.parametrize(("last", "flat"), [(0.905, True), (0.906, False), (0.5, True)])
+def test_half_a_point_more_is_flat(last, flat):
+    assert compare_table.flat({"rise": last - 0.9}) == flat
 
 
 def test_a_computation_that_fails_leaves_the_cell_to_the_next(tmp_path):
