@@ -191,6 +191,27 @@ def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_pat
         assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="taskset is Linux's")
+def test_a_process_for_each_gpu_and_one_at_last(tmp_path):
+    """docs/comparison/run.sh: from any folder, and where a process may not choose processors."""
+    for name, text in (("python3", 'echo "$PWD $CUDA_VISIBLE_DEVICES $*" >> "$LOG"'),
+                       ("taskset", "exit 1"), ("nvidia-smi", "true")):  # fmt: skip
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    root, log = EXAMPLES.parent, tmp_path / "log"
+    script = ["bash", str(root / "docs" / "comparison" / "run.sh"), "data", "out", "fashion"]
+    usual = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+    usual.pop("CUDA_VISIBLE_DEVICES", None)
+    none = subprocess.run(script, cwd=tmp_path, env=usual, capture_output=True, text=True)
+    assert (none.returncode, none.stderr) == (2, "run.sh: there is no GPU\n")
+    subprocess.run(script, cwd=tmp_path, env=usual | {"GPUS": "2"}, check=True)
+    *work, last = log.read_text().splitlines()
+    assert len(work) == 2 and all(line.endswith(" --no-wait") for line in work)
+    assert {line.split(" ")[1] for line in work} == {"0", "1"}
+    assert last.startswith(f"{root}  ") and last.endswith(f" --out {tmp_path}/out/fashion")
+    assert f"--data {tmp_path}/data/fashion " in last and (tmp_path / "out").is_dir()
+
+
 def test_what_is_finished_stays_and_the_rest_gets_the_same_bits(finished, table, kept, monkeypatch):
     trained = []
     watch(monkeypatch, cells, "train", lambda model, spec, *_: trained.append(spec))
