@@ -30,6 +30,7 @@ again, finds its cells and makes its own again.
 from support import begin  # noqa: F401  isort: skip
 
 import argparse
+import contextlib
 import math
 import sys
 import tempfile
@@ -328,12 +329,11 @@ def compare(run: Comparison) -> int:
         run.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run.folder):  # found out before training
             pass
-    run.world.barrier()
+    mine = options.again and run.world.rank == 0  # the others find the cell gone
     try:
-        if options.again:
-            with again(run.folder / options.again):
-                return make_figures(run)
-        return make_figures(run)
+        with again(run.folder / options.again) if mine else contextlib.nullcontext():
+            run.world.barrier()
+            return make_figures(run)
     except Busy:
         print("left   what other processes are at; once they are done, the same command without "
               "--no-wait makes tables and pictures")  # fmt: skip
@@ -341,7 +341,7 @@ def compare(run: Comparison) -> int:
 
 
 def make_figures(run: Comparison) -> int:
-    options, source = run.options, None
+    options, source, left = run.options, None, False
     if options.upstream:
         up, down = (load(spec, options.image_size) for spec in (options.upstream,
                                                                 options.downstream))  # fmt: skip
@@ -353,7 +353,12 @@ def make_figures(run: Comparison) -> int:
             source = load(options.data, options.image_size)
             source = in_colour(source) if options.colour else source
             run.introduce(source)
-        FIGURES[name](run, source)
+        try:
+            FIGURES[name](run, source)
+        except Busy:  # the next figures may have something to begin
+            left = True
+    if left:
+        raise Busy
     return 0
 
 

@@ -24,6 +24,7 @@ from scripts import EXAMPLES, make_data, stopped_by, watch
 
 import compare
 from comparison import cells, data, figures, models, weights
+from comparison import table as compare_table
 from minimixer import AdamW, Mixer, Tensor, kernels
 from minimixer import functional as F
 from minimixer.engine import forms
@@ -188,6 +189,27 @@ def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_pat
     assert (top, bottom) == ("a", "b") and len(page) == 9 and "old" not in page
     for row, line in zip(read_csv(made), page[4:7], strict=True):
         assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="taskset is Linux's")
+def test_a_process_for_each_gpu_and_one_at_last(tmp_path):
+    """docs/comparison/run.sh: from any folder, and where a process may not choose processors."""
+    for name, text in (("python3", 'echo "$PWD $CUDA_VISIBLE_DEVICES $*" >> "$LOG"'),
+                       ("taskset", "exit 1"), ("nvidia-smi", "true")):  # fmt: skip
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    root, log = EXAMPLES.parent, tmp_path / "log"
+    script = ["bash", str(root / "docs" / "comparison" / "run.sh"), "data", "out", "fashion"]
+    usual = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+    usual.pop("CUDA_VISIBLE_DEVICES", None)
+    none = subprocess.run(script, cwd=tmp_path, env=usual, capture_output=True, text=True)
+    assert (none.returncode, none.stderr) == (2, "run.sh: there is no GPU\n")
+    subprocess.run(script, cwd=tmp_path, env=usual | {"GPUS": "2"}, check=True)
+    *work, last = log.read_text().splitlines()
+    assert len(work) == 2 and all(line.endswith(" --no-wait") for line in work)
+    assert {line.split(" ")[1] for line in work} == {"0", "1"}
+    assert last.startswith(f"{root}  ") and last.endswith(f" --out {tmp_path}/out/fashion")
+    assert f"--data {tmp_path}/data/fashion " in last and (tmp_path / "out").is_dir()
 
 
 def test_what_is_finished_stays_and_the_rest_gets_the_same_bits(finished, table, kept, monkeypatch):
@@ -645,6 +667,61 @@ def test_what_others_are_at_can_be_left_to_them(run, untrained, monkeypatch, tab
     assert said.splitlines()[-1].startswith("left   what other processes are at")
     with pytest.raises(FileNotFoundError):
         table("comparison")
+
+
+@pytest.mark.parametrize(
+    ("words", "family", "count"),
+    [
+        ("--figure=scaling --shares=40,100", "resnet", 6),
+        ("--figure=frontier", "resnet", 3),
+        ("--figure=invariance", "resnet", 9),
+        ("--figure=table,invariance", "mixer", 2 + 6),
+        ("--figure=weights,table", "resnet", 3),
+        ("--upstream=digits:0-1 --downstream=digits:2-3 --fine-lrs=0.01", "resnet", 6),
+    ],
+)
+def test_each_figure_shares_out_all_its_models(run, untrained, monkeypatch, words, family, count):
+    """Another process is at the first cell of all: it alone, and what needs it, is left."""
+    held, keep = [], compare.kept
+
+    def busy_with_the_first(folder, spec, compute, wait, weights):
+        if spec["kind"] == "final" and held[:1] in ([], [spec]):
+            held.append(spec)
+            raise cells.Busy
+        return keep(folder, spec, compute, wait, weights)
+
+    monkeypatch.setattr(compare, "kept", busy_with_the_first)
+    status, said, _ = run("--models=mixer,resnet", *words.split(), "--no-wait")
+    assert status == 0 and said.splitlines()[-1].startswith("left   what other processes are at")
+    assert held[0]["family"] == "mixer" and said.count(f"cell   {family}") == count
+
+
+def test_several_ranks_compute_a_cell_again_once(tmp_path, capsys, monkeypatch):
+    """The first takes the file away, and tells; the others find it gone, or made anew."""
+    assert keep(tmp_path / "cells", SWEEP, SWEPT) == (SWEPT, 1)
+    path, made, meet = cells.cell_path(tmp_path / "cells", SWEEP), [], threading.Barrier(2)
+    words = ["--out", str(tmp_path), "--again", path.name]
+    options = compare.make_parser("", []).parse_args(words)
+
+    def work(rank):
+        world = compare.World()
+        world.rank, world.barrier = rank, meet.wait
+        return compare.compare(compare.Comparison(options, world, tmp_path))
+
+    def figures_of(one):
+        one.keep(SWEEP, lambda: made.append(1) or SWEPT | {"loss": 0.25})
+        return 0
+
+    monkeypatch.setattr(compare, "make_figures", figures_of)
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(work, (0, 1))) == [0, 0]
+    assert len(made) == 1 and json.loads(path.read_bytes())["result"]["loss"] == 0.25
+    assert capsys.readouterr().out.count("again  loss: 0.5, now 0.25") == 1
+
+
+@pytest.mark.parametrize(("last", "flat"), [(0.905, True), (0.906, False), (0.5, True)])
+def test_half_a_point_more_is_flat(last, flat):
+    assert compare_table.flat({"rise": last - 0.9}) == flat
 
 
 def test_a_computation_that_fails_leaves_the_cell_to_the_next(tmp_path):

@@ -173,6 +173,7 @@ def test_what_can_not_be_is_said_before_training(letters, tmp_path):
         (f"--probes={tmp_path}/pictures", r"\(64, 64, 3\) does not go into .*--image-size 32"),
         (f"--probes={tmp_path}/pictures --image-size=32 --shots=100", "--shots 100: .*a class of"),
         ("--counts=40,40.5", "--counts must be whole numbers from 22 to 1e8, each of them once"),
+        ("--counts=40.5,200", "--counts must be whole numbers from 22 to 1e8"),
         ("--counts=40,1e9", "--counts must be whole numbers from 22 to 1e8"),
         ("--again=../x.json", r"--again ../x.json: give the name of a .json file of OUT/cells"),
     ):

@@ -4,12 +4,13 @@
 # DATA holds letters/, fashion/ and clipart/, as the plan's commands make them. Finished cells stay in
 # OUT: stop at any time, and give the same command again. At last it makes the tables and pictures.
 set -eu
+data=$(realpath -m "$1") out=$(realpath -m "$2")
 cd "$(dirname "$0")/../.."
-data=$1 out=$2
 shift 2
 figures=${*:-scaling letters fashion clipart frontier}
 export PYTHONPATH=$PWD OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-4}
 gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
+[ "$gpus" -gt 0 ] || { echo "run.sh: there is no GPU" >&2; exit 2; }
 cores=$(($(nproc) / gpus))
 
 compare() {
@@ -35,8 +36,8 @@ frontier() {  # its small models are those of scaling
     --counts 1e5 $probes --out "$out/frontier" "$@"
 }
 
-work() {  # on processors of its own
-  taskset -cp $(($1 * cores))-$(($1 * cores + cores - 1)) $BASHPID > /dev/null
+work() {  # on processors of its own, where there are as many and it may choose
+  taskset -cp $(($1 * cores))-$(($1 * cores + cores - 1)) $BASHPID > /dev/null 2>&1 || true
   for figure in $figures; do
     "$figure" --no-wait > "$out/$figure.$1.log" 2>&1
   done

@@ -101,14 +101,19 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 def scaling(run: Any, source: Any) -> None:
     rows: list[dict[str, Any]] = []
-    for size, family, share in itertools.product(run.sizes, run.models, sorted(run.options.shares)):
-        count = max(2, round(len(source.train_images) * share / 100))
-        cells = run.each_seed(run.final, family, size, source, count=count)
+    points = list(itertools.product(run.sizes, run.models, sorted(run.options.shares)))
+
+    def seeds_of(point: tuple) -> Any:
+        count = max(2, round(len(source.train_images) * point[2] / 100))
+        return run.each_seed(run.final, point[1], point[0], source, count=count)
+
+    for (size, family, share), cells in zip(points, run.for_each(points, seeds_of), strict=True):
         test = spread([r["accuracy"] for _, r in cells])
         gap = spread([r["train_accuracy"] - r["accuracy"] for _, r in cells])
         rows.append({
             "model": family, "size": size, "data": source.name, "share_percent": share,
-            "train_images": count, "steps": cells[0][0]["steps"], "seeds": len(cells),
+            "train_images": cells[0][0]["train_images"], "steps": cells[0][0]["steps"],
+            "seeds": len(cells),
             "top1_mean": test[0], "top1_sd": test[1], "gap_mean": gap[0], "gap_sd": gap[1],
         })  # fmt: skip
     run.write("scaling.csv", rows)
@@ -149,12 +154,17 @@ def scaling(run: Any, source: Any) -> None:
 
 def frontier(run: Any, source: Any) -> None:
     rows: list[dict[str, Any]] = []
-    for size, family, share in itertools.product(run.sizes, run.models, BUDGET_SHARES):
-        wholes = run.each_seed(run.final, family, size, source)
+    points = list(itertools.product(run.sizes, run.models, BUDGET_SHARES))
+
+    def seeds_of(point: tuple) -> Any:
+        model, share = (point[1], point[0], source), point[2]
+        return [run.each_seed(run.final, *model, budget_share=part) for part in (1.0, share)]
+
+    found = zip(points, run.for_each(points, seeds_of), strict=True)
+    for (size, family, share), (wholes, cells) in found:
         steps = wholes[0][0]["steps"]
         costs = {key: statistics.median(r[key] for _, r in wholes)
                  for key in ("train_seconds", "images_per_second")}  # fmt: skip
-        cells = run.each_seed(run.final, family, size, source, budget_share=share)
         results = [result for _, result in cells]
         mean, sd = spread([r["accuracy"] for r in results])
         this = family, size, cells[0][0]["steps"]
@@ -340,8 +350,11 @@ def invariance(run: Any, source: Any) -> None:
     models = [family for family in ("mixer", "resnet", "vit") if family in run.models]
     models = [family for family in models if family != "vit"] or models
     size, rows, tested = run.sizes[0], [], len(source.test_images)
-    for family, kind in itertools.product(models, SHUFFLE_LOOKS):
-        cells = run.each_seed(run.final, family, size, source, shuffle=kind)
+    lines = list(itertools.product(models, SHUFFLE_LOOKS))
+    found = run.for_each(
+        lines, lambda line: run.each_seed(run.final, line[0], size, source, shuffle=line[1])
+    )
+    for (family, kind), cells in zip(lines, found, strict=True):
         results = [result for _, result in cells]
         points = [(min(CURVE_IMAGES, tested), point)
                   for point in zip(*(r["curve"] for r in results), strict=True)]  # fmt: skip

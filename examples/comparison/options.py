@@ -97,7 +97,7 @@ def check_options(options: argparse.Namespace, figures: list[str]) -> None:
         raise ValueError("--precision tf32 is a GPU's; leave it out on the CPU")
     if len(options.seeds) < 3:
         raise ValueError("--seeds: a spread needs three seeds at least")
-    if max(options.counts) > 1e8 or len(set(map(int, options.counts))) < len(options.counts):
+    if max(options.counts) > 1e8 or any(count != int(count) for count in options.counts):
         raise ValueError("--counts must be whole numbers from 22 to 1e8, each of them once")
     if min(options.shots, options.draws) < 1:
         raise ValueError("--shots and --draws must be 1 or more")

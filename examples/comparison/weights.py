@@ -26,7 +26,10 @@ def weights(run: Any, source: Any) -> None:
     """units.png, stem.png and weights.csv: of --weights, or of the first seed's Mixer."""
     path = run.options.weights
     if path is None:
-        spec, result = run.final("mixer", run.sizes[0], source, run.seeds[0], weights=True)
+        which = "mixer", run.sizes[0], source
+        ((spec, result),) = run.for_each(
+            run.seeds[:1], lambda seed: run.final(*which, seed, weights=True)
+        )
         if not result["weights"]:
             raise ValueError("the Mixer's weights are not finite; give lower --lrs")
         path = cell_path(run.folder, complete(spec, source, run.device)).with_suffix(".npz")
