@@ -181,11 +181,13 @@ def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_pat
     shutil.copytree(whole[0], tmp_path / "digits", ignore=shutil.ignore_patterns("cells"))
     made = tmp_path / "digits" / "comparison.csv"
     made.unlink()
-    (tmp_path / "page.md").write_text("a\n<!-- digits -->\nold\n<!-- end -->\nb\n")
+    (tmp_path / "page.md").write_text(
+        "a\n<!-- digits -->\nold\n<!-- end -->\nb\n", encoding="utf-8"
+    )
     draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
     draw["main"](tmp_path, tmp_path / "page.md")
     assert made.read_bytes() == (whole[0] / "comparison.csv").read_bytes()
-    top, *page, bottom = (tmp_path / "page.md").read_text().splitlines()
+    top, *page, bottom = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
     assert (top, bottom) == ("a", "b") and len(page) == 9 and "old" not in page
     for row, line in zip(read_csv(made), page[4:7], strict=True):
         assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
@@ -196,16 +198,16 @@ def test_a_process_for_each_gpu_and_one_at_last(tmp_path):
     """docs/comparison/run.sh: from any folder, and where a process may not choose processors."""
     for name, text in (("python3", 'echo "$PWD $CUDA_VISIBLE_DEVICES $*" >> "$LOG"'),
                        ("taskset", "exit 1"), ("nvidia-smi", "true")):  # fmt: skip
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     root, log = EXAMPLES.parent, tmp_path / "log"
     script = ["bash", str(root / "docs" / "comparison" / "run.sh"), "data", "out", "fashion"]
     usual = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
     usual.pop("CUDA_VISIBLE_DEVICES", None)
-    none = subprocess.run(script, cwd=tmp_path, env=usual, capture_output=True, text=True)
+    none = subprocess.run(script, cwd=tmp_path, env=usual, stderr=subprocess.PIPE, encoding="utf-8")
     assert (none.returncode, none.stderr) == (2, "run.sh: there is no GPU\n")
     subprocess.run(script, cwd=tmp_path, env=usual | {"GPUS": "2"}, check=True)
-    *work, last = log.read_text().splitlines()
+    *work, last = log.read_text(encoding="utf-8").splitlines()
     assert len(work) == 2 and all(line.endswith(" --no-wait") for line in work)
     assert {line.split(" ")[1] for line in work} == {"0", "1"}
     assert last.startswith(f"{root}  ") and last.endswith(f" --out {tmp_path}/out/fashion")

@@ -77,10 +77,10 @@ def test_what_it_says_is_made_again_from_its_rows(whole, tmp_path, capsys):
     out, said = whole
     (tmp_path / "some").mkdir()
     shutil.copy(out / "decades.csv", tmp_path / "some")
-    (tmp_path / "page.md").write_text("<!-- some -->\n<!-- end -->\n")
+    (tmp_path / "page.md").write_text("<!-- some -->\n<!-- end -->\n", encoding="utf-8")
     draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
     draw["main"](tmp_path, tmp_path / "page.md")
-    page = (tmp_path / "page.md").read_text()
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page.count("\n| probe mnist:0-3 |") == page.count("\n| tuned mnist:0-3 |") == 2
     assert "| mixer - vit |" in page
     for name in ("gains.csv", "differences.csv"):
