@@ -653,8 +653,9 @@ def test_nothing_waits_while_something_can_be_begun(tmp_path):
     assert order == [1, 0]
 
 
-def test_what_others_are_at_can_be_left_to_them(run, untrained, monkeypatch, table):
-    """--no-wait: all else is trained, and no table is made of a part."""
+@pytest.fixture
+def held(monkeypatch):
+    """Another process is at the first final cell that is asked for; how it was asked for."""
     held, keep = [], compare.kept
 
     def busy_with_the_first(folder, spec, compute, wait, weights):
@@ -664,6 +665,11 @@ def test_what_others_are_at_can_be_left_to_them(run, untrained, monkeypatch, tab
         return keep(folder, spec, compute, wait, weights)
 
     monkeypatch.setattr(compare, "kept", busy_with_the_first)
+    return held
+
+
+def test_what_others_are_at_can_be_left_to_them(run, untrained, held, table):
+    """--no-wait: all else is trained, and no table is made of a part."""
     status, said, _ = run("--models=mixer", "--no-wait")
     assert status == 0 and said.count("cell   mixer") == 2
     assert said.splitlines()[-1].startswith("left   what other processes are at")
@@ -682,17 +688,8 @@ def test_what_others_are_at_can_be_left_to_them(run, untrained, monkeypatch, tab
         ("--upstream=digits:0-1 --downstream=digits:2-3 --fine-lrs=0.01", "resnet", 6),
     ],
 )
-def test_each_figure_shares_out_all_its_models(run, untrained, monkeypatch, words, family, count):
+def test_each_figure_shares_out_all_its_models(run, untrained, held, words, family, count):
     """Another process is at the first cell of all: it alone, and what needs it, is left."""
-    held, keep = [], compare.kept
-
-    def busy_with_the_first(folder, spec, compute, wait, weights):
-        if spec["kind"] == "final" and held[:1] in ([], [spec]):
-            held.append(spec)
-            raise cells.Busy
-        return keep(folder, spec, compute, wait, weights)
-
-    monkeypatch.setattr(compare, "kept", busy_with_the_first)
     status, said, _ = run("--models=mixer,resnet", *words.split(), "--no-wait")
     assert status == 0 and said.splitlines()[-1].startswith("left   what other processes are at")
     assert held[0]["family"] == "mixer" and said.count(f"cell   {family}") == count

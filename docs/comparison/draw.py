@@ -29,7 +29,10 @@ Rows = list[dict[str, Any]]
 
 def main(folder: Path = HERE, page: Path = PAGE) -> None:
     text = page.read_text(encoding="utf-8")
-    for name, tell, tables in (("decades.csv", decades.tell, scaling), ("runs.csv", told, costs)):
+    for name, tell, tables in (
+        ("decades.csv", decades.tell, scaling),
+        ("runs.csv", table.tell, costs),
+    ):
         for path in sorted(folder.glob(f"*/{name}")):
             print(f"\n{path.parent.name}:")
             rows = rows_of(path)
@@ -37,10 +40,6 @@ def main(folder: Path = HERE, page: Path = PAGE) -> None:
             text = put(text, path.parent.name, tables(rows))
     with replace_file(page) as file:
         file.write(text.encode())
-
-
-def told(folder: Path, rows: Rows) -> None:
-    table.tell(folder, rows)
 
 
 def rows_of(path: Path) -> Rows:
@@ -60,7 +59,7 @@ def number(text: str) -> int | float | str:
 
 def put(page: str, name: str, tables: str) -> str:
     """The page with these tables at their place, if it has one."""
-    place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     return place.sub(lambda met: f"{met[1]}\n{tables}\n{met[2]}", page)
 
 

@@ -108,7 +108,7 @@ def make_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tell(out: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def tell(out: Path, runs: list[dict[str, Any]]) -> None:
     """The table of the rows of runs.csv, printed and as comparison.csv, and their curves."""
     rows = [make_row(list(each)) for _, each in itertools.groupby(runs, MODEL)]
     write_rows(out / "comparison.csv", rows)
@@ -122,7 +122,6 @@ def tell(out: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if figure is not None:
         draw_curves(figure, runs)
     save(figure, out / "curves.png", out / "comparison.csv", out / "runs.csv")
-    return rows
 
 
 def flat(row: dict[str, Any]) -> bool:
