@@ -60,6 +60,7 @@ from comparison.models import (
     patch_size,
     step_seconds,
     train_flops,
+    using,
 )
 from comparison.options import LEAST_STEPS, SECONDS, SWEEP_SEED, check_options, make_parser
 from comparison.table import table, transfer
@@ -320,7 +321,10 @@ def main() -> int:
         options = make_parser(__doc__ or "", list(FIGURES)).parse_args()
         check_options(options, list(FIGURES))
         # All processes make cells; what is made of them rank 0 keeps, and others write for nobody.
-        return compare(Comparison(options, world, Path(elsewhere if world.rank else options.out)))
+        with using("untimed"):
+            return compare(
+                Comparison(options, world, Path(elsewhere if world.rank else options.out))
+            )
 
 
 def compare(run: Comparison) -> int:

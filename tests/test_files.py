@@ -177,10 +177,13 @@ def test_choices_of_cublas(tmp_path, text, monkeypatch):
     (tmp_path / "pipe").symlink_to("/dev/zero")
     assert plans.read_choices(tmp_path / "pipe") == plans.read_choices(tmp_path) == {}
     path.write_text('{"a": 1, "b": "x"}', encoding="utf-8")
-    for place in (path, Path("/dev/full")):  # the second without a word
+    for place in (path, path / "none"):  # the second without a word
         monkeypatch.setattr(plans, "choices", lambda device, place=place: (place, {"c": 2}))
-        plans.remember(0, "d", 3)
+        assert plans.remember(0, "d", 3) == 3
     assert plans.read_choices(path) == {"a": 1, "c": 2, "d": 3}
+    monkeypatch.setattr(plans, "choices", lambda device: (path, {}))  # of a process beside it
+    assert plans.remember(0, "d", 5) == 3 and plans.remember(0, "e", 5) == 5
+    assert plans.read_choices(path) == {"a": 1, "c": 2, "d": 3, "e": 5}
 
 
 # ---- writers ------------------------------------------------------------------------------------

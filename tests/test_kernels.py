@@ -20,7 +20,7 @@ from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
 from baselines import gpu as gpu_baselines
-from minimixer import SGD, AdamW, Mixer, Parameter, Tensor
+from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, kernels
 from minimixer import functional as F
 from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
@@ -30,7 +30,7 @@ from minimixer.kernels import fused
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.cpu import training as cpu_training
-from minimixer.kernels.gpu import cublas, spare_row
+from minimixer.kernels.gpu import cublas, plans, spare_row
 from minimixer.kernels.gpu import cuda as compiling
 from minimixer.kernels.gpu import layers as gpu_functions
 from minimixer.kernels.gpu import sums as gpu_sums
@@ -827,6 +827,22 @@ def test_products_of_wrong_shapes_name_both():
 
 
 # ---- choosing, and doing without ----------------------------------------------------------------
+
+
+def test_untimed_products_are_done_as_cublas_guesses(gpu, monkeypatch):
+    """Not as was found to be the fastest, here the last of its proposals."""
+    x = to_device(np.ones((500, 500), "float32"), gpu)
+    monkeypatch.setattr(cublas.context, "plans", {})
+    found = type("Found", (dict,), {"get": lambda *_: plans.CANDIDATES})()
+    monkeypatch.setattr(cublas, "choices", lambda device: (Path(), found))
+    try:
+        for which in ("auto", "untimed", "auto"):
+            kernels.use(which)
+            matmul(x, x)
+    finally:
+        kernels.use("auto")
+    timed, untimed = cublas.context.plans.values()
+    assert timed.chosen == timed.found - 1 > 0 == untimed.chosen
 
 
 def test_another_thread_may_choose_in_between(device, monkeypatch):

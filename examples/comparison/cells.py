@@ -157,7 +157,9 @@ def machine(device: str) -> str:
     """What times and the last bits depend on, in words."""
     if device == "cpu":
         return f"CPU, NumPy {np.__version__}"
-    return gpu_name(device)
+    from minimixer.kernels.gpu import plans  # which needs CuPy's libraries
+
+    return f"{gpu_name(device)}, cuBLAS {plans.version()}"
 
 
 def cell_path(folder: Path, spec: Spec) -> Path:

@@ -1,7 +1,8 @@
 """The models of the comparison: their sizes, a training step, and what it costs.
 
-All of it is measured alike with kernels.use("reference"), the plain code, and times once more with
-the fast forms, on a GPU with recorded steps:
+They are trained with kernels.use("untimed"), so that a GPU of the same kind gives the same bits.
+All of this is measured alike with the plain code, "reference", and times once more with the fast
+forms, "auto", on a GPU with recorded steps:
 
     images_per_second  inference, the median of timed batches, which are on the device already
     step_seconds       a training step, the same way
@@ -159,11 +160,18 @@ def make_optimizer(model: Module, spec: Spec) -> Any:
 @contextlib.contextmanager
 def chosen_kernels(fast: bool) -> Iterator[str]:
     """The plain code, unless `fast`; what it gives is record's `graph`, "off" or "auto"."""
-    kernels.use("auto" if fast else "reference")
-    try:
+    with using("auto" if fast else "reference"):
         yield "auto" if fast else "off"
+
+
+@contextlib.contextmanager
+def using(which: str) -> Iterator[None]:
+    before = kernels.chosen()
+    kernels.use(which)
+    try:
+        yield
     finally:
-        kernels.use("auto")
+        kernels.use(before)
 
 
 def time_calls(call: Callable[[], Any], device: str) -> float:

@@ -36,6 +36,8 @@ patched, a subclass, a layer of one's own put into a model run themselves.
 >>> from minimixer.kernels import use
 >>> use("reference")        # the plain code everywhere, to read or to compare
 >>> use("auto")             # what is fastest on each device
+>>> use("untimed")          # the same, but no product's kernel is chosen by timing (gpu/plans.py):
+>>> use("auto")             # the same bits on every GPU of one kind
 
 The environment variable MINIMIXER_KERNELS says which at the start.
 """
@@ -55,27 +57,35 @@ _registered: set[Any] = set()  # those of _forms that are not the package's own
 _table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
 _stands_for: dict[Any, tuple[str, ...]] = {}
 _watched: dict[Any, list[Any] | None] = {}  # what must be unpatched; None where it is edited
+_CHOICES = ("auto", "untimed", "reference")
 _chosen = "auto"
 _lacking = ""  # what the fast forms need of the plain code, and an edit took away
 
 
 def use(which: str) -> None:
-    """Choose between the fast functions ("auto") and the plain ones ("reference"), everywhere in
-    this process and from now on (those that it spawns read MINIMIXER_KERNELS). What a function did
-    is undone by the same function's backward, whatever was chosen in between. ValueError for
-    another name."""
+    """Choose between the fast functions ("auto", "untimed") and the plain ones ("reference"),
+    everywhere in this process and from now on (those that it spawns read MINIMIXER_KERNELS). What a
+    function did is undone by the same function's backward, whatever was chosen in between.
+    ValueError for another name."""
     global _chosen, _lacking
-    if which not in ("auto", "reference"):
-        raise ValueError(f"kernels.use: 'auto' or 'reference', got {which!r}")
-    if which == "auto" and not _forms.keys() - _registered:
+    if which not in _CHOICES:
+        raise ValueError(f"kernels.use: 'auto', 'untimed' or 'reference', got {which!r}")
+    if which != "reference" and not _forms.keys() - _registered:
         try:
             _find()
         except (ImportError, AttributeError) as error:
             if not any(unchanged.state(module) == "edited" for module in unchanged.known()):
                 raise
             _lacking = str(error)
-    forms.table = dict(_forms) if which == "auto" else {}
+    forms.table = {} if which == "reference" else dict(_forms)
+    if plans := sys.modules.get(f"{__name__}.gpu.plans"):
+        plans.timing = which != "untimed"  # type: ignore[attr-defined]
     _chosen = which
+
+
+def chosen() -> str:
+    """What `use` chose last."""
+    return _chosen
 
 
 def register(
@@ -121,7 +131,9 @@ def status() -> str:
     notes = [f"{', '.join(states[s])} {s}" for s in ("edited", "patched") if s in states]
     if notes:
         return f"kernels: fast, but not what stands for {' and '.join(notes)}: that runs as it is"
-    return "kernels: fast" + (" (unchecked: there is no source)" if "unchecked" in states else "")
+    untimed = ", products untimed" if _chosen == "untimed" else ""
+    unchecked = " (unchecked: there is no source)" if "unchecked" in states else ""
+    return f"kernels: fast{untimed}{unchecked}"
 
 
 def _find() -> None:
@@ -208,6 +220,6 @@ def _unchanged(plain: Any) -> bool:
 forms.unchanged = _unchanged
 unchanged.remember(unchanged.known())
 _asked = os.environ.get("MINIMIXER_KERNELS") or "auto"
-if _asked not in ("auto", "reference"):
-    raise ValueError(f"MINIMIXER_KERNELS must be 'auto' or 'reference', not {_asked!r}")
+if _asked not in _CHOICES:
+    raise ValueError(f"MINIMIXER_KERNELS: 'auto', 'untimed' or 'reference', not {_asked!r}")
 use(_asked)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...engine.arrays import Array
 from ...engine.products import as_rows
+from . import plans
 from .plans import (
     AUX,
     BIAS,
@@ -140,29 +141,30 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     device = out.device.id
     stream = cupy.cuda.get_current_stream().ptr
     space = context.workspace(device, stream)
-    plan = context.plans.get((device, kind))
+    place = device, plans.timing, kind
+    plan = context.plans.get(place)
     new = final = plan is None
     if plan is None:
         plan = Plan(device, *kind)
     if not plan.found:
-        context.plans[device, kind] = plan
+        context.plans[place] = plan
         return False
     if bias is not None:
         plan.set(BIAS, ctypes.c_uint64(bias.data.ptr))
     if aux is not None:
         plan.set(AUX, ctypes.c_uint64(aux.data.ptr))
-    if new and plan.found > 1 and out.size * k >= WORTH_TIMING:
+    if new and plans.timing and plan.found > 1 and out.size * k >= WORTH_TIMING:
         key = " ".join(map(str, kind))
         choice = choices(device)[1].get(key)
         if choice is not None:
             plan.chosen = min(choice, plan.found - 1)
         elif not cupy.cuda.get_current_stream().is_capturing():
             plan.choose(a, b, out.copy() if accumulate else out, space)
-            remember(device, key, plan.chosen)
+            plan.chosen = min(remember(device, key, plan.chosen), plan.found - 1)
         else:  # nothing can be timed now: take cuBLAS's first, and choose when it comes again
             final = False
     if final:
-        context.plans[device, kind] = plan
+        context.plans[place] = plan
     status = plan.run(a, b, out, accumulate, stream, space)
     if status != 0:
         raise RuntimeError(f"cublasLtMatmul {a.shape} @ {b.shape} in {dtype}: status {status}")

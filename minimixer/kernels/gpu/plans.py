@@ -2,7 +2,9 @@
 
 cuBLAS has many kernels for one product, and its guess which is the fastest can be off by a third.
 For all but tiny products the first few candidates are timed, once; the choice is kept in a file
-beside CuPy's compiled kernels, so that the next run makes the same one and gives the same bits.
+beside CuPy's compiled kernels, so that the next run makes the same one and gives the same bits. Of
+processes that time at once the first to write decides for all. Another machine may decide
+otherwise, and then it rounds otherwise: kernels.use("untimed") always takes cuBLAS's guess.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...engine.arrays import Array
-from ...training.files import parse_json, read_file, replace_file
+from ...training.files import Lock, parse_json, read_file, replace_file
 
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
 _COMPUTE_FLOAT32, _COMPUTE_FLOAT64, _COMPUTE_TF32 = 68, 70, 77  # cublasComputeType_t
@@ -31,6 +33,7 @@ _IN_COMPUTE_TYPE = 2  # partial sums are added in float32, never in the two byte
 PLAIN, WITH_BIAS, WITH_GELU, WITH_SLOPE, WITH_AUX = 1, 4, 32, 64, 128
 WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper
 CANDIDATES = 8
+timing = True  # kernels.use sets it
 WORTH_TIMING = 1 << 17  # multiplications: for a head of 10 classes a first guess took 24 us for 3
 
 
@@ -204,6 +207,11 @@ def _set_preference(preference: Any, attribute: int, value: Any) -> None:
     )  # fmt: skip
 
 
+def version() -> int:
+    """That of cuBLAS, as 130200: which kernels there are, and what it guesses, depends on it."""
+    return _library().cublasLtGetVersion()
+
+
 # ---- the choices, kept on disk ------------------------------------------------------------------
 
 
@@ -213,7 +221,7 @@ def choices(device: int) -> tuple[Path, dict[str, int]]:
     import cupy
 
     name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
-    what = f"{name} cuBLAS {_library().cublasLtGetVersion()} {WORKSPACE} {CANDIDATES}"
+    what = f"{name} cuBLAS {version()} {WORKSPACE} {CANDIDATES}"
     cache = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
     path = cache / f"minimixer-products-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
     return path, read_choices(path)
@@ -228,10 +236,14 @@ def read_choices(path: Path) -> dict[str, int]:
     return {k: v for k, v in items if type(v) is int and 0 <= v < CANDIDATES}
 
 
-def remember(device: int, key: str, choice: int) -> None:
+def remember(device: int, key: str, choice: int) -> int:
+    """Keep this choice. What counts is returned: another process may have been quicker."""
     path, known = choices(device)
-    known |= {**read_choices(path), key: choice}  # other processes may have added some
     with contextlib.suppress(OSError, ValueError):  # then it is timed again in the next run
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as file:
-            file.write(json.dumps(known, indent=0, sort_keys=True).encode())
+        with Lock(path.with_suffix(".lock"), wait=True):
+            known |= read_choices(path)
+            known.setdefault(key, choice)
+            with replace_file(path) as file:
+                file.write(json.dumps(known, indent=0, sort_keys=True).encode())
+    return known.setdefault(key, choice)
