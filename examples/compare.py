@@ -62,7 +62,14 @@ from comparison.models import (
     train_flops,
     using,
 )
-from comparison.options import LEAST_STEPS, SECONDS, SWEEP_SEED, check_options, make_parser
+from comparison.options import (
+    LEAST_STEPS,
+    SECONDS,
+    SWEEP_SEED,
+    at_edge,
+    check_options,
+    make_parser,
+)
 from comparison.table import table, transfer
 from comparison.weights import weights
 from minimixer import parallel
@@ -268,7 +275,7 @@ class Comparison:
         if key not in self.sweeps:
             self.sweeps[key] = rows
             shown = ", ".join(f"{r['lr']:g}: {r['held_out_top1']:.2%}" for r in rows)
-            edge = best["lr"] in (max(rates), min(rates)) and len(rows) > 1
+            edge = at_edge(best["lr"], list(rates))
             print(f"sweep  {family:7} {size:6} lr {shown} -> {best['lr']:g}"
                   + (" (at the end of what was tried)" if edge else ""), flush=True)  # fmt: skip
             self.write(self.sweep_name, [r for rows in self.sweeps.values() for r in rows])

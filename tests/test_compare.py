@@ -27,7 +27,6 @@ from comparison import cells, data, figures, models, weights
 from comparison import table as compare_table
 from minimixer import AdamW, Mixer, Tensor, kernels
 from minimixer import functional as F
-from minimixer.engine import forms
 from minimixer.kernels.cpu.threads import blas_on_one_thread
 from minimixer.training.checkpoint import save_checkpoint
 from minimixer.training.files import Lock
@@ -121,15 +120,16 @@ def figures_drawn(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The whole table, in a folder that tests copy: that, what was said, and whether each time was
-    taken without fast forms."""
-    folder, plain = tmp_path_factory.mktemp("whole"), []
+    """The whole table, in a folder that tests copy: that, what was said, and with which kernels it
+    trained and took each time."""
+    folder, chosen = tmp_path_factory.mktemp("whole"), []
     make_digits(folder)
     with blas_on_one_thread, pytest.MonkeyPatch.context() as patch:
-        watch(patch, models, "time_calls", lambda *_: plain.append(forms.table == {}))
+        for module, name in ((models, "time_calls"), (cells, "train")):
+            watch(patch, module, name, lambda *_: chosen.append(kernels.chosen()))
         status, said, _ = run_in(folder)
     assert status == 0
-    return folder / "out", said, plain
+    return folder / "out", said, chosen
 
 
 @pytest.fixture
@@ -167,13 +167,15 @@ def test_the_whole_table(whole):
     for row in rows:
         tried = [r for r in sweep if r["model"] == row["model"]]
         (chosen,) = (r for r in tried if r["chosen"] == "True")
-        assert chosen["lr"] == row["lr"]
+        assert chosen["lr"] == row["lr"] and row["edge"] == "1"
         assert chosen["held_out_top1"] == max(r["held_out_top1"] for r in tried)
 
 
 def test_plain_code_is_what_is_timed(whole):
-    """And the fast one, once for each of its two columns."""
-    assert whole[2].count(False) == whole[2].count(True) == 3 * 3 * 2
+    """And the fast one, once for each of its two columns; what trains has no product timed."""
+    chosen = whole[2]
+    assert chosen.count("reference") == chosen.count("auto") == 3 * 3 * 2
+    assert chosen.count("untimed") == 3 * (2 + 3) and kernels.chosen() == "auto"
 
 
 def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_path):
@@ -716,6 +718,21 @@ def test_several_ranks_compute_a_cell_again_once(tmp_path, capsys, monkeypatch):
         assert list(pool.map(work, (0, 1))) == [0, 0]
     assert len(made) == 1 and json.loads(path.read_bytes())["result"]["loss"] == 0.25
     assert capsys.readouterr().out.count("again  loss: 0.5, now 0.25") == 1
+
+
+def test_a_kill_while_a_cell_is_computed_again_loses_nothing(tmp_path, capsys):
+    keep(tmp_path, SWEEP, SWEPT)
+    path = cells.cell_path(tmp_path, SWEEP)
+    with pytest.raises(KeyboardInterrupt), cells.again(path):
+        (left,) = tmp_path.glob("*")  # what a kill here leaves, and nothing is put back
+        shutil.copy(left, tmp_path / "kept")
+        raise KeyboardInterrupt
+    path.unlink()
+    (tmp_path / "kept").rename(left)
+    with cells.again(path):
+        assert keep(tmp_path, SWEEP, SWEPT | {"loss": 0.25})[1] == 1
+    assert "again  loss: 0.5, now 0.25" in capsys.readouterr().out
+    assert [*tmp_path.glob("*")] == [path]
 
 
 @pytest.mark.parametrize(("last", "flat"), [(0.905, True), (0.906, False), (0.5, True)])

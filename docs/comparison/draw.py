@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parents[1] / "examples"))
 
 from comparison import decades, table  # noqa: E402
 from comparison.figures import NAMES  # noqa: E402
-from comparison.gains import gains_of  # noqa: E402
+from comparison.gains import gains_of, in_words  # noqa: E402
 from minimixer.training.files import replace_file  # noqa: E402
 
 Rows = list[dict[str, Any]]
@@ -80,7 +80,7 @@ def costs(runs: Rows) -> str:
         f"{r['parameters'] / 1e6:.2f} M", f"{r['macs'] / 1e6:.1f} M",
         f"{r['train_seconds']:.0f}, {r['fast_train_seconds']:.0f}",
         f"{r['images_per_second']:,.0f}, {r['fast_images_per_second']:,.0f}",
-        f"{r['peak_bytes'] / 2**20:.0f} MiB", f"{r['lr']:g}",
+        f"{r['peak_bytes'] / 2**20:.0f} MiB", rate(r),
     ] for r in rows))  # fmt: skip
 
 
@@ -96,17 +96,40 @@ def scaling(rows: Rows) -> str:
             own = [r for r in rows if table.MODEL(r) == (model, size)]
             cells = [[100 * r[key] for r in own if r["letters"] == n and r[key] != ""]
                      for n in counts]  # fmt: skip
-            made.append([key, f"{NAMES[model]} {size}", *map(spread, cells)])
+            made.append([in_full(key), f"{NAMES[model]} {size}", *map(spread, cells)])
+    for model, size in models:
+        own = [[r for r in rows if table.MODEL(r) == (model, size) and r["letters"] == n]
+               for n in counts]  # fmt: skip
+        made += [["rise at the end", f"{NAMES[model]} {size}",
+                  *(f"{100 * table.rise(each):+.1f}" for each in own)],
+                 ["rate", f"{NAMES[model]} {size}", *(rate(each[0]) for each in own)]]  # fmt: skip
     text = lines(["%", "", *(f"{n:,}" for n in counts)], made)
     for size in dict.fromkeys(size for _, size in models) if len(counts) > 1 else []:
         own = [r for r in rows if r["size"] == size]
         found = [gains_of(own, outcome) for outcome in decades.OUTCOMES]
         text += "\n" + lines(
             ["points a decade", *decades.OUTCOMES.values()],
-            ([each[0]["model"], *(f"{g['gain']:+.1f} ({g['low']:+.1f} to {g['high']:+.1f})"
-                                  for g in each)] for each in zip(*found, strict=True)),
+            ([named(each[0]["model"]), *(in_words(gain, "gain") for gain in each)]
+             for each in zip(*found, strict=True)),
         )  # fmt: skip
     return text
+
+
+def in_full(column: str) -> str:
+    """The heading of a column of decades.csv."""
+    if column in decades.OUTCOMES:
+        return decades.OUTCOMES[column] + ", mean of all" * (column == "probe")
+    what, where = column.split(" ", 1)
+    return f"{'few-shot' if what == 'probe' else 'fine-tuned'}, {where}"
+
+
+def named(models: str) -> str:
+    """ "mixer - vit" as it is written."""
+    return " - ".join(NAMES[name] for name in models.split(" - "))
+
+
+def rate(row: dict[str, Any]) -> str:
+    return f"{row['lr']:g}" + " (an end)" * row["edge"]
 
 
 def spread(values: list[float]) -> str:

@@ -17,23 +17,23 @@ compare() {
   python3 examples/compare.py --device cuda --precision tf32 --batch-size 256 \
     --lrs 3e-4,1e-3,3e-3,1e-2 --sizes small "$@"
 }
-four="--models vit,resnet,mixer,hybrid --colour"
-probes="--probes mnist,$data/fashion,$data/clipart"
+four=(--models vit,resnet,mixer,hybrid --colour)
+probes=(--probes "mnist,$data/fashion,$data/clipart")
 
 scaling() {
-  compare --budget 20000 --seeds 0,1,2,3,4 --figure decades --data "$data/letters" $probes --tune \
+  compare --budget 20000 --seeds 0,1,2,3,4 --figure decades --data "$data/letters" "${probes[@]}" --tune \
     --out "$out/scaling" "$@"
 }
 letters() {
-  compare --budget 20000 $four --data "$data/letters@1e5" --max-shift 0 --out "$out/letters" "$@"
+  compare --budget 20000 "${four[@]}" --data "$data/letters@1e5" --max-shift 0 --out "$out/letters" "$@"
 }
-fashion() { compare --budget 20000 $four --data "$data/fashion" --out "$out/fashion" "$@"; }
-clipart() { compare --budget 4000 $four --data "$data/clipart" --out "$out/clipart" "$@"; }
+fashion() { compare --budget 20000 "${four[@]}" --data "$data/fashion" --out "$out/fashion" "$@"; }
+clipart() { compare --budget 4000 "${four[@]}" --data "$data/clipart" --out "$out/clipart" "$@"; }
 frontier() {  # its small models are those of scaling
   mkdir -p "$out/frontier/cells"
   cp -n "$out"/scaling/cells/*-small-*.json "$out/frontier/cells" 2>/dev/null || true
   compare --budget 20000 --sizes nano,tiny,small,base --figure decades --data "$data/letters" \
-    --counts 1e5 $probes --out "$out/frontier" "$@"
+    --counts 1e5 "${probes[@]}" --out "$out/frontier" "$@"
 }
 
 work() {  # on processors of its own, where there are as many and it may choose

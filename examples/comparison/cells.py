@@ -238,19 +238,22 @@ def read_cell(path: Path, spec: Spec, weights: bool, say: bool = False) -> Resul
 def again(path: Path) -> Iterator[None]:
     """Within it the cell of this file is computed anew; then both results are told. If it could not
     be, the file is as before. ValueError if there is none, or if nobody asked for it."""
+    aside = path.with_suffix(".before")
     try:
-        content = read_file(path)
-        before = parse_json(content)["result"]
+        if aside.exists() and not path.exists():  # of a process that was killed
+            aside.replace(path)
+        before = parse_json(read_file(path))["result"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--again {printable(path)}: there is no such cell ({error})") from None
-    path.unlink()
+    path.replace(aside)
     try:
         yield
     finally:
         computed = path.exists()
-        if not computed:
-            with replace_file(path) as file:
-                file.write(content)
+        if computed:
+            aside.unlink()
+        else:
+            aside.replace(path)
     if not computed:
         raise ValueError(f"--again {printable(path)}: this command does not ask for that cell")
     after = parse_json(read_file(path))["result"]
@@ -298,9 +301,8 @@ def check_result(spec: Spec, result: Result) -> None:
     if final and spec["keep"]:
         wanted["weights"] = lambda value: type(value) is bool
     if costs:
-        wanted |= {"train_seconds": positive, "images_per_second": positive, "peak_bytes": count}
-    if costs:
-        wanted |= {"fast_train_seconds": positive, "fast_images_per_second": positive}
+        wanted |= {"train_seconds": positive, "images_per_second": positive, "peak_bytes": count,
+                   "fast_train_seconds": positive, "fast_images_per_second": positive}  # fmt: skip
     for name, suits in wanted.items():
         if not suits(result[name]):
             raise ValueError(f"its {name} is {result[name]!r:.40}")

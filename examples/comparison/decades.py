@@ -23,8 +23,10 @@ import numpy as np
 from comparison.cells import Result, cell_path, complete, evaluate, train
 from comparison.data import Data, in_colour, load
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
-from comparison.gains import crossings, differences_of, gains_of
+from comparison.gains import crossings, differences_of, gains_of, in_words
 from comparison.models import Spec, count_macs, make_model, step_seconds, train_flops
+from comparison.options import at_edge
+from comparison.table import curve_columns
 from minimixer.weights.probe import choose_shots, pooled_features, ridge
 from support.run_directory import write_rows
 
@@ -97,7 +99,8 @@ def decade(
               flush=True)  # fmt: skip
     row = {"cell": cell_path(run.folder, spec).name, "model": family, "size": size,
            "letters": spec["train_images"], "seed": seed,
-           "steps": steps, "lr": lr, "test": result["accuracy"], "held": result["held_accuracy"],
+           "steps": steps, "lr": lr, "edge": int(at_edge(lr, run.options.lrs)),
+           "test": result["accuracy"], "held": result["held_accuracy"],
            "train": result["train_accuracy"], "gap": result["train_accuracy"] - result["accuracy"],
            "probe": result["probe"], "train_flops": result["train_flops"],
            "train_seconds": result["train_seconds"]}  # fmt: skip
@@ -105,7 +108,7 @@ def decade(
         probes, result["probes"], result["tuned"] or itertools.repeat(""), strict=False
     ):
         row |= {f"probe {probe.title}": float(np.mean(found)), f"tuned {probe.title}": tuned}
-    return row
+    return row | curve_columns(result)
 
 
 def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
@@ -207,8 +210,7 @@ def tell(out: Path, rows: list[dict[str, Any]]) -> None:
         differences += [named | row for row in apart]
         start = f"  {size:6} {text:21}"
         for gain in found:
-            print(f"{start} {gain['model']:15} {gain['gain']:+.2f} points a decade "
-                  f"({gain['low']:+.2f} to {gain['high']:+.2f})")  # fmt: skip
+            print(f"{start} {gain['model']:15} points a decade: {in_words(gain, 'gain')}")
         for pair, each in itertools.groupby(apart if found else [], operator.itemgetter("pair")):
             where = [f"between {one:,} and {two:,}" for one, two in crossings(list(each))]
             print(f"{start} {pair:15} {', '.join(where) or 'no'} crossing")

@@ -16,6 +16,15 @@ OF_ONE_FIGURE = {"decades": ("counts", "probes", "shots", "draws", "tune"), "sca
 SECONDS = 30.0  # of training, by default with --equal seconds
 
 
+def at_edge(rate: float, rates: list[float]) -> bool:
+    """Might one that was not tried, beyond them, have been better?
+
+    >>> at_edge(0.01, [0.001, 0.01]), at_edge(0.01, [0.01])
+    (True, False)
+    """
+    return len(rates) > 1 and rate in (min(rates), max(rates))
+
+
 def listed(kind: Any, least: float = -math.inf) -> Any:
     """A type of option: values separated by commas, none of them twice."""
 

@@ -12,6 +12,7 @@ from comparison.cells import CURVE_IMAGES, CURVE_POINTS, Result, cell_path, comp
 from comparison.data import Data
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.models import FAMILIES, Spec
+from comparison.options import at_edge
 from minimixer.training.names import printable
 from support.run_directory import write_rows
 
@@ -20,7 +21,7 @@ MEASURED = ("parameters", "macs", "images_seen", "train_flops", "train_seconds",
             "images_per_second", "peak_bytes", "fast_train_seconds",
             "fast_images_per_second")  # fmt: skip
 MODEL = operator.itemgetter("model", "size")  # whose rows stand together
-FLAT = 0.005  # a curve that rises by no more from the sixth of its eight points to the last
+FLAT = 0.005  # a curve that rises by no more at its end
 
 
 def table(run: Any, source: Data) -> None:
@@ -75,11 +76,23 @@ def run_row(run: Any, source: Data, spec: Spec, result: Result) -> dict[str, Any
         "family": FAMILIES[spec["family"]], "model": spec["family"], "size": spec["size"],
         "data": source.title, "equal": run.options.equal, "steps": spec["steps"],
         "batch_size": min(spec["batch_size"], spec["train_images"]),
-        "train_images": spec["train_images"], "lr": spec["lr"], "seed": spec["seed"],
+        "train_images": spec["train_images"], "lr": spec["lr"],
+        "edge": int(at_edge(spec["lr"], run.options.lrs)), "seed": spec["seed"],
         "top1": result["accuracy"], "train_top1": result["train_accuracy"],
     }  # fmt: skip
-    row |= {f"curve_{n}": accuracy for n, (_, accuracy) in enumerate(result["curve"], 1)}
+    row |= curve_columns(result)
     return row | {name: result[name] for name in MEASURED if name in result}
+
+
+def curve_columns(result: Result) -> dict[str, float]:
+    return {f"curve_{n}": accuracy for n, (_, accuracy) in enumerate(result["curve"], 1)}
+
+
+def rise(runs: list[dict[str, Any]]) -> float:
+    """Of the mean curve, from the sixth of its eight points to the last."""
+    ends = f"curve_{CURVE_POINTS}", f"curve_{CURVE_POINTS - 2}"
+    last, before = (statistics.fmean(r[end] for r in runs) for end in ends)
+    return last - before
 
 
 def make_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -94,12 +107,12 @@ def make_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     top1 = [r["top1"] for r in runs]
     return {
         **{key: runs[0][key] for key in ("family", "model", "size", "data", "equal", "steps",
-                                         "batch_size", "train_images", "lr")},
+                                         "batch_size", "train_images", "lr", "edge")},
         "seeds": " ".join(str(r["seed"]) for r in runs),
         "top1_mean": statistics.fmean(top1), "top1_sd": statistics.stdev(top1),
         "top1_each": " ".join(map(str, top1)),
         "train_top1_mean": mean("train_top1"), "gap": mean("train_top1") - statistics.fmean(top1),
-        "rise": mean(f"curve_{CURVE_POINTS}") - mean(f"curve_{CURVE_POINTS - 2}"),
+        "rise": rise(runs),
         **{key: runs[0][key] for key in ("parameters", "macs", "images_seen", "train_flops")},
         "train_seconds": middle("train_seconds"), "images_per_second": middle("images_per_second"),
         "peak_bytes": max(r["peak_bytes"] for r in runs),
