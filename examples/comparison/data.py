@@ -58,9 +58,14 @@ class Data(NamedTuple):
     fingerprint: str
 
     @property
+    def base(self) -> str:
+        """The name without the directories that it lies in."""
+        return printable(os.path.basename(os.path.abspath(self.name)))
+
+    @property
     def title(self) -> str:
-        """The name for a picture, without the directories that it lies in."""
-        return for_picture(os.path.basename(os.path.abspath(self.name)))
+        """That, for a picture."""
+        return for_picture(self.base)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -111,7 +111,7 @@ def scaling(run: Any, source: Any) -> None:
         test = spread([r["accuracy"] for _, r in cells])
         gap = spread([r["train_accuracy"] - r["accuracy"] for _, r in cells])
         rows.append({
-            "model": family, "size": size, "data": source.title, "share_percent": share,
+            "model": family, "size": size, "data": source.base, "share_percent": share,
             "train_images": cells[0][0]["train_images"], "steps": cells[0][0]["steps"],
             "seeds": len(cells),
             "top1_mean": test[0], "top1_sd": test[1], "gap_mean": gap[0], "gap_sd": gap[1],
@@ -171,7 +171,7 @@ def frontier(run: Any, source: Any) -> None:
         if rows and tuple(rows[-1][key] for key in ("model", "size", "steps")) == this:
             continue  # of a small budget even the least part is the same
         rows.append({
-            "model": family, "size": size, "data": source.title, "budget_share": share,
+            "model": family, "size": size, "data": source.base, "budget_share": share,
             "steps": cells[0][0]["steps"], "top1_mean": mean, "top1_sd": sd,
             "train_flops": results[0]["train_flops"],
             "train_seconds": costs["train_seconds"] * cells[0][0]["steps"] / steps,
@@ -361,7 +361,7 @@ def invariance(run: Any, source: Any) -> None:
         points.append((tested, [[cells[0][0]["steps"], r["accuracy"]] for r in results]))
         for images, point in points:
             mean, sd = spread([accuracy for _, accuracy in point])
-            rows.append({"model": family, "size": size, "data": source.title, "shuffled": kind,
+            rows.append({"model": family, "size": size, "data": source.base, "shuffled": kind,
                          "step": point[0][0], "test_images": images, "top1_mean": mean,
                          "top1_sd": sd})  # fmt: skip
     run.write("invariance.csv", rows)

@@ -13,7 +13,7 @@ from comparison.data import Data
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.models import FAMILIES, Spec
 from comparison.options import at_edge
-from minimixer.training.names import printable
+from minimixer.training.names import for_picture, printable
 from support.run_directory import write_rows
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170, "hybrid": 73}  # of the terminal's 256
@@ -74,7 +74,7 @@ def run_row(run: Any, source: Data, spec: Spec, result: Result) -> dict[str, Any
     row = {
         "cell": cell_path(run.folder, complete(spec, source, run.device)).name,
         "family": FAMILIES[spec["family"]], "model": spec["family"], "size": spec["size"],
-        "data": source.title, "equal": run.options.equal, "steps": spec["steps"],
+        "data": source.base, "equal": run.options.equal, "steps": spec["steps"],
         "batch_size": min(spec["batch_size"], spec["train_images"]),
         "train_images": spec["train_images"], "lr": spec["lr"],
         "edge": int(at_edge(spec["lr"], run.options.lrs)), "seed": spec["seed"],
@@ -159,7 +159,7 @@ def draw_curves(figure: Any, runs: list[dict[str, Any]]) -> None:
         axes.set(xlabel=f"training step, {size}", ylabel="test accuracy, %")
         axes.grid(alpha=0.3)
     legend_below(figure, panels[0])
-    figure.suptitle(f"{runs[0]['data']}, {CURVE_IMAGES:,} test images at most",
+    figure.suptitle(f"{for_picture(runs[0]['data'])}, {CURVE_IMAGES:,} test images at most",
                     fontsize=10)  # fmt: skip
 
 
