@@ -13,7 +13,7 @@ import pytest
 import test_operations as bar
 from baseline_operations import OPERATIONS
 from files_help import assert_refused
-from help import each_dtype, leaf, put, same_state
+from help import by_kernels_and_plainly, draw, each_dtype, functions, leaf, put, same_state
 from hypothesis import given
 from hypothesis import strategies as st
 from operations import in_backward, plants
@@ -241,6 +241,26 @@ def test_larger_sizes_agree_with_the_plain_code_in_float64(name, shapes, options
         kernels.use("auto")
     for key, value in expected.items():
         assert_close(key, found[key], value, 64 * np.finfo(dtype).eps)
+
+
+@by_kernels_and_plainly
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_gradient_that_is_no_number_gets_through_group_norm(wrong, kind, device):
+    """Also where ReLU is off: 0 times it is NaN. It goes no further than it has to."""
+    x, gamma, beta = (
+        leaf(device, draw(shape, i)) for i, shape in enumerate([(2, 3, 2, 6), (6,), (6,)])
+    )
+    dy = np.ones(x.shape, "float32")
+    with functions(kind), np.errstate(invalid="ignore"):
+        y = baseline_ops.group_norm(x, gamma, beta, 3, relu=True)
+        image, row, column, channel = np.argwhere(y.numpy() == 0)[0]
+        dy[image, row, column, channel] = wrong
+        y.backward(put(device, dy))
+    spoilt = np.zeros((2, 3, 2, 3, 2), bool)  # the group, in its image
+    spoilt[image, :, :, channel // 2] = True
+    assert (np.isnan(to_numpy(x.grad)) == spoilt.reshape(x.shape)).all()
+    for grad in (gamma.grad, beta.grad):
+        assert (np.isnan(to_numpy(grad)) == (np.arange(6) == channel)).all()
 
 
 BAD_SHAPES = [

@@ -93,6 +93,8 @@ def laid_out(array, layout):
         roomy[...] = array
         roomy.base[-1] = 1
         return roomy
+    if layout == "backwards":  # along the first axis alone
+        return array[::-1].copy()[::-1]
     if layout != "shifted":
         return array if layout is None else with_layout(array, layout)
     flat = namespace(array).empty(array.size + 1, dtype=array.dtype)
@@ -802,7 +804,7 @@ def test_products_of_any_shape_and_layout(device, dtype):
 
 
 @each_float
-@pytest.mark.parametrize("layout", [None, "transposed", "strided", "shifted"])
+@pytest.mark.parametrize("layout", [None, "transposed", "strided", "shifted", "backwards"])
 @pytest.mark.parametrize("lead_a, lead_b", [
     ((3,), (3,)), ((2, 3), (2, 3)), ((2, 3), ()), ((), (2, 3)), ((2, 1), (1, 3)), ((0,), (0,)),
     ((300,), (300,)), ((2, 3), (3,)),

@@ -1,11 +1,11 @@
 // GroupNorm over images (B, H W, C), ReLU with it: forward in two passes, backward in two; and the
 // standardised weights of convolutions (below).
 //
-// For GroupNorm a block takes an image. Its threads stand in rows of C / W, one for each pack of W channels, and
-// each row of threads takes every (rows)-th pixel: so neighbours read neighbours. First come sums
-// for each channel; their squares are of the distance to the channel's first pixel, which is about
-// as large as sigma, so that a large mean costs no digits. Sums of a channel, then of a group, are
-// added in a fixed order.
+// For GroupNorm a block takes an image. Its threads stand in rows of C / W, one for each pack of W
+// channels, and each row of threads takes every (rows)-th pixel: so neighbours read neighbours.
+// First come sums for each channel; their squares are of the distance to the channel's first pixel,
+// which is about as large as sigma, so that a large mean costs no digits. Sums of a channel, then of
+// a group, are added in a fixed order.
 //
 // Bytes moved: forward reads x twice and writes y; backward reads dy and x twice and writes dx. At
 // the least it would be once each, if an image's features stayed in shared memory, which holds
@@ -116,7 +116,7 @@ __global__ void group_norm_backward(
         Pack<T, W> slope = load<W>(dy + start + Index(p) * C + c);
         for (int i = 0; i < W; ++i) {
             T x_hat = reach(value.value[i], m[i], inverse[i]), d = slope.value[i];
-            if (RELU && !(scaled(x_hat, scale.value[i], shift.value[i]) > T(0))) d = 0;
+            if (RELU) d *= T(scaled(x_hat, scale.value[i], shift.value[i]) > T(0));
             of_dy_x_hat[i] += d * x_hat;
             of_dy[i] += d;
         }
@@ -145,7 +145,7 @@ __global__ void group_norm_backward(
         Pack<T, W> slope = load<W>(dy + start + Index(p) * C + c);
         for (int i = 0; i < W; ++i) {
             T x_hat = reach(value.value[i], m[i], inverse[i]), d = slope.value[i];
-            if (RELU && !(scaled(x_hat, scale.value[i], shift.value[i]) > T(0))) d = 0;
+            if (RELU) d *= T(scaled(x_hat, scale.value[i], shift.value[i]) > T(0));
             d = scale.value[i] * d - whole[i] - x_hat * along[i];
             value.value[i] = d * inverse[i];
         }

@@ -173,8 +173,10 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
 
 def _layout(matrix: Array) -> tuple[Array, int, int]:
     """(matrix, whether cuBLAS must transpose it, distance between rows or columns): a copy only if
-    neither its rows nor its columns are contiguous. A stack of matrices likewise."""
+    neither its rows nor its columns are contiguous, or if a stack of matrices goes backwards."""
     rows, columns = matrix.shape[-2:]
+    if matrix.ndim == 3 and matrix.strides[0] < 0:
+        return matrix.copy(order="C"), 0, columns
     size = matrix.dtype.itemsize
     down, right = matrix.strides[-2] // size, matrix.strides[-1] // size
     if (right == 1 or columns == 1) and (down >= columns or rows == 1):
