@@ -3,10 +3,14 @@
 `device` runs a test once on the CPU and, where CuPy finds a GPU, once there; elsewhere that half
 is skipped with the reason. HYPOTHESIS_PROFILE=long draws twenty times as many examples.
 `reference` switches the fast twins off, for tests of what the plain code keeps, calls or gets wrong
-when a mistake is planted in it.
+when a mistake is planted in it. With `-n` BLAS has one thread in each worker and in what it starts,
+since those of several would wait for each other; tests of threads ask for two by use_threads.
 """
 
 import os
+
+# Before NumPy is imported, which reads it once.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {}
 
 import pytest
 from hypothesis import HealthCheck, settings
