@@ -21,7 +21,9 @@ from minimixer.backend import Array, namespace
 # ---- shapes, axes, choices ----------------------------------------------------------------------
 
 dtypes = st.sampled_from(["float32", "float64"])
-_no_bfloat16 = pytest.mark.skipif(find_spec("ml_dtypes") is None, reason="ml_dtypes is missing")
+_ml_dtypes = find_spec("ml_dtypes") is not None
+_no_bfloat16 = pytest.mark.skipif(not _ml_dtypes, reason="ml_dtypes is missing")
+HALVES = ["float16", *["bfloat16"] * _ml_dtypes]
 each_half = pytest.mark.parametrize(
     "dtype", ["float16", pytest.param("bfloat16", marks=_no_bfloat16)]
 )

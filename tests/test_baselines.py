@@ -48,16 +48,10 @@ def of(*tests):
     return pytest.mark.parametrize("test", tests, ids=lambda test: test.__name__)
 
 
-@each_dtype
 @each_operation
 @of(bar.test_values_agree_with_numpy_within_rounding,
-    bar.test_gradients_keep_dtype_and_share_no_memory)  # fmt: skip
-def test_operations_in_both_dtypes(test, operation, dtype, device):
-    test(operation, dtype, device)
-
-
-@each_operation
-@of(bar.test_memory_layout_does_not_matter, bar.test_gradients_agree_with_finite_differences,
+    bar.test_gradients_keep_dtype_and_share_no_memory,
+    bar.test_memory_layout_does_not_matter, bar.test_gradients_agree_with_finite_differences,
     bar.test_hand_derived_gradients_agree_with_composed_primitives,
     bar.test_gradients_in_float32_agree_with_float64)  # fmt: skip
 def test_operations(test, operation, device):

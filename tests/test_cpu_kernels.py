@@ -54,7 +54,7 @@ needs_blas = pytest.mark.skipif(threads._blas() is None, reason="a BLAS that can
 
 
 @pytest.fixture(autouse=True)
-def blas_is_left_as_it_was():
+def blas_is_left_as_it_was(blas_threads):
     count = threads._blas()[0] if threads._blas() else lambda: 0
     before = count()
     yield

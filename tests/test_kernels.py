@@ -48,7 +48,7 @@ def in_dtype(values, dtype, device):
 
 
 @pytest.fixture(autouse=True)
-def kernels_for_small_arrays_too(monkeypatch):
+def kernels_for_small_arrays_too(monkeypatch, blas_threads):
     for module in (cpu, cpu_layer_norm):
         monkeypatch.setattr(module, "SMALL", 1)
 

@@ -13,12 +13,12 @@ from operator import methodcaller
 import numpy as np
 import operations
 import pytest
-from help import each_dtype, leaf, passing, put
-from hypothesis import given, settings
+from help import DTYPES, each_dtype, leaf, passing, put
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from operations import OPERATIONS, Case, Operation, expected, outputs_of, run_backward, tensors
 from rounding import within_rounding
-from strategies import LAYOUTS, each_half, same_memory, with_layout
+from strategies import HALVES, LAYOUTS, same_memory, with_layout
 
 from minimixer import Function, GradientError, Tensor, gradcheck, no_grad, ops
 from minimixer import functional as F
@@ -45,6 +45,20 @@ def for_each(device, *strategies):
     count = settings.default.max_examples
     limit = settings(max_examples=count if device == "cpu" else max(3, count // 5))
     return lambda body: limit(given(*strategies)(body))()
+
+
+def in_each(dtypes):
+    """The body with one case in each dtype: to draw a case takes longer than most bodies do."""
+
+    def with_dtypes(body):
+        def each(case):
+            for dtype in dtypes:
+                note(f"in {dtype}")
+                body(case, dtype)
+
+        return each
+
+    return with_dtypes
 
 
 def cases_and_needs(operation: Operation) -> st.SearchStrategy[tuple[Case, set[int]]]:
@@ -87,11 +101,11 @@ def test_every_operation_has_planted_errors_on_24_elements(operation):
 # ---- values -------------------------------------------------------------------------------------
 
 
-@each_dtype
 @each_operation
-def test_values_agree_with_numpy_within_rounding(operation, dtype, device):
+def test_values_agree_with_numpy_within_rounding(operation, device):
     @for_each(device, operation.draw)
-    def check(case):
+    @in_each(DTYPES)
+    def check(case, dtype):
         inputs = tensors(case, device, dtype)
         copies = [v.data.copy() if isinstance(v, Tensor) else v for v in inputs]
         outputs = outputs_of(operation, case, inputs)
@@ -229,11 +243,11 @@ def test_hand_derived_gradients_agree_with_composed_primitives(operation, device
             assert_close(fused[i].grad, parts[i].grad)
 
 
-@each_dtype
 @each_operation
-def test_gradients_keep_dtype_and_share_no_memory(operation, dtype, device):
+def test_gradients_keep_dtype_and_share_no_memory(operation, device):
     @for_each(device, operation.draw)
-    def check(case):
+    @in_each(DTYPES)
+    def check(case, dtype):
         inputs = tensors(case, device, dtype)
         outputs = outputs_of(operation, case, inputs)
         seeds = operations.seeds_for(outputs)
@@ -283,18 +297,18 @@ def test_gradients_in_float32_agree_with_float64(operation, device):
             assert_close(coarse[i].grad, fine[i].grad, 3e-4)
 
 
-@each_half
 @each_operation
-def test_two_bytes_lose_no_more_than_their_rounding(operation, dtype, device):
+def test_two_bytes_lose_no_more_than_their_rounding(operation, device):
     """Values within the bound that the formula gives for this precision, as stored or, of sums of
     many and of what is moved, in float32; gradients within a few of its roundings of those in
     float64, of the same numbers."""
-    dtype = as_dtype(dtype)
-    rounding = 2.0 ** -(8 if dtype.name == "bfloat16" else 11)
     wide = operation.function.__name__ in WIDE_RESULTS
 
     @for_each(device, operation.draw)
-    def check(case):
+    @in_each(HALVES)
+    def check(case, dtype):
+        dtype = as_dtype(dtype)
+        rounding = 2.0 ** -(8 if dtype.name == "bfloat16" else 11)
         stored = as_stored(case, dtype)
         short, fine = (tensors(stored, device, d) for d in (dtype, "float64"))
         outputs, right = outputs_of(operation, stored, short), expected(operation, stored)
