@@ -43,6 +43,7 @@ from typing import Any
 # Letters and marks to Unicode, but nothing to the eye; the first of each range, and the last.
 _BLANK = (0x34F, 0x34F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800), \
          (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF)  # fmt: skip
+_FIRST_BLANK = chr(_BLANK[0][0])
 _MOST_MARKS = 4  # on one letter; Hebrew has as many, and with fifty a name covers other lines
 
 
@@ -136,7 +137,9 @@ def _quoted(word: str) -> str:
 
 
 def _is_hidden(character: str) -> bool:
-    return not character.isprintable() or any(a <= ord(character) <= b for a, b in _BLANK)
+    if not character.isprintable():
+        return True
+    return character >= _FIRST_BLANK and any(a <= ord(character) <= b for a, b in _BLANK)
 
 
 def _written(character: str) -> str:
