@@ -37,7 +37,7 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 # Letters and marks to Unicode, but nothing to the eye; the first of each range, and the last.
@@ -54,11 +54,8 @@ def printable(name: Any, most: int = 200) -> str:
     name = str(name)
     if len(name) > 2 * most:  # enough for all that is shown
         name = name[:most] + "…" + name[len(name) - most :]
-    text, marks = [], _MOST_MARKS  # a mark without a letter before it would sit on something else
-    for character in name:
-        marks = marks + 1 if unicodedata.category(character) in ("Mn", "Me") else 0
-        hidden = marks > _MOST_MARKS or _is_hidden(character)
-        text.append(_written(character) if hidden else character)
+    usual = name.isascii() and name.isprintable()  # as nearly all are
+    text = list(name) if usual else list(_visible(name))
     for place in (0, -1):
         if text and text[place] == " ":
             text[place] = "\\x20"
@@ -66,6 +63,14 @@ def printable(name: Any, most: int = 200) -> str:
     if len(shown) <= most:
         return shown
     return shown[: most // 2] + "…" + shown[len(shown) - (most - 1) // 2 :]
+
+
+def _visible(name: str) -> Iterator[str]:
+    marks = _MOST_MARKS  # a mark without a letter before it would sit on something else
+    for character in name:
+        marks = marks + 1 if unicodedata.category(character) in ("Mn", "Me") else 0
+        hidden = marks > _MOST_MARKS or _is_hidden(character)
+        yield _written(character) if hidden else character
 
 
 def distinct(names: Iterable[Any], most: int = 200) -> list[str]:
