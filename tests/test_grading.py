@@ -51,6 +51,7 @@ def class_of_students(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_grading_a_class(run, tmp_path):
     """Good ones, bad ones and worse ones: a line for each, what is said of each task below it if
