@@ -328,7 +328,7 @@ def main() -> int:
         options = make_parser(__doc__ or "", list(FIGURES)).parse_args()
         check_options(options, list(FIGURES))
         # All processes make cells; what is made of them rank 0 keeps, and others write for nobody.
-        with using("untimed"):
+        with using("untimed"):  # whatever MINIMIXER_KERNELS says: a cell's name does not tell
             return compare(
                 Comparison(options, world, Path(elsewhere if world.rank else options.out))
             )

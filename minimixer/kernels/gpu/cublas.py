@@ -141,7 +141,8 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     device = out.device.id
     stream = cupy.cuda.get_current_stream().ptr
     space = context.workspace(device, stream)
-    place = device, plans.timing, kind
+    timing = plans.timing  # which another thread may change
+    place = device, timing, kind
     plan = context.plans.get(place)
     new = final = plan is None
     if plan is None:
@@ -153,7 +154,7 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
         plan.set(BIAS, ctypes.c_uint64(bias.data.ptr))
     if aux is not None:
         plan.set(AUX, ctypes.c_uint64(aux.data.ptr))
-    if new and plans.timing and plan.found > 1 and out.size * k >= WORTH_TIMING:
+    if new and timing and plan.found > 1 and out.size * k >= WORTH_TIMING:
         key = " ".join(map(str, kind))
         choice = choices(device)[1].get(key)
         if choice is not None:
