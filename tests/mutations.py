@@ -443,14 +443,15 @@ def mutant(kind: Kind, whole: bytes, name: str, seed: int, number: int) -> tuple
 
 
 def run_kind(name: str, count: int, seed: int, only: int | None = None) -> dict[str, Any]:
-    """What happened to the mutants of one kind; run in a process of its own."""
+    """What happened to the mutants of one kind. In a process of theirs: it rings, and its peak of
+    memory is that of all kinds so far."""
     kind = KINDS[name]
     whole = kind.make()
     found: dict[str, Any] = {"loaded": 0, "refused": 0, "slowest": 0.0, "failures": []}
     signal.signal(signal.SIGALRM, _ring)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", ".*how images were prepared")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*how images were prepared")
         path = Path(folder) / "mutant"
         path.write_bytes(whole)
         expected = kind.read(path)

@@ -724,15 +724,22 @@ def test_a_kill_while_a_cell_is_computed_again_loses_nothing(tmp_path, capsys):
     keep(tmp_path, SWEEP, SWEPT)
     path = cells.cell_path(tmp_path, SWEEP)
     with pytest.raises(KeyboardInterrupt), cells.again(path):
-        (left,) = tmp_path.glob("*")  # what a kill here leaves, and nothing is put back
+        (left,) = tmp_path.glob("*.before")  # what a kill here leaves, and nothing is put back
         shutil.copy(left, tmp_path / "kept")
         raise KeyboardInterrupt
     path.unlink()
     (tmp_path / "kept").rename(left)
-    with cells.again(path):
-        assert keep(tmp_path, SWEEP, SWEPT | {"loss": 0.25})[1] == 1
-    assert "again  loss: 0.5, now 0.25" in capsys.readouterr().out
-    assert [*tmp_path.glob("*")] == [path]
+    for kept in (False, True):  # killed before the new one was written, and after
+        if kept:
+            shutil.copy(path, left)
+            keep(tmp_path, SWEEP, SWEPT)
+        with cells.again(path):
+            assert keep(tmp_path, SWEEP, SWEPT | {"loss": 0.25})[1] == 1
+            with pytest.raises(ValueError, match="another process is at it"), cells.again(path):
+                pass
+        said = capsys.readouterr().out
+        assert ("again  loss: 0.25, the same" if kept else "again  loss: 0.5, now 0.25") in said
+        assert [*tmp_path.glob("*")] == [path]
 
 
 @pytest.mark.parametrize(("last", "flat"), [(0.905, True), (0.906, False), (0.5, True)])

@@ -396,10 +396,13 @@ def test_without_locks(tmp_path, monkeypatch, who, refusal):
 @pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", range(3))  # to start a process takes longer than 50 mutants
 def test_mutants_load_or_are_refused(part, count):
-    kinds = [kind for kind in list(mutations.KINDS)[part::3] if has_library(kind)]
+    every = list(mutations.KINDS)[part::3]
+    kinds = [kind for kind in every if has_library(kind)]
     for kind, found in zip(kinds, mutations.in_a_process(kinds, count, seed=0), strict=True):
         assert found["failures"] == [] and found["peak"] < mutations.MOST_MEGABYTES, kind
         assert found["loaded"] + found["refused"] == count, kind
+    if len(kinds) < len(every):
+        pytest.skip(f"no library for {', '.join(kind for kind in every if kind not in kinds)}")
 
 
 def has_library(kind):

@@ -49,6 +49,7 @@ def rows_of(path: Path) -> Rows:
 
 
 def number(text: str) -> int | float | str:
+    """A whole number, else any, else the text."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -101,15 +102,16 @@ def scaling(rows: Rows) -> str:
         own = [[r for r in rows if table.MODEL(r) == (model, size) and r["letters"] == n]
                for n in counts]  # fmt: skip
         made += [["rise at the end", f"{NAMES[model]} {size}",
-                  *(f"{100 * table.rise(each):+.1f}" for each in own)],
-                 ["rate", f"{NAMES[model]} {size}", *(rate(each[0]) for each in own)]]  # fmt: skip
+                  *(f"{100 * table.rise(each):+.1f}" if each else "" for each in own)],
+                 ["rate", f"{NAMES[model]} {size}",
+                  *(rate(each[0]) if each else "" for each in own)]]  # fmt: skip
     text = lines(["%", "", *(f"{n:,}" for n in counts)], made)
     for size in dict.fromkeys(size for _, size in models) if len(counts) > 1 else []:
         own = [r for r in rows if r["size"] == size]
         found = [gains_of(own, outcome) for outcome in decades.OUTCOMES]
         text += "\n" + lines(
             ["points a decade", *decades.OUTCOMES.values()],
-            ([named(each[0]["model"]), *(in_words(gain, "gain") for gain in each)]
+            ([named(each[0]["model"]), *(in_words(gain) for gain in each)]
              for each in zip(*found, strict=True)),
         )  # fmt: skip
     return text

@@ -238,22 +238,29 @@ def read_cell(path: Path, spec: Spec, weights: bool, say: bool = False) -> Resul
 def again(path: Path) -> Iterator[None]:
     """Within it the cell of this file is computed anew; then both results are told. If it could not
     be, the file is as before. ValueError if there is none, or if nobody asked for it."""
-    aside = path.with_suffix(".before")
+    aside, lock = path.with_suffix(".before"), path.with_suffix(".again")
     try:
-        if aside.exists() and not path.exists():  # of a process that was killed
-            aside.replace(path)
-        before = parse_json(read_file(path))["result"]
+        old = aside if aside.exists() else path  # the first is of a process that was killed
+        before = parse_json(read_file(old))["result"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--again {printable(path)}: there is no such cell ({error})") from None
-    path.replace(aside)
     try:
-        yield
-    finally:
-        computed = path.exists()
-        if computed:
-            aside.unlink()
-        else:
-            aside.replace(path)
+        held = Lock(lock)
+    except BlockingIOError:
+        raise ValueError(f"--again {printable(path)}: another process is at it") from None
+    with held:
+        if old == path:
+            path.replace(aside)
+        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            computed = path.exists()
+            if computed:
+                aside.unlink()
+            else:
+                aside.replace(path)
+            lock.unlink(missing_ok=True)
     if not computed:
         raise ValueError(f"--again {printable(path)}: this command does not ask for that cell")
     after = parse_json(read_file(path))["result"]

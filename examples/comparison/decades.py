@@ -210,7 +210,7 @@ def tell(out: Path, rows: list[dict[str, Any]]) -> None:
         differences += [named | row for row in apart]
         start = f"  {size:6} {text:21}"
         for gain in found:
-            print(f"{start} {gain['model']:15} points a decade: {in_words(gain, 'gain')}")
+            print(f"{start} {gain['model']:15} points a decade: {in_words(gain)}")
         for pair, each in itertools.groupby(apart if found else [], operator.itemgetter("pair")):
             where = [f"between {one:,} and {two:,}" for one, two in crossings(list(each))]
             print(f"{start} {pair:15} {', '.join(where) or 'no'} crossing")

@@ -69,14 +69,14 @@ def differences_of(rows: list[dict[str, Any]], outcome: str) -> list[dict[str, A
     return [row for row in found if " - " in row["pair"]]
 
 
-def in_words(row: dict[str, Any], what: str) -> str:
-    """The `gain` or `difference` of such a row with its interval; one that holds zero finds none.
+def in_words(gain: dict[str, Any]) -> str:
+    """With its interval; one that holds zero finds none.
 
-    >>> in_words({"gain": 0.5, "low": -0.26, "high": 1.26}, "gain")
+    >>> in_words({"gain": 0.5, "low": -0.26, "high": 1.26})
     '+0.5 (-0.3 to +1.3), none found'
     """
-    none = ", none found" if row["low"] <= 0 <= row["high"] else ""
-    return f"{row[what]:+.1f} ({row['low']:+.1f} to {row['high']:+.1f}){none}"
+    none = ", none found" if gain["low"] <= 0 <= gain["high"] else ""
+    return f"{gain['gain']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f}){none}"
 
 
 def crossings(differences: list[dict[str, Any]]) -> list[tuple[int, int]]:

@@ -19,8 +19,8 @@ SECONDS = 30.0  # of training, by default with --equal seconds
 def at_edge(rate: float, rates: list[float]) -> bool:
     """Might one that was not tried, beyond them, have been better?
 
-    >>> at_edge(0.01, [0.001, 0.01]), at_edge(0.01, [0.01])
-    (True, False)
+    >>> at_edge(0.01, [0.001, 0.01]), at_edge(0.01, [0.01]), at_edge(0.01, [0.001, 0.01, 0.1])
+    (True, False, False)
     """
     return len(rates) > 1 and rate in (min(rates), max(rates))
 

@@ -71,13 +71,14 @@ def transfer(run: Any, up: Data, down: Data) -> None:
 
 def run_row(run: Any, source: Data, spec: Spec, result: Result) -> dict[str, Any]:
     """A row of runs.csv: one model, one seed."""
+    rates = run.options.fine_lrs if spec["start"] else run.options.lrs
     row = {
         "cell": cell_path(run.folder, complete(spec, source, run.device)).name,
         "family": FAMILIES[spec["family"]], "model": spec["family"], "size": spec["size"],
         "data": source.base, "equal": run.options.equal, "steps": spec["steps"],
         "batch_size": min(spec["batch_size"], spec["train_images"]),
         "train_images": spec["train_images"], "lr": spec["lr"],
-        "edge": int(at_edge(spec["lr"], run.options.lrs)), "seed": spec["seed"],
+        "edge": int(at_edge(spec["lr"], rates)), "seed": spec["seed"],
         "top1": result["accuracy"], "train_top1": result["train_accuracy"],
     }  # fmt: skip
     row |= curve_columns(result)

@@ -36,8 +36,8 @@ patched, a subclass, a layer of one's own put into a model run themselves.
 >>> from minimixer.kernels import use
 >>> use("reference")        # the plain code everywhere, to read or to compare
 >>> use("auto")             # what is fastest on each device
->>> use("untimed")          # the same, but no product's kernel is chosen by timing (gpu/plans.py):
->>> use("auto")             # the same bits on every GPU of one kind
+>>> use("untimed")          # the same, but no product's kernel is chosen by timing (gpu/plans.py)
+>>> use("auto")
 
 The environment variable MINIMIXER_KERNELS says which at the start.
 """
@@ -78,8 +78,6 @@ def use(which: str) -> None:
                 raise
             _lacking = str(error)
     forms.table = {} if which == "reference" else dict(_forms)
-    if plans := sys.modules.get(f"{__name__}.gpu.plans"):
-        plans.timing = which != "untimed"  # type: ignore[attr-defined]
     _chosen = which
 
 
@@ -129,11 +127,10 @@ def status() -> str:
             found = "patched"
         states.setdefault(found, []).append(module.replace(".", "/") + ".py")
     notes = [f"{', '.join(states[s])} {s}" for s in ("edited", "patched") if s in states]
+    fast = "kernels: fast" + (", products untimed" if _chosen == "untimed" else "")
     if notes:
-        return f"kernels: fast, but not what stands for {' and '.join(notes)}: that runs as it is"
-    untimed = ", products untimed" if _chosen == "untimed" else ""
-    unchecked = " (unchecked: there is no source)" if "unchecked" in states else ""
-    return f"kernels: fast{untimed}{unchecked}"
+        return f"{fast}, but not what stands for {' and '.join(notes)}: that runs as it is"
+    return fast + (" (unchecked: there is no source)" if "unchecked" in states else "")
 
 
 def _find() -> None:

@@ -3,8 +3,9 @@
 cuBLAS has many kernels for one product, and its guess which is the fastest can be off by a third.
 For all but tiny products the first few candidates are timed, once; the choice is kept in a file
 beside CuPy's compiled kernels, so that the next run makes the same one and gives the same bits. Of
-processes that time at once the first to write decides for all. Another machine may decide
-otherwise, and then it rounds otherwise: kernels.use("untimed") always takes cuBLAS's guess.
+processes that time at once the first to write there decides for all. Another machine may decide
+otherwise, and rounds otherwise then. kernels.use("untimed") always takes cuBLAS's guess: the same
+bits on all GPUs of one kind, with the same cuBLAS.
 """
 
 import contextlib
@@ -33,7 +34,6 @@ _IN_COMPUTE_TYPE = 2  # partial sums are added in float32, never in the two byte
 PLAIN, WITH_BIAS, WITH_GELU, WITH_SLOPE, WITH_AUX = 1, 4, 32, 64, 128
 WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper
 CANDIDATES = 8
-timing = True  # kernels.use sets it
 WORTH_TIMING = 1 << 17  # multiplications: for a head of 10 classes a first guess took 24 us for 3
 
 
