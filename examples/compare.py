@@ -193,30 +193,36 @@ class Comparison:
     def steps(self, family: str, size: str, source: Data) -> int:
         """Training steps of a family under the budget that all share."""
         options, usual = self.options, SIZES[size]["steps"]
-        spec = self.spec("speed", family, size, source, lr=1e-3, seed=0)
-        batch = min(spec["batch_size"], len(source.train_images))
         if options.equal == "steps":
             return round(options.budget or usual)
         if options.equal == "flops":
+            batch = self.batch_size(size, source)
             budget = 1e12 * (options.budget or 0)
             budget = budget or train_flops(self.macs("mixer", size, source), batch) * usual
             steps = budget / train_flops(self.macs(family, size, source), batch)
         else:
-
-            def measure() -> Result:
-                def make() -> Any:
-                    precision = options.precision
-                    return make_model(family, spec["config"], 0, self.device, precision)
-
-                trained = spec | {"batch_size": batch}
-                return {"seconds": step_seconds(make, source.shape, source.classes, trained,
-                                                self.device)}  # fmt: skip
-
-            measured = self.keep(complete(spec, source, self.device), measure)
-            steps = (options.budget or SECONDS) / measured["seconds"]
+            steps = (options.budget or SECONDS) / self.step_seconds(family, size, source)
         if steps < LEAST_STEPS:
             raise ValueError(f"--budget gives {family} {steps:.1f} steps; {LEAST_STEPS} are needed")
         return int(steps)
+
+    def batch_size(self, size: str, source: Data) -> int:
+        usual = self.options.batch_size or SIZES[size]["batch_size"]
+        return min(usual, len(source.train_images))
+
+    def step_seconds(self, family: str, size: str, source: Data, fast: bool = False) -> float:
+        """Of a training step: measured once for all images of such a shape."""
+        batch, shape, classes = self.batch_size(size, source), source.shape, source.classes
+        spec = self.spec("speed", family, size, source, lr=1e-3, seed=0, fast=fast,
+                         data=[*shape, classes], batch_size=batch, train_images=batch)  # fmt: skip
+
+        def measure() -> Result:
+            def make() -> Any:
+                return make_model(family, spec["config"], 0, self.device, spec["precision"])
+
+            return {"seconds": step_seconds(make, shape, classes, spec, self.device, fast)}
+
+        return self.keep(complete(spec, source, self.device), measure)["seconds"]
 
     def macs(self, family: str, size: str, source: Data) -> int:
         config = model_config(family, size, source.shape, source.classes)

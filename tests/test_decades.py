@@ -15,6 +15,7 @@ from scripts import EXAMPLES, make_data
 from test_compare import costless, digits, kept, run, run_in, table  # noqa: F401
 from test_comparison_data import pillow, squares
 
+import compare
 from comparison import data, decades, gains, glyphs, options
 from comparison import letters as letters_module
 from comparison.models import make_model, model_config
@@ -30,7 +31,7 @@ def few_letters():
         patch.setattr(data, "HELD_LETTERS", 60)
         patch.setattr(data, "TEST_LETTERS", 120)
         patch.setattr(decades, "TUNE_RATES", (0.03,))
-        patch.setattr(decades, "step_seconds", lambda *_, **__: 0.25)
+        patch.setattr(compare, "step_seconds", lambda *_, **__: 0.25)
         arrays = data.data.load_mnist()
         patch.setattr(data.data, "load_mnist", lambda: tuple(array[:600] for array in arrays))
         yield
@@ -190,7 +191,8 @@ def test_a_count_is_named_as_a_whole_number(letters, tmp_path, monkeypatch):
         decades, "load", lambda spec, *_, **__: asked.append(spec) or data.load("mnist:0-3")
     )
     monkeypatch.setattr(decades, "decade", lambda *_: {"size": "nano", "model": "mixer", "seed": 0,
-                        "letters": 1, "probe": 0.5, "test": 0.5, "gap": 0.5})  # fmt: skip
+                        "letters": 1, "steps": 1, "probe": 0.5, "test": 0.5,
+                        "gap": 0.5})  # fmt: skip
     monkeypatch.setattr(decades, "differences_of", lambda *_: [])
     monkeypatch.setattr(decades, "draw", lambda *_: None)
     words = (*WORDS, "--data=there", "--models=mixer", "--counts=1234567", "--seeds=0,1,2")

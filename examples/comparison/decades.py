@@ -24,7 +24,7 @@ from comparison.cells import Result, cell_path, complete, evaluate, train
 from comparison.data import Data, in_colour, load
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.gains import crossings, differences_of, gains_of, in_words
-from comparison.models import Spec, count_macs, make_model, step_seconds, train_flops
+from comparison.models import Spec, count_macs, make_model, train_flops
 from comparison.options import at_edge
 from comparison.table import curve_columns
 from minimixer.weights.probe import choose_shots, pooled_features, ridge
@@ -78,6 +78,9 @@ def decades(run: Any, _: Any) -> None:
     run.share(subsets, lambda subset: [one(family, *subset) for family in run.models])
     each = [(family, *subset) for subset in subsets for family in run.models]
     rows = run.for_each(each, lambda model: one(*model))
+    for (family, size, *subset), row in zip(each, rows, strict=True):  # now, with nothing beside it
+        seconds = run.step_seconds(family, size, letters(*subset), fast=True)
+        row["train_seconds"] = row["steps"] * seconds
     run.write("decades.csv", rows)
     tell(run.out, rows)
 
@@ -102,8 +105,7 @@ def decade(
            "steps": steps, "lr": lr, "edge": int(at_edge(lr, run.options.lrs)),
            "test": result["accuracy"], "held": result["held_accuracy"],
            "train": result["train_accuracy"], "gap": result["train_accuracy"] - result["accuracy"],
-           "probe": result["probe"], "train_flops": result["train_flops"],
-           "train_seconds": result["train_seconds"]}  # fmt: skip
+           "probe": result["probe"], "train_flops": result["train_flops"]}  # fmt: skip
     for probe, found, tuned in zip(
         probes, result["probes"], result["tuned"] or itertools.repeat(""), strict=False
     ):
@@ -124,15 +126,8 @@ def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
     result = train(model, spec, images, labels, None, look, name, run.options.cell_minutes)
     some = slice(5000)
     found = [few_shots(model, spec, probe) for probe in probes]
-    macs, own = count_macs(model), spec | {"batch_size": min(spec["batch_size"], len(images))}
-
-    def make() -> Any:
-        return make_model(spec["family"], spec["config"], 0, run.device, spec["precision"])
-
-    seconds = step_seconds(make, source.shape, source.classes, own, run.device, fast=True)
     return result | {
-        "train_flops": train_flops(macs, result["images_seen"]),
-        "train_seconds": spec["steps"] * seconds, "curve": curve,
+        "train_flops": train_flops(count_macs(model), result["images_seen"]), "curve": curve,
         "accuracy": evaluate(model, source.test_images, source.test_labels)[0],
         "held_accuracy": evaluate(model, source.held_images, source.held_labels)[0],
         "train_accuracy": evaluate(model, images[some], labels[some])[0],
