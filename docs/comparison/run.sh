@@ -32,7 +32,7 @@ clipart() { compare --budget 4000 "${four[@]}" --data "$data/clipart" --out "$ou
 frontier() {  # its small models are those of scaling
   mkdir -p "$out/frontier/cells"
   cp -n "$out"/scaling/cells/*-small-*.json "$out/frontier/cells" 2>/dev/null || true
-  compare --budget 20000 --sizes nano,tiny,small,base --figure decades --data "$data/letters" \
+  compare --budget 20000 --sizes nano,tiny,small --figure decades --data "$data/letters" \
     --counts 1e5 "${probes[@]}" --out "$out/frontier" "$@"
 }
 
