@@ -59,11 +59,11 @@ def test_members_are_read_when_they_are_asked_for(path):
             read_npz(path)
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_small_file_does_not_become_a_large_one(path, method):
+def test_a_small_file_does_not_become_a_large_one(path):
     """Neither by what members claim, nor by what they hold and do not claim."""
     for size, packing, lies, said in (
-        (50 << 20, method, True, "packed in another way"),
+        (50 << 20, zipfile.ZIP_BZIP2, True, "packed in another way"),
+        (50 << 20, zipfile.ZIP_LZMA, True, "packed in another way"),
         (300 << 20, zipfile.ZIP_DEFLATED, False, "claim to hold"),
         (300 << 20, zipfile.ZIP_DEFLATED, True, "meta: "),
     ):

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from pages import ROOT, blocks, run_blocks, without_blocks
+from processes import quick
 
 import minimixer
 
@@ -111,7 +112,7 @@ def test_shares_are_those_of_its_figures_and_blocks(path):
 # ---- figures ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", quick(SCRIPTS, *{*SCRIPTS} - {"training", "resuming"}))
 def test_figures_are_what_the_engine_gives(name, monkeypatch):
     monkeypatch.syspath_prepend(FIGURES)
     for file, svg in importlib.import_module(f"draw_{name}").draw().items():

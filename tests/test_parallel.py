@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import quick
 
 from minimixer import Linear, Mixer, parallel
 from minimixer import functional as F
@@ -100,7 +101,7 @@ def test_a_process_alone_does_without_mpi(alone):
 
 
 @needs_mpi
-@pytest.mark.parametrize("processes", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", quick([2, 3, 4], 3))
 def test_any_number_of_processes_trains_the_same_model(tmp_path, alone, processes):
     together = results(tmp_path, processes, RUNS)
     for name in RUNS:

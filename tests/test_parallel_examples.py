@@ -85,7 +85,7 @@ def alone(tmp_path_factory, small):
     return path / "run"
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", quick([2, 3], 3))
 def test_the_same_training(small, alone, tmp_path, processes):
     """66 images in batches of 13, so that the last, of one image, leaves ranks without any."""
     out, _ = run(processes, SCRIPT, *WORDS, "--data-dir", small, "--out=run", cwd=tmp_path)
@@ -107,6 +107,7 @@ AdamW.step = watched
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_by_others(small, alone, tmp_path):
     """SIGKILL of one rank ends all; the checkpoint is whole, and any number goes on with it."""
     words = [*WORDS, "--data-dir", small, "--out=run"]
@@ -289,6 +290,7 @@ def test_the_comparison_is_shared_out(small, tmp_path):
     assert found[0] == found[1] and len(found[0][1]) == 2 * 3 + 2 * 3 * 2  # weights beside finals
 
 
+@pytest.mark.slow
 def test_the_benchmark(tmp_path):
     words = ["--distributed=2", "--batch-size=8", "--runs=1", "--warm-up=1", "--seconds=0.1"]
     out, _ = run(1, SCRIPT.with_name("benchmark.py"), *words, cwd=tmp_path)

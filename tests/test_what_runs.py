@@ -351,8 +351,9 @@ print((F.gelu(np.ones(100_000, "float32")).data == 5).all())
 """
 
 
-@pytest.mark.parametrize("name", ["minimixer", "own", "vendor.minimixer"])
-@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("name, edited", [
+    ("minimixer", True), ("own", False), ("own", True), ("vendor.minimixer", False),
+])  # fmt: skip
 def test_a_copy_may_have_another_name_or_lie_in_an_archive(tmp_path, name, edited):
     package = edited_copy(tmp_path) if edited else copied(tmp_path)
     there = tmp_path.joinpath("other", *name.split("."))
@@ -365,8 +366,9 @@ def test_a_copy_may_have_another_name_or_lie_in_an_archive(tmp_path, name, edite
         assert seen == "True"
 
 
-@pytest.mark.parametrize("text", [None, "<<<<<<< ours\n{}", "{}"])
-@pytest.mark.parametrize("choice", ["auto", "reference"])
+@pytest.mark.parametrize("text, choice", [
+    (None, "auto"), (None, "reference"), ("<<<<<<< ours\n{}", "auto"), ("{}", "reference"),
+])  # fmt: skip
 def test_without_digests_the_plain_code_runs_until_they_are_renewed(tmp_path, text, choice):
     file = copied(tmp_path) / "kernels" / unchanged.FILE.name
     file.unlink() if text is None else file.write_text(text, encoding="utf-8")
