@@ -190,7 +190,8 @@ def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_pat
     draw["main"](tmp_path, tmp_path / "page.md")
     assert made.read_bytes() == (whole[0] / "comparison.csv").read_bytes()
     top, *page, bottom = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
-    assert (top, bottom) == ("a", "b") and len(page) == 9 and "old" not in page
+    assert (top, bottom) == ("a", "b") and len(page) == 15 and "old" not in page
+    assert page[8].startswith("| rates tried: % of what was held out |")
     for row, line in zip(read_csv(made), page[4:7], strict=True):
         assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
 

@@ -22,6 +22,7 @@ from comparison.models import make_model, model_config
 
 WORDS = ("--figure=decades", "--probes=mnist:0-3", "--sizes=nano", "--budget=24", "--lrs=0.003",
          "--batch-size=16", "--draws=2", "--counts=40,200", "--models=mixer,vit")  # fmt: skip
+ALL = ("--tune", "--fine-steps=24", "--untrained")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +53,7 @@ def letters(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(letters, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    status, said, errors = run_in(folder, *WORDS, f"--data={letters}", "--tune", "--fine-steps=24")
+    status, said, errors = run_in(folder, *WORDS, f"--data={letters}", *ALL)
     assert status == 0, errors
     return folder / "out", said
 
@@ -70,6 +71,13 @@ def test_the_whole_figure(whole):
         assert cell["spec"]["data"].endswith(f"-{row['letters']}-{row['seed']}")
         assert float(row["train_seconds"]) == 24 * 0.25 and row["edge"] == "0"
         assert [24, float(row["curve_8"])] == cell["result"]["curve"][-1]
+    fresh = read_csv(out / "untrained.csv")
+    assert [(r["model"], r["seed"]) for r in fresh] == [
+        (model, str(seed)) for model in ("mixer", "vit") for seed in range(3)
+    ]
+    for row in fresh:
+        cell = json.loads((out / "cells" / row["cell"]).read_bytes())["result"]
+        assert float(row["probe mnist:0-3"]) == np.mean(cell["probes"]) == cell["probe"] > 0.25
     assert (out / "decades.png").exists() or "for a picture" in said
     assert "points a decade" in said and "crossing" in said
 
@@ -78,17 +86,34 @@ def test_what_it_says_is_made_again_from_its_rows(whole, tmp_path, capsys):
     """docs/comparison/draw.py: the same files and words as the command that trained."""
     out, said = whole
     (tmp_path / "some").mkdir()
-    shutil.copy(out / "decades.csv", tmp_path / "some")
+    for name in ("decades", "untrained", "sweep"):
+        shutil.copy(out / f"{name}.csv", tmp_path / "some")
     (tmp_path / "page.md").write_text("<!-- some -->\n<!-- end -->\n", encoding="utf-8")
     draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
     draw["main"](tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page.count("\n| few-shot, mnist:0-3 |") == 2 == page.count("\n| fine-tuned, mnist:0-3 |")
     assert "\n| Mixer - ViT |" in page and page.count("\n| rate |") == 2
+    assert "\n| % |  | 0 | 40 | 200 |" in page and "held out | 0.003 |" in page
     for name in ("gains.csv", "differences.csv"):
         assert (tmp_path / "some" / name).read_bytes() == (out / name).read_bytes()
     lines = [line for line in capsys.readouterr().out.splitlines() if "decade" in line]
     assert set(lines[:-1]) <= set(said.splitlines()) and len(lines) == 9 + 1
+
+
+def test_each_decade_has_its_own_gains():
+    """Beside the gain over all of them: two counts at a time, and none of 0 letters."""
+    draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
+    rows = [{"model": "mixer", "size": "nano", "letters": n, "seed": seed, "probe": score / 100,
+             "test": 0.5, "gap": 0.5, "lr": 1, "edge": 0, "curve_6": 0.5, "curve_8": 0.5}
+            for n, score in ((100, 30), (1000, 45), (10_000, 50)) for seed in range(3)]  # fmt: skip
+    fresh = [{"model": "mixer", "size": "nano", "letters": 0, "seed": s, "probe": 0.1}
+             for s in range(3)]  # fmt: skip
+    said = draw["scaling"](rows + fresh).splitlines()
+    assert "| few-shot accuracy, mean of all | Mixer nano | 10.0 ± 0.0 | 30.0 ± 0.0 |" in said[2]
+    assert "| Mixer | +10.0 (+10.0 to +10.0) | +0.0 (+0.0 to +0.0), none found |" in "\n".join(said)
+    assert said[-3] == "| few-shot accuracy, points | from 100 to 1,000 | from 1,000 to 10,000 |"
+    assert said[-1] == "| Mixer | +15.0 (+15.0 to +15.0) | +5.0 (+5.0 to +5.0) |"
 
 
 def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, monkeypatch):
@@ -98,8 +123,7 @@ def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, m
     (tmp_path / "out" / "cells" / rows[-1]["cell"]).unlink()
     drawn, draw = [], data.draw_many
     monkeypatch.setattr(data, "draw_many", lambda *all: drawn.append(all[1:]) or draw(*all))
-    words = (*WORDS, f"--data={letters}", "--tune", "--fine-steps=24")
-    status, _, errors = run_in(tmp_path, *words)
+    status, _, errors = run_in(tmp_path, *WORDS, f"--data={letters}", *ALL)
     assert status == 0, errors
     assert [(seed, n) for seed, n in drawn if seed < 1000] == [(2, 200)]
     assert read_csv(tmp_path / "out" / "decades.csv") == rows

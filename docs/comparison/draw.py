@@ -8,6 +8,7 @@ the data.
 """
 
 import csv
+import itertools
 import re
 import statistics
 import sys
@@ -37,13 +38,17 @@ def main(folder: Path = HERE, page: Path = PAGE) -> None:
             print(f"\n{path.parent.name}:")
             rows = rows_of(path)
             tell(path.parent, rows)
-            text = put(text, path.parent.name, tables(rows))
+            rows += [row | {"letters": 0} for row in rows_of(path.with_name("untrained.csv"))]
+            more = sweeps(rows_of(path.with_name("sweep.csv")))
+            text = put(text, path.parent.name, tables(rows) + more)
     with replace_file(page) as file:
         file.write(text.encode())
 
 
 def rows_of(path: Path) -> Rows:
-    """The rows of a CSV file, numbers as numbers."""
+    """The rows of a CSV file, numbers as numbers; none if there is no such file."""
+    if not path.exists():
+        return []
     with open(path, newline="", encoding="utf-8") as file:
         return [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
@@ -86,35 +91,59 @@ def costs(runs: Rows) -> str:
 
 
 def scaling(rows: Rows) -> str:
-    """What each model scores after each number of letters, and what a decade of them is worth."""
+    """What each model scores after each number of letters, 0 of them too if that was asked, and
+    what a decade of them is worth: of all, and of each."""
     keys = ["probe", *(name for name in rows[0] if name.startswith("probe ")), "test", "gap",
             *(name for name in rows[0] if name.startswith("tuned "))]  # fmt: skip
     models = list(dict.fromkeys(map(table.MODEL, rows)))
-    counts = sorted({r["letters"] for r in rows})
+    trained, counts = [r for r in rows if r["letters"]], sorted({r["letters"] for r in rows})
     made = []
     for key in keys:
         for model, size in models:
             own = [r for r in rows if table.MODEL(r) == (model, size)]
-            cells = [[100 * r[key] for r in own if r["letters"] == n and r[key] != ""]
+            cells = [[100 * r[key] for r in own if r["letters"] == n and r.get(key, "") != ""]
                      for n in counts]  # fmt: skip
-            made.append([in_full(key), f"{NAMES[model]} {size}", *map(spread, cells)])
+            if any(cells):
+                made.append([in_full(key), f"{NAMES[model]} {size}", *map(spread, cells)])
     for model, size in models:
-        own = [[r for r in rows if table.MODEL(r) == (model, size) and r["letters"] == n]
+        own = [[r for r in trained if table.MODEL(r) == (model, size) and r["letters"] == n]
                for n in counts]  # fmt: skip
         made += [["rise at the end", f"{NAMES[model]} {size}",
                   *(f"{100 * table.rise(each):+.1f}" if each else "" for each in own)],
                  ["rate", f"{NAMES[model]} {size}",
                   *(rate(each[0]) if each else "" for each in own)]]  # fmt: skip
     text = lines(["%", "", *(f"{n:,}" for n in counts)], made)
-    for size in dict.fromkeys(size for _, size in models) if len(counts) > 1 else []:
-        own = [r for r in rows if r["size"] == size]
-        found = [gains_of(own, outcome) for outcome in decades.OUTCOMES]
-        text += "\n" + lines(
-            ["points a decade", *decades.OUTCOMES.values()],
-            ([named(each[0]["model"]), *(in_words(gain) for gain in each)]
-             for each in zip(*found, strict=True)),
-        )  # fmt: skip
+    for size in dict.fromkeys(size for _, size in models):
+        own = [r for r in trained if r["size"] == size]
+        text += worth("points a decade", {
+            name: gains_of(own, outcome) for outcome, name in decades.OUTCOMES.items()
+        })  # fmt: skip
+        pairs = list(itertools.pairwise(filter(None, counts)))
+        text += worth("few-shot accuracy, points", {
+            f"from {one:,} to {two:,}": gains_of(
+                [r for r in own if r["letters"] in (one, two)], "probe"
+            ) for one, two in (pairs if len(pairs) > 1 else ())
+        })  # fmt: skip
     return text
+
+
+def worth(head: str, gains: dict[str, Rows]) -> str:
+    """A table of gains, a column for each kind of them."""
+    rows = [[named(each[0]["model"]), *map(in_words, each)]
+            for each in zip(*gains.values(), strict=True)]  # fmt: skip
+    return "\n" + lines([head, *gains], rows) if rows else ""
+
+
+def sweeps(rows: Rows) -> str:
+    """What each rate that was tried scored."""
+    rates = sorted({r["lr"] for r in rows})
+    scores: dict[str, dict[float, str]] = {}
+    for r in rows:
+        model = f"{NAMES[r['model']]} {r['size']}, {r['data']}"
+        scores.setdefault(model, {})[r["lr"]] = f"{100 * r['held_out_top1']:.1f}"
+    head = ["rates tried: % of what was held out", *(f"{lr:g}" for lr in rates)]
+    made = [[model, *(own.get(lr, "") for lr in rates)] for model, own in scores.items()]
+    return "\n" + lines(head, made) if made else ""
 
 
 def in_full(column: str) -> str:

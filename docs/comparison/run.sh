@@ -21,7 +21,7 @@ four=(--models vit,resnet,mixer,hybrid --colour)
 probes=(--probes "mnist,$data/fashion,$data/clipart")
 
 scaling() {
-  compare --budget 20000 --seeds 0,1,2,3,4 --figure decades --data "$data/letters" "${probes[@]}" --tune \
+  compare --budget 20000 --seeds 0,1,2,3,4 --figure decades --data "$data/letters" "${probes[@]}" --tune --untrained \
     --out "$out/scaling" "$@"
 }
 letters() {

@@ -282,24 +282,25 @@ def check_result(spec: Spec, result: Result) -> None:
 
     share, count = within(0, 1, int, float), within(1, 1e18, int)
     positive, number = within(1e-300, 1e300, int, float), within(-1e300, 1e300, int, float)
+
+    def some_shots(found: Any) -> bool:
+        sizes = [spec["draws"]] * len(spec["probes"])
+        return [*map(len, found)] == sizes and all(map(share, itertools.chain(*found)))
+
     final = spec["kind"] == "final"
     costs = final and (spec["keep"] or spec["start"] is not None)
-    wanted: dict[str, Callable[[Any], bool]] = {}
-    if spec["kind"] == "speed":
-        wanted = {"seconds": positive}
-    elif spec["kind"] == "tokens":
-        wanted = {"step_ms": positive, "peak_mib": positive}
-    else:
-        wanted = {"images_seen": count, "loss": lambda value: value is None or number(value)}
+    trained = {"images_seen": count, "loss": lambda value: value is None or number(value)}
+    wanted: dict[str, Callable[[Any], bool]] = {
+        "speed": {"seconds": positive}, "tokens": {"step_ms": positive, "peak_mib": positive},
+        "untrained": {"probe": share, "probes": some_shots},
+    }.get(spec["kind"], trained)  # fmt: skip
     if spec["kind"] == "sweep":
         wanted |= {"held_accuracy": share, "held_loss": wanted["loss"]}
     if spec["kind"] == "decade":
-        each, many = spec["draws"], len(spec["probes"])
         wanted |= {"accuracy": share, "held_accuracy": share, "train_accuracy": share,
                    "train_flops": positive, "probe": share,
                    "tuned": lambda found: all(map(share, found)),
-                   "probes": lambda found: [len(draws) for draws in found] == [each] * many
-                   and all(share(value) for draws in found for value in draws)}  # fmt: skip
+                   "probes": some_shots}  # fmt: skip
     if final:
         wanted |= {"accuracy": share, "train_accuracy": share, "parameters": count, "macs": count,
                    "train_flops": positive}  # fmt: skip

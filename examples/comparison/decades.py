@@ -6,6 +6,7 @@ Each model is pretrained for the same number of steps on so many drawn letters, 
 for each seed, the same for all families. Then it is asked what it learned, on each of --probes: a
 linear classifier in closed form on its frozen features, from ten pictures a class (the paper's few-
 shot measure), and at the smallest and the largest count, with --tune, fine-tuning on all of them.
+What fresh models' features tell is asked with --untrained.
 With several --sizes a second picture shows what was learned against what the pretraining cost, as
 the left-hand graph does.
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from comparison.cells import Result, cell_path, complete, evaluate, train
+from comparison.cells import Busy, Result, cell_path, complete, evaluate, train
 from comparison.data import Data, in_colour, load
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.gains import crossings, differences_of, gains_of, in_words
@@ -33,6 +34,7 @@ from support.run_directory import write_rows
 SEEDS_BETWEEN = 3  # at counts that are neither the smallest nor the largest
 TUNE_RATES, TUNE_STEPS = (0.003, 0.01, 0.03, 0.06), 500
 OUTCOMES = {"probe": "few-shot accuracy", "test": "other fonts' letters", "gap": "train minus test"}
+UNITS = {"probe": "%", "test": "%", "gap": "points"}
 
 
 def decades(run: Any, _: Any) -> None:
@@ -78,10 +80,16 @@ def decades(run: Any, _: Any) -> None:
     run.share(subsets, lambda subset: [one(family, *subset) for family in run.models])
     each = [(family, *subset) for subset in subsets for family in run.models]
     rows = run.for_each(each, lambda model: one(*model))
+    fresh = itertools.product(run.models, run.sizes, run.seeds) if options.untrained else []
+    asked = run.for_each(list(fresh), lambda model: untrained(run, *model, probes))
+    if options.no_wait:
+        raise Busy  # with others, who may be at work
     for (family, size, *subset), row in zip(each, rows, strict=True):  # now, with nothing beside it
         seconds = run.step_seconds(family, size, letters(*subset), fast=True)
         row["train_seconds"] = row["steps"] * seconds
     run.write("decades.csv", rows)
+    if asked:
+        run.write("untrained.csv", asked)
     tell(run.out, rows)
 
 
@@ -91,9 +99,8 @@ def decade(
 ) -> dict[str, Any]:  # fmt: skip
     """A row of decades.csv: one model, pretrained and asked."""
     spec = run.spec("decade", family, size, source, lr=lr, seed=seed, steps=steps, max_shift=0,
-                    shots=run.options.shots, draws=run.options.draws, tune=tune,
-                    tune_rates=list(TUNE_RATES) if tune else [],
-                    probes=[probe.fingerprint for probe in probes])  # fmt: skip
+                    tune=tune, tune_rates=list(TUNE_RATES) if tune else [],
+                    **about(run, probes))  # fmt: skip
     spec = complete(spec, source, run.device)
     result = run.keep(spec, lambda: ask(run, spec, source, probes))
     if run.first_told(spec):
@@ -111,6 +118,30 @@ def decade(
     ):
         row |= {f"probe {probe.title}": float(np.mean(found)), f"tuned {probe.title}": tuned}
     return row | curve_columns(result)
+
+
+def about(run: Any, probes: list[Data]) -> Spec:
+    """What a cell's spec says of them."""
+    return {"shots": run.options.shots, "draws": run.options.draws,
+            "probes": [probe.fingerprint for probe in probes]}  # fmt: skip
+
+
+def untrained(run: Any, family: str, size: str, seed: int, probes: list[Data]) -> dict[str, Any]:
+    """A row of untrained.csv: what a fresh model's features tell."""
+    source = probes[0]  # of all images of such a shape
+    spec = run.spec("untrained", family, size, source, lr=0.0, seed=seed, max_shift=0,
+                    data=list(source.shape), train_images=0, **about(run, probes))  # fmt: skip
+
+    def compute() -> Result:
+        model = make_model(family, spec["config"], seed, run.device, spec["precision"])
+        found = [few_shots(model, spec, probe) for probe in probes]
+        return {"probes": found, "probe": float(np.mean(found))}
+
+    spec = complete(spec, source, run.device)
+    result = run.keep(spec, compute)
+    row = {"cell": cell_path(run.folder, spec).name, "model": family, "size": size, "seed": seed}
+    named = zip(probes, result["probes"], strict=True)
+    return row | {"probe": result["probe"]} | {f"probe {p.title}": np.mean(v) for p, v in named}
 
 
 def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
@@ -138,15 +169,15 @@ def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
 
 def few_shots(model: Any, spec: Spec, probe: Data) -> list[float]:
     """Test accuracies of ridge classifiers on frozen features, one for each draw of the shots.
-    Features that are not finite tell nothing, and count as 0."""
+    Features that are not finite tell nothing: 0."""
+    nothing = [0.0] * spec["draws"]
     if diverged(model):
-        return [0.0] * spec["draws"]
+        return nothing
     bare = with_head(model, spec, 0)
-
-    def features_of(images: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(pooled_features(bare, images, 2000), nan=0.0, posinf=0.0, neginf=0.0)
-
+    features_of = functools.partial(pooled_features, bare, batch_size=2000)
     features = features_of(probe.test_images)
+    if not np.isfinite(features).all():
+        return nothing
     found = []
     for number in range(spec["draws"]):
         chosen = choose_shots(probe.train_labels, spec["shots"], number)
@@ -235,7 +266,9 @@ def draw(out: Path, rows: list[dict[str, Any]], *tables: Path) -> None:
                     color=colour, marker=marker, linestyle=line, capsize=3,
                     label=label(family, size, sizes),
                 )  # fmt: skip
-            axes.set(xscale="log", xlabel="letters to pretrain on", ylabel=f"{text}, %")
+            axes.set(
+                xscale="log", xlabel="letters to pretrain on", ylabel=f"{text}, {UNITS[outcome]}"
+            )
             axes.grid(alpha=0.3)
         legend_below(figure, panels[0])
     save(figure, out / "decades.png", out / "decades.csv", *tables)

@@ -11,7 +11,8 @@ from support.options import Parser
 
 LEAST_STEPS = 24
 SWEEP_SEED = 100  # of runs that choose a rate: none of --seeds, the same for few and for many
-OF_ONE_FIGURE = {"decades": ("counts", "probes", "shots", "draws", "tune"), "scaling": ("shares",),
+OF_ONE_FIGURE = {"decades": ("counts", "probes", "shots", "draws", "tune", "untrained"),
+                 "scaling": ("shares",),
                  "weights": ("weights", "block")}  # fmt: skip
 SECONDS = 30.0  # of training, by default with --equal seconds
 
@@ -81,6 +82,7 @@ def make_parser(description: str, figures: list[str]) -> Parser:
         action="store_true",
         help="fine-tune on the probes too, at both ends: --fine-steps (default: 500)",
     )
+    add("--untrained", action="store_true", help="ask the probes of fresh models too")
     add("--colour", action="store_true", help="images as 32 x 32 x 3, grey ones repeated")
     add("--weights", help="checkpoint to draw (default: the Mixer of the table)")
     add("--block", type=int, default=0, help="whose hidden units to draw (default: 0, the first)")
