@@ -1,7 +1,7 @@
 """One body for every device, and Hypothesis profiles.
 
 `device` runs a test once on the CPU and, where CuPy finds a GPU, once there; elsewhere that half
-is skipped with the reason. HYPOTHESIS_PROFILE=long draws twenty times as many examples.
+is skipped with the reason. HYPOTHESIS_PROFILE=long draws thirty times as many examples.
 `reference` switches the fast twins off, for tests of what the plain code keeps, calls or gets wrong
 when a mistake is planted in it. With `-n` BLAS has one thread in each worker and in what it starts,
 since those of several would wait for each other; with `blas_threads` it has two.
@@ -21,7 +21,7 @@ from minimixer.kernels.cpu import threads
 
 _checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile(
-    "ci", deadline=None, derandomize=True, max_examples=25, suppress_health_check=_checks
+    "ci", deadline=None, derandomize=True, max_examples=16, suppress_health_check=_checks
 )
 settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

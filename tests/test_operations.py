@@ -43,7 +43,7 @@ ELEMENT_BY_ELEMENT = 40  # inputs larger than this in all are checked along rand
 def for_each(device, *strategies):
     """Run the decorated body on drawn examples: a fifth of them where launches are dear."""
     count = settings.default.max_examples
-    limit = settings(max_examples=count if device == "cpu" else max(3, count // 5))
+    limit = settings(max_examples=count if device == "cpu" else max(5, count // 5))
     return lambda body: limit(given(*strategies)(body))()
 
 

@@ -69,7 +69,7 @@ def cases(draw, tiny: bool = False) -> Case:
 
 def examples(device: str, cpu: int, cuda: int = 3) -> settings:
     """So many examples, and as many times more as the profile draws more than usual."""
-    usual, count = 25, cpu if device == "cpu" else cuda
+    usual, count = 16, cpu if device == "cpu" else cuda
     return settings(max_examples=max(1, count * settings.default.max_examples // usual))
 
 
