@@ -107,6 +107,9 @@ class Comparison:
         self.out.mkdir(parents=True, exist_ok=True)
         write_rows(self.out / name, rows)
 
+    def batch_size(self, size: str) -> int:
+        return self.options.batch_size or SIZES[size]["batch_size"]
+
     def spec(self, kind: str, family: str, size: str, source: Data, **changes: Any) -> Spec:
         """All that determines a cell, but for data and machine."""
         options = self.options
@@ -116,7 +119,7 @@ class Comparison:
             "optimizer": "adamw", "weight_decay": 0.05, "clip": 1.0, "warmup": 0.1,
             "max_shift": options.max_shift, "precision": options.precision,
             "train_images": len(source.train_images),
-            "batch_size": options.batch_size or SIZES[size]["batch_size"],
+            "batch_size": self.batch_size(size),
             "shuffle": "none", "patch_size": patch_size(source.shape, SIZES[size]["grid"]),
             "start": None, **changes,
         }  # fmt: skip
@@ -196,7 +199,7 @@ class Comparison:
         if options.equal == "steps":
             return round(options.budget or usual)
         if options.equal == "flops":
-            batch = self.batch_size(size, source)
+            batch = min(self.batch_size(size), len(source.train_images))
             budget = 1e12 * (options.budget or 0)
             budget = budget or train_flops(self.macs("mixer", size, source), batch) * usual
             steps = budget / train_flops(self.macs(family, size, source), batch)
@@ -206,21 +209,17 @@ class Comparison:
             raise ValueError(f"--budget gives {family} {steps:.1f} steps; {LEAST_STEPS} are needed")
         return int(steps)
 
-    def batch_size(self, size: str, source: Data) -> int:
-        usual = self.options.batch_size or SIZES[size]["batch_size"]
-        return min(usual, len(source.train_images))
-
     def step_seconds(self, family: str, size: str, source: Data, fast: bool = False) -> float:
         """Of a training step: measured once for all images of such a shape."""
-        batch, shape, classes = self.batch_size(size, source), source.shape, source.classes
-        spec = self.spec("speed", family, size, source, lr=1e-3, seed=0, fast=fast,
-                         data=[*shape, classes], batch_size=batch, train_images=batch)  # fmt: skip
+        batch, shape = min(self.batch_size(size), len(source.train_images)), source.shape
+        spec = self.spec("speed", family, size, source, lr=1e-3, seed=0, batch_size=batch,
+                         data=[*shape, source.classes], train_images=batch, fast=fast)  # fmt: skip
 
         def measure() -> Result:
             def make() -> Any:
                 return make_model(family, spec["config"], 0, self.device, spec["precision"])
 
-            return {"seconds": step_seconds(make, shape, classes, spec, self.device, fast)}
+            return {"seconds": step_seconds(make, shape, source.classes, spec, self.device, fast)}
 
         return self.keep(complete(spec, source, self.device), measure)["seconds"]
 

@@ -129,6 +129,14 @@ def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, m
     assert read_csv(tmp_path / "out" / "decades.csv") == rows
 
 
+def test_who_does_not_wait_measures_no_times(whole, letters, tmp_path):
+    """They are of a GPU that nobody else works on; so tables are made by a run that waits."""
+    shutil.copytree(whole[0], tmp_path / "out", ignore=shutil.ignore_patterns("*.csv", "speed-*"))
+    status, said, errors = run_in(tmp_path, *WORDS, f"--data={letters}", *ALL, "--no-wait")
+    assert status == 0 and said.splitlines()[-1].startswith("left "), errors
+    assert not list(tmp_path.rglob("decades.csv")) + list(tmp_path.rglob("speed-*"))
+
+
 def test_rates_are_chosen_with_other_letters(whole):
     for file in (whole[0] / "cells").glob("sweep-*"):
         assert json.loads(file.read_bytes())["spec"]["data"].endswith("-100")  # seeds are 0 to 2
@@ -180,6 +188,10 @@ def test_a_model_that_diverged_is_asked_too():
     spec = {"family": "mixer", "config": config, "seed": 0, "precision": "float32",
             "shots": 2, "draws": 2}  # fmt: skip
     assert decades.few_shots(model, spec, probe) == [0, 0]
+    model.norm.bias.data = np.full_like(model.norm.bias.data, 3e38)  # finite, but no sum of it is
+    with np.errstate(over="ignore"):
+        assert decades.few_shots(model, spec, probe) == [0, 0]
+    model.norm.bias.data = model.norm.bias.data * np.float32(np.nan)
     assert decades.fine_tuned(model, spec, probe, None) == 0
     assert decades.evaluate(model, images, labels)[0] == 0
 

@@ -7,6 +7,7 @@ as tables into the page, each between <!-- its folder --> and <!-- end -->. No G
 the data.
 """
 
+import contextlib
 import csv
 import itertools
 import re
@@ -56,10 +57,8 @@ def rows_of(path: Path) -> Rows:
 def number(text: str) -> int | float | str:
     """A whole number, else any, else the text."""
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
     return text
 
 
@@ -113,16 +112,16 @@ def scaling(rows: Rows) -> str:
                  ["rate", f"{NAMES[model]} {size}",
                   *(rate(each[0]) if each else "" for each in own)]]  # fmt: skip
     text = lines(["%", "", *(f"{n:,}" for n in counts)], made)
+    pairs = list(itertools.pairwise(filter(None, counts)))
     for size in dict.fromkeys(size for _, size in models):
         own = [r for r in trained if r["size"] == size]
         text += worth("points a decade", {
             name: gains_of(own, outcome) for outcome, name in decades.OUTCOMES.items()
         })  # fmt: skip
-        pairs = list(itertools.pairwise(filter(None, counts)))
         text += worth("few-shot accuracy, points", {
             f"from {one:,} to {two:,}": gains_of(
                 [r for r in own if r["letters"] in (one, two)], "probe"
-            ) for one, two in (pairs if len(pairs) > 1 else ())
+            ) for one, two in pairs if len(pairs) > 1
         })  # fmt: skip
     return text
 

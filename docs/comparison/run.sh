@@ -21,8 +21,8 @@ four=(--models vit,resnet,mixer,hybrid --colour)
 probes=(--probes "mnist,$data/fashion,$data/clipart")
 
 scaling() {
-  compare --budget 20000 --seeds 0,1,2,3,4 --figure decades --data "$data/letters" "${probes[@]}" --tune --untrained \
-    --out "$out/scaling" "$@"
+  compare --budget 20000 --seeds 0,1,2,3,4 --figure decades --data "$data/letters" "${probes[@]}" \
+    --tune --untrained --out "$out/scaling" "$@"
 }
 letters() {
   compare --budget 20000 "${four[@]}" --data "$data/letters@1e5" --max-shift 0 --out "$out/letters" "$@"

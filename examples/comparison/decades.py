@@ -6,9 +6,8 @@ Each model is pretrained for the same number of steps on so many drawn letters, 
 for each seed, the same for all families. Then it is asked what it learned, on each of --probes: a
 linear classifier in closed form on its frozen features, from ten pictures a class (the paper's few-
 shot measure), and at the smallest and the largest count, with --tune, fine-tuning on all of them.
-What fresh models' features tell is asked with --untrained.
-With several --sizes a second picture shows what was learned against what the pretraining cost, as
-the left-hand graph does.
+With --untrained fresh models are asked too. With several --sizes a second picture shows what was
+learned against what the pretraining cost, as the left-hand graph does.
 
 What a decade is worth, with intervals, and where lines cross: gains.py.
 """
@@ -83,8 +82,8 @@ def decades(run: Any, _: Any) -> None:
     fresh = itertools.product(run.models, run.sizes, run.seeds) if options.untrained else []
     asked = run.for_each(list(fresh), lambda model: untrained(run, *model, probes))
     if options.no_wait:
-        raise Busy  # with others, who may be at work
-    for (family, size, *subset), row in zip(each, rows, strict=True):  # now, with nothing beside it
+        raise Busy  # others may be at work, and times are measured alone
+    for (family, size, *subset), row in zip(each, rows, strict=True):
         seconds = run.step_seconds(family, size, letters(*subset), fast=True)
         row["train_seconds"] = row["steps"] * seconds
     run.write("decades.csv", rows)
@@ -112,12 +111,16 @@ def decade(
            "steps": steps, "lr": lr, "edge": int(at_edge(lr, run.options.lrs)),
            "test": result["accuracy"], "held": result["held_accuracy"],
            "train": result["train_accuracy"], "gap": result["train_accuracy"] - result["accuracy"],
-           "probe": result["probe"], "train_flops": result["train_flops"]}  # fmt: skip
-    for probe, found, tuned in zip(
-        probes, result["probes"], result["tuned"] or itertools.repeat(""), strict=False
-    ):
-        row |= {f"probe {probe.title}": float(np.mean(found)), f"tuned {probe.title}": tuned}
-    return row | curve_columns(result)
+           "train_flops": result["train_flops"]}  # fmt: skip
+    tuned = result["tuned"] or [""] * len(probes)
+    row |= {f"tuned {probe.title}": found for probe, found in zip(probes, tuned, strict=True)}
+    return row | probe_columns(result, probes) | curve_columns(result)
+
+
+def probe_columns(result: Result, probes: list[Data]) -> dict[str, float]:
+    """Few-shot accuracies: the mean of all, and of each probe."""
+    each = zip(probes, result["probes"], strict=True)
+    return {"probe": result["probe"]} | {f"probe {p.title}": float(np.mean(v)) for p, v in each}
 
 
 def about(run: Any, probes: list[Data]) -> Spec:
@@ -134,14 +137,12 @@ def untrained(run: Any, family: str, size: str, seed: int, probes: list[Data]) -
 
     def compute() -> Result:
         model = make_model(family, spec["config"], seed, run.device, spec["precision"])
-        found = [few_shots(model, spec, probe) for probe in probes]
-        return {"probes": found, "probe": float(np.mean(found))}
+        return ask_probes(model, spec, probes)
 
     spec = complete(spec, source, run.device)
     result = run.keep(spec, compute)
     row = {"cell": cell_path(run.folder, spec).name, "model": family, "size": size, "seed": seed}
-    named = zip(probes, result["probes"], strict=True)
-    return row | {"probe": result["probe"]} | {f"probe {p.title}": np.mean(v) for p, v in named}
+    return row | probe_columns(result, probes)
 
 
 def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
@@ -156,33 +157,36 @@ def ask(run: Any, spec: Spec, source: Data, probes: list[Data]) -> Result:
     images, labels = source.train_images, source.train_labels
     result = train(model, spec, images, labels, None, look, name, run.options.cell_minutes)
     some = slice(5000)
-    found = [few_shots(model, spec, probe) for probe in probes]
-    return result | {
+    return result | ask_probes(model, spec, probes) | {
         "train_flops": train_flops(count_macs(model), result["images_seen"]), "curve": curve,
         "accuracy": evaluate(model, source.test_images, source.test_labels)[0],
         "held_accuracy": evaluate(model, source.held_images, source.held_labels)[0],
         "train_accuracy": evaluate(model, images[some], labels[some])[0],
-        "probes": found, "probe": float(np.mean(found)),
         "tuned": [fine_tuned(model, spec, probe, run) for probe in probes] if spec["tune"] else [],
     }  # fmt: skip
+
+
+def ask_probes(model: Any, spec: Spec, probes: list[Data]) -> Result:
+    found = [few_shots(model, spec, probe) for probe in probes]
+    return {"probes": found, "probe": float(np.mean(found))}
 
 
 def few_shots(model: Any, spec: Spec, probe: Data) -> list[float]:
     """Test accuracies of ridge classifiers on frozen features, one for each draw of the shots.
     Features that are not finite tell nothing: 0."""
-    nothing = [0.0] * spec["draws"]
     if diverged(model):
-        return nothing
+        return [0.0] * spec["draws"]
     bare = with_head(model, spec, 0)
     features_of = functools.partial(pooled_features, bare, batch_size=2000)
-    features = features_of(probe.test_images)
-    if not np.isfinite(features).all():
-        return nothing
-    found = []
+    features, found = features_of(probe.test_images), []
+    finite = np.isfinite(features).all()
     for number in range(spec["draws"]):
         chosen = choose_shots(probe.train_labels, spec["shots"], number)
         labels = probe.train_labels[chosen]
         known = features_of(probe.train_images[chosen])
+        if not (finite and np.isfinite(known).all()):
+            found.append(0.0)
+            continue
         weight, bias = ridge(known, labels, probe.classes)
         answers = (features @ weight + bias).argmax(axis=1)
         found.append(float((answers == probe.test_labels).mean()))

@@ -12,8 +12,7 @@ from support.options import Parser
 LEAST_STEPS = 24
 SWEEP_SEED = 100  # of runs that choose a rate: none of --seeds, the same for few and for many
 OF_ONE_FIGURE = {"decades": ("counts", "probes", "shots", "draws", "tune", "untrained"),
-                 "scaling": ("shares",),
-                 "weights": ("weights", "block")}  # fmt: skip
+                 "scaling": ("shares",), "weights": ("weights", "block")}  # fmt: skip
 SECONDS = 30.0  # of training, by default with --equal seconds
 
 
@@ -88,7 +87,7 @@ def make_parser(description: str, figures: list[str]) -> Parser:
     add("--block", type=int, default=0, help="whose hidden units to draw (default: 0, the first)")
     add("--again", metavar="CELL", help="compute this file of OUT/cells anew, and compare")
     add("--no-wait", action="store_true",
-        help="end when all that is left is what other processes with this OUT are at")  # fmt: skip
+        help="leave to others with this OUT what they are at, and what is timed alone")  # fmt: skip
     add("--cell-minutes", type=float, default=8, help="of training, at most (default: 8)")
     return parser
 
