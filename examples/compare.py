@@ -54,11 +54,11 @@ from comparison.decades import decades
 from comparison.models import (
     SIZES,
     Spec,
+    costs,
     count_macs,
     make_model,
     model_config,
     patch_size,
-    step_seconds,
     train_flops,
     using,
 )
@@ -123,9 +123,9 @@ class Comparison:
             "shuffle": "none", "patch_size": patch_size(source.shape, SIZES[size]["grid"]),
             "start": None, **changes,
         }  # fmt: skip
-        # Are weights and costs to be kept? Of whole runs on all images as they are, which the table
-        # shows and fine-tuning starts from. `start` names the weights that fine-tuning begins with.
-        # Both are part of the spec, and so of the cell's name.
+        # Are weights to be kept? Of whole runs on all images as they are, which fine-tuning starts
+        # from and figures show. `start` names the weights that fine-tuning begins with. Both are
+        # part of the spec, and so of the cell's name.
         whole = spec["train_images"] == len(source.train_images)
         spec["keep"] = (
             kind == "final" and whole and not (spec["start"] or spec["shuffle"] != "none")
@@ -204,24 +204,25 @@ class Comparison:
             budget = budget or train_flops(self.macs("mixer", size, source), batch) * usual
             steps = budget / train_flops(self.macs(family, size, source), batch)
         else:
-            steps = (options.budget or SECONDS) / self.step_seconds(family, size, source)
+            spec = self.spec("final", family, size, source)
+            steps = (options.budget or SECONDS) / self.costs(spec, source)["step_seconds"]
         if steps < LEAST_STEPS:
             raise ValueError(f"--budget gives {family} {steps:.1f} steps; {LEAST_STEPS} are needed")
         return int(steps)
 
-    def step_seconds(self, family: str, size: str, source: Data, fast: bool = False) -> float:
-        """Of a training step: measured once for all images of such a shape."""
-        batch, shape = min(self.batch_size(size), len(source.train_images)), source.shape
-        spec = self.spec("speed", family, size, source, lr=1e-3, seed=0, batch_size=batch,
-                         data=[*shape, source.classes], train_images=batch, fast=fast)  # fmt: skip
+    def costs(self, trained: Spec, source: Data) -> Result:
+        """Of a model that is trained so: measured once for all images of such a shape."""
+        same = ("family", "size", "config", "optimizer", "weight_decay", "clip", "precision")
+        spec = {"kind": "costs", **{name: trained[name] for name in same}, "lr": 1e-3,
+                "batch_size": min(trained["batch_size"], trained["train_images"]),
+                "data": list(source.shape)}  # fmt: skip
+        spec = complete(spec, source, self.device)
+        return self.keep(spec, lambda: costs(spec, source.shape, self.device))
 
-        def measure() -> Result:
-            def make() -> Any:
-                return make_model(family, spec["config"], 0, self.device, spec["precision"])
-
-            return {"seconds": step_seconds(make, shape, source.classes, spec, self.device, fast)}
-
-        return self.keep(complete(spec, source, self.device), measure)["seconds"]
+    def alone(self) -> None:
+        """Before times are measured: with --no-wait others may be at work, so that is Busy."""
+        if self.options.no_wait:
+            raise Busy
 
     def macs(self, family: str, size: str, source: Data) -> int:
         config = model_config(family, size, source.shape, source.classes)
@@ -303,26 +304,26 @@ class Comparison:
 
     def fine_tuned(
         self, family: str, size: str, up: Data, down: Data, seed: int
-    ) -> tuple[Result, Spec, Result]:
+    ) -> tuple[tuple[Spec, Result], tuple[Spec, Result]]:
         """Pretrained on `up`, then fine-tuned on --examples images of `down` as in the paper: a
         fresh head, SGD with momentum, no weight decay. The rate is chosen on held-out images of
-        `down`, whose labels come on top of those. (upstream result, spec, result)"""
+        `down`, whose labels come on top of those. (spec, result) of both trainings."""
         options = self.options
         count = min(options.examples or len(down.train_images), len(down.train_images))
         steps = options.fine_steps or max(LEAST_STEPS, self.steps(family, size, up) // 4)
 
-        def start(seed: int) -> tuple[str, Result]:
-            spec, result = self.final(family, size, up, seed, weights=True)
-            name = cell_path(self.folder, complete(spec, up, self.device)).with_suffix(".npz").name
-            return name, result
+        def start(seed: int) -> tuple[str, tuple[Spec, Result]]:
+            before = self.final(family, size, up, seed, weights=True)
+            path = cell_path(self.folder, complete(before[0], up, self.device))
+            return path.with_suffix(".npz").name, before
 
         own: dict[str, Any] = {"optimizer": "sgd", "weight_decay": 0.0, "train_images": count}
         lr = self.learning_rate(family, size, down, options.fine_lrs, steps=steps * SWEEP_SHARE,
                                 start=start(self.seeds[0])[0], **own)  # fmt: skip
-        name, pretrained = start(seed)
+        name, before = start(seed)
         spec = self.spec("final", family, size, down, lr=lr, seed=seed, steps=steps, start=name,
                          **own)  # fmt: skip
-        return pretrained, spec, self.run(spec, down)
+        return before, (spec, self.run(spec, down))
 
 
 # ---- the command --------------------------------------------------------------------------------

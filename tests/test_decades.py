@@ -15,8 +15,7 @@ from scripts import EXAMPLES, make_data
 from test_compare import costless, digits, kept, run, run_in, table  # noqa: F401
 from test_comparison_data import pillow, squares
 
-import compare
-from comparison import data, decades, gains, glyphs, options
+from comparison import data, decades, gains, glyphs, models, options
 from comparison import letters as letters_module
 from comparison.models import make_model, model_config
 
@@ -32,7 +31,7 @@ def few_letters():
         patch.setattr(data, "HELD_LETTERS", 60)
         patch.setattr(data, "TEST_LETTERS", 120)
         patch.setattr(decades, "TUNE_RATES", (0.03,))
-        patch.setattr(compare, "step_seconds", lambda *_, **__: 0.25)
+        patch.setattr(models, "step_seconds", lambda *all: 0.25 if all[-1] is True else 0.5)
         arrays = data.data.load_mnist()
         patch.setattr(data.data, "load_mnist", lambda: tuple(array[:600] for array in arrays))
         yield
@@ -130,11 +129,10 @@ def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, m
 
 
 def test_who_does_not_wait_measures_no_times(whole, letters, tmp_path):
-    """They are of a GPU that nobody else works on; so tables are made by a run that waits."""
-    shutil.copytree(whole[0], tmp_path / "out", ignore=shutil.ignore_patterns("*.csv", "speed-*"))
+    shutil.copytree(whole[0], tmp_path / "out", ignore=shutil.ignore_patterns("*.csv", "costs-*"))
     status, said, errors = run_in(tmp_path, *WORDS, f"--data={letters}", *ALL, "--no-wait")
     assert status == 0 and said.splitlines()[-1].startswith("left "), errors
-    assert not list(tmp_path.rglob("decades.csv")) + list(tmp_path.rglob("speed-*"))
+    assert not list(tmp_path.rglob("decades.csv")) + list(tmp_path.rglob("costs-*"))
 
 
 def test_rates_are_chosen_with_other_letters(whole):

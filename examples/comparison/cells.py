@@ -16,19 +16,10 @@ by another if that one dies.
     compute_cell -> train, evaluate, ... from training and measuring
 
 A final cell holds test accuracy, that on training images as they are, without shifts (5,000 of
-them), the test accuracy on 1,000 images at 8 points of the training, parameters and MACs, and
-costs:
-
-    train_seconds      seconds of a training step, times the steps; a step is timed apart, so that
-                       what else the machine does during minutes of training is not in it
-    train_flops        6 x MACs x images seen
-    images_per_second, peak_bytes: see models.py
-    fast_...           both again with the fast forms and, on a GPU, recorded steps
-
-Only cells of the tables have times and memory: whole runs on all images as they are, and those of
-fine-tuning; for other figures a step's time is a cell of its own. All models are trained with what
-is fastest for each, which changes accuracies by no more than rounding does; all are timed with the
-plain code.
+them), the test accuracy on 1,000 images at 8 points of the training, parameters, MACs and
+train_flops: 6 x MACs x images seen. What a step and inference cost (models.py) is a cell of its
+own, of kind "costs", and measured when all are trained: what else a machine does during minutes
+of training is not in it.
 """
 
 import contextlib
@@ -52,12 +43,9 @@ from comparison.models import (
     batch_for,
     count_macs,
     device_of,
-    inference_rate,
     make_model,
     make_optimizer,
     make_step,
-    peak_bytes,
-    step_seconds,
     train_flops,
 )
 from minimixer import Tensor, backend, data, schedule
@@ -288,11 +276,13 @@ def check_result(spec: Spec, result: Result) -> None:
         return [*map(len, found)] == sizes and all(map(share, itertools.chain(*found)))
 
     final = spec["kind"] == "final"
-    costs = final and (spec["keep"] or spec["start"] is not None)
     trained = {"images_seen": count, "loss": lambda value: value is None or number(value)}
     wanted: dict[str, Callable[[Any], bool]] = {
-        "speed": {"seconds": positive}, "tokens": {"step_ms": positive, "peak_mib": positive},
+        "tokens": {"step_ms": positive, "peak_mib": positive},
         "untrained": {"probe": share, "probes": some_shots},
+        "costs": {"peak_bytes": count, **dict.fromkeys((
+            "step_seconds", "images_per_second", "fast_step_seconds", "fast_images_per_second"
+        ), positive)},
     }.get(spec["kind"], trained)  # fmt: skip
     if spec["kind"] == "sweep":
         wanted |= {"held_accuracy": share, "held_loss": wanted["loss"]}
@@ -309,9 +299,6 @@ def check_result(spec: Spec, result: Result) -> None:
             raise ValueError("its curve is of other steps, or no accuracies")
     if final and spec["keep"]:
         wanted["weights"] = lambda value: type(value) is bool
-    if costs:
-        wanted |= {"train_seconds": positive, "images_per_second": positive, "peak_bytes": count,
-                   "fast_train_seconds": positive, "fast_images_per_second": positive}  # fmt: skip
     for name, suits in wanted.items():
         if not suits(result[name]):
             raise ValueError(f"its {name} is {result[name]!r:.40}")
@@ -326,19 +313,15 @@ def complete(spec: Spec, source: Data, device: str) -> Spec:
 def compute_cell(
     folder: Path, spec: Spec, source: Data, device: str, most_minutes: float
 ) -> Result:  # fmt: skip
-    """Train and measure what `spec` says: kind "sweep": only accuracy and loss on the held-out
-    images; "final": all there is."""
-    family, shape, classes, seed = spec["family"], source.shape, source.classes, spec["seed"]
-
-    def make():
-        return make_model(family, spec["config"], seed, device, spec["precision"])
-
-    model = make()
+    """Train what `spec` says: kind "sweep": only accuracy and loss on the held-out images;
+    "final": all there is."""
+    family, seed = spec["family"], spec["seed"]
+    model = make_model(family, spec["config"], seed, device, spec["precision"])
     if spec["start"] is not None:
         model.load_state_dict(starting_weights(folder, spec, model))
     index = None
     if spec["shuffle"] != "none":
-        index = shuffle_index(spec["shuffle"], *shape[:2], spec["patch_size"])
+        index = shuffle_index(spec["shuffle"], *source.shape[:2], spec["patch_size"])
     count, curve = spec["train_images"], []
     images, labels = source.train_images[:count], source.train_labels[:count]
 
@@ -369,19 +352,6 @@ def compute_cell(
         result["weights"] = all(np.isfinite(value).all() for value in model.state_dict().values())
         if result["weights"]:  # others are of no use
             save_checkpoint(cell_path(folder, spec).with_suffix(".npz"), model)
-    if not (spec["keep"] or spec["start"]):
-        return result  # costs do not depend on the images; those of the table's cells hold here too
-    steps = spec["steps"]
-    spec = spec | {"batch_size": min(spec["batch_size"], count)}  # as it was trained
-    result |= {
-        "train_seconds": steps * step_seconds(make, shape, classes, spec, device),
-        "images_per_second": inference_rate(model, shape, device),
-        "peak_bytes": peak_bytes(make, shape, classes, spec, device),
-    }
-    result |= {
-        "fast_train_seconds": steps * step_seconds(make, shape, classes, spec, device, True),
-        "fast_images_per_second": inference_rate(model, shape, device, True),
-    }
     return result
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from comparison.cells import Busy, Result, cell_path, complete, evaluate, train
+from comparison.cells import Result, cell_path, complete, evaluate, train
 from comparison.data import Data, in_colour, load
 from comparison.figures import LOOKS, label, legend_below, save, start_figure
 from comparison.gains import crossings, differences_of, gains_of, in_words
@@ -81,11 +81,11 @@ def decades(run: Any, _: Any) -> None:
     rows = run.for_each(each, lambda model: one(*model))
     fresh = itertools.product(run.models, run.sizes, run.seeds) if options.untrained else []
     asked = run.for_each(list(fresh), lambda model: untrained(run, *model, probes))
-    if options.no_wait:
-        raise Busy  # others may be at work, and times are measured alone
+    run.alone()
     for (family, size, *subset), row in zip(each, rows, strict=True):
-        seconds = run.step_seconds(family, size, letters(*subset), fast=True)
-        row["train_seconds"] = row["steps"] * seconds
+        source = letters(*subset)
+        costs = run.costs(run.spec("decade", family, size, source), source)
+        row["train_seconds"] = row["steps"] * costs["fast_step_seconds"]
     run.write("decades.csv", rows)
     if asked:
         run.write("untrained.csv", asked)

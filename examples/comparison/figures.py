@@ -157,14 +157,12 @@ def frontier(run: Any, source: Any) -> None:
     points = list(itertools.product(run.sizes, run.models, BUDGET_SHARES))
 
     def seeds_of(point: tuple) -> Any:
-        model, share = (point[1], point[0], source), point[2]
-        return [run.each_seed(run.final, *model, budget_share=part) for part in (1.0, share)]
+        return run.each_seed(run.final, point[1], point[0], source, budget_share=point[2])
 
     found = zip(points, run.for_each(points, seeds_of), strict=True)
-    for (size, family, share), (wholes, cells) in found:
-        steps = wholes[0][0]["steps"]
-        costs = {key: statistics.median(r[key] for _, r in wholes)
-                 for key in ("train_seconds", "images_per_second")}  # fmt: skip
+    run.alone()
+    for (size, family, share), cells in found:
+        costs = run.costs(cells[0][0], source)
         results = [result for _, result in cells]
         mean, sd = spread([r["accuracy"] for r in results])
         this = family, size, cells[0][0]["steps"]
@@ -174,7 +172,7 @@ def frontier(run: Any, source: Any) -> None:
             "model": family, "size": size, "data": source.base, "budget_share": share,
             "steps": cells[0][0]["steps"], "top1_mean": mean, "top1_sd": sd,
             "train_flops": results[0]["train_flops"],
-            "train_seconds": costs["train_seconds"] * cells[0][0]["steps"] / steps,
+            "train_seconds": cells[0][0]["steps"] * costs["step_seconds"],
             "images_per_second": costs["images_per_second"],
         })  # fmt: skip
     run.write("frontier.csv", rows)

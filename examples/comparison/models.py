@@ -5,7 +5,7 @@ All of this is measured alike with the plain code, "reference", and times once m
 forms, "auto", on a GPU with recorded steps:
 
     images_per_second  inference, the median of timed batches, which are on the device already
-    step_seconds       a training step, the same way
+    step_seconds       a training step, the same way, from images on the CPU
     peak_bytes         the most that arrays hold at once in a training step: weights, gradients,
                        AdamW's averages and activations. On the CPU tracemalloc counts what NumPy
                        allocates, the same number on every run, where the size of the process also
@@ -155,6 +155,20 @@ def make_optimizer(model: Module, spec: Spec) -> Any:
 
 
 # ---- measuring ----------------------------------------------------------------------------------
+
+
+def costs(spec: Spec, shape: Shape, device: str) -> Spec:
+    """All of the above, of a model that is trained on such images as `spec` says."""
+    classes = spec["config"]["num_classes"]
+
+    def make() -> Any:
+        return make_model(spec["family"], spec["config"], 0, device, spec["precision"])
+
+    found: Spec = {"peak_bytes": peak_bytes(make, shape, classes, spec, device)}
+    for fast, name in ((False, ""), (True, "fast_")):
+        found[f"{name}step_seconds"] = step_seconds(make, shape, classes, spec, device, fast)
+        found[f"{name}images_per_second"] = inference_rate(make(), shape, device, fast)
+    return found
 
 
 @contextlib.contextmanager

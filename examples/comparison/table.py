@@ -17,9 +17,8 @@ from minimixer.training.names import for_picture, printable
 from support.run_directory import write_rows
 
 COLOURS = {"attention": 208, "convolution": 39, "MLP": 170, "hybrid": 73}  # of the terminal's 256
-MEASURED = ("parameters", "macs", "images_seen", "train_flops", "train_seconds",
-            "images_per_second", "peak_bytes", "fast_train_seconds",
-            "fast_images_per_second")  # fmt: skip
+COUNTED = ("parameters", "macs", "images_seen", "train_flops")
+MEASURED = ("images_per_second", "fast_images_per_second", "peak_bytes")
 MODEL = operator.itemgetter("model", "size")  # whose rows stand together
 FLAT = 0.005  # a curve that rises by no more at its end
 
@@ -28,6 +27,7 @@ def table(run: Any, source: Data) -> None:
     each = [(family, size, source, seed)
             for size in run.sizes for family in run.models for seed in run.seeds]  # fmt: skip
     found = run.for_each(each, lambda one: run.final(*one))
+    run.alone()
     runs = [run_row(run, source, *cell) for cell in found]
     run.write("runs.csv", runs)
     tell(run.out, runs)
@@ -47,20 +47,20 @@ def transfer(run: Any, up: Data, down: Data) -> None:
         size, family = model
         return run.each_seed(run.fine_tuned, family, size, up, down)
 
-    for (size, family), found in zip(models, run.for_each(models, seeds_of), strict=True):
-        row = make_row([run_row(run, down, *f[1:]) for f in found])
+    found = run.for_each(models, seeds_of)
+    run.alone()
+    for seeds in found:
+        row = make_row([run_row(run, down, *tuned) for _, tuned in seeds])
+        before = make_row([run_row(run, up, *pretrained) for pretrained, _ in seeds])
         row["data"] = f"{up.name} -> {down.name}"
-        before = [f[0] for f in found]
         row["finetune_seconds"] = row["train_seconds"]
         row["finetune_flops"] = row["train_flops"]
-        row["train_seconds"] += statistics.median(r["train_seconds"] for r in before)
-        for key in ("train_flops", "images_seen"):  # the same for all seeds
-            row[key] += before[0][key]
-        row["peak_bytes"] = max(row["peak_bytes"], *(r["peak_bytes"] for r in before))
-        row["fast_train_seconds"] = ""  # of two runs with other optimizers: not measured
-        row["upstream_top1_mean"] = statistics.fmean(r["accuracy"] for r in before)
+        for key in ("train_seconds", "fast_train_seconds", "train_flops", "images_seen"):
+            row[key] += before[key]
+        row["peak_bytes"] = max(row["peak_bytes"], before["peak_bytes"])
+        row["upstream_top1_mean"] = before["top1_mean"]
         rows.append(row)
-        print(f"cells  {family:7} {size:6} upstream test {row['upstream_top1_mean']:.2%}, "
+        print(f"cells  {row['model']:7} {row['size']:6} upstream test {before['top1_mean']:.2%}, "
               f"downstream {row['top1_mean']:.2%}", flush=True)  # fmt: skip
     run.write("transfer.csv", rows)
     print(f"pretrained on {up.name}, fine-tuned on {rows[0]['train_images']:,} images of "
@@ -81,8 +81,11 @@ def run_row(run: Any, source: Data, spec: Spec, result: Result) -> dict[str, Any
         "edge": int(at_edge(spec["lr"], rates)), "seed": spec["seed"],
         "top1": result["accuracy"], "train_top1": result["train_accuracy"],
     }  # fmt: skip
-    row |= curve_columns(result)
-    return row | {name: result[name] for name in MEASURED if name in result}
+    row |= curve_columns(result) | {name: result[name] for name in COUNTED}
+    costs = run.costs(spec, source)
+    for kind in ("", "fast_"):
+        row[f"{kind}train_seconds"] = spec["steps"] * costs[f"{kind}step_seconds"]
+    return row | {name: costs[name] for name in MEASURED}
 
 
 def curve_columns(result: Result) -> dict[str, float]:
@@ -99,26 +102,17 @@ def rise(runs: list[dict[str, Any]]) -> float:
 def make_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """A row of comparison.csv: one model, all seeds."""
 
-    def mean(key: str) -> float:
-        return statistics.fmean(r[key] for r in runs)
-
-    def middle(key: str) -> Any:  # of times, which a busy machine makes longer, never shorter
-        return statistics.median(r[key] for r in runs) if key in runs[0] else ""
-
-    top1 = [r["top1"] for r in runs]
+    top1, train = ([r[key] for r in runs] for key in ("top1", "train_top1"))
+    same = (*COUNTED, "train_seconds", "fast_train_seconds", *MEASURED)  # for all seeds
     return {
         **{key: runs[0][key] for key in ("family", "model", "size", "data", "equal", "steps",
                                          "batch_size", "train_images", "lr", "edge")},
         "seeds": " ".join(str(r["seed"]) for r in runs),
         "top1_mean": statistics.fmean(top1), "top1_sd": statistics.stdev(top1),
         "top1_each": " ".join(map(str, top1)),
-        "train_top1_mean": mean("train_top1"), "gap": mean("train_top1") - statistics.fmean(top1),
-        "rise": rise(runs),
-        **{key: runs[0][key] for key in ("parameters", "macs", "images_seen", "train_flops")},
-        "train_seconds": middle("train_seconds"), "images_per_second": middle("images_per_second"),
-        "peak_bytes": max(r["peak_bytes"] for r in runs),
-        "fast_train_seconds": middle("fast_train_seconds"),
-        "fast_images_per_second": middle("fast_images_per_second"),
+        "train_top1_mean": statistics.fmean(train),
+        "gap": statistics.fmean(train) - statistics.fmean(top1), "rise": rise(runs),
+        **{key: runs[0][key] for key in same},
     }  # fmt: skip
 
 
@@ -166,10 +160,6 @@ def draw_curves(figure: Any, runs: list[dict[str, Any]]) -> None:
 
 def print_table(rows: list[dict]) -> None:
     """As in the paper's table 2, rows coloured by family where the output is a terminal."""
-
-    def number(value: Any, form: str) -> str:
-        return "" if value == "" else format(value, form)
-
     head = ["model", "family", "top-1, %", "train, %", "gap", "param., k", "MACs, M", "train, s",
             "TFLOP", "images/s", "peak, MiB", "lr", "steps", "fast: s", "images/s"]  # fmt: skip
     cells = [head]
@@ -181,8 +171,8 @@ def print_table(rows: list[dict]) -> None:
             f"{row['parameters'] / 1e3:,.1f}", f"{row['macs'] / 1e6:,.2f}",
             f"{row['train_seconds']:.1f}", f"{row['train_flops'] / 1e12:.3f}",
             f"{row['images_per_second']:,.0f}", f"{row['peak_bytes'] / 2**20:,.1f}",
-            f"{row['lr']:g}", f"{row['steps']}", number(row["fast_train_seconds"], ".1f"),
-            number(row["fast_images_per_second"], ",.0f"),
+            f"{row['lr']:g}", f"{row['steps']}", f"{row['fast_train_seconds']:.1f}",
+            f"{row['fast_images_per_second']:,.0f}",
         ])  # fmt: skip
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
