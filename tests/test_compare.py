@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -184,15 +185,16 @@ def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_pat
     made = tmp_path / "digits" / "comparison.csv"
     made.unlink()
     (tmp_path / "page.md").write_text(
-        "a\n<!-- digits -->\nold\n<!-- end -->\nb\n", encoding="utf-8"
+        "a\n<!-- digits -->\nold\n<!-- end -->\nb\n<!-- rates -->\n<!-- end -->\n", encoding="utf-8"
     )
     draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
     draw["main"](tmp_path, tmp_path / "page.md")
     assert made.read_bytes() == (whole[0] / "comparison.csv").read_bytes()
-    top, *page, bottom = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
-    assert (top, bottom) == ("a", "b") and len(page) == 15 and "old" not in page
-    assert page[8].startswith("| rates tried: % of what was held out |")
-    for row, line in zip(read_csv(made), page[4:7], strict=True):
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^\| \S+ \w+ \| digits \| .*\*\*\d", text, re.MULTILINE)) == 3
+    page = text.partition("b\n<!-- rates -->")[0].splitlines()
+    assert page[0] == "a" and len(page) == 10 and "old" not in page
+    for row, line in zip(read_csv(made), page[5:8], strict=True):
         assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
 
 

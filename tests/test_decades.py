@@ -15,7 +15,7 @@ from scripts import EXAMPLES, make_data
 from test_compare import costless, digits, kept, run, run_in, table  # noqa: F401
 from test_comparison_data import pillow, squares
 
-from comparison import data, decades, gains, glyphs, models, options
+from comparison import cells, data, decades, gains, glyphs, models, options
 from comparison import letters as letters_module
 from comparison.models import make_model, model_config
 
@@ -87,13 +87,16 @@ def test_what_it_says_is_made_again_from_its_rows(whole, tmp_path, capsys):
     (tmp_path / "some").mkdir()
     for name in ("decades", "untrained", "sweep"):
         shutil.copy(out / f"{name}.csv", tmp_path / "some")
-    (tmp_path / "page.md").write_text("<!-- some -->\n<!-- end -->\n", encoding="utf-8")
+    places = "<!-- some -->\n<!-- end -->\n<!-- rates -->\n<!-- end -->\n"
+    (tmp_path / "page.md").write_text(places, encoding="utf-8")
     draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
     draw["main"](tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert page.count("\n| few-shot, mnist:0-3 |") == 2 == page.count("\n| fine-tuned, mnist:0-3 |")
-    assert "\n| Mixer - ViT |" in page and page.count("\n| rate |") == 2
-    assert "\n| % |  | 0 | 40 | 200 |" in page and "held out | 0.003 |" in page
+    assert page.count("| few-shot, mnist:0-3 |") == 1 == page.count("| fine-tuned, mnist:0-3 |")
+    assert "\n| Mixer - ViT |" in page and page.count(" | 0.003 |\n") == 2 * 2 + 1
+    assert re.findall(r"\n\| (\w+) \| Mixer", page) == ["none", "40", "200", "40", "200"]
+    tried = re.findall(r"\| \S+@(\d+):100 \| \*\*", page)
+    assert sorted(tried) == ["200", "200", "40", "40"]
     for name in ("gains.csv", "differences.csv"):
         assert (tmp_path / "some" / name).read_bytes() == (out / name).read_bytes()
     lines = [line for line in capsys.readouterr().out.splitlines() if "decade" in line]
@@ -109,10 +112,33 @@ def test_each_decade_has_its_own_gains():
     fresh = [{"model": "mixer", "size": "nano", "letters": 0, "seed": s, "probe": 0.1}
              for s in range(3)]  # fmt: skip
     said = draw["scaling"](rows + fresh).splitlines()
-    assert "| few-shot accuracy, mean of all | Mixer nano | 10.0 ± 0.0 | 30.0 ± 0.0 |" in said[2]
+    assert said[2].startswith("| none | Mixer nano | 10.0 ± 0.0 |")
+    assert said[3].startswith("| 100 | Mixer nano | 30.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | +0.0 |")
     assert "| Mixer | +10.0 (+10.0 to +10.0) | +0.0 (+0.0 to +0.0), none found |" in "\n".join(said)
     assert said[-3] == "| few-shot accuracy, points | from 100 to 1,000 | from 1,000 to 10,000 |"
     assert said[-1] == "| Mixer | +15.0 (+15.0 to +15.0) | +5.0 (+5.0 to +5.0) |"
+
+
+def test_the_page_tells_what_was_computed(tmp_path):
+    """Its tables, and the files of gains, are those that draw.py makes; each row is its cell's."""
+    there = EXAMPLES.parent / "docs" / "comparison"
+    shutil.copytree(there, tmp_path / "comparison", ignore=shutil.ignore_patterns("cells"))
+    shutil.copy(there.with_suffix(".md"), tmp_path)
+    draw = runpy.run_path(str(there / "draw.py"))
+    draw["main"](tmp_path / "comparison", tmp_path / "comparison.md")
+    assert (tmp_path / "comparison.md").read_bytes() == there.with_suffix(".md").read_bytes()
+    for path in there.glob("*/*.csv"):
+        assert (tmp_path / "comparison" / path.relative_to(there)).read_bytes() == path.read_bytes()
+    for path in there.glob("*/*.csv"):
+        for row in read_csv(path):
+            if "cell" not in row:
+                continue
+            cell = json.loads((path.parent / "cells" / row["cell"]).read_bytes())
+            assert cell["sum"] == cells.checksum(cell["spec"], cell["result"])
+            own = {"accuracy": "test", "held_accuracy": "held", "train_accuracy": "train"}
+            for name, value in cell["result"].items():
+                if own.get(name, name) in row:
+                    assert float(row[own.get(name, name)]) == value, (row["cell"], name)
 
 
 def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, monkeypatch):

@@ -40,8 +40,9 @@ def main(folder: Path = HERE, page: Path = PAGE) -> None:
             rows = rows_of(path)
             tell(path.parent, rows)
             rows += [row | {"letters": 0} for row in rows_of(path.with_name("untrained.csv"))]
-            more = sweeps(rows_of(path.with_name("sweep.csv")))
-            text = put(text, path.parent.name, tables(rows) + more)
+            text = put(text, path.parent.name, tables(rows))
+    tried = [row for path in sorted(folder.glob("*/sweep.csv")) for row in rows_of(path)]
+    text = put(text, "rates", sweeps(tried))
     with replace_file(page) as file:
         file.write(text.encode())
 
@@ -90,28 +91,23 @@ def costs(runs: Rows) -> str:
 
 
 def scaling(rows: Rows) -> str:
-    """What each model scores after each number of letters, 0 of them too if that was asked, and
+    """What each model scores after each number of letters, 0 of them too if that was asked; and
     what a decade of them is worth: of all, and of each."""
-    keys = ["probe", *(name for name in rows[0] if name.startswith("probe ")), "test", "gap",
-            *(name for name in rows[0] if name.startswith("tuned "))]  # fmt: skip
     models = list(dict.fromkeys(map(table.MODEL, rows)))
-    trained, counts = [r for r in rows if r["letters"]], sorted({r["letters"] for r in rows})
-    made = []
-    for key in keys:
-        for model, size in models:
-            own = [r for r in rows if table.MODEL(r) == (model, size)]
-            cells = [[100 * r[key] for r in own if r["letters"] == n and r.get(key, "") != ""]
-                     for n in counts]  # fmt: skip
-            if any(cells):
-                made.append([in_full(key), f"{NAMES[model]} {size}", *map(spread, cells)])
-    for model, size in models:
-        own = [[r for r in trained if table.MODEL(r) == (model, size) and r["letters"] == n]
-               for n in counts]  # fmt: skip
-        made += [["rise at the end", f"{NAMES[model]} {size}",
-                  *(f"{100 * table.rise(each):+.1f}" if each else "" for each in own)],
-                 ["rate", f"{NAMES[model]} {size}",
-                  *(rate(each[0]) if each else "" for each in own)]]  # fmt: skip
-    text = lines(["%", "", *(f"{n:,}" for n in counts)], made)
+    counts = sorted({r["letters"] for r in rows})
+
+    def of(count: int, model: tuple) -> Rows:
+        return [r for r in rows if r["letters"] == count and table.MODEL(r) == model]
+
+    groups = [(*one, of(*one)) for one in itertools.product(counts, models) if of(*one)]
+    trained = [r for r in rows if r["letters"]]
+    probes = [name for name in trained[0] if name.startswith("probe ")]
+    found = ["probe", *probes, "test", "gap"]
+    tuned = [name for name in trained[0] if name.startswith("tuned ")]
+    text = scores(found, groups, ends=True)
+    tunings = [group for group in groups if any(group[2][0].get(name, "") != "" for name in tuned)]
+    if tunings:
+        text += "\n" + scores(tuned, tunings)
     pairs = list(itertools.pairwise(filter(None, counts)))
     for size in dict.fromkeys(size for _, size in models):
         own = [r for r in trained if r["size"] == size]
@@ -126,6 +122,21 @@ def scaling(rows: Rows) -> str:
     return text
 
 
+def scores(keys: list[str], groups: list[tuple], ends: bool = False) -> str:
+    """A row for each number of letters and model; with `ends` of its curve and its rates too."""
+    head = ["letters", "%", *map(in_full, keys)] + ["rise at the end", "rate"] * ends
+    rows, before = [], None
+    for count, (model, size), own in groups:
+        row = ["" if count == before else f"{count:,}" if count else "none",
+               f"{NAMES[model]} {size}"]  # fmt: skip
+        row += [spread([100 * r[key] for r in own if r.get(key, "") != ""]) for key in keys]
+        if ends:
+            row += [f"{100 * table.rise(own):+.1f}", rate(own[0])] if count else ["", ""]
+        rows.append(row)
+        before = count
+    return lines(head, rows)
+
+
 def worth(head: str, gains: dict[str, Rows]) -> str:
     """A table of gains, a column for each kind of them."""
     rows = [[named(each[0]["model"]), *map(in_words, each)]
@@ -134,21 +145,22 @@ def worth(head: str, gains: dict[str, Rows]) -> str:
 
 
 def sweeps(rows: Rows) -> str:
-    """What each rate that was tried scored."""
+    """What each rate that was tried scored, and which was chosen."""
     rates = sorted({r["lr"] for r in rows})
-    scores: dict[str, dict[float, str]] = {}
+    scores: dict[tuple, dict[float, str]] = {}
     for r in rows:
-        model = f"{NAMES[r['model']]} {r['size']}, {r['data']}"
-        scores.setdefault(model, {})[r["lr"]] = f"{100 * r['held_out_top1']:.1f}"
-    head = ["rates tried: % of what was held out", *(f"{lr:g}" for lr in rates)]
-    made = [[model, *(own.get(lr, "") for lr in rates)] for model, own in scores.items()]
-    return "\n" + lines(head, made) if made else ""
+        shown = f"{100 * r['held_out_top1']:.1f}"
+        own = scores.setdefault((f"{NAMES[r['model']]} {r['size']}", r["data"]), {})
+        own[r["lr"]] = f"**{shown}**" if r["chosen"] == "True" else shown
+    head = ["% of what was held out", "of", *(f"{lr:g}" for lr in rates)]
+    made = [[*model, *(own.get(lr, "") for lr in rates)] for model, own in scores.items()]
+    return lines(head, made) if made else ""
 
 
 def in_full(column: str) -> str:
     """The heading of a column of decades.csv."""
     if column in decades.OUTCOMES:
-        return decades.OUTCOMES[column] + ", mean of all" * (column == "probe")
+        return "few-shot, mean" if column == "probe" else decades.OUTCOMES[column]
     what, where = column.split(" ", 1)
     return f"{'few-shot' if what == 'probe' else 'fine-tuned'}, {where}"
 
