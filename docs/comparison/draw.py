@@ -124,7 +124,7 @@ def scaling(rows: Rows) -> str:
 
 def scores(keys: list[str], groups: list[tuple], ends: bool = False) -> str:
     """A row for each number of letters and model; with `ends` of its curve and its rates too."""
-    head = ["letters", "%", *map(in_full, keys)] + ["rise at the end", "rate"] * ends
+    head = ["letters", "", *map(in_full, keys)] + ["rise at the end", "rate"] * ends
     rows, before = [], None
     for count, (model, size), own in groups:
         row = ["" if count == before else f"{count:,}" if count else "none",
