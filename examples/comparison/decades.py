@@ -22,7 +22,7 @@ import numpy as np
 
 from comparison.cells import Result, cell_path, complete, evaluate, train
 from comparison.data import Data, in_colour, load
-from comparison.figures import LOOKS, label, legend_below, save, start_figure
+from comparison.figures import LOOKS, by_cost, label, legend_below, save, start_figure
 from comparison.gains import crossings, differences_of, gains_of, in_words
 from comparison.models import Spec, count_macs, make_model, train_flops
 from comparison.options import at_edge
@@ -283,20 +283,19 @@ def draw_frontier(out: Path, rows: list[dict[str, Any]]) -> None:
     figure = start_figure(9, 4.3)
     if figure is not None:
         panels = figure.subplots(1, 2)
-        costs = {"train_flops": "operations of pretraining", "train_seconds": "its time, s"}
-        for (cost, text), axes in zip(costs.items(), panels, strict=True):
+        for cost, axes in zip(("train_flops", "train_seconds"), panels, strict=True):
             for family in models:
                 own = [[r for r in rows if (r["model"], r["size"]) == (family, size)]
                        for size in sizes]  # fmt: skip
                 colour, marker, line = LOOKS[family]
                 axes.errorbar(
-                    [np.median([r[cost] for r in each]) for each in own],
+                    [each[0][cost] for each in own],
                     [100 * np.mean([r["probe"] for r in each]) for each in own],
                     [100 * np.std([r["probe"] for r in each], ddof=1) for each in own],
                     color=colour, marker=marker, linestyle=line, capsize=3,
                     label=label(family, "", []),
                 )  # fmt: skip
-            axes.set(xscale="log", xlabel=text, ylabel=f"{OUTCOMES['probe']}, %")
-            axes.grid(alpha=0.3)
+            by_cost(axes, cost)
+            axes.set_ylabel(f"{OUTCOMES['probe']}, %")
         legend_below(figure, panels[0])
     save(figure, out / "decades-frontier.png", out / "decades.csv")

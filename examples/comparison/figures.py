@@ -48,6 +48,8 @@ SHUFFLE_LOOKS = {
     "patches": ("patches and pixels inside of them shuffled", "#0072B2", "s", "--"),
     "pixels": ("all pixels shuffled", "#D55E00", "^", ":"),
 }
+COSTS = {"train_flops": ("training, TFLOP (6 x MACs x images)", 1e12), "train_seconds": (
+    "training, seconds", 1), "images_per_second": ("inference, images a second", 1)}  # fmt: skip
 GREY_LINE = {"color": "0.45", "linewidth": 1.2}
 
 
@@ -80,6 +82,19 @@ def legend_below(figure: Any, axes: Any) -> None:
     """One for all panels, where it hides nothing."""
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
+
+
+def by_cost(axes: Any, cost: str) -> None:
+    """A logarithmic axis of a cost, with labels that stand apart."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    text, unit = COSTS[cost]
+    axes.set(xlabel=text, xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / unit:,g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.grid(alpha=0.3)
 
 
 def label(family: str, size: str, sizes: list[str]) -> str:
@@ -159,56 +174,43 @@ def frontier(run: Any, source: Any) -> None:
     def seeds_of(point: tuple) -> Any:
         return run.each_seed(run.final, point[1], point[0], source, budget_share=point[2])
 
-    found = zip(points, run.for_each(points, seeds_of), strict=True)
+    found = run.for_each(points, seeds_of)
     run.alone()
-    for (size, family, share), cells in found:
+    for (size, family, share), cells in zip(points, found, strict=True):
         costs = run.costs(cells[0][0], source)
-        results = [result for _, result in cells]
-        mean, sd = spread([r["accuracy"] for r in results])
+        mean, sd = spread([result["accuracy"] for _, result in cells])
         this = family, size, cells[0][0]["steps"]
         if rows and tuple(rows[-1][key] for key in ("model", "size", "steps")) == this:
             continue  # of a small budget even the least part is the same
         rows.append({
             "model": family, "size": size, "data": source.base, "budget_share": share,
             "steps": cells[0][0]["steps"], "top1_mean": mean, "top1_sd": sd,
-            "train_flops": results[0]["train_flops"],
+            "train_flops": cells[0][1]["train_flops"],
             "train_seconds": cells[0][0]["steps"] * costs["step_seconds"],
             "images_per_second": costs["images_per_second"],
         })  # fmt: skip
     run.write("frontier.csv", rows)
     figure = start_figure(12, 4.4)
     if figure is not None:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
         panels = figure.subplots(1, 3, sharey=True)
-        keys = ("train_flops", "train_seconds", "images_per_second")
-        scales = (1e-12, 1, 1)
         for size, family in itertools.product(run.sizes, run.models):
             chosen = [r for r in rows if (r["size"], r["model"]) == (size, family)]
             colour, marker, line = LOOKS[family]
-            for axes, key, scale in zip(panels, keys, scales, strict=True):
+            for axes, key in zip(panels, COSTS, strict=True):
                 points = chosen[-1:] if key == "images_per_second" else chosen
                 axes.errorbar(
-                    [scale * r[key] for r in points], [100 * r["top1_mean"] for r in points],
+                    [r[key] for r in points], [100 * r["top1_mean"] for r in points],
                     [100 * r["top1_sd"] for r in points], color=colour, marker=marker,
                     linestyle=line, capsize=3, label=label(family, size, run.sizes),
                     **filled(size, run.sizes),
                 )  # fmt: skip
-        units = ("training, TFLOP (6 x MACs x images)", "training, seconds",
-                 "inference, images a second")  # fmt: skip
-        for axes, text in zip(panels, units, strict=True):
-            axes.set(xlabel=text, xscale="log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.tick_params(axis="x", labelrotation=45)
-            axes.grid(alpha=0.3)
+        for axes, key in zip(panels, COSTS, strict=True):
+            by_cost(axes, key)
         panels[0].set_ylabel("test accuracy, %")
         legend_below(figure, panels[0])
         figure.suptitle(f"{source.title}: each point is a whole run with its own schedule, "
-                        f"mean and standard deviation of {len(run.seeds)} seeds; plain code "
-                        f"for all, on {for_picture(machine(run.device), 60)}",
-                        fontsize=10)  # fmt: skip
+                        f"mean and standard deviation of {len(run.seeds)} seeds; plain code for "
+                        f"all, on {for_picture(machine(run.device), 60)}", fontsize=10)  # fmt: skip
     save(figure, run.out / "frontier.png", run.out / "frontier.csv")
 
 
