@@ -287,7 +287,8 @@ def test_the_comparison_is_shared_out(small, tmp_path):
         rows = [{k: row[k] for k in ("model", "top1_each", "lr", "macs")}
                 for row in read_csv(out / "comparison.csv")]  # fmt: skip
         found.append((rows, sorted(path.name for path in (out / "cells").iterdir())))
-    assert found[0] == found[1] and len(found[0][1]) == 2 * 3 + 2 * 3 * 2  # weights beside finals
+    cells = 2 * 3 + 2 * 3 * 2 + 2  # of sweeps, whole runs with weights beside them, and costs
+    assert found[0] == found[1] and len(found[0][1]) == cells
 
 
 @pytest.mark.slow
