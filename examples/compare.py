@@ -10,8 +10,8 @@
 Figures, several with commas: table (the default), scaling, frontier, tokens, invariance, weights,
 and decades, of letters drawn without end (comparison/decades.py).
 comparison/data.py tells what can be named as data, models.py beside it what is compared and how its
-costs are measured, cells.py how a model is trained (the loop is there), figures.py and weights.py
-what the figures show.
+costs are measured, cells.py how a model is trained (the loop is there), figures.py, tokens.py and
+weights.py what the figures show.
 
 What makes it fair, and is printed: each model of a size has about as many parameters as the others;
 all have the same images in the same order, shifts, batch size, AdamW, cosine schedule with warm-up,
@@ -71,6 +71,7 @@ from comparison.options import (
     make_parser,
 )
 from comparison.table import table, transfer
+from comparison.tokens import tokens
 from comparison.weights import weights
 from minimixer import parallel
 from minimixer.parallel import World
@@ -82,7 +83,7 @@ from support.stopping import stop_signals
 SWEEP_SHARE = 4  # a run of the sweep has one step in so many of a whole run
 FIGURES = {
     "table": table, "scaling": compare_figures.scaling, "frontier": compare_figures.frontier,
-    "tokens": compare_figures.tokens, "invariance": compare_figures.invariance,
+    "tokens": tokens, "invariance": compare_figures.invariance,
     "weights": weights, "decades": decades,
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from processes import read_csv
 from scripts import EXAMPLES, make_data, stopped_by, watch
 
 import compare
-from comparison import cells, data, figures, models, weights
+from comparison import cells, data, figures, models, tokens, weights
 from comparison import table as compare_table
 from minimixer import AdamW, Mixer, Tensor, kernels
 from minimixer import functional as F
@@ -913,8 +913,8 @@ def test_figures_from_cells(run, tmp_path, kept):
 
 
 def test_figure_of_tokens(run, table, monkeypatch):
-    monkeypatch.setattr(figures, "TOKENS", {"cpu": (4, 2)})
-    monkeypatch.setattr(figures, "ROUNDS", 1)
+    monkeypatch.setattr(tokens, "TOKENS", {"cpu": (4, 2)})
+    monkeypatch.setattr(tokens, "ROUNDS", 1)
     status, said, _ = run("--figure=tokens")
     rows = table("tokens")
     assert status == 0 and max(int(r["tokens"]) for r in rows) >= 12 * 4
@@ -929,7 +929,7 @@ def test_figure_of_tokens(run, table, monkeypatch):
 
 
 def test_the_fastest_round_counts(run, table, monkeypatch):
-    monkeypatch.setattr(figures, "measure_tokens", lambda spec, device: {
+    monkeypatch.setattr(tokens, "measure_tokens", lambda spec, device: {
         "step_ms": [5.0, 3.0, 4.0][spec["round"]], "peak_mib": 2.0})  # fmt: skip
     monkeypatch.setattr(figures, "start_figure", lambda *_: None)
     assert run("--figure=tokens")[0] == 0
@@ -962,16 +962,16 @@ def test_weights_of_any_checkpoint(run, tmp_path, table):
 
 def test_fits_and_crossings():
     s = np.array([4.0, 9, 16, 25, 36])
-    terms, error = figures.fit_quadratic(s, 5 + 0.5 * s + 0.25 * s**2)
+    terms, error = tokens.fit_quadratic(s, 5 + 0.5 * s + 0.25 * s**2)
     np.testing.assert_allclose(terms, [5, 0.5, 0.25], rtol=1e-9)
     assert error < 1e-12
-    terms, error = figures.fit_quadratic(s, 5 + 3 * s - 0.02 * s**2)
+    terms, error = tokens.fit_quadratic(s, 5 + 3 * s - 0.02 * s**2)
     assert (terms >= 0).all() and terms[2] == 0 and 0 < error < 0.1
     one, other = np.array([0, 10.0, 0]), np.array([0, 4.0, 0.5])
-    assert np.isclose(figures.crossing(one, other, 1, 100), 12)
-    assert figures.crossing(one, other, 20, 100) is None
-    assert np.isclose(figures.half(np.array([0, 6.0, 0.5])), 12)
-    assert figures.half(one) is None
+    assert np.isclose(tokens.crossing(one, other, 1, 100), 12)
+    assert tokens.crossing(one, other, 20, 100) is None
+    assert np.isclose(tokens.half(np.array([0, 6.0, 0.5])), 12)
+    assert tokens.half(one) is None
 
 
 def test_frequencies_and_partners():

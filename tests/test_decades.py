@@ -127,18 +127,14 @@ def test_the_page_tells_what_was_computed(tmp_path):
     draw = runpy.run_path(str(there / "draw.py"))
     draw["main"](tmp_path / "comparison", tmp_path / "comparison.md")
     assert (tmp_path / "comparison.md").read_bytes() == there.with_suffix(".md").read_bytes()
+    column = {"accuracy": "test", "held_accuracy": "held", "train_accuracy": "train"}
     for path in there.glob("*/*.csv"):
         assert (tmp_path / "comparison" / path.relative_to(there)).read_bytes() == path.read_bytes()
-    for path in there.glob("*/*.csv"):
-        for row in read_csv(path):
-            if "cell" not in row:
-                continue
+        for row in (row for row in read_csv(path) if "cell" in row):
             cell = json.loads((path.parent / "cells" / row["cell"]).read_bytes())
             assert cell["sum"] == cells.checksum(cell["spec"], cell["result"])
-            own = {"accuracy": "test", "held_accuracy": "held", "train_accuracy": "train"}
-            for name, value in cell["result"].items():
-                if own.get(name, name) in row:
-                    assert float(row[own.get(name, name)]) == value, (row["cell"], name)
+            told = {column.get(name, name): value for name, value in cell["result"].items()}
+            assert all(float(row[name]) == told[name] for name in told.keys() & row.keys())
 
 
 def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, monkeypatch):

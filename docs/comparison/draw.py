@@ -99,7 +99,7 @@ def scaling(rows: Rows) -> str:
     def of(count: int, model: tuple) -> Rows:
         return [r for r in rows if r["letters"] == count and table.MODEL(r) == model]
 
-    groups = [(*one, of(*one)) for one in itertools.product(counts, models) if of(*one)]
+    groups = [(*one, own) for one in itertools.product(counts, models) if (own := of(*one))]
     trained = [r for r in rows if r["letters"]]
     probes = [name for name in trained[0] if name.startswith("probe ")]
     found = ["probe", *probes, "test", "gap"]
@@ -147,13 +147,13 @@ def worth(head: str, gains: dict[str, Rows]) -> str:
 def sweeps(rows: Rows) -> str:
     """What each rate that was tried scored, and which was chosen."""
     rates = sorted({r["lr"] for r in rows})
-    scores: dict[tuple, dict[float, str]] = {}
+    found: dict[tuple, dict[float, str]] = {}
     for r in rows:
         shown = f"{100 * r['held_out_top1']:.1f}"
-        own = scores.setdefault((f"{NAMES[r['model']]} {r['size']}", r["data"]), {})
+        own = found.setdefault((f"{NAMES[r['model']]} {r['size']}", r["data"]), {})
         own[r["lr"]] = f"**{shown}**" if r["chosen"] == "True" else shown
     head = ["% of what was held out", "of", *(f"{lr:g}" for lr in rates)]
-    made = [[*model, *(own.get(lr, "") for lr in rates)] for model, own in scores.items()]
+    made = [[*model, *(own.get(lr, "") for lr in rates)] for model, own in found.items()]
     return lines(head, made) if made else ""
 
 
