@@ -5,9 +5,9 @@ width C, up to S = 12 C; fitted as a + b S + c S^2.
 
 A block of either has 8 S C^2 multiply-accumulates in its MLP along channels. Beside it ViT has
 4 S C^2 in projections and 2 S^2 C in attention, the Mixer 2 S C D_S. So half of ViT's are quadratic
-at S = 6 C, and the two cost the same at S = D_S - 2 C. With the paper's D_S = C / 2 that is nowhere,
-the Mixer always has fewer; here D_S = 8 C, so that there is a crossing to predict, at S = 6 C, and
-to measure.
+at S = 6 C, and the two cost the same at S = D_S - 2 C. With the paper's D_S = C / 2 that is
+nowhere, the Mixer always has fewer; here D_S = 8 C, so that there is a crossing to predict, at
+S = 6 C, and to measure.
 """
 
 import itertools
