@@ -180,22 +180,31 @@ def test_plain_code_is_what_is_timed(whole):
 
 
 def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_path):
-    """docs/comparison/draw.py: the same bytes as the command that trained."""
-    shutil.copytree(whole[0], tmp_path / "digits", ignore=shutil.ignore_patterns("cells"))
-    made = tmp_path / "digits" / "comparison.csv"
-    made.unlink()
-    (tmp_path / "page.md").write_text(
-        "a\n<!-- digits -->\nold\n<!-- end -->\nb\n<!-- rates -->\n<!-- end -->\n", encoding="utf-8"
-    )
+    """docs/comparison/draw.py: the numbers of the command that trained, of all data together."""
+    trained = (whole[0] / "runs.csv").read_text(encoding="utf-8")
+    for name in ("digits", "other"):
+        (tmp_path / name).mkdir()
+        renamed = trained.replace(",digits,", f",{name},")
+        (tmp_path / name / "runs.csv").write_text(renamed, encoding="utf-8")
+    shutil.copy(whole[0] / "sweep.csv", tmp_path / "digits")
+    places = "".join(f"<!-- {place} -->\nold\n<!-- end -->\n"
+                     for place in ("accuracies", "costs", "rates"))  # fmt: skip
+    (tmp_path / "page.md").write_text(f"a\n{places}b\n", encoding="utf-8")
     draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
     draw["main"](tmp_path, tmp_path / "page.md")
-    assert made.read_bytes() == (whole[0] / "comparison.csv").read_bytes()
+    made, rows = read_csv(tmp_path / "comparison.csv"), read_csv(whole[0] / "comparison.csv")
+    assert made == rows + [row | {"data": "other"} for row in rows]
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert len(re.findall(r"^\| \S+ \w+ \| digits \| .*\*\*\d", text, re.MULTILINE)) == 3
-    page = text.partition("b\n<!-- rates -->")[0].splitlines()
-    assert page[0] == "a" and len(page) == 10 and "old" not in page
-    for row, line in zip(read_csv(made), page[5:8], strict=True):
+    said, costs, tried = (re.findall(r"^\| .*", part, re.MULTILINE)[2:]
+                          for part in text.split("<!-- end -->")[:3])  # fmt: skip
+    assert text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
+    assert [line.split("|")[1].strip() for line in said] == ["digits", "", "", "other", "", ""]
+    for row, line in zip(rows * 2, said, strict=True):
         assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
+    for row, line in zip(rows, costs, strict=True):
+        step = 1e3 * float(row["train_seconds"]) / int(row["steps"])
+        assert f" {step:.1f}, " in line and f"{float(row['images_per_second']):,.0f}, " in line
+    assert len(tried) == 3 and all("| digits | " in line and "**" in line for line in tried)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="taskset is Linux's")

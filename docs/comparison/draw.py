@@ -2,9 +2,9 @@
 
     python docs/comparison/draw.py
 
-runs.csv and decades.csv have a row for each run; what is made of them is written beside them, and
-as tables into the page, each between <!-- its folder --> and <!-- end -->. No GPU is needed, nor
-the data.
+decades.csv and runs.csv have a row for each run. What is made of them is written beside them, of
+all runs.csv together beside this file, and as tables into the page, each between <!-- its name -->
+and <!-- end -->. No GPU is needed, nor the data.
 """
 
 import contextlib
@@ -31,16 +31,17 @@ Rows = list[dict[str, Any]]
 
 def main(folder: Path = HERE, page: Path = PAGE) -> None:
     text = page.read_text(encoding="utf-8")
-    for name, tell, tables in (
-        ("decades.csv", decades.tell, scaling),
-        ("runs.csv", table.tell, costs),
-    ):
-        for path in sorted(folder.glob(f"*/{name}")):
-            print(f"\n{path.parent.name}:")
-            rows = rows_of(path)
-            tell(path.parent, rows)
-            rows += [row | {"letters": 0} for row in rows_of(path.with_name("untrained.csv"))]
-            text = put(text, path.parent.name, tables(rows))
+    for path in sorted(folder.glob("*/decades.csv")):
+        print(f"\n{path.parent.name}:")
+        rows = rows_of(path)
+        decades.tell(path.parent, rows)
+        fresh = [row | {"letters": 0} for row in rows_of(path.with_name("untrained.csv"))]
+        text = put(text, path.parent.name, scaling(rows + fresh))
+    runs = [row for path in sorted(folder.glob("*/runs.csv")) for row in rows_of(path)]
+    if runs:
+        table.tell(folder, runs)
+        rows = table.make_rows(runs)
+        text = put(put(text, "accuracies", accuracies(rows)), "costs", costs(rows))
     tried = [row for path in sorted(folder.glob("*/sweep.csv")) for row in rows_of(path)]
     text = put(text, "rates", sweeps(tried))
     with replace_file(page) as file:
@@ -74,20 +75,32 @@ def lines(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
 
 
-def costs(runs: Rows) -> str:
-    """A row for each model, as in the paper's table 2."""
-    models = dict.fromkeys(map(table.MODEL, runs))
-    rows = [table.make_row([r for r in runs if table.MODEL(r) == each]) for each in models]
-    head = ("", "family", "test, %", "train minus test", "parameters", "MACs",
-            "a run, s: plain, fast", "images/s: plain, fast", "peak memory", "rate")  # fmt: skip
+def accuracies(rows: Rows) -> str:
+    """A row for each data set and model."""
+    head = ("", "", "test, %", "train minus test", "rise at the end", "rate")
+    shown = []
+    for data, each in itertools.groupby(rows, lambda row: row["data"]):
+        for n, r in enumerate(each):
+            shown.append([
+                "" if n else data, f"{NAMES[r['model']]} {r['size']}",
+                f"{100 * r['top1_mean']:.2f} ± {100 * r['top1_sd']:.2f}", f"{100 * r['gap']:.2f}",
+                f"{100 * r['rise']:+.2f}", rate(r),
+            ])  # fmt: skip
+    return lines(head, shown)
+
+
+def costs(rows: Rows) -> str:
+    """A row for each model, as in the paper's table 2, from those of the first data set."""
+    head = ("", "family", "parameters", "MACs", "a step, ms: plain, fast",
+            "inference, images/s: plain, fast", "peak memory")  # fmt: skip
     return lines(head, ([
         f"{NAMES[r['model']]} {r['size']}", r["family"],
-        f"{100 * r['top1_mean']:.2f} ± {100 * r['top1_sd']:.2f}", f"{100 * r['gap']:.2f}",
         f"{r['parameters'] / 1e6:.2f} M", f"{r['macs'] / 1e6:.1f} M",
-        f"{r['train_seconds']:.0f}, {r['fast_train_seconds']:.0f}",
+        f"{1e3 * r['train_seconds'] / r['steps']:.1f}, "
+        f"{1e3 * r['fast_train_seconds'] / r['steps']:.1f}",
         f"{r['images_per_second']:,.0f}, {r['fast_images_per_second']:,.0f}",
-        f"{r['peak_bytes'] / 2**20:.0f} MiB", rate(r),
-    ] for r in rows))  # fmt: skip
+        f"{r['peak_bytes'] / 2**20:.0f} MiB",
+    ] for r in rows if r["data"] == rows[0]["data"]))  # fmt: skip
 
 
 def scaling(rows: Rows) -> str:
@@ -123,16 +136,21 @@ def scaling(rows: Rows) -> str:
 
 
 def scores(keys: list[str], groups: list[tuple], ends: bool = False) -> str:
-    """A row for each number of letters and model; with `ends` of its curve and its rates too."""
-    head = ["letters", "", *map(in_full, keys)] + ["rise at the end", "rate"] * ends
+    """A row for each number of letters and model; with `ends` of its curve and its rate too, and
+    its costs if there are several sizes."""
+    sizes = {size for _, (_, size), _ in groups}
+    priced = ["training, TFLOP", "training, s"] * (ends and len(sizes) > 1)
+    head = ["letters", "", *map(in_full, keys)] + ["rise at the end", "rate"] * ends + priced
     rows, before = [], None
     for count, (model, size), own in groups:
         row = ["" if count == before else f"{count:,}" if count else "none",
                f"{NAMES[model]} {size}"]  # fmt: skip
         row += [spread([100 * r[key] for r in own if r.get(key, "") != ""]) for key in keys]
-        if ends:
-            row += [f"{100 * table.rise(own):+.1f}", rate(own[0])] if count else ["", ""]
-        rows.append(row)
+        if ends and count:
+            row += [f"{100 * table.rise(own):+.1f}", rate(own[0])]
+        if priced and count:
+            row += [f"{own[0]['train_flops'] / 1e12:,.0f}", f"{own[0]['train_seconds']:.0f}"]
+        rows.append(row + [""] * (len(head) - len(row)))
         before = count
     return lines(head, rows)
 

@@ -248,7 +248,8 @@ def tell(out: Path, rows: list[dict[str, Any]]) -> None:
     for name in tables:
         if tables[name]:
             write_rows(out / f"{name}.csv", tables[name])
-    draw(out, rows, *[out / f"{name}.csv" for name in tables if tables[name]])
+    if len({row["letters"] for row in rows}) > 1:
+        draw(out, rows, *[out / f"{name}.csv" for name in tables if tables[name]])
     if len(sizes) > 1:
         most = max(row["letters"] for row in rows)
         draw_frontier(out, [row for row in rows if row["letters"] == most])

@@ -69,7 +69,8 @@ def save(figure: Any, path: Path, *others: Path) -> None:
 def legend_below(figure: Any, axes: Any) -> None:
     """One for all panels, where it hides nothing."""
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
+    columns = 4 if len(names) == 4 and figure.get_figwidth() > 9 else 3
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def by_cost(axes: Any, cost: str) -> None:
@@ -86,7 +87,8 @@ def by_cost(axes: Any, cost: str) -> None:
 
 
 def label(family: str, size: str, sizes: list[str]) -> str:
-    name = f"{NAMES[family]} ({FAMILIES[family]})"
+    what = FAMILIES[family]
+    name = NAMES[family] if NAMES[family] == what else f"{NAMES[family]} ({what})"
     return f"{name}, {size}" if len(sizes) > 1 else name
 
 

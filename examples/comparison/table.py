@@ -20,6 +20,7 @@ COLOURS = {"attention": 208, "convolution": 39, "MLP": 170, "hybrid": 73}  # of 
 COUNTED = ("parameters", "macs", "images_seen", "train_flops")
 MEASURED = ("images_per_second", "fast_images_per_second", "peak_bytes")
 MODEL = operator.itemgetter("model", "size")  # whose rows stand together
+PANEL = operator.itemgetter("data", "size")  # whose curves do
 FLAT = 0.005  # a curve that rises by no more at its end
 
 
@@ -116,17 +117,27 @@ def make_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def make_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each model, and data set if there are several."""
+    groups = itertools.groupby(runs, lambda row: (PANEL(row), MODEL(row)))
+    return [make_row(list(each)) for _, each in groups]
+
+
 def tell(out: Path, runs: list[dict[str, Any]]) -> None:
-    """The table of the rows of runs.csv, printed and as comparison.csv, and their curves."""
-    rows = [make_row(list(each)) for _, each in itertools.groupby(runs, MODEL)]
+    """The table of the rows of runs.csv, printed and as comparison.csv, and their curves; draw.py
+    gives those of several data sets."""
+    rows = make_rows(runs)
     write_rows(out / "comparison.csv", rows)
-    print_table(rows)
-    rising = [f"{r['model']} {r['size']} {100 * r['rise']:+.2f}" for r in rows if not flat(r)]
+    for data, each in itertools.groupby(rows, operator.itemgetter("data")):
+        print(f"table  {printable(data)}")
+        print_table(list(each))
+    rising = [f"{printable(r['data'])} {r['model']} {r['size']} {100 * r['rise']:+.2f}"
+              for r in rows if not flat(r)]  # fmt: skip
     share = f"{CURVE_POINTS - 2} / {CURVE_POINTS} of the steps to the end"
     print(f"curves: from {share}, on {CURVE_IMAGES:,} test images at most, "
           + (f"not flat, in points: {', '.join(rising)}" if rising else
              f"none rises by more than {100 * FLAT:g} points: all are flat"))  # fmt: skip
-    figure = start_figure(1 + 4 * len({r["size"] for r in runs}), 4.3)
+    figure = start_figure(1 + 4 * len(set(map(PANEL, runs))), 4.3)
     if figure is not None:
         draw_curves(figure, runs)
     save(figure, out / "curves.png", out / "comparison.csv", out / "runs.csv")
@@ -137,25 +148,27 @@ def flat(row: dict[str, Any]) -> bool:
 
 
 def draw_curves(figure: Any, runs: list[dict[str, Any]]) -> None:
-    """Mean and standard deviation over the seeds; a panel for each size."""
-    sizes = list(dict.fromkeys(r["size"] for r in runs))
-    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
-    for (family, size), each in itertools.groupby(runs, MODEL):
-        seeds = list(each)
-        places = [seeds[0]["steps"] * n / CURVE_POINTS for n in range(1, CURVE_POINTS + 1)]
-        heights = [[100 * r[f"curve_{n}"] for r in seeds] for n in range(1, CURVE_POINTS + 1)]
-        colour, marker, line = LOOKS[family]
-        axes = panels[sizes.index(size)]
-        axes.errorbar(
-            places, [statistics.fmean(h) for h in heights], [statistics.stdev(h) for h in heights],
-            color=colour, marker=marker, linestyle=line, capsize=3, label=label(family, "", []),
-        )  # fmt: skip
-    for size, axes in zip(sizes, panels, strict=True):
-        axes.set(xlabel=f"training step, {size}", ylabel="test accuracy, %")
+    """Mean and standard deviation over the seeds; a panel for each data set and size."""
+    panels = dict.fromkeys(map(PANEL, runs))
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, axes in zip(panels, all_axes, strict=True):
+        own = [row for row in runs if PANEL(row) == panel]
+        for (family, _), each in itertools.groupby(own, MODEL):
+            seeds = list(each)
+            places = [seeds[0]["steps"] * n / CURVE_POINTS for n in range(1, CURVE_POINTS + 1)]
+            heights = [[100 * r[f"curve_{n}"] for r in seeds] for n in range(1, CURVE_POINTS + 1)]
+            colour, marker, line = LOOKS[family]
+            axes.errorbar(
+                places, [statistics.fmean(h) for h in heights],
+                [statistics.stdev(h) for h in heights], color=colour, marker=marker,
+                linestyle=line, capsize=3, label=label(family, "", []),
+            )  # fmt: skip
+        data, size = panel
+        axes.set_title(f"{for_picture(data)}, {size}", fontsize=10)
+        axes.set(xlabel="training step", ylabel="test accuracy, %")
         axes.grid(alpha=0.3)
-    legend_below(figure, panels[0])
-    figure.suptitle(f"{for_picture(runs[0]['data'])}, {CURVE_IMAGES:,} test images at most",
-                    fontsize=10)  # fmt: skip
+    legend_below(figure, all_axes[0])
+    figure.suptitle(f"{CURVE_IMAGES:,} test images at most", fontsize=9)
 
 
 def print_table(rows: list[dict]) -> None:
