@@ -201,6 +201,8 @@ def test_tables_and_pictures_are_made_again_from_the_rows_of_runs(whole, tmp_pat
     assert [line.split("|")[1].strip() for line in said] == ["digits", "", "", "other", "", ""]
     for row, line in zip(rows * 2, said, strict=True):
         assert f"{100 * float(row['top1_mean']):.2f} ± {100 * float(row['top1_sd']):.2f}" in line
+        above = 100 * (float(rows[2]["top1_mean"]) - float(row["top1_mean"]))
+        assert row["model"] == "mixer" or f"| {above:+.1f} (" in line
     for row, line in zip(rows, costs, strict=True):
         step = 1e3 * float(row["train_seconds"]) / int(row["steps"])
         assert f" {step:.1f}, " in line and f"{float(row['images_per_second']):,.0f}, " in line

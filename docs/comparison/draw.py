@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parents[1] / "examples"))
 
 from comparison import decades, table  # noqa: E402
 from comparison.figures import NAMES  # noqa: E402
-from comparison.gains import gains_of, in_words  # noqa: E402
+from comparison.gains import differences_of, gains_of, in_words  # noqa: E402
 from minimixer.training.files import replace_file  # noqa: E402
 
 Rows = list[dict[str, Any]]
@@ -40,8 +40,8 @@ def main(folder: Path = HERE, page: Path = PAGE) -> None:
     runs = [row for path in sorted(folder.glob("*/runs.csv")) for row in rows_of(path)]
     if runs:
         table.tell(folder, runs)
-        rows = table.make_rows(runs)
-        text = put(put(text, "accuracies", accuracies(rows)), "costs", costs(rows))
+        text = put(text, "accuracies", accuracies(runs))
+        text = put(text, "costs", costs(table.make_rows(runs)))
     tried = [row for path in sorted(folder.glob("*/sweep.csv")) for row in rows_of(path)]
     text = put(text, "rates", sweeps(tried))
     with replace_file(page) as file:
@@ -75,17 +75,24 @@ def lines(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
 
 
-def accuracies(rows: Rows) -> str:
-    """A row for each data set and model."""
-    head = ("", "", "test, %", "train minus test", "rise at the end", "rate")
-    shown = []
-    for data, each in itertools.groupby(rows, lambda row: row["data"]):
-        for n, r in enumerate(each):
+def accuracies(runs: Rows) -> str:
+    """A row for each data set and model, and how far the Mixer is above it."""
+    head = ("", "", "test, %", "Mixer minus it", "train minus test", "rise at the end", "rate")
+    shown, before = [], None
+    for panel, each in itertools.groupby(runs, table.PANEL):
+        own = list(each)
+        apart = {
+            row["pair"]: in_words({**row, "gain": row["difference"]})
+            for row in differences_of([r | {"letters": r["train_images"]} for r in own], "top1")
+        }
+        for r in table.make_rows(own):
             shown.append([
-                "" if n else data, f"{NAMES[r['model']]} {r['size']}",
-                f"{100 * r['top1_mean']:.2f} ± {100 * r['top1_sd']:.2f}", f"{100 * r['gap']:.2f}",
-                f"{100 * r['rise']:+.2f}", rate(r),
+                "" if r["data"] == before else r["data"], f"{NAMES[r['model']]} {r['size']}",
+                f"{100 * r['top1_mean']:.2f} ± {100 * r['top1_sd']:.2f}",
+                apart.get(f"mixer - {r['model']}", ""),
+                f"{100 * r['gap']:.2f}", f"{100 * r['rise']:+.2f}", rate(r),
             ])  # fmt: skip
+            before = panel[0]
     return lines(head, shown)
 
 
