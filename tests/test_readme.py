@@ -79,6 +79,19 @@ def test_the_benchmark_measures(tmp_path):
         assert re.search(rf"^ *{work} +minimixer +[\d.]+ ms .* images/s", said, re.MULTILINE), said
 
 
+def test_the_benchmark_tells_where_the_time_goes(tmp_path):
+    """Of the code that runs, in both kinds of work: to look at it changes nothing."""
+    short = ["--runs=1", "--warm-up=1", "--steps=1", "--batch-size=32", "--profile"]
+    said = Runner(tmp_path, EXAMPLES / "benchmark.py")(*short, apart=True).stdout
+    train, _, inference = said.partition("\n  inference ")
+    for operation in ("FastMLP forward", "FastAddLayerNorm forward", "all else"):
+        line = rf"^ *{operation}.* \d+ +[\d.]+ +[\d.]+%"
+        assert re.search(line, train, re.MULTILINE) and re.search(line, inference, re.MULTILINE)
+    for operation in ("FastMLP backward", "FastAddLayerNorm backward", "what was put aside"):
+        assert re.search(rf"^ *{operation}", train, re.MULTILINE), said
+    assert not re.search(r"^ *(GELU|LayerNorm|LinearFirst)", said, re.MULTILINE), said
+
+
 class Parsed(BaseException):
     pass
 

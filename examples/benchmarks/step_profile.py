@@ -1,5 +1,6 @@
 """Where benchmark.py's time goes: a step's products timed alone, and a profile by operation."""
 
+import sys
 import time
 from collections import Counter
 
@@ -9,9 +10,8 @@ import numpy as np
 def record_products(step, device: str) -> Counter:
     """How often the step multiplies which kinds of matrices; on the CPU as the plain code does,
     and not with vectors."""
-    from minimixer import functional, ops, optim
     from minimixer import kernels as fast
-    from minimixer.nn import layer_norm
+    from minimixer.engine import products
 
     seen: Counter = Counter()
 
@@ -29,13 +29,12 @@ def record_products(step, device: str) -> Counter:
         note(a, b, out.dtype, precision, done)  # else there is no such epilogue
         return done
 
-    places = [(functional, "matmul"), (layer_norm, "matmul"), (ops, "matrix_product")]
-    places.append((optim, "matmul"))
+    plain = products.matmul
     if device != "cpu":  # where all of these, and those with an epilogue, end
         from minimixer.kernels.gpu import cublas
 
-        places, noted = [(cublas, "_product")], noted_on_gpu
-    plain = getattr(*places[0])
+        plain, noted = cublas._product, noted_on_gpu
+    places = places_of(plain)
     try:
         for module, name in places:
             setattr(module, name, noted)
@@ -47,6 +46,12 @@ def record_products(step, device: str) -> Counter:
         for module, name in places:
             setattr(module, name, plain)
     return seen
+
+
+def places_of(function) -> list:
+    """Where the package calls a function: modules, and its names there."""
+    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "minimixer"]
+    return [(m, name) for m in modules for name, value in vars(m).items() if value is function]
 
 
 def time_products(step, device: str) -> float:
@@ -146,59 +151,57 @@ def profile(step, device: str) -> list[str]:
 
 
 def profile_cpu(step) -> dict:
-    from minimixer import Function
-    from minimixer.engine import backward
+    from minimixer.engine import autograd, forms
+    from minimixer.engine.aside import join
 
     rows: dict = {}
-    originals, inside = {}, []
+    choose, unchanged = autograd.choose, forms.unchanged
+    as_it_was = {plain: unchanged(plain) for plain in forms.table}  # before it is watched
 
-    def note(label, ms, size=0, flops=0):
+    def timed(label, flops, function, *arrays, **options):
+        start_time = time.perf_counter()
+        result = function(*arrays, **options)
+        ms = 1e3 * (time.perf_counter() - start_time)
+        results = result if isinstance(result, (tuple, list)) else [result]
+        size = sum(getattr(a, "nbytes", 0) for a in [*arrays, *results] if a is not None)
         calls, total, sizes, all_flops = rows.get(label, (0, 0.0, 0, 0))
         rows[label] = (calls + 1, total + ms, sizes + size, all_flops + flops)
+        return result
 
-    def timed(kind, name, method):
-        def run(self, *arrays, **options):
-            if inside:  # a fast form that leaves it to the plain one
-                return method(self, *arrays, **options)
-            if name == "forward":
-                self.flops = flops_of(kind, arrays)
-            flops = self.flops * (1 if name == "forward" else 1 + self.needs[0])  # dW, and dx
-            inside.append(self)
-            start_time = time.perf_counter()
-            result = method(self, *arrays, **options)
-            ms = 1e3 * (time.perf_counter() - start_time)
-            inside.clear()
-            results = result if isinstance(result, (tuple, list)) else [result]
-            size = sum(getattr(a, "nbytes", 0) for a in [*arrays, *results] if a is not None)
-            note(f"{kind.__name__} {name}", ms, size, flops)
-            return result
+    def chosen(node, *inputs):
+        """The node that does the work, which is timed."""
+        node = choose(node, *inputs)
+        kind, forward, backward, flops = type(node), node.forward, node.backward, 0
 
-        return run
+        def timed_forward(*arrays, **options):
+            nonlocal flops
+            flops = flops_of(kind, arrays)
+            return timed(f"{kind.__name__} forward", flops, forward, *arrays, **options)
+
+        def timed_backward(*gradients):
+            there = flops * (1 + node.needs[0])  # dW, and dx
+            return timed(f"{kind.__name__} backward", there, backward, *gradients)
+
+        node.forward, node.backward = timed_forward, timed_backward
+        return node
 
     def joined():
-        start_time = time.perf_counter()
-        join()
-        note("what was put aside: the rest", 1e3 * (time.perf_counter() - start_time))
+        timed("what was put aside: the rest", 0, join)
 
-    kinds = [Function]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    for kind in kinds:
-        for name in ("forward", "backward"):
-            if name in vars(kind):
-                originals[kind, name] = vars(kind)[name]
-                setattr(kind, name, timed(kind, name, originals[kind, name]))
-    join, backward.join = backward.join, joined
+    waits = places_of(join)
+    forms.unchanged, autograd.choose = as_it_was.__getitem__, chosen
+    for module, name in waits:
+        setattr(module, name, joined)
     try:
         start_time = time.perf_counter()
         step()
         whole = 1e3 * (time.perf_counter() - start_time)
     finally:
-        for (kind, name), method in originals.items():
-            setattr(kind, name, method)
-        backward.join = join
-    note("all else: the optimizer, the engine", whole - sum(row[1] for row in rows.values()))
-    return rows
+        forms.unchanged, autograd.choose = unchanged, choose
+        for module, name in waits:
+            setattr(module, name, join)
+    rest = whole - sum(row[1] for row in rows.values())
+    return rows | {"all else: the optimizer, the engine": (1, rest, 0, 0)}
 
 
 def flops_of(kind, arrays) -> int:
