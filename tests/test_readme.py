@@ -72,17 +72,12 @@ def test_the_function_that_the_docs_define_is_right_everywhere():
         np.testing.assert_allclose(t.grad, slope, rtol=1e-3, atol=1e-6)
 
 
-def test_the_benchmark_measures(tmp_path):
-    short = ["--runs=1", "--warm-up=1", "--steps=1", "--batch-size=4"]
-    said = Runner(tmp_path, EXAMPLES / "benchmark.py")(*short, apart=True).stdout
-    for work in ("train", "inference"):
-        assert re.search(rf"^ *{work} +minimixer +[\d.]+ ms .* images/s", said, re.MULTILINE), said
-
-
-def test_the_benchmark_tells_where_the_time_goes(tmp_path):
+def test_the_benchmark_measures_and_tells_where_the_time_goes(tmp_path):
     """Of the code that runs, in both kinds of work: to look at it changes nothing."""
     short = ["--runs=1", "--warm-up=1", "--steps=1", "--batch-size=32", "--profile"]
     said = Runner(tmp_path, EXAMPLES / "benchmark.py")(*short, apart=True).stdout
+    for work in ("train", "inference"):
+        assert re.search(rf"^ *{work} +minimixer +[\d.]+ ms .* images/s", said, re.MULTILINE), said
     train, _, inference = said.partition("\n  inference ")
     for operation in ("FastMLP forward", "FastAddLayerNorm forward", "all else"):
         line = rf"^ *{operation}.* \d+ +[\d.]+ +[\d.]+%"
