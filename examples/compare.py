@@ -60,7 +60,6 @@ from comparison.models import (
     model_config,
     patch_size,
     train_flops,
-    using,
 )
 from comparison.options import (
     LEAST_STEPS,
@@ -76,6 +75,7 @@ from comparison.weights import weights
 from minimixer import parallel
 from minimixer.parallel import World
 from minimixer.training.names import command
+from support.kernels import using
 from support.options import run_script
 from support.run_directory import write_rows
 from support.stopping import stop_signals

@@ -14,9 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from help import small_mixer
 from scripts import EXAMPLES, Runner
 
 import minimixer
+from benchmarks import step_profile
+from minimixer import kernels
+from minimixer.engine import forms
+from support.kernels import using
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
@@ -85,6 +90,18 @@ def test_the_benchmark_measures_and_tells_where_the_time_goes(tmp_path):
     for operation in ("FastMLP backward", "FastAddLayerNorm backward", "what was put aside"):
         assert re.search(rf"^ *{operation}", train, re.MULTILINE), said
     assert not re.search(r"^ *(GELU|LayerNorm|LinearFirst)", said, re.MULTILINE), said
+
+
+def test_to_look_at_a_step_changes_nothing():
+    """Neither which kernels are chosen, nor whether the plain code is what they stand for."""
+    model, images = small_mixer(), np.zeros((2, 8, 8, 1), np.uint8)
+    for which in ("auto", "reference"):  # whose table of forms is empty
+        with using(which):
+            before = {plain: forms.unchanged(plain) for plain in forms.table}
+            step_profile.time_products(lambda: model(images), "cpu")
+            step_profile.profile(lambda: model(images), "cpu")
+            assert kernels.chosen() == which
+            assert {plain: forms.unchanged(plain) for plain in forms.table} == before
 
 
 class Parsed(BaseException):

@@ -10,8 +10,9 @@ import numpy as np
 def record_products(step, device: str) -> Counter:
     """How often the step multiplies which kinds of matrices; on the CPU as the plain code does,
     and not with vectors."""
-    from minimixer import kernels as fast
+    from minimixer import kernels
     from minimixer.engine import products
+    from support.kernels import using
 
     seen: Counter = Counter()
 
@@ -38,11 +39,9 @@ def record_products(step, device: str) -> Counter:
     try:
         for module, name in places:
             setattr(module, name, noted)
-        if device == "cpu":
-            fast.use("reference")
-        step()
+        with using("reference" if device == "cpu" else kernels.chosen()):
+            step()
     finally:
-        fast.use("auto")
         for module, name in places:
             setattr(module, name, plain)
     return seen
@@ -57,8 +56,9 @@ def places_of(function) -> list:
 def time_products(step, device: str) -> float:
     """Milliseconds of the step's matrix products, each timed alone, ten in a row; on the CPU by
     BLAS's threads or ours, whichever are faster with it."""
-    from minimixer import backend, kernels
+    from minimixer import backend
     from minimixer.engine import products
+    from support.kernels import using
 
     total = 0.0
     for kind, count in record_products(step, device).items():
@@ -70,10 +70,10 @@ def time_products(step, device: str) -> float:
         out = backend.namespace(a).empty((shape_a[0], shape_b[1]), dtype=out_dtype)
         ways = []
         for which in ("reference", "auto") if device == "cpu" else ("auto",):
-            kernels.use(which)
-            ways.append(
-                time_one(lambda: products.matmul(a, b, out, False, precision), device)  # noqa: B023
-            )
+            with using(which):
+                ways.append(
+                    time_one(lambda: products.matmul(a, b, out, False, precision), device)  # noqa: B023
+                )
         total += count * min(ways)
     return 1e3 * total
 

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from baselines import Hybrid, ResNet, ViT
-from minimixer import SGD, AdamW, Mixer, Module, backend, kernels, no_grad, record
+from minimixer import SGD, AdamW, Mixer, Module, backend, no_grad, record
 from minimixer import functional as F
+from support.kernels import using
 from support.machine import pool_peak
 
 Spec = dict[str, Any]
@@ -176,16 +177,6 @@ def chosen_kernels(fast: bool) -> Iterator[str]:
     """The plain code, unless `fast`; what it gives is record's `graph`, "off" or "auto"."""
     with using("auto" if fast else "reference"):
         yield "auto" if fast else "off"
-
-
-@contextlib.contextmanager
-def using(which: str) -> Iterator[None]:
-    before = kernels.chosen()
-    kernels.use(which)
-    try:
-        yield
-    finally:
-        kernels.use(before)
 
 
 def time_calls(call: Callable[[], Any], device: str) -> float:
