@@ -113,7 +113,7 @@ def test_each_decade_has_its_own_gains():
              for s in range(3)]  # fmt: skip
     said = draw["scaling"](rows + fresh).splitlines()
     assert said[2].startswith("| none | Mixer nano | 10.0 ± 0.0 |")
-    assert said[3].startswith("| 100 | Mixer nano | 30.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | +0.0 |")
+    assert said[3].startswith("| 100 | Mixer nano | 30.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | +0.00 |")
     assert "| Mixer | +10.0 (+10.0 to +10.0) | +0.0 (+0.0 to +0.0), none found |" in "\n".join(said)
     assert said[-3] == "| few-shot accuracy, points | from 100 to 1,000 | from 1,000 to 10,000 |"
     assert said[-1] == "| Mixer | +15.0 (+15.0 to +15.0) | +5.0 (+5.0 to +5.0) |"

@@ -154,7 +154,7 @@ def scores(keys: list[str], groups: list[tuple], ends: bool = False) -> str:
                f"{NAMES[model]} {size}"]  # fmt: skip
         row += [spread([100 * r[key] for r in own if r.get(key, "") != ""]) for key in keys]
         if ends and count:
-            row += [f"{100 * table.rise(own):+.1f}", rate(own[0])]
+            row += [f"{100 * table.rise(own):+.2f}", rate(own[0])]
         if priced and count:
             row += [f"{own[0]['train_flops'] / 1e12:,.0f}", f"{own[0]['train_seconds']:.0f}"]
         rows.append(row + [""] * (len(head) - len(row)))
