@@ -4,12 +4,19 @@
 # DATA holds letters/, fashion/ and clipart/, as the plan's commands make them. Finished cells stay in
 # OUT: stop at any time, and give the same command again. At last it makes the tables and pictures.
 set -eu
+[ $# -ge 2 ] || { echo "run.sh: wants DATA OUT [FIGURE ...]" >&2; exit 2; }
 data=$(realpath -m "$1") out=$(realpath -m "$2")
 cd "$(dirname "$0")/../.."
 shift 2
 figures=${*:-scaling letters fashion clipart frontier}
+for figure in $figures; do
+  case $figure in
+    scaling | letters | fashion | clipart | frontier) ;;
+    *) echo "run.sh: no figure $figure; there are scaling letters fashion clipart frontier" >&2; exit 2 ;;
+  esac
+done
 export PYTHONPATH=$PWD OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-4}
-gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
+gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}
 [ "$gpus" -gt 0 ] || { echo "run.sh: there is no GPU" >&2; exit 2; }
 cores=$(($(nproc) / gpus))
 
