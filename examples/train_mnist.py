@@ -21,6 +21,7 @@ import numpy as np
 
 from minimixer import AdamW, Mixer, data, kernels, parallel, schedule
 from minimixer import functional as F
+from minimixer.training.gpu_batches import on_device
 from minimixer.training.metrics import correct, evaluate
 from minimixer.training.names import printable
 from support.options import Parser, parse, run_script
@@ -91,6 +92,7 @@ def train(run: Run) -> int:
     batches = data.Batches(
         train_images, train_labels, options.batch_size, options.seed, options.max_shift
     )
+    batches = on_device(batches, device)  # a GPU makes its own
 
     # ---- model
     preparation = None if options.data_dir else "digit"  # what predict.py does to pictures

@@ -70,6 +70,7 @@ Appendices: what pages call by name, to look up when you want to know more.
     training/same_model.py  whether a model is still the one its optimizer was made for
     training/norms.py       the norm of all gradients
     training/prefetch.py    batches made ahead by a thread
+    training/gpu_batches.py the same batches, made on a GPU
     training/idx.py         IDX files: how to read what somebody else wrote
     training/datasets.py    the embedded MNIST, and data sets in its format
     training/metrics.py     accuracy and the like, from logits

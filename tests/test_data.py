@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from files_help import assert_refused
-from help import close, raises, same
+from help import by_kernels_and_plainly, close, functions, raises, same
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -27,7 +27,10 @@ from minimixer.data import Batches, load_directory, num_classes, pixel_mean_std,
 from processes import ENVIRONMENT, forked, needs_fork
 
 from minimixer import data
+from minimixer.backend import device_of, to_device, to_numpy
+from minimixer.training import gpu_batches
 from minimixer.training.files import replace_file
+from minimixer.training.gpu_batches import GpuBatches
 from minimixer.training.idx import read_idx, write_idx
 
 DTYPES = ["uint8", "int8", "int16", "int32", "float32", "float64"]
@@ -414,6 +417,41 @@ def test_batches_are_found_again_in_any_order():
     x, y = batches.batch(0, 0)
     x[:], y[:] = 0, 0  # a batch is the caller's own
     assert batches.labels.tolist() == list(range(50)) and batches.images.any()
+
+
+@given(
+    n=st.integers(1, 30), batch_size=st.integers(1, 40), seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**64 - 1), shuffle=st.booleans(), max_shift=st.integers(0, 8),
+    start=st.floats(0, 1), at_once=st.integers(1, 3), dtype=st.sampled_from(DTYPES),
+)  # fmt: skip
+@by_kernels_and_plainly
+def test_batches_made_on_a_gpu_are_the_same(
+    n, batch_size, seed, epoch, shuffle, max_shift, start, at_once, dtype, kind, device
+):
+    images = np.random.default_rng(n).integers(1, 100, (n, 5, 4, 3)).astype(dtype)
+    batches = Batches(images, np.arange(n), batch_size, seed, max_shift, shuffle)
+    made = GpuBatches(batches, to_device(batches.labels, device))
+    start = round(start * len(batches))
+    with functions(kind), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_batches, "AT_ONCE", at_once * batch_size * images[0].nbytes)
+        found = made.epoch(epoch, start)
+        assert len(found) == len(batches) - start
+        for index, batch in enumerate(found, start):
+            assert {device_of(array) for array in batch} == {device}
+            assert_same([to_numpy(array) for array in batch], batches.batch(epoch, index))
+            assert_same(
+                [to_numpy(array) for array in made.batch(epoch, index)], map(to_numpy, batch)
+            )
+    assert made.order(epoch) is made.order(epoch)
+    assert repr(made) == repr(batches)
+
+
+def test_data_too_large_for_a_gpu_stay_where_they_are(gpu, monkeypatch):
+    batches = Batches(*numbered(40), 7)
+    assert gpu_batches.on_device(batches, "cpu") is batches
+    assert isinstance(gpu_batches.on_device(batches, gpu), GpuBatches)
+    monkeypatch.setattr(gpu_batches, "SHARE", 1 << 60)
+    assert gpu_batches.on_device(batches, gpu) is batches
 
 
 def test_shifts_belong_to_the_example_not_to_its_place():

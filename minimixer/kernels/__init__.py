@@ -20,7 +20,7 @@ On a GPU:
     gpu/side.py        work beside the main line of a recorded step
     gpu/layers.py      linear, the mean, GELU and the MLP on these
     gpu/layer_norm.py  LayerNorm
-    gpu/training.py    the loss, softmax, AdamW, patches
+    gpu/training.py    the loss, softmax, AdamW, shifts, patches
 
 And for both:
 
@@ -144,6 +144,7 @@ def _find() -> None:
     from ..nn.loss import CrossEntropy
     from ..nn.loss_scale import update_if_finite
     from ..nn.more_loss import Softmax
+    from ..training.gpu_batches import shifted
     from ..training.norms import gradient_norm
     from ..training.optimizer import Optimizer, count_step
     from . import fused
@@ -176,6 +177,7 @@ def _find() -> None:
         (gradient_norm, {"numpy": cpu_training.GradientNorm}, norm),
         ("matmul", {"numpy": cpu.matmul}, ("engine.products",)),
         ("matmuls", {}, ("engine.products",)),
+        (shifted, {}, ("training.gpu_batches",)),
         (to_tokens, {}, ("model.images", "model.inputs", "engine.tensor", "engine.rearrange")),
         (MLP, {"numpy": cpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
@@ -193,8 +195,8 @@ def _find() -> None:
             update_if_finite: gpu_training.AdamWIfFinite, count_step: gpu_training.CountStep,
             Softmax: gpu_training.FastSoftmax, gradient_norm: sums.GradientNorm,
             "matmul": cublas.matmul, "matmuls": cublas.matmuls,
-            to_tokens: gpu_training.Tokens, MLP: gpu.FastMLP,
-            AddLayerNorm: gpu_layer_norm.FastAddLayerNorm,
+            to_tokens: gpu_training.Tokens, shifted: gpu_training.Shifted,
+            MLP: gpu.FastMLP, AddLayerNorm: gpu_layer_norm.FastAddLayerNorm,
         }  # fmt: skip
         for plain, forms, _ in _table:
             if plain in on_gpu:

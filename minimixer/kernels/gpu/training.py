@@ -1,4 +1,4 @@
-"""The loss, softmax, the optimizer's update and the cutting of patches, on CUDA kernels."""
+"""The loss, softmax, the optimizer's update, shifted images and patches, on CUDA kernels."""
 
 import contextlib
 from typing import Any
@@ -150,6 +150,32 @@ class CountStep:
 
 
 # ---- images -------------------------------------------------------------------------------------
+
+
+class Shifted:
+    """In one kernel."""
+
+    @staticmethod
+    def suits(images: Array, shifts: Array) -> bool:
+        if namespace(images) is np or not images.size or images.itemsize not in _WORDS:
+            return False
+        return usable("shift.cu", _shift_name(images))
+
+    @staticmethod
+    def run(images: Array, shifts: Array) -> Array:
+        xp = namespace(images)
+        images, shifts = xp.ascontiguousarray(images), xp.ascontiguousarray(shifts)
+        moved, sizes = xp.empty_like(images), map(np.int32, images.shape[1:])
+        kernel, blocks = get("shift.cu", _shift_name(images)), ceil_div(images.size, 256)
+        kernel((blocks,), (256,), (images, shifts, moved, images.size, *sizes))
+        return moved
+
+
+_WORDS = {1: "unsigned char", 2: "short", 4: "int", 8: "long long"}  # to copy numbers with
+
+
+def _shift_name(images: Array) -> str:
+    return f"shift<{_WORDS[images.itemsize]}>"
 
 
 class Tokens:
