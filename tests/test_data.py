@@ -437,7 +437,7 @@ def test_batches_made_on_a_gpu_are_the_same(
         found = made.epoch(epoch, start)
         assert len(found) == len(batches) - start
         for index, batch in enumerate(found, start):
-            assert {device_of(array) for array in batch} == {device}
+            assert {device_of(array) for array in batch} == {device_of(made.labels)}
             assert_same([to_numpy(array) for array in batch], batches.batch(epoch, index))
             assert_same(
                 [to_numpy(array) for array in made.batch(epoch, index)], map(to_numpy, batch)
