@@ -16,6 +16,7 @@ from help import by_kernels_and_plainly, each_dtype, functions
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding import UNIT
+from scripts import watch
 from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
@@ -30,7 +31,7 @@ from minimixer.kernels import fused
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.cpu import training as cpu_training
-from minimixer.kernels.gpu import cublas, plans, spare_row
+from minimixer.kernels.gpu import cublas, plans, spare_row, token_mixing
 from minimixer.kernels.gpu import cuda as compiling
 from minimixer.kernels.gpu import layers as gpu_functions
 from minimixer.kernels.gpu import sums as gpu_sums
@@ -268,6 +269,35 @@ def test_mlp_with_gelu_in_the_product(gpu, dtype, axis, shape, hidden, slope, mo
         monkeypatch.setattr(cublas, name, noted)
     check_mlp(gpu, dtype, axis, shape, hidden, "tanh", layout="roomy")
     assert fused == {"matmul_gelu": 2, "matmul_slope": 4 * slope}
+
+
+MIXED = [  # shape, hidden: a tile and more than all blocks have, few tokens and the most
+    ((196, 1, 128), 384), ((196, 9, 128), 384), ((1, 2, 64), 64), ((8, 1, 128), 128),
+    ((15, 4, 96), 192), ((49, 3, 128), 64), ((207, 1, 256), 128), ((5, 301, 128), 64),
+]  # fmt: skip
+
+
+@each_half
+@pytest.mark.parametrize("layout", [None, "roomy"])
+@pytest.mark.parametrize("shape, hidden", MIXED)
+def test_token_mixing_in_one_kernel(gpu, dtype, shape, hidden, layout, monkeypatch):
+    if to_device(np.zeros(1), gpu).device.compute_capability != token_mixing.CAPABILITY:
+        pytest.skip("of compute capability 9.0 alone")
+    calls = []
+    for name in ("forward", "backward"):
+        watch(monkeypatch, token_mixing, name, lambda *_, name=name: calls.append(name))
+    check_mlp(gpu, dtype, 0, shape, hidden, "tanh", layout=layout)
+    assert calls == ["forward", "backward", "backward"] * 2
+
+
+@each_half
+def test_token_mixing_of_what_no_kernel_takes(gpu, dtype):
+    """Too many tokens, columns that are no whole tiles, units that are no whole chunks."""
+    for shape, hidden in (((208, 1, 128), 64), ((8, 3, 8), 64), ((8, 1, 128), 72)):
+        x = in_dtype(np.zeros((shape[0], shape[1] * shape[2])), dtype, gpu)
+        w1 = in_dtype(np.zeros((shape[0], hidden)), dtype, gpu)
+        assert not token_mixing.suits(x, w1, w1[0])
+        check_mlp(gpu, dtype, 0, shape, hidden, "tanh", layout="roomy")
 
 
 @each_half

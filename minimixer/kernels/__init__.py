@@ -19,6 +19,7 @@ On a GPU:
     gpu/sums.py        sums in a fixed order
     gpu/side.py        work beside the main line of a recorded step
     gpu/layers.py      linear, the mean, GELU and the MLP on these
+    gpu/token_mixing.py  the token-mixing MLP in one kernel
     gpu/layer_norm.py  LayerNorm
     gpu/training.py    the loss, softmax, AdamW, shifts, patches
 

@@ -27,29 +27,30 @@ _failed: set[str] = set()  # files whose kernels can't be compiled here: the pla
 
 
 @functools.cache
-def source(file: str) -> str:
-    """The text to compile: what all kernels share, and the file's own."""
+def source(file: str, more: str = "") -> str:
+    """The text to compile: what all kernels share, `more`, and the file's own."""
     # One text rather than an #include, which CuPy's cache would not notice to have changed.
-    return (DIRECTORY / "common.cu").read_text(encoding="utf-8") + (DIRECTORY / file).read_text(
-        encoding="utf-8"
-    )
+    shared, own = ((DIRECTORY / name).read_text(encoding="utf-8") for name in ("common.cu", file))
+    return shared + more + own
 
 
-def get(file: str, expression: str) -> Any:
-    """The kernel, for the current GPU."""
-    return _compile(file, expression, sys.modules["cupy"].cuda.Device().id)
+def get(file: str, expression: str, more: str = "") -> Any:
+    """The kernel, for the current GPU. With `more` text it is one that takes instructions of
+    compute capability 9.0 alone."""
+    return _compile(file, expression, sys.modules["cupy"].cuda.Device().id, more)
 
 
 @functools.cache
-def _compile(file: str, expression: str, device: int) -> Any:
+def _compile(file: str, expression: str, device: int, more: str) -> Any:
     import cupy
 
-    text = source(file)
+    text = source(file, more)
     marker = _marker(text + expression, device)
     if not marker.exists():
         _say_once("minimixer: compiling kernels for this GPU; they are kept for the next time")
+    options = ("-std=c++17", *(["-arch=sm_90a"] if more else []))  # beside CuPy's own, and taken
     module = cupy.RawModule(
-        code=text, options=("-std=c++17",), name_expressions=(expression,), backend="nvrtc"
+        code=text, options=options, name_expressions=(expression,), backend="nvrtc"
     )
     kernel = module.get_function(expression)
     try:
@@ -74,13 +75,13 @@ def _say_once(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def usable(file: str, *expressions: str) -> bool:
+def usable(file: str, *expressions: str, more: str = "") -> bool:
     """Can these kernels be had? If not, one warning says so: the plain code then does the work."""
     if file in _failed:
         return False
     try:
         for expression in expressions:
-            get(file, expression)
+            get(file, expression, more)
     except MemoryError:
         raise  # which says nothing about the kernel
     except Exception as error:  # whatever a compiler, a driver or a missing header may lead to

@@ -18,7 +18,7 @@ from ...engine.rearrange import Mean
 from ...nn.functional import GELU, Linear
 from ..fused import MLP
 from ..node import Fast
-from . import cublas, spare_row
+from . import cublas, spare_row, token_mixing
 from .cuda import as_bool, c_name, ceil_div, get, multiprocessors, pointer, type_of, usable
 from .side import LARGEST, aside
 from .sums import can_sum, column_sums, mean_rows, mean_rows_name, sum_columns, sum_rows
@@ -227,6 +227,12 @@ class FastMLP(Fast, MLP):
         self.x1: Array = None
         keep = any(self.needs)
         can_fuse = approximate == "tanh" and cublas.can_fuse(x.dtype)
+        self.in_one: bool = can_fuse and self.first and token_mixing.suits(x, w1, b1)
+        if self.in_one:
+            y, u = token_mixing.forward(x, w1, b1, w2, keep)
+            if keep:
+                self.x, self.w1, self.w2, self.u = x, w1, w2, u
+            return y.reshape(self.shape)
         both = self.fused(x, w1, b1, keep) if can_fuse else None
         g, u = both or (None, self.make_u(x, w1))
         self.biased = both is not None  # u has the bias in it
@@ -266,6 +272,8 @@ class FastMLP(Fast, MLP):
     def backward(self, dy: Array) -> Gradients:
         dy = namespace(dy).ascontiguousarray(dy)
         dy = dy.reshape(len(dy), math.prod(dy.shape[1:])) if self.first else as_rows(dy)
+        if self.in_one:
+            return self.backward_in_one(dy)
         x, w1, u, g, dx = self.x, self.w1, self.u, self.g, None
         if u is None:  # a second backward (retain_graph): the first wrote over it
             u, self.biased = self.make_u(x, w1), False
@@ -294,3 +302,17 @@ class FastMLP(Fast, MLP):
             dx = self.product(w1, du) if self.first else self.product(du, w1.T)
             dx = dx.reshape(self.shape)
         return dx, dw1 if self.needs[1] else None, db1 if self.needs[2] else None, dw2
+
+    def backward_in_one(self, dy: Array) -> Gradients:
+        dx, g, du = token_mixing.backward(dy, self.u, self.w1, self.w2)  # (n, D) of the last two
+        x1 = spare_row.with_ones(self.x)
+        with aside(self, (1, 2, 3), self.x, dy, g, du):
+            if x1 is not None:
+                both = sum_of_products(x1, du)
+                dw1, db1 = spare_row.split(both, self.destination(1), self.destination(2))
+            else:
+                dw1 = weight_gradient(self, 1, self.x, du)
+                db1 = column_sums(du, self.destination(2))
+            dw2 = weight_gradient(self, 3, dy, g)
+        gradients = (dx.reshape(self.shape), dw1, db1, dw2)
+        return tuple(d if wanted else None for d, wanted in zip(gradients, self.needs, strict=True))

@@ -1,0 +1,113 @@
+"""The token-mixing MLP in one kernel each way, its hidden array in registers: token_mixing.cu.
+
+For numbers of two bytes, on GPUs with `wgmma` (compute capability 9.0), and sizes that fit there;
+all others go as layers.py says.
+"""
+
+import functools
+
+from ...engine.arrays import Array
+from .cuda import ceil_div, get, multiprocessors, pointer, type_of, usable
+
+FILE = "token_mixing.cu"
+CAPABILITY = "90"  # whose instructions it takes
+TILE, UNITS = 128, 64  # columns of a block, hidden units at a time
+MOST_TOKENS = 207  # what a thread's registers hold
+KINDS = {"bfloat16": "bf16", "float16": "f16"}
+
+
+def suits(x: Array, w1: Array, b1: Array) -> bool:
+    """Can it take x (S, n), w1 (S, D) and b1 (D,)?"""
+    (tokens, columns), units = x.shape, w1.shape[1]
+    if x.device.compute_capability != CAPABILITY or x.dtype.name not in KINDS:
+        return False
+    if not x.dtype == w1.dtype == b1.dtype:
+        return False
+    if tokens > MOST_TOKENS or units % UNITS or columns % TILE or x.data.ptr % 16:
+        return False
+    names = _names(x, tokens, units)
+    return usable(FILE, *names, more=_products(tokens, x.dtype.name))
+
+
+def forward(
+    x: Array, w1: Array, b1: Array, w2: Array, keep_u: bool
+) -> tuple[Array, Array | None]:  # fmt: skip
+    """(w2 gelu(u) (S, n), u^T (n, D) if wanted) for u = w1^T x + b1."""
+    import cupy
+
+    y = cupy.empty(x.shape, x.dtype)
+    u = cupy.empty((x.shape[1], w1.shape[1]), x.dtype) if keep_u else None
+    _run(False, x, _packed(w1, b1, w2), y, u, None, None)
+    return y, u
+
+
+def backward(dy: Array, u: Array, w1: Array, w2: Array) -> tuple[Array, Array, Array]:
+    """(dx (S, n), g^T (n, D), du^T (n, D)) from forward's u."""
+    import cupy
+
+    dx, g, du = (cupy.empty(a.shape, a.dtype) for a in (dy, u, u))
+    _run(True, dy, _packed(w2, None, w1), dx, u, g, du)
+    return dx, g, du
+
+
+def _run(back: bool, x: Array, packed: Array, y: Array, *hidden: Array | None) -> None:
+    tokens, columns = x.shape
+    units = len(packed) // (shared_bytes(tokens)[0] // 2) * UNITS
+    kernel = get(FILE, _names(x, tokens, units)[1 + back], more=_products(tokens, x.dtype.name))
+    blocks = min(multiprocessors(x.device.id), columns // TILE + 1) // 2 * 2
+    size = shared_bytes(tokens)[1]
+    if kernel.max_dynamic_shared_size_bytes < size:
+        kernel.max_dynamic_shared_size_bytes = size
+    arguments = (x, packed, y, *map(pointer, hidden), columns)
+    kernel((blocks,), (384,), arguments, shared_mem=size)
+
+
+def _packed(first: Array, bias: Array | None, second: Array) -> Array:
+    """The weights in the order in which the kernel reads them."""
+    import cupy
+
+    tokens, units = first.shape
+    first, second = (cupy.ascontiguousarray(w) for w in (first, second))
+    packed = cupy.empty(units // UNITS * shared_bytes(tokens)[0] // 2, first.dtype)
+    kernel = get(FILE, _names(first, tokens, units)[0], more=_products(tokens, first.dtype.name))
+    kernel(
+        (ceil_div(packed.size, 256),), (256,), (first, 0 if bias is None else bias, second, packed)
+    )
+    return packed
+
+
+@functools.cache
+def shared_bytes(tokens: int) -> tuple[int, int]:
+    """(a chunk of both weights, all that a block has): Shape in token_mixing.cu."""
+    k, n = 16 * ceil_div(tokens + 1, 16), 8 * ceil_div(tokens, 8)
+    chunk = 2 * UNITS * (k + n)
+    return chunk, 2 * chunk + 2 * k * (2 * TILE + 16) + 128
+
+
+def _names(x: Array, tokens: int, units: int) -> tuple[str, str, str]:
+    sizes = f"{type_of(x)},{tokens},{units}"
+    return f"pack_weights<{sizes}>", f"mix_tokens<{sizes},false>", f"mix_tokens<{sizes},true>"
+
+
+@functools.cache
+def _products(tokens: int, dtype: str) -> str:
+    """The C++ of `multiply` for both products: the instruction names all registers of the sum."""
+    types = (
+        "typedef unsigned Word;  // two numbers of two bytes\ntypedef unsigned long long Long;\n"
+    )
+    return types + "".join(_product(n, KINDS[dtype]) for n in {UNITS, 8 * ceil_div(tokens, 8)})
+
+
+def _product(columns: int, kind: str) -> str:
+    size = columns // 2  # numbers of the sum that a thread has
+    sums = ", ".join(f"%{i}" for i in range(size))
+    operands = ", ".join(f'"+f"(sum[{i}])' for i in range(size))
+    a = ", ".join(f"%{size + i}" for i in range(4))
+    return f"""
+__device__ inline void multiply(float (&sum)[{size}], const Word (&a)[4], Long b, int add) {{
+    asm volatile("{{ .reg .pred add; setp.ne.b32 add, %{size + 5}, 0;\\n"
+        "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
+        "{{{sums}}}, {{{a}}}, %{size + 4}, add, 1, 1, 0; }}"
+        : {operands} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}}
+"""
