@@ -27,13 +27,12 @@ from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
 from minimixer.engine.precision import as_dtype, is_half, wide, widen
 from minimixer.engine.products import matmul
-from minimixer.kernels import fused
+from minimixer.kernels import fused, kept
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.cpu import training as cpu_training
 from minimixer.kernels.gpu import cublas, plans, spare_row, token_mixing
 from minimixer.kernels.gpu import cuda as compiling
-from minimixer.kernels.gpu import layers as gpu_functions
 from minimixer.kernels.gpu import sums as gpu_sums
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
@@ -303,7 +302,8 @@ def test_token_mixing_of_what_no_kernel_takes(gpu, dtype):
 @each_half
 @pytest.mark.parametrize("axis, shape, hidden", FUSED_MLPS[4:])
 def test_large_channel_mixing_forgets_g(gpu, dtype, axis, shape, hidden, monkeypatch):
-    monkeypatch.setattr(gpu_functions, "LARGEST", 0)
+    monkeypatch.setattr(kept, "LARGEST", 0)
+    monkeypatch.setattr(kept, "_most", 0)
     check_mlp(gpu, dtype, axis, shape, hidden, "tanh", layout="roomy")
 
 

@@ -6,6 +6,8 @@ products is one kernel.
 """
 
 import math
+import weakref
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from ...engine.products import as_rows
 from ...engine.rearrange import Mean
 from ...nn.functional import GELU, Linear
 from ..fused import MLP
+from ..kept import Kept
 from ..node import Fast
 from . import cublas, spare_row, token_mixing
 from .cuda import as_bool, c_name, ceil_div, get, multiprocessors, pointer, type_of, usable
@@ -24,6 +27,7 @@ from .side import LARGEST, aside
 from .sums import can_sum, column_sums, mean_rows, mean_rows_name, sum_columns, sum_rows
 
 THREADS = 128  # in a block, for most kernels here
+_kept: defaultdict[int, Kept] = defaultdict(Kept)  # of each GPU
 
 # ---- linear -------------------------------------------------------------------------------------
 
@@ -196,12 +200,12 @@ class FastGELU(Fast, GELU):
 
 
 class FastMLP(Fast, MLP):
-    """Keeps x and u (not the slope), and g where it is small.
+    """Keeps x, u (not the slope), and g or not.
 
-    Where it can, cuBLAS applies bias and GELU as it stores the product, and in backward the slope
-    (token mixing: see spare_row.py). The channel-mixing MLP's g is the largest array of a block:
-    backward makes it again from u, over u, in a pass that turns dg into du. For Mixer-B/16 at 256
-    images that saves 3.4 of 15.5 GiB for 3% of the step; a small model's g is kept.
+    Token mixing is one kernel where token_mixing.py has one. Else, where it can, cuBLAS applies
+    bias and GELU as it stores the product, and in backward the slope (token mixing: spare_row.py).
+    The channel-mixing MLP's g is the largest array of a block. It is kept as far as `kernels.keep`
+    says; where not, backward makes it again from u, over u, in a pass that turns dg into du.
     """
 
     any_dtype = True
@@ -245,7 +249,7 @@ class FastMLP(Fast, MLP):
             self.b1: Array = b1
             self.w2: Array = w2
             self.u: Array = u
-            self.g: Array = g if self.first or g.nbytes <= LARGEST else None
+            self.g: Array = g if self.first or self.may_keep(g) else None
         return y.reshape(self.shape)
 
     def fused(self, x: Array, w1: Array, b1: Array, keep: bool) -> Any:
@@ -258,6 +262,13 @@ class FastMLP(Fast, MLP):
         both = cublas.matmul_gelu(spare_row.append(w1, b1).T, x1, None, keep)
         self.x1 = x1 if both and keep else None
         return both
+
+    def may_keep(self, g: Array) -> bool:
+        kept = _kept[g.device.id]
+        may = kept.take(g.nbytes)
+        if may and g.nbytes > LARGEST:
+            weakref.finalize(self, kept.give_back, g.nbytes).atexit = False
+        return may
 
     def product(self, a: Array, b: Array) -> Array:
         return cublas.matmul(a, b, precision=self.precision)

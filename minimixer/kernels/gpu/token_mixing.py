@@ -23,10 +23,15 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
         return False
     if not x.dtype == w1.dtype == b1.dtype:
         return False
-    if tokens > MOST_TOKENS or units % UNITS or columns % TILE or x.data.ptr % 16:
+    if not fits(tokens, units, columns) or x.data.ptr % 16:
         return False
     names = _names(x, tokens, units)
     return usable(FILE, *names, more=_products(tokens, x.dtype.name))
+
+
+def fits(tokens: int, units: int, columns: int) -> bool:
+    """Are these sizes that it can take?"""
+    return tokens <= MOST_TOKENS and not units % UNITS and not columns % TILE
 
 
 def forward(
