@@ -315,6 +315,7 @@ class FastMLP(Fast, MLP):
         return dx, dw1 if self.needs[1] else None, db1 if self.needs[2] else None, dw2
 
     def backward_in_one(self, dy: Array) -> Gradients:
+        dy = dy.copy() if dy.data.ptr % 16 else dy
         dx, g, du = token_mixing.backward(dy, self.u, self.w1, self.w2)  # (n, D) of the last two
         x1 = spare_row.with_ones(self.x)
         with aside(self, (1, 2, 3), self.x, dy, g, du):

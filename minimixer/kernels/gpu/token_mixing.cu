@@ -93,17 +93,18 @@ __device__ inline void arrive(Word barrier) {
 }
 __device__ inline void arrive_at(Word barrier, int block) {  // of the cluster
     asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there]; }"
                  :: "r"(barrier), "r"(block) : "memory");
 }
 __device__ inline void wait(Word barrier, int phase) {
     asm volatile("{ .reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again; }"
                  :: "r"(barrier), "r"(phase) : "memory");
 }
 __device__ inline void copy(Word to, const void* from, int bytes, Word barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];"
                  :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 __device__ inline void copy_to_both(Word to, const void* from, int bytes, Word barrier) {
@@ -139,8 +140,11 @@ __device__ inline Long matrix(Word at, int along_k, int along_n = 128) {
 }
 
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void end_products() {
-    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+__device__ inline void commit_products() {  // until they are waited for, nobody may touch what they use
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+__device__ inline void wait_for_products() {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
 // multiply(sum, a, b, add): sum (64, N) = [sum +] a (64, 16) b (16, N), for the two N: token_mixing.py
@@ -163,7 +167,7 @@ __device__ inline float gelu(float u) {
 
 // gelu(u), and in `slope` its derivative.
 __device__ inline float gelu(float u, float& slope) {
-    float squared = u * u, half = 0.5f * u;
+    float squared = fminf(u * u, 100.0f), half = 0.5f * u;  // no 0 times infinity
     float t = quick_tanh(u * (SLOPE_AT_0 + SLOPE_AT_0 * CUBIC * squared));
     slope = 0.5f + 0.5f * t + half * (1.0f - t * t) * (SLOPE_AT_0 + 3 * SLOPE_AT_0 * CUBIC * squared);
     return half + half * t;
@@ -188,6 +192,18 @@ template <> struct Two<__half> {
         return __half22float2(*reinterpret_cast<__half2*>(&both));
     }
 };
+
+// A thread's units of its two columns, 8 apart, in u, g or du: 8, and 8 more 32 further.
+template <int D, typename T> __device__ inline void load_units(uint4 (&to)[2][2], const T* from) {
+    #pragma unroll
+    for (int i = 0; i < 4; i++)
+        to[i / 2][i % 2] = *reinterpret_cast<const uint4*>(from + i / 2 * 8 * D + i % 2 * 32);
+}
+template <int D, typename T> __device__ inline void store_units(T* to, const uint4 (&from)[2][2]) {
+    #pragma unroll
+    for (int i = 0; i < 4; i++)
+        *reinterpret_cast<uint4*>(to + i / 2 * 8 * D + i % 2 * 32) = from[i / 2][i % 2];
+}
 
 // ---- the kernel -------------------------------------------------------------------------------
 
@@ -224,34 +240,34 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     cluster_sync();
 
     if (group < 0) {  // ask for what is to come
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x < 32) {
-            int used = 0, number = 0;
-            for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x, number++) {
-                Index tile = first + rank;
-                int buffer = number & 1;
-                if (tile < tiles) {
-                    wait(gone + 8 * buffer, (number >> 1 & 1) ^ 1);
-                    if (threadIdx.x == 0) expect_bytes(here + 8 * buffer, S * 2 * TILE);
-                    __syncwarp();
-                    for (int row = threadIdx.x; row < S; row += 32)
-                        copy(inputs + buffer * Sizes::INPUT + row * PITCH,
-                             x + row * n + tile * TILE, 2 * TILE, here + 8 * buffer);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (threadIdx.x == 0) {  // weights
+            int used = 0, half = Sizes::CHUNK / 2;
+            const char* from = reinterpret_cast<const char*>(packed) + rank * half;
+            for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x)
+                #pragma unroll 1
+                for (int chunk = 0; chunk < CHUNKS; chunk++, used++) {
+                    int stage = used & 1;
+                    wait(empty + 8 * stage, (used >> 1 & 1) ^ 1);
+                    expect_bytes(full + 8 * stage, Sizes::CHUNK);
+                    copy_to_both(weights + stage * Sizes::CHUNK + rank * half,
+                                 from + chunk * Sizes::CHUNK, half, full + 8 * stage);
                 }
-                if (threadIdx.x == 0)
-                    for (int chunk = 0; chunk < CHUNKS; chunk++, used++) {
-                        int stage = used & 1, half = Sizes::CHUNK / 2;
-                        wait(empty + 8 * stage, (used >> 1 & 1) ^ 1);
-                        expect_bytes(full + 8 * stage, Sizes::CHUNK);
-                        const char* from = reinterpret_cast<const char*>(packed);
-                        copy_to_both(weights + stage * Sizes::CHUNK + rank * half,
-                                     from + chunk * Sizes::CHUNK + rank * half, half, full + 8 * stage);
-                    }
+        } else if (threadIdx.x / 32 == 1) {  // x
+            int number = 0, lane = threadIdx.x % 32;
+            for (Index tile = blockIdx.x; tile < tiles; tile += gridDim.x, number++) {
+                int buffer = number & 1;
+                wait(gone + 8 * buffer, (number >> 1 & 1) ^ 1);
+                if (lane == 0) expect_bytes(here + 8 * buffer, S * 2 * TILE);
                 __syncwarp();
+                for (int row = lane; row < S; row += 32)
+                    copy(inputs + buffer * Sizes::INPUT + row * PITCH,
+                         x + row * n + tile * TILE, 2 * TILE, here + 8 * buffer);
             }
         }
+        __syncwarp();
     } else {  // multiply
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int lane = thread % 32, warp = thread / 32, used = 0, number = 0;
         for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x, number++) {
             Index tile = first + rank;
@@ -267,26 +283,25 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
             for (int k = 0; k < ROUNDS; k++) load_transposed(a[k], at + 16 * k * PITCH);
 
             float sum[Sizes::N / 2];
+            #pragma unroll
+            for (int i = 0; i < Sizes::N / 2; i++) sum[i] = 0;
             Index column = tile * TILE + group * COLUMNS + 16 * warp + lane / 4;
+            Index place = column * D + lane % 4 * 8;  // in u, g and du
+            uint4 kept[2][2];
+            if (BACK && mine) load_units<D>(kept, u + place);
             #pragma unroll 1
-            for (int chunk = 0; chunk < CHUNKS; chunk++, used++) {
+            for (int chunk = 0; chunk < CHUNKS; chunk++, used++, place += UNITS) {
                 int stage = used & 1;
                 Word first_matrix = weights + stage * Sizes::CHUNK;
                 Word second_matrix = first_matrix + Sizes::FIRST;
-                // This thread's units of its two columns, in u, g and du: 8, and 8 more 32 further.
-                Index place = column * D + chunk * UNITS + lane % 4 * 8;
-                uint4 kept[2][2];
-                if (BACK && mine)
-                    for (int i = 0; i < 4; i++)
-                        kept[i / 2][i % 2] = *reinterpret_cast<const uint4*>(
-                            u + place + i / 2 * 8 * D + i % 2 * 32);
                 float hidden[UNITS / 2];
                 wait(full + 8 * stage, used >> 1 & 1);
                 begin_products();
                 #pragma unroll
                 for (int k = 0; k < ROUNDS; k++)
                     multiply(hidden, a[k], matrix(first_matrix + k * 2 * UNITS * 16, UNITS * 16), k);
-                end_products();
+                commit_products();
+                wait_for_products();
                 Word next[UNITS / 16][4];  // what the second product multiplies
                 #pragma unroll
                 for (int j = 0; j < UNITS / 8; j++) {
@@ -310,24 +325,24 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 begin_products();
                 #pragma unroll
                 for (int k = 0; k < UNITS / 16; k++)
-                    multiply(sum, next[k], matrix(second_matrix + k * 2 * Sizes::N * 16, Sizes::N * 16),
-                             chunk + k);
+                    multiply(sum, next[k], matrix(second_matrix + k * 2 * Sizes::N * 16, Sizes::N * 16), 1);
+                commit_products();
                 T* out = BACK ? g : u;
-                if (mine && out)
-                    for (int i = 0; i < 4; i++)
-                        *reinterpret_cast<uint4*>(out + place + i / 2 * 8 * D + i % 2 * 32) =
-                            kept[i / 2][i % 2];
-                if (BACK && mine)
-                    #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int half = i / 2, j = i % 2 * 4;
-                        uint4 four = {next[j / 2][half], next[j / 2][half + 2], next[j / 2 + 1][half],
-                                      next[j / 2 + 1][half + 2]};
-                        *reinterpret_cast<uint4*>(du + place + half * 8 * D + i % 2 * 32) = four;
-                    }
-                end_products();
+                if (mine && out) store_units<D>(out + place, kept);
+                if (BACK && mine && chunk + 1 < CHUNKS) load_units<D>(kept, u + place + UNITS);
+                wait_for_products();
                 if (lane == 0)
                     for (int block = 0; block < 2; block++) arrive_at(empty + 8 * stage, block);
+                if (BACK && mine) {
+                    uint4 units[2][2];
+                    #pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int half = i / 2, k = i % 2 * 2;
+                        units[half][i % 2] = {next[k][half], next[k][half + 2], next[k + 1][half],
+                                              next[k + 1][half + 2]};
+                    }
+                    store_units<D>(du + place, units);
+                }
             }
 
             // y^T to where x was, transposed, and from there to memory, 16 bytes a thread. Rows

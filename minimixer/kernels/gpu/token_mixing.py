@@ -11,6 +11,7 @@ from .cuda import ceil_div, get, multiprocessors, pointer, type_of, usable
 
 FILE = "token_mixing.cu"
 CAPABILITY = "90"  # whose instructions it takes
+COMPILER = (12, 9)  # NVRTC's version, at least
 TILE, UNITS = 128, 64  # columns of a block, hidden units at a time
 MOST_TOKENS = 207  # what a thread's registers hold
 KINDS = {"bfloat16": "bf16", "float16": "f16"}
@@ -19,7 +20,7 @@ KINDS = {"bfloat16": "bf16", "float16": "f16"}
 def suits(x: Array, w1: Array, b1: Array) -> bool:
     """Can it take x (S, n), w1 (S, D) and b1 (D,)?"""
     (tokens, columns), units = x.shape, w1.shape[1]
-    if x.device.compute_capability != CAPABILITY or x.dtype.name not in KINDS:
+    if x.device.compute_capability != CAPABILITY or x.dtype.name not in KINDS or _is_old():
         return False
     if not x.dtype == w1.dtype == b1.dtype:
         return False
@@ -27,6 +28,14 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
         return False
     names = _names(x, tokens, units)
     return usable(FILE, *names, more=_products(tokens, x.dtype.name))
+
+
+@functools.cache
+def _is_old() -> bool:
+    """Is the compiler?"""
+    from cupy.cuda import nvrtc
+
+    return nvrtc.getVersion() < COMPILER
 
 
 def fits(tokens: int, units: int, columns: int) -> bool:
