@@ -240,7 +240,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     cluster_sync();
 
     if (group < 0) {  // ask for what is to come
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 0) {  // weights
             int used = 0, half = Sizes::CHUNK / 2;
             const char* from = reinterpret_cast<const char*>(packed) + rank * half;
@@ -267,7 +267,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
         }
         __syncwarp();
     } else {  // multiply
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         int lane = thread % 32, warp = thread / 32, used = 0, number = 0;
         for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x, number++) {
             Index tile = first + rank;
