@@ -11,9 +11,15 @@
 //
 // A warpgroup (128 threads) has 64 columns of x as rows of its products, as that is how many rows a
 // tensor core instruction, wgmma, has: x^T in registers, S / 4 of them a thread; y^T too, S / 2. The
-// weights come through shared memory, two chunks of 64 units at a time, where two blocks of a
-// cluster load a half each and both get the whole. A third warpgroup asks for all that is to come.
+// weights come through shared memory, where three chunks of 64 units have a place; two blocks of a
+// cluster load a half of each and both get the whole. A third warpgroup asks for all that is to come.
 // b1 is one more row of w1, for which x has ones.
+//
+// Two warpgroups take turns with the tensor cores: while one multiplies, the other computes GELU of
+// what it has multiplied. In a turn is the second product of one chunk and the first of the next:
+//
+//     group 0   | w2 of c-1, w1 of c |     gelu of c      | w2 of c, w1 of c+1 |   gelu of c+1
+//     group 1   |    gelu of c-1     | w2 of c-1, w1 of c |     gelu of c      | w2 of c, ...
 //
 // Backward is the same two products with the weights in each other's place:
 //
@@ -29,7 +35,9 @@
 constexpr int COLUMNS = 64;      // of a warpgroup, the rows of its products
 constexpr int TILE = 128;        // of a block, which has two warpgroups that multiply
 constexpr int UNITS = 64;        // hidden units at a time: a chunk
+constexpr int STAGES = 3;        // chunks that are there or on their way
 constexpr int PITCH = 2 * TILE + 16;  // bytes from a row of x to the next: no two in the same banks
+constexpr int ROWS = 32, OUT_PITCH = 2 * COLUMNS + 16;  // of y, which a warpgroup stores at a time
 
 constexpr __host__ __device__ int padded(int number, int to) { return (number + to - 1) / to * to; }
 
@@ -40,7 +48,8 @@ template <int S> struct Shape {
     static constexpr int FIRST = K * UNITS * 2;  // bytes of a chunk for the first product
     static constexpr int CHUNK = FIRST + N * UNITS * 2;
     static constexpr int INPUT = K * PITCH;      // bytes of a tile of x
-    static constexpr int BYTES = 2 * CHUNK + 2 * INPUT + 128;
+    static constexpr int OUTPUT = 4 * ROWS * OUT_PITCH;  // of y, twice for each warpgroup
+    static constexpr int BYTES = STAGES * CHUNK + INPUT + OUTPUT + 128;
 };
 
 // ---- weights, as the tensor cores want them ---------------------------------------------------
@@ -120,8 +129,14 @@ __device__ inline int rank_in_cluster() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-__device__ inline void sync_warpgroup(int number) {
-    asm volatile("bar.sync %0, 128;" :: "r"(number + 1) : "memory");
+__device__ inline void sync_warpgroup(int group) {
+    asm volatile("bar.sync %0, 128;" :: "r"(group + 1) : "memory");
+}
+__device__ inline void begin_turn(int group) {
+    asm volatile("bar.sync %0, 256;" :: "r"(group + 3) : "memory");
+}
+__device__ inline void end_turn(int group) {  // the other's begins
+    asm volatile("bar.arrive %0, 256;" :: "r"(4 - group) : "memory");
 }
 
 // Four 8 x 8 matrices, transposed: from shared memory, and back.
@@ -145,6 +160,10 @@ __device__ inline void commit_products() {  // until they are waited for, nobody
 }
 __device__ inline void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+template <int COUNT> __device__ inline void settle(float (&sum)[COUNT]) {  // used from here on only
+    #pragma unroll
+    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sum[i]) :: "memory");
 }
 
 // multiply(sum, a, b, add): sum (64, N) = [sum +] a (64, 16) b (16, N), for the two N: token_mixing.py
@@ -205,6 +224,33 @@ template <int D, typename T> __device__ inline void store_units(T* to, const uin
         *reinterpret_cast<uint4*>(to + i / 2 * 8 * D + i % 2 * 32) = from[i / 2][i % 2];
 }
 
+// From the first product to what the second one multiplies. Forward `kept` becomes u; backward it is
+// u, and becomes g.
+template <bool BACK, typename T>
+__device__ inline void activate(
+    const float (&hidden)[UNITS / 2], uint4 (&kept)[2][2], Word (&next)[UNITS / 16][4]
+) {
+    #pragma unroll
+    for (int j = 0; j < UNITS / 8; j++) {
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {  // columns 8 apart
+            float low = hidden[4 * j + 2 * half], high = hidden[4 * j + 2 * half + 1];
+            Word& pair = (&kept[half][j / 4].x)[j % 4];
+            Word& out = next[j / 2][half + j % 2 * 2];
+            if (BACK) {
+                float2 before = Two<T>::unpack(pair);
+                float slope_low, slope_high;
+                float g_low = gelu(before.x, slope_low), g_high = gelu(before.y, slope_high);
+                out = Two<T>::pack(low * slope_low, high * slope_high);
+                pair = Two<T>::pack(g_low, g_high);
+            } else {
+                pair = Two<T>::pack(low, high);
+                out = Two<T>::pack(gelu(low), gelu(high));
+            }
+        }
+    }
+}
+
 // ---- the kernel -------------------------------------------------------------------------------
 
 // Forward (BACK false): x -> y, and u if there is a place for it. Backward: x is dy, y is dx, u is
@@ -215,24 +261,26 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     const T* x, const T* packed, T* y, T* u, T* g, T* du, Index n
 ) {
     using Sizes = Shape<S>;
-    constexpr int CHUNKS = D / UNITS, ROUNDS = Sizes::K / 16;
+    constexpr int CHUNKS = D / UNITS, ROUNDS = Sizes::K / 16, SECOND = Sizes::CHUNK - Sizes::FIRST;
     extern __shared__ __align__(128) unsigned char shared[];
-    Word weights = address(shared), inputs = weights + 2 * Sizes::CHUNK;
-    Word barriers = inputs + 2 * Sizes::INPUT;
-    Word full = barriers, empty = barriers + 16, here = barriers + 32, gone = barriers + 48;
+    Word weights = address(shared), input = weights + STAGES * Sizes::CHUNK;
+    Word outputs = input + Sizes::INPUT, barriers = outputs + Sizes::OUTPUT;
+    // Of the matrices of each stage, w1 and w2, and of x: has it come, is it used up?
+    Word full = barriers, empty = full + 16 * STAGES, here = empty + 16 * STAGES, gone = here + 8;
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
     Index tiles = n / TILE;
 
-    if (threadIdx.x == 0)
-        for (int i = 0; i < 2; i++) {
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2 * STAGES; i++) {
             start_barrier(full + 8 * i, 1);
             start_barrier(empty + 8 * i, 16);  // four warps of two warpgroups of two blocks
-            start_barrier(here + 8 * i, 1);
-            start_barrier(gone + 8 * i, 2);
         }
-    for (int i = threadIdx.x; i < 2 * (Sizes::K - S) * TILE; i += 384) {  // ones, and zeros
-        int row = i / TILE % (Sizes::K - S), buffer = i / TILE / (Sizes::K - S);
-        unsigned char* at = shared + 2 * Sizes::CHUNK + buffer * Sizes::INPUT + (S + row) * PITCH;
+        start_barrier(here, 1);
+        start_barrier(gone, 2);
+    }
+    for (int i = threadIdx.x; i < (Sizes::K - S) * TILE; i += 384) {  // ones, and zeros
+        int row = i / TILE;
+        unsigned char* at = shared + STAGES * Sizes::CHUNK + (S + row) * PITCH;
         reinterpret_cast<T*>(at)[i % TILE] = T(row == 0 ? 1.0f : 0.0f);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -241,136 +289,136 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
 
     if (group < 0) {  // ask for what is to come
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0) {  // weights
-            int used = 0, half = Sizes::CHUNK / 2;
-            const char* from = reinterpret_cast<const char*>(packed) + rank * half;
+        if (threadIdx.x == 0) {  // weights, a half of each matrix
+            int place = 0, round = 0;
             for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x)
                 #pragma unroll 1
-                for (int chunk = 0; chunk < CHUNKS; chunk++, used++) {
-                    int stage = used & 1;
-                    wait(empty + 8 * stage, (used >> 1 & 1) ^ 1);
-                    expect_bytes(full + 8 * stage, Sizes::CHUNK);
-                    copy_to_both(weights + stage * Sizes::CHUNK + rank * half,
-                                 from + chunk * Sizes::CHUNK, half, full + 8 * stage);
+                for (int part = 0; part < 2 * CHUNKS; part++) {
+                    int bytes = part % 2 ? SECOND : Sizes::FIRST;
+                    int at = part % 2 * Sizes::FIRST + rank * bytes / 2;
+                    wait(empty + 8 * place, round ^ 1);
+                    expect_bytes(full + 8 * place, bytes);
+                    copy_to_both(weights + place / 2 * Sizes::CHUNK + at,
+                                 reinterpret_cast<const char*>(packed) + part / 2 * Sizes::CHUNK + at,
+                                 bytes / 2, full + 8 * place);
+                    if (++place == 2 * STAGES) place = 0, round ^= 1;
                 }
         } else if (threadIdx.x / 32 == 1) {  // x
-            int number = 0, lane = threadIdx.x % 32;
-            for (Index tile = blockIdx.x; tile < tiles; tile += gridDim.x, number++) {
-                int buffer = number & 1;
-                wait(gone + 8 * buffer, (number >> 1 & 1) ^ 1);
-                if (lane == 0) expect_bytes(here + 8 * buffer, S * 2 * TILE);
+            int round = 0, lane = threadIdx.x % 32;
+            for (Index tile = blockIdx.x; tile < tiles; tile += gridDim.x, round ^= 1) {
+                wait(gone, round ^ 1);
+                if (lane == 0) expect_bytes(here, S * 2 * TILE);
                 __syncwarp();
                 for (int row = lane; row < S; row += 32)
-                    copy(inputs + buffer * Sizes::INPUT + row * PITCH,
-                         x + row * n + tile * TILE, 2 * TILE, here + 8 * buffer);
+                    copy(input + row * PITCH, x + row * n + tile * TILE, 2 * TILE, here);
             }
         }
         __syncwarp();
     } else {  // multiply
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        int lane = thread % 32, warp = thread / 32, used = 0, number = 0;
-        for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x, number++) {
-            Index tile = first + rank;
-            bool mine = tile < tiles;
-            int buffer = number & 1;
-            Word input = inputs + buffer * Sizes::INPUT + group * 2 * COLUMNS;
-            Word a[ROUNDS][4];
-            if (mine) wait(here + 8 * buffer, number >> 1 & 1);
-            // Lanes 0 to 7 give the addresses of 8 rows of x, 8 to 15 those of the next 8 columns,
-            // 16 to 31 the same of the next 8 rows.
-            Word at = input + (lane % 8 + lane / 16 * 8) * PITCH + (16 * warp + lane / 8 % 2 * 8) * 2;
-            #pragma unroll
-            for (int k = 0; k < ROUNDS; k++) load_transposed(a[k], at + 16 * k * PITCH);
+        int lane = thread % 32, warp = thread / 32;
+        // Where lanes 0 to 7 find 8 rows of x, 8 to 15 those of the next 8 columns, 16 to 31 the
+        // same of the next 8 rows.
+        int corner = (lane % 8 + lane / 16 * 8) * PITCH
+                   + (group * COLUMNS + 16 * warp + lane / 8 % 2 * 8) * 2;
+        Index own = group * COLUMNS + 16 * warp + lane / 4;  // column of a tile
+        Word a[ROUNDS][4], next[UNITS / 16][4];
+        float hidden[UNITS / 2], sum[Sizes::N / 2];
+        uint4 kept[2][2];
+        Index first = blockIdx.x - rank, tile = first + rank;
+        Index place = (tile * TILE + own) * D + lane % 4 * 8;  // in u, g and du
+        if (BACK && tile < tiles) load_units<D>(kept, u + place);
+        if (group == 1) end_turn(1);
 
-            float sum[Sizes::N / 2];
+        // A step more than there are chunks: each has the second product of the step before, and
+        // the first one of its own. What the first and the last of these tell nobody looks at.
+        int chunk = 0, stage = 0, before = STAGES - 1, round = 0, round_before = 0, tile_round = 0;
+        #pragma unroll 1
+        for (bool started = false;; started = true) {
+            bool more = first < tiles, mine = tile < tiles;
+            if (chunk == 0 && mine) {
+                wait(here, tile_round);
+                #pragma unroll
+                for (int k = 0; k < ROUNDS; k++) load_transposed(a[k], input + corner + 16 * k * PITCH);
+                sync_warpgroup(group);
+                if (thread == 0) arrive(gone);
+                tile_round ^= 1;
+            }
+            Word w1 = weights + stage * Sizes::CHUNK;
+            Word w2 = weights + before * Sizes::CHUNK + Sizes::FIRST;
+            if (started) wait(full + 16 * before + 8, round_before);
+            if (more) wait(full + 16 * stage, round);
+            int add = CHUNKS > 1 && chunk != 1;
+            begin_turn(group);
+            begin_products();
             #pragma unroll
-            for (int i = 0; i < Sizes::N / 2; i++) sum[i] = 0;
-            Index column = tile * TILE + group * COLUMNS + 16 * warp + lane / 4;
-            Index place = column * D + lane % 4 * 8;  // in u, g and du
-            uint4 kept[2][2];
-            if (BACK && mine) load_units<D>(kept, u + place);
-            #pragma unroll 1
-            for (int chunk = 0; chunk < CHUNKS; chunk++, used++, place += UNITS) {
-                int stage = used & 1;
-                Word first_matrix = weights + stage * Sizes::CHUNK;
-                Word second_matrix = first_matrix + Sizes::FIRST;
-                float hidden[UNITS / 2];
-                wait(full + 8 * stage, used >> 1 & 1);
-                begin_products();
-                #pragma unroll
-                for (int k = 0; k < ROUNDS; k++)
-                    multiply(hidden, a[k], matrix(first_matrix + k * 2 * UNITS * 16, UNITS * 16), k);
-                commit_products();
-                wait_for_products();
-                Word next[UNITS / 16][4];  // what the second product multiplies
-                #pragma unroll
-                for (int j = 0; j < UNITS / 8; j++) {
-                    #pragma unroll
-                    for (int half = 0; half < 2; half++) {  // columns 8 apart
-                        float low = hidden[4 * j + 2 * half], high = hidden[4 * j + 2 * half + 1];
-                        Word& pair = (&kept[half][j / 4].x)[j % 4];
-                        Word& out = next[j / 2][half + j % 2 * 2];
-                        if (BACK) {
-                            float2 before = Two<T>::unpack(pair);
-                            float slope_low, slope_high;
-                            float g_low = gelu(before.x, slope_low), g_high = gelu(before.y, slope_high);
-                            out = Two<T>::pack(low * slope_low, high * slope_high);
-                            pair = Two<T>::pack(g_low, g_high);
-                        } else {
-                            pair = Two<T>::pack(low, high);
-                            out = Two<T>::pack(gelu(low), gelu(high));
-                        }
-                    }
+            for (int k = 0; k < UNITS / 16; k++)
+                multiply(sum, next[k], matrix(w2 + k * 2 * Sizes::N * 16, Sizes::N * 16), add | k);
+            #pragma unroll
+            for (int k = 0; k < ROUNDS; k++)
+                multiply(hidden, a[k], matrix(w1 + k * 2 * UNITS * 16, UNITS * 16), k);
+            commit_products();
+            end_turn(group);
+            wait_for_products();
+            settle(sum);
+            settle(hidden);
+            if (lane == 0)
+                for (int block = 0; block < 2; block++) {
+                    if (started) arrive_at(empty + 16 * before + 8, block);
+                    if (more) arrive_at(empty + 16 * stage, block);
                 }
-                begin_products();
+            before = stage, round_before = round;
+            if (++stage == STAGES) stage = 0, round ^= 1;
+
+            if (chunk == 0 && started) {
+                // y^T to shared memory, transposed, and from there to memory, 16 bytes a thread.
+                Index above = (tile - gridDim.x) * TILE + group * COLUMNS + thread % 8 * 8;
                 #pragma unroll
-                for (int k = 0; k < UNITS / 16; k++)
-                    multiply(sum, next[k], matrix(second_matrix + k * 2 * Sizes::N * 16, Sizes::N * 16), 1);
-                commit_products();
-                T* out = BACK ? g : u;
-                if (mine && out) store_units<D>(out + place, kept);
-                if (BACK && mine && chunk + 1 < CHUNKS) load_units<D>(kept, u + place + UNITS);
-                wait_for_products();
-                if (lane == 0)
-                    for (int block = 0; block < 2; block++) arrive_at(empty + 8 * stage, block);
-                if (BACK && mine) {
-                    uint4 units[2][2];
+                for (int j = 0; j < Sizes::N / 8; j += 4) {
+                    int output = (2 * group + j / 4 % 2) * ROWS * OUT_PITCH;
                     #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int half = i / 2, k = i % 2 * 2;
-                        units[half][i % 2] = {next[k][half], next[k][half + 2], next[k + 1][half],
-                                              next[k + 1][half + 2]};
+                    for (int i = j; i < j + 4 && i < Sizes::N / 8; i += 2) {
+                        int also = i + 1 < Sizes::N / 8 ? i + 1 : i;
+                        store_transposed(
+                            outputs + output + (8 * (i - j) + lane % 8 + lane / 16 * 8) * OUT_PITCH
+                                + (16 * warp + lane / 8 % 2 * 8) * 2,
+                            Two<T>::pack(sum[4 * i], sum[4 * i + 1]),
+                            Two<T>::pack(sum[4 * i + 2], sum[4 * i + 3]),
+                            Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
+                            Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
                     }
-                    store_units<D>(du + place, units);
+                    sync_warpgroup(group);
+                    for (int row = thread / 8; row < ROWS; row += 16)
+                        if (8 * j + row < S && above < n)
+                            *reinterpret_cast<uint4*>(y + (8 * j + row) * n + above) =
+                                *reinterpret_cast<const uint4*>(
+                                    shared + (outputs - weights) + output + row * OUT_PITCH + thread % 8 * 16);
                 }
             }
+            if (!more) break;
 
-            // y^T to where x was, transposed, and from there to memory, 16 bytes a thread. Rows
-            // from S on are ones and zeros, which stay: what is padded goes nowhere.
-            #pragma unroll
-            for (int j = 0; j < Sizes::N / 8; j += 2) {
-                int row = 8 * j + lane % 8 + lane / 16 * 8;
-                Word to = input + row * PITCH + (16 * warp + lane / 8 % 2 * 8) * 2;
-                if (row >= S) to = barriers + 64;  // a place that nobody reads
-                constexpr int LAST = Sizes::N / 8 - 1;
-                int second = j < LAST ? j + 1 : j;
-                store_transposed(to, Two<T>::pack(sum[4 * j], sum[4 * j + 1]),
-                                 Two<T>::pack(sum[4 * j + 2], sum[4 * j + 3]),
-                                 Two<T>::pack(sum[4 * second], sum[4 * second + 1]),
-                                 Two<T>::pack(sum[4 * second + 2], sum[4 * second + 3]));
-            }
-            sync_warpgroup(group);
-            if (mine)
-                for (int i = thread; i < S * COLUMNS / 8; i += 128) {
-                    int row = i / (COLUMNS / 8), part = i % (COLUMNS / 8);
-                    const unsigned char* from = shared + (input - weights) + row * PITCH + 16 * part;
-                    *reinterpret_cast<uint4*>(y + row * n + tile * TILE + group * COLUMNS + 8 * part) =
-                        *reinterpret_cast<const uint4*>(from);
+            activate<BACK, T>(hidden, kept, next);
+            T* out = BACK ? g : u;
+            if (mine && out) store_units<D>(out + place, kept);
+            if (BACK && mine) {
+                uint4 units[2][2];
+                #pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int half = i / 2, k = i % 2 * 2;
+                    units[half][i % 2] = {next[k][half], next[k][half + 2], next[k + 1][half],
+                                          next[k + 1][half + 2]};
                 }
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-            sync_warpgroup(group);
-            if (mine && thread == 0) arrive(gone + 8 * buffer);
+                store_units<D>(du + place, units);
+            }
+            place += UNITS;
+            if (++chunk == CHUNKS) {  // on to the next tile
+                chunk = 0;
+                first += gridDim.x, tile += gridDim.x;
+                place += (gridDim.x * Index(TILE) - 1) * D;
+            }
+            if (BACK && tile < tiles) load_units<D>(kept, u + place);
         }
+        if (group == 0) begin_turn(0);  // whose turn nobody takes
     }
     cluster_sync();  // nobody leaves while the other may still write to it
 }

@@ -12,8 +12,8 @@ from .cuda import ceil_div, get, multiprocessors, pointer, type_of, usable
 FILE = "token_mixing.cu"
 CAPABILITY = "90"  # whose instructions it takes
 COMPILER = (12, 9)  # NVRTC's version, at least
-TILE, UNITS = 128, 64  # columns of a block, hidden units at a time
-MOST_TOKENS = 207  # what a thread's registers hold
+TILE, UNITS, STAGES = 128, 64, 3  # columns of a block, hidden units at a time, so many times
+MOST_TOKENS = 200  # what shared memory holds, and a thread's registers
 KINDS = {"bfloat16": "bf16", "float16": "f16"}
 
 
@@ -95,7 +95,7 @@ def shared_bytes(tokens: int) -> tuple[int, int]:
     """(a chunk of both weights, all that a block has): Shape in token_mixing.cu."""
     k, n = 16 * ceil_div(tokens + 1, 16), 8 * ceil_div(tokens, 8)
     chunk = 2 * UNITS * (k + n)
-    return chunk, 2 * chunk + 2 * k * (2 * TILE + 16) + 128
+    return chunk, STAGES * chunk + k * (2 * TILE + 16) + 4 * 32 * (TILE + 16) + 128
 
 
 def _names(x: Array, tokens: int, units: int) -> tuple[str, str, str]:
