@@ -229,13 +229,14 @@ class FastMLP(Fast, MLP):
         x, b1 = xp.ascontiguousarray(x), xp.ascontiguousarray(b1)
         x = x.reshape(len(x), math.prod(x.shape[1:])) if self.first else as_rows(x)
         self.x1: Array = None
+        self.u: Array = None
         keep = any(self.needs)
         can_fuse = approximate == "tanh" and cublas.can_fuse(x.dtype)
         self.in_one: bool = can_fuse and self.first and token_mixing.suits(x, w1, b1)
         if self.in_one:
-            y, u = token_mixing.forward(x, w1, b1, w2, keep)
+            y, self.u = token_mixing.forward(x, w1, b1, w2, keep)
             if keep:
-                self.x, self.w1, self.w2, self.u = x, w1, w2, u
+                self.x, self.w1, self.w2 = x, w1, w2
             return y.reshape(self.shape)
         both = self.fused(x, w1, b1, keep) if can_fuse else None
         g, u = both or (None, self.make_u(x, w1))
@@ -248,7 +249,7 @@ class FastMLP(Fast, MLP):
             self.w1: Array = w1
             self.b1: Array = b1
             self.w2: Array = w2
-            self.u: Array = u
+            self.u = u
             self.g: Array = g if self.first or self.may_keep(g) else None
         return y.reshape(self.shape)
 

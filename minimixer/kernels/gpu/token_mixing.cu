@@ -4,7 +4,7 @@
 //        x (S, n)         w1 (S, D)                     w2 (S, D)              y (S, n)
 //        128 columns      64 units at a time            the same 64            128 columns
 //       +--+--+--+       +--+                          +--+                   +--+--+--+
-//       |  |XX|  |  T    |11|     u = 64 x 64   gelu   |22| T                 |  |YY|  |
+//       |  |XX|  |  T    |11|     u: 64 x 64    gelu   |22| T                 |  |YY|  |
 //     S |  |XX|  |   x   |11|  ->  +----+  ---->  g x  |22|   added up in     |  |YY|  |
 //       |  |XX|  |       |11|      |    |             |22|   registers:      |  |YY|  |
 //       +--+--+--+       +--+      +----+              +--+   64 x S     T -> +--+--+--+
