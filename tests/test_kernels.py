@@ -926,6 +926,19 @@ def test_without_a_kernel_the_plain_code_works_after_one_warning(gpu, file, monk
         compiling._compile.cache_clear()
 
 
+def test_products_hold_no_more_memory_than_they_ask_for(gpu):
+    import cupy
+
+    pool, a = cupy.get_default_memory_pool(), to_device(np.ones((64, 64), "float32"), gpu)
+    cublas.matmul(a, a)
+    before = pool.used_bytes()
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(4)]
+    for stream in streams:
+        with stream:
+            assert (cublas.matmul(a, a) == 64).all()
+    assert pool.used_bytes() - before <= 1 << 20
+
+
 # ---- other GPUs, large tensors ------------------------------------------------------------------
 
 

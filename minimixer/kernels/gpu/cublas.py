@@ -140,7 +140,6 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
     kind = (m, k, n, *layout_a, *layout_b, dtype, out_dtype, tf32, epilogue, alignment, *stack)
     device = out.device.id
     stream = cupy.cuda.get_current_stream().ptr
-    space = context.workspace(device, stream)
     timing = chosen() != "untimed"  # once, as another thread may choose
     place = device, timing, kind
     plan = context.plans.get(place)
@@ -160,12 +159,13 @@ def _product(a, b, out, accumulate, precision, epilogue, bias, aux) -> bool:
         if choice is not None:
             plan.chosen = min(choice, plan.found - 1)
         elif not cupy.cuda.get_current_stream().is_capturing():
-            plan.choose(a, b, out.copy() if accumulate else out, space)
+            plan.choose(a, b, out.copy() if accumulate else out)
             plan.chosen = min(remember(device, key, plan.chosen), plan.found - 1)
         else:  # nothing can be timed now: take cuBLAS's first, and choose when it comes again
             final = False
     if final:
         context.plans[place] = plan
+    space = context.workspace(device, stream, plan.workspace)
     status = plan.run(a, b, out, accumulate, stream, space)
     if status != 0:
         raise RuntimeError(f"cublasLtMatmul {a.shape} @ {b.shape} in {dtype}: status {status}")

@@ -32,7 +32,7 @@ _IN_COMPUTE_TYPE = 2  # partial sums are added in float32, never in the two byte
 # What is done to a product before it is stored, as bits: a bias is added, GELU is taken, or it is
 # multiplied by GELU's slope; "aux" is where GELU leaves what it was given, and its slope finds it.
 PLAIN, WITH_BIAS, WITH_GELU, WITH_SLOPE, WITH_AUX = 1, 4, 32, 64, 128
-WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for Hopper
+WORKSPACE = 32 << 20  # bytes that a kernel may ask for: what NVIDIA recommends for Hopper
 CANDIDATES = 8
 WORTH_TIMING = 1 << 17  # multiplications: for a head of 10 classes a first guess took 24 us for 3
 
@@ -65,11 +65,11 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 class _Context(threading.local):
-    """For each thread: cuBLAS's handle on each GPU, a workspace for each stream, the plans."""
+    """For each thread: cuBLAS's handle on each GPU, workspaces for each stream, the plans."""
 
     def __init__(self) -> None:
         self.handles: dict[int, Any] = {}
-        self.workspaces: dict[tuple[int, int], Any] = {}
+        self.workspaces: dict[tuple[int, int], list[Any]] = {}
         self.plans: dict[tuple, Plan | None] = {}
 
     def handle(self, device: int) -> Any:
@@ -79,15 +79,21 @@ class _Context(threading.local):
             self.handles[device] = handle
         return self.handles[device]
 
-    def workspace(self, device: int, stream: int) -> int:
+    def workspace(self, device: int, stream: int, nbytes: int) -> int:
         """Its address: products on one stream follow one another, and can share it."""
-        key = (device, stream)
-        if key not in self.workspaces:
-            import cupy
+        if not nbytes:
+            return 0
+        held = self.workspaces.setdefault((device, stream), [])
+        if not held or held[-1].mem.size < nbytes:  # a recorded step uses those before
+            held.append(_memory(nbytes))
+        return held[-1].ptr
 
-            # Not from the current pool, which may be one that is to go with a recorded step.
-            self.workspaces[key] = cupy.get_default_memory_pool().malloc(WORKSPACE)
-        return self.workspaces[key].ptr
+
+def _memory(nbytes: int) -> Any:
+    """Not from the current pool, which may be one that is to go with a recorded step."""
+    import cupy
+
+    return cupy.get_default_memory_pool().malloc(nbytes)
 
 
 context = _Context()
@@ -137,6 +143,11 @@ class Plan:
         self.algorithms = [(ctypes.byref(c.algorithm), c.workspace) for c in self.candidates]
         self.chosen = 0
 
+    @property
+    def workspace(self) -> int:
+        """Bytes that what was chosen asks for."""
+        return self.algorithms[self.chosen][1]
+
     def set(self, attribute: int, value: Any) -> None:
         _call(
             "cublasLtMatmulDescSetAttribute", self.description, attribute, ctypes.byref(value),
@@ -144,18 +155,20 @@ class Plan:
         )  # fmt: skip
 
     def run(self, a: Array, b: Array, out: Array, accumulate: bool, stream: int, space: int) -> int:
-        algorithm, workspace = self.algorithms[self.chosen]
+        algorithm, nbytes = self.algorithms[self.chosen]
         to = out.data.ptr
         return _library().cublasLtMatmul(
             self.handle, self.description, self.one, b.data.ptr, self.b, a.data.ptr, self.a,
             self.one if accumulate else self.zero, to, self.out, to, self.out, algorithm, space,
-            workspace, stream,
+            nbytes, stream,
         )  # fmt: skip
 
-    def choose(self, a: Array, b: Array, out: Array, space: int) -> None:
+    def choose(self, a: Array, b: Array, out: Array) -> None:
         """Time the candidates on these very arrays (out is overwritten)."""
         import cupy
 
+        memory = _memory(max(nbytes for _, nbytes in self.algorithms[: self.found]))
+        space = memory.ptr
         cupy.cuda.get_current_stream().synchronize()
         stream = cupy.cuda.Stream(non_blocking=True)
         times = []
