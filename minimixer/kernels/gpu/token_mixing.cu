@@ -37,7 +37,7 @@ constexpr int TILE = 128;        // of a block, which has two warpgroups that mu
 constexpr int UNITS = 64;        // hidden units at a time: a chunk
 constexpr int STAGES = 3;        // chunks that are there or on their way
 constexpr int PITCH = 2 * TILE + 16;  // bytes from a row of x to the next: no two in the same banks
-constexpr int ROWS = 32, OUT_PITCH = 2 * COLUMNS + 16;  // of y, which a warpgroup stores at a time
+constexpr int ROWS = 48, OUT_PITCH = 48;  // of y's 16 columns that are a warp's: stored at a time
 
 constexpr __host__ __device__ int padded(int number, int to) { return (number + to - 1) / to * to; }
 
@@ -48,7 +48,7 @@ template <int S> struct Shape {
     static constexpr int FIRST = K * UNITS * 2;  // bytes of a chunk for the first product
     static constexpr int CHUNK = FIRST + N * UNITS * 2;
     static constexpr int INPUT = K * PITCH;      // bytes of a tile of x
-    static constexpr int OUTPUT = 4 * ROWS * OUT_PITCH;  // of y, twice for each warpgroup
+    static constexpr int OUTPUT = 8 * ROWS * OUT_PITCH;  // of y, for each warp
     static constexpr int BYTES = STAGES * CHUNK + INPUT + OUTPUT + 128;
 };
 
@@ -129,14 +129,11 @@ __device__ inline int rank_in_cluster() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-__device__ inline void sync_warpgroup(int group) {
-    asm volatile("bar.sync %0, 128;" :: "r"(group + 1) : "memory");
-}
 __device__ inline void begin_turn(int group) {
-    asm volatile("bar.sync %0, 256;" :: "r"(group + 3) : "memory");
+    asm volatile("bar.sync %0, 256;" :: "r"(group + 1) : "memory");
 }
 __device__ inline void end_turn(int group) {  // the other's begins
-    asm volatile("bar.arrive %0, 256;" :: "r"(4 - group) : "memory");
+    asm volatile("bar.arrive %0, 256;" :: "r"(2 - group) : "memory");
 }
 
 // Four 8 x 8 matrices, transposed: from shared memory, and back.
@@ -276,7 +273,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
             start_barrier(empty + 8 * i, 16);  // four warps of two warpgroups of two blocks
         }
         start_barrier(here, 1);
-        start_barrier(gone, 2);
+        start_barrier(gone, 8);  // each warp that multiplies
     }
     for (int i = threadIdx.x; i < (Sizes::K - S) * TILE; i += 384) {  // ones, and zeros
         int row = i / TILE;
@@ -340,8 +337,6 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 wait(here, tile_round);
                 #pragma unroll
                 for (int k = 0; k < ROUNDS; k++) load_transposed(a[k], input + corner + 16 * k * PITCH);
-                sync_warpgroup(group);
-                if (thread == 0) arrive(gone);
                 tile_round ^= 1;
             }
             Word w1 = weights + stage * Sizes::CHUNK;
@@ -352,16 +347,17 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
             begin_turn(group);
             begin_products();
             #pragma unroll
-            for (int k = 0; k < UNITS / 16; k++)
-                multiply(sum, next[k], matrix(w2 + k * 2 * Sizes::N * 16, Sizes::N * 16), add | k);
-            #pragma unroll
             for (int k = 0; k < ROUNDS; k++)
                 multiply(hidden, a[k], matrix(w1 + k * 2 * UNITS * 16, UNITS * 16), k);
+            #pragma unroll  // the longer ones last: the other group is ready when they end
+            for (int k = 0; k < UNITS / 16; k++)
+                multiply(sum, next[k], matrix(w2 + k * 2 * Sizes::N * 16, Sizes::N * 16), add | k);
             commit_products();
             end_turn(group);
             wait_for_products();
             settle(sum);
             settle(hidden);
+            if (lane == 0 && chunk == 0 && mine) arrive(gone);  // now that x was read for sure
             if (lane == 0)
                 for (int block = 0; block < 2; block++) {
                     if (started) arrive_at(empty + 16 * before + 8, block);
@@ -372,27 +368,29 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
 
             if (chunk == 0 && started) {
                 // y^T to shared memory, transposed, and from there to memory, 16 bytes a thread.
-                Index above = (tile - gridDim.x) * TILE + group * COLUMNS + thread % 8 * 8;
+                Index left = (tile - gridDim.x) * TILE + group * COLUMNS + 16 * warp;
+                int output = Sizes::INPUT + (4 * group + warp) * ROWS * OUT_PITCH;
                 #pragma unroll
-                for (int j = 0; j < Sizes::N / 8; j += 4) {
-                    int output = (2 * group + j / 4 % 2) * ROWS * OUT_PITCH;
+                for (int j = 0; j < Sizes::N; j += ROWS) {
+                    __syncwarp();
                     #pragma unroll
-                    for (int i = j; i < j + 4 && i < Sizes::N / 8; i += 2) {
+                    for (int i = j / 8; 8 * i < j + ROWS && 8 * i < Sizes::N; i += 2) {
                         int also = i + 1 < Sizes::N / 8 ? i + 1 : i;
                         store_transposed(
-                            outputs + output + (8 * (i - j) + lane % 8 + lane / 16 * 8) * OUT_PITCH
-                                + (16 * warp + lane / 8 % 2 * 8) * 2,
+                            input + output + (8 * i - j + lane % 8 + lane / 16 * 8) * OUT_PITCH
+                                + lane / 8 % 2 * 16,
                             Two<T>::pack(sum[4 * i], sum[4 * i + 1]),
                             Two<T>::pack(sum[4 * i + 2], sum[4 * i + 3]),
                             Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
                             Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
                     }
-                    sync_warpgroup(group);
-                    for (int row = thread / 8; row < ROWS; row += 16)
-                        if (8 * j + row < S && above < n)
-                            *reinterpret_cast<uint4*>(y + (8 * j + row) * n + above) =
-                                *reinterpret_cast<const uint4*>(
-                                    shared + (outputs - weights) + output + row * OUT_PITCH + thread % 8 * 16);
+                    __syncwarp();
+                    #pragma unroll
+                    for (int row = lane / 2; row < ROWS; row += 16)
+                        if (j + row < S && left < n)
+                            *reinterpret_cast<uint4*>(y + (j + row) * n + left + lane % 2 * 8) =
+                                *reinterpret_cast<const uint4*>(shared + (input - weights) + output
+                                    + row * OUT_PITCH + lane % 2 * 16);
                 }
             }
             if (!more) break;

@@ -95,7 +95,7 @@ def shared_bytes(tokens: int) -> tuple[int, int]:
     """(a chunk of both weights, all that a block has): Shape in token_mixing.cu."""
     k, n = 16 * ceil_div(tokens + 1, 16), 8 * ceil_div(tokens, 8)
     chunk = 2 * UNITS * (k + n)
-    return chunk, STAGES * chunk + k * (2 * TILE + 16) + 4 * 32 * (TILE + 16) + 128
+    return chunk, STAGES * chunk + k * (2 * TILE + 16) + 8 * 48 * 48 + 128
 
 
 def _names(x: Array, tokens: int, units: int) -> tuple[str, str, str]:
