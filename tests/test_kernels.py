@@ -27,12 +27,13 @@ from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
 from minimixer.engine.precision import as_dtype, is_half, wide, widen
 from minimixer.engine.products import matmul
-from minimixer.kernels import fused, kept
+from minimixer.kernels import fused
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.cpu import training as cpu_training
-from minimixer.kernels.gpu import cublas, plans, spare_row, token_mixing
+from minimixer.kernels.gpu import channel_mixing, cublas, hopper, plans, spare_row, token_mixing
 from minimixer.kernels.gpu import cuda as compiling
+from minimixer.kernels.gpu import mlp as gpu_mlp
 from minimixer.kernels.gpu import sums as gpu_sums
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
@@ -280,7 +281,7 @@ MIXED = [  # shape, hidden: a tile and more than all blocks have, few tokens and
 @pytest.mark.parametrize("layout", [None, "roomy"])
 @pytest.mark.parametrize("shape, hidden", MIXED)
 def test_token_mixing_in_one_kernel(gpu, dtype, shape, hidden, layout, monkeypatch):
-    if to_device(np.zeros(1), gpu).device.compute_capability != token_mixing.CAPABILITY:
+    if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
     calls = []
     for name in ("forward", "backward"):
@@ -299,11 +300,37 @@ def test_token_mixing_of_what_no_kernel_takes(gpu, dtype):
         check_mlp(gpu, dtype, 0, shape, hidden, "tanh", layout="roomy")
 
 
+CHANNELS = [  # shape, hidden: one tile of a cluster, of 128 and of 192 columns; more than clusters
+    ((4, 64, 64), 128), ((8, 32, 64), 192), ((196, 64, 128), 384), ((2, 384, 192), 640),
+    ((100, 256, 64), 576),
+]  # fmt: skip
+
+
+@each_half
+@pytest.mark.parametrize("shape, hidden", CHANNELS)
+def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, monkeypatch):
+    if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
+        pytest.skip("of compute capability 9.0 alone")
+    calls = []
+    for name in ("forward", "backward"):
+        watch(monkeypatch, channel_mixing, name, lambda *_, name=name: calls.append(name))
+    check_mlp(gpu, dtype, -1, shape, hidden, "tanh")
+    assert calls == ["forward", "backward", "forward", "backward"] * 2
+
+
+@each_half
+def test_channel_mixing_of_what_is_no_whole_tile(gpu, dtype):
+    for shape, hidden in (((4, 63, 64), 128), ((4, 64, 72), 128), ((4, 64, 64), 136)):
+        x = in_dtype(np.zeros((shape[0] * shape[1], shape[2])), dtype, gpu)
+        w1 = in_dtype(np.zeros((shape[2], hidden)), dtype, gpu)
+        assert not channel_mixing.suits(x, w1, w1[0])
+        check_mlp(gpu, dtype, -1, shape, hidden, "tanh")
+
+
 @each_half
 @pytest.mark.parametrize("axis, shape, hidden", FUSED_MLPS[4:])
 def test_large_channel_mixing_forgets_g(gpu, dtype, axis, shape, hidden, monkeypatch):
-    monkeypatch.setattr(kept, "LARGEST", 0)
-    monkeypatch.setattr(kept, "_most", 0)
+    monkeypatch.setattr(gpu_mlp, "LARGEST", 0)
     check_mlp(gpu, dtype, axis, shape, hidden, "tanh", layout="roomy")
 
 
@@ -979,7 +1006,7 @@ def expressions(file):
 BASELINES = Path(gpu_baselines.__file__).parent
 # But for what all share, and what is of newer GPUs alone.
 FILES = [path for folder in (compiling.DIRECTORY, BASELINES) for path in sorted(folder.glob("*.cu"))
-         if path.stem not in ("common", "token_mixing")]  # fmt: skip
+         if path.stem not in ("common", "hopper", "token_mixing", "channel_mixing")]  # fmt: skip
 
 
 @pytest.mark.parametrize("capability", [75, 80])

@@ -31,6 +31,7 @@ from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.gpu import layer_norm as gpu_layer_norm
 from minimixer.kernels.gpu import layers as gpu
+from minimixer.kernels.gpu import mlp as gpu_mlp
 from minimixer.model import block as block_py
 from minimixer.model import mixer as mixer_py
 from minimixer.nn import layer_norm as layer_norm_py
@@ -119,7 +120,7 @@ from minimixer import SGD, Adam, AdamW, GradientError, Mixer, Tensor, gradcheck,
 from minimixer import functional as F
 from minimixer.backend import to_device, to_numpy
 from minimixer.kernels.cpu import mlp as cpu
-from minimixer.kernels.gpu import layers as gpu
+from minimixer.kernels.gpu import mlp as gpu
 
 calls = []
 for fast in (cpu.FastMLP, gpu.FastMLP):
@@ -872,7 +873,7 @@ def test_an_optimizer_with_another_update_runs_that(device, kind, own):
 def test_unchanged_code_runs_the_fast_forms(device, fast_calls, depth):
     model = make_model(device, stochastic_depth=depth)
     outcome(model)
-    mlp, norm = (cpu, cpu_layer_norm) if device == "cpu" else (gpu, gpu_layer_norm)
+    mlp, norm = (cpu, cpu_layer_norm) if device == "cpu" else (gpu_mlp, gpu_layer_norm)
     done, blocks = Counter((type(n), method) for n, method in fast_calls), len(model.blocks)
     for method in ("forward", "backward"):
         assert done[mlp.FastMLP, method] == 2 * blocks

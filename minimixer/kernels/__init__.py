@@ -18,8 +18,12 @@ On a GPU:
     gpu/spare_row.py   a bias as one more row of a product
     gpu/sums.py        sums in a fixed order
     gpu/side.py        work beside the main line of a recorded step
-    gpu/layers.py      linear, the mean, GELU and the MLP on these
-    gpu/token_mixing.py  the token-mixing MLP in one kernel
+    gpu/layers.py      linear and the mean on these
+    gpu/gelu.py        GELU
+    gpu/mlp.py         the MLP; for Hopper's tensor cores with
+    gpu/hopper.py      what their kernels share,
+    gpu/token_mixing.py    the token-mixing MLP in one kernel,
+    gpu/channel_mixing.py  the channel-mixing MLP's products with GELU
     gpu/layer_norm.py  LayerNorm
     gpu/training.py    the loss, softmax, AdamW, shifts, patches
 
@@ -28,7 +32,7 @@ And for both:
     node.py            what a fast form may ask of the engine
     fused.py           the trunk of a Mixer, an MLP, a sum with its LayerNorm as one
     unchanged.py       whether the plain code is what they were compared with
-    kept.py            what they keep for backward, and `keep`: how much of it
+    kept.py            what they keep for backward
 
 Each fast form computes what a plain one in the package computes, and tests compare the two. It
 does the work where it suits, and while the plain code is unchanged: an operation that is edited or
@@ -52,7 +56,6 @@ from typing import Any
 
 from ..engine import forms
 from . import unchanged
-from .kept import keep as keep
 
 _forms: dict[Any, dict[str, Any]] = {}
 _registered: set[Any] = set()  # those of _forms that are not the package's own
@@ -186,19 +189,21 @@ def _find() -> None:
     ]
     if importlib.util.find_spec("cupy"):
         from .gpu import cublas, sums
+        from .gpu import gelu as gpu_gelu
         from .gpu import layer_norm as gpu_layer_norm
         from .gpu import layers as gpu
+        from .gpu import mlp as gpu_mlp
         from .gpu import training as gpu_training
 
         on_gpu = {
-            Linear: gpu.FastLinear, GELU: gpu.FastGELU, LayerNorm: gpu_layer_norm.FastLayerNorm,
-            Mean: gpu.FastMean, CrossEntropy: gpu_training.FastCrossEntropy,
+            Linear: gpu.FastLinear, Mean: gpu.FastMean, GELU: gpu_gelu.FastGELU,
+            LayerNorm: gpu_layer_norm.FastLayerNorm, CrossEntropy: gpu_training.FastCrossEntropy,
             Optimizer.update_ranges: gpu_training.AdamWRanges,
             update_if_finite: gpu_training.AdamWIfFinite, count_step: gpu_training.CountStep,
             Softmax: gpu_training.FastSoftmax, gradient_norm: sums.GradientNorm,
             "matmul": cublas.matmul, "matmuls": cublas.matmuls,
             to_tokens: gpu_training.Tokens, shifted: gpu_training.Shifted,
-            MLP: gpu.FastMLP, AddLayerNorm: gpu_layer_norm.FastAddLayerNorm,
+            MLP: gpu_mlp.FastMLP, AddLayerNorm: gpu_layer_norm.FastAddLayerNorm,
         }  # fmt: skip
         for plain, forms, _ in _table:
             if plain in on_gpu:

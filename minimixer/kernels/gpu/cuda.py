@@ -30,8 +30,11 @@ _failed: set[str] = set()  # files whose kernels can't be compiled here: the pla
 def source(file: str, more: str = "") -> str:
     """The text to compile: what all kernels share, `more`, and the file's own."""
     # One text rather than an #include, which CuPy's cache would not notice to have changed.
-    shared, own = ((DIRECTORY / name).read_text(encoding="utf-8") for name in ("common.cu", file))
-    return shared + more + own
+    return source_of("common.cu") + more + source_of(file)
+
+
+def source_of(file: str) -> str:
+    return (DIRECTORY / file).read_text(encoding="utf-8")
 
 
 def get(file: str, expression: str, more: str = "") -> Any:

@@ -54,13 +54,6 @@ template <int S> struct Shape {
 
 // ---- weights, as the tensor cores want them ---------------------------------------------------
 
-// Hidden unit of column `n` of a chunk. A thread has columns 8 j + 2 t and 8 j + 2 t + 1 of all j
-// (t: its place among 4); this order makes of 4 j 8 units that lie side by side in u, g and du.
-__host__ __device__ inline int unit_of(int n) {
-    int j = n / 8, t = n % 8 / 2;
-    return 32 * (j / 4) + 8 * t + 2 * (j % 4) + n % 2;
-}
-
 // A matrix (k, n) of shared memory is a grid of 8 x 8 cores, each 128 bytes: 8 columns of 8 k. Cores
 // lie along n first. `packed` is for each chunk the matrix of the first product (K, UNITS), from
 // first (S, D) and bias, then that of the second (UNITS, N), from second (S, D).
@@ -82,132 +75,6 @@ __global__ void pack_weights(const T* first, const T* bias, const T* second, T* 
     } else if (n < S) value = second[n * D + chunk * UNITS + unit_of(k)];
     packed[i] = value;
 }
-
-// ---- what C++ has no words for ----------------------------------------------------------------
-
-__device__ inline Word address(const void* shared) {
-    return static_cast<Word>(__cvta_generic_to_shared(shared));
-}
-
-// A barrier counts arrivals, and bytes that copies bring. Each time all have come its phase flips.
-__device__ inline void start_barrier(Word barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals));
-}
-__device__ inline void expect_bytes(Word barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                 :: "r"(barrier), "r"(bytes) : "memory");
-}
-__device__ inline void arrive(Word barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
-}
-__device__ inline void arrive_at(Word barrier, int block) {  // of the cluster
-    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there]; }"
-                 :: "r"(barrier), "r"(block) : "memory");
-}
-__device__ inline void wait(Word barrier, int phase) {
-    asm volatile("{ .reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again; }"
-                 :: "r"(barrier), "r"(phase) : "memory");
-}
-__device__ inline void copy(Word to, const void* from, int bytes, Word barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1], %2, [%3];"
-                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
-__device__ inline void copy_to_both(Word to, const void* from, int bytes, Word barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1], %2, [%3], %4;"
-                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"(short(3)) : "memory");
-}
-__device__ inline void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-__device__ inline int rank_in_cluster() {
-    int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-__device__ inline void begin_turn(int group) {
-    asm volatile("bar.sync %0, 256;" :: "r"(group + 1) : "memory");
-}
-__device__ inline void end_turn(int group) {  // the other's begins
-    asm volatile("bar.arrive %0, 256;" :: "r"(2 - group) : "memory");
-}
-
-// Four 8 x 8 matrices, transposed: from shared memory, and back.
-__device__ inline void load_transposed(Word (&to)[4], Word from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
-}
-__device__ inline void store_transposed(Word to, Word a, Word b, Word c, Word d) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
-                 :: "r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
-}
-
-// Where a matrix of cores lies: its address, bytes between cores along k and along n.
-__device__ inline Long matrix(Word at, int along_k, int along_n = 128) {
-    return Long(at >> 4 & 0x3fff) | Long(along_k >> 4) << 16 | Long(along_n >> 4) << 32;
-}
-
-__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void commit_products() {  // until they are waited for, nobody may touch what they use
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-__device__ inline void wait_for_products() {
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-template <int COUNT> __device__ inline void settle(float (&sum)[COUNT]) {  // used from here on only
-    #pragma unroll
-    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sum[i]) :: "memory");
-}
-
-// multiply(sum, a, b, add): sum (64, N) = [sum +] a (64, 16) b (16, N), for the two N: token_mixing.py
-// writes both before this text.
-
-// ---- GELU, in its tanh form -------------------------------------------------------------------
-
-__device__ inline float quick_tanh(float x) {
-    float y;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-constexpr float SLOPE_AT_0 = 0.7978845608f, CUBIC = 0.044715f;  // gelu.cu
-
-__device__ inline float gelu(float u) {
-    float half = 0.5f * u;
-    return half + half * quick_tanh(u * (SLOPE_AT_0 + SLOPE_AT_0 * CUBIC * u * u));
-}
-
-// gelu(u), and in `slope` its derivative.
-__device__ inline float gelu(float u, float& slope) {
-    float squared = fminf(u * u, 100.0f), half = 0.5f * u;  // no 0 times infinity
-    float t = quick_tanh(u * (SLOPE_AT_0 + SLOPE_AT_0 * CUBIC * squared));
-    slope = 0.5f + 0.5f * t + half * (1.0f - t * t) * (SLOPE_AT_0 + 3 * SLOPE_AT_0 * CUBIC * squared);
-    return half + half * t;
-}
-
-template <typename T> struct Two;
-template <> struct Two<__nv_bfloat16> {
-    static __device__ Word pack(float low, float high) {
-        __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-        return *reinterpret_cast<Word*>(&both);
-    }
-    static __device__ float2 unpack(Word both) {
-        return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&both));
-    }
-};
-template <> struct Two<__half> {
-    static __device__ Word pack(float low, float high) {
-        __half2 both = __floats2half2_rn(low, high);
-        return *reinterpret_cast<Word*>(&both);
-    }
-    static __device__ float2 unpack(Word both) {
-        return __half22float2(*reinterpret_cast<__half2*>(&both));
-    }
-};
 
 // A thread's units of its two columns, 8 apart, in u, g or du: 8, and 8 more 32 further.
 template <int D, typename T> __device__ inline void load_units(uint4 (&to)[2][2], const T* from) {
@@ -354,7 +221,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 multiply(sum, next[k], matrix(w2 + k * 2 * Sizes::N * 16, Sizes::N * 16), add | k);
             commit_products();
             end_turn(group);
-            wait_for_products();
+            wait_for_products<0>();
             settle(sum);
             settle(hidden);
             if (lane == 0 && chunk == 0 && mine) arrive(gone);  // now that x was read for sure

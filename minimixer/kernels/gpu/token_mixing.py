@@ -1,41 +1,26 @@
 """The token-mixing MLP in one kernel each way, its hidden array in registers: token_mixing.cu.
 
-For numbers of two bytes, on GPUs with `wgmma` (compute capability 9.0), and sizes that fit there;
-all others go as layers.py says.
+For numbers of two bytes, on GPUs with `wgmma` (hopper.py), and sizes that fit there; all others go
+as mlp.py says.
 """
 
 import functools
 
 from ...engine.arrays import Array
+from . import hopper
 from .cuda import ceil_div, get, multiprocessors, pointer, type_of, usable
 
 FILE = "token_mixing.cu"
-CAPABILITY = "90"  # whose instructions it takes
-COMPILER = (12, 9)  # NVRTC's version, at least
 TILE, UNITS, STAGES = 128, 64, 3  # columns of a block, hidden units at a time, so many times
 MOST_TOKENS = 200  # what shared memory holds, and a thread's registers
-KINDS = {"bfloat16": "bf16", "float16": "f16"}
 
 
 def suits(x: Array, w1: Array, b1: Array) -> bool:
     """Can it take x (S, n), w1 (S, D) and b1 (D,)?"""
     (tokens, columns), units = x.shape, w1.shape[1]
-    if x.device.compute_capability != CAPABILITY or x.dtype.name not in KINDS or _is_old():
+    if not fits(tokens, units, columns) or not hopper.suits(x, w1, b1):
         return False
-    if not x.dtype == w1.dtype == b1.dtype:
-        return False
-    if not fits(tokens, units, columns) or x.data.ptr % 16:
-        return False
-    names = _names(x, tokens, units)
-    return usable(FILE, *names, more=_products(tokens, x.dtype.name))
-
-
-@functools.cache
-def _is_old() -> bool:
-    """Is the compiler?"""
-    from cupy.cuda import nvrtc
-
-    return nvrtc.getVersion() < COMPILER
+    return usable(FILE, *_names(x, tokens, units), more=_text(x, tokens))
 
 
 def fits(tokens: int, units: int, columns: int) -> bool:
@@ -67,7 +52,7 @@ def backward(dy: Array, u: Array, w1: Array, w2: Array) -> tuple[Array, Array, A
 def _run(back: bool, x: Array, packed: Array, y: Array, *hidden: Array | None) -> None:
     tokens, columns = x.shape
     units = len(packed) // (shared_bytes(tokens)[0] // 2) * UNITS
-    kernel = get(FILE, _names(x, tokens, units)[1 + back], more=_products(tokens, x.dtype.name))
+    kernel = get(FILE, _names(x, tokens, units)[1 + back], more=_text(x, tokens))
     blocks = min(multiprocessors(x.device.id), columns // TILE + 1) // 2 * 2
     size = shared_bytes(tokens)[1]
     if kernel.max_dynamic_shared_size_bytes < size:
@@ -83,7 +68,7 @@ def _packed(first: Array, bias: Array | None, second: Array) -> Array:
     tokens, units = first.shape
     first, second = (cupy.ascontiguousarray(w) for w in (first, second))
     packed = cupy.empty(units // UNITS * shared_bytes(tokens)[0] // 2, first.dtype)
-    kernel = get(FILE, _names(first, tokens, units)[0], more=_products(tokens, first.dtype.name))
+    kernel = get(FILE, _names(first, tokens, units)[0], more=_text(first, tokens))
     kernel(
         (ceil_div(packed.size, 256),), (256,), (first, 0 if bias is None else bias, second, packed)
     )
@@ -103,25 +88,5 @@ def _names(x: Array, tokens: int, units: int) -> tuple[str, str, str]:
     return f"pack_weights<{sizes}>", f"mix_tokens<{sizes},false>", f"mix_tokens<{sizes},true>"
 
 
-@functools.cache
-def _products(tokens: int, dtype: str) -> str:
-    """The C++ of `multiply` for both products: the instruction names all registers of the sum."""
-    types = (
-        "typedef unsigned Word;  // two numbers of two bytes\ntypedef unsigned long long Long;\n"
-    )
-    return types + "".join(_product(n, KINDS[dtype]) for n in {UNITS, 8 * ceil_div(tokens, 8)})
-
-
-def _product(columns: int, kind: str) -> str:
-    size = columns // 2  # numbers of the sum that a thread has
-    sums = ", ".join(f"%{i}" for i in range(size))
-    operands = ", ".join(f'"+f"(sum[{i}])' for i in range(size))
-    a = ", ".join(f"%{size + i}" for i in range(4))
-    return f"""
-__device__ inline void multiply(float (&sum)[{size}], const Word (&a)[4], Long b, int add) {{
-    asm volatile("{{ .reg .pred add; setp.ne.b32 add, %{size + 5}, 0;\\n"
-        "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
-        "{{{sums}}}, {{{a}}}, %{size + 4}, add, 1, 1, 0; }}"
-        : {operands} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}}
-"""
+def _text(x: Array, tokens: int) -> str:
+    return hopper.text(x.dtype.name, UNITS, 8 * ceil_div(tokens, 8))

@@ -1,0 +1,86 @@
+"""The channel-mixing MLP's products with GELU where they are stored: channel_mixing.cu.
+
+For numbers of two bytes, on GPUs with `wgmma` (hopper.py), and sizes that are whole tiles; all
+others go as mlp.py says.
+"""
+
+import numpy as np
+
+from ...engine.arrays import Array
+from . import hopper
+from .cuda import as_bool, ceil_div, get, multiprocessors, pointer, type_of, usable
+
+FILE = "channel_mixing.cu"
+ROWS, DEPTH = 256, 64  # of a cluster's tile; taken at a time
+
+
+def suits(x: Array, w1: Array, b1: Array) -> bool:
+    """Can it take x (n, C), w1 (C, D) and b1 (D,)?"""
+    (rows, depth), units = x.shape, w1.shape[1]
+    if not fits(rows, depth, units) or not hopper.suits(x, w1, b1):
+        return False
+    names = [_name(x, units, *mode) for mode in ((False, False), (False, True), (True, True))]
+    return usable(FILE, *names, _pack_name(x, units), more=_text(x, units))
+
+
+def fits(rows: int, depth: int, units: int) -> bool:
+    """Are these sizes that it can take?"""
+    return not rows % ROWS and not depth % DEPTH and not units % 128
+
+
+def forward(x: Array, w1: Array, b1: Array, keep_u: bool) -> tuple[Array, Array | None]:
+    """(g (n, D), u (n, D) if wanted): u = x w1 + b1, g = gelu(u)."""
+    import cupy
+
+    shape = len(x), w1.shape[1]
+    g = cupy.empty(shape, x.dtype)
+    u = cupy.empty(shape, x.dtype) if keep_u else None
+    _run(False, keep_u, x, w1, b1, pointer(u), g, 0, 0)
+    return g, u
+
+
+def backward(dy: Array, u: Array, w2: Array) -> tuple[Array, Array]:
+    """(du (n, D), its sums in parts (n / 128, D) float32), for dg = dy w2^T; g comes over u."""
+    import cupy
+
+    du = cupy.empty(u.shape, u.dtype)
+    sums = cupy.empty((2 * len(u) // ROWS, u.shape[1]), "float32")
+    _run(True, True, dy, w2.T, 0, u, 0, du, sums)
+    return du, sums
+
+
+def _run(back: bool, keep: bool, a: Array, b: Array, *rest: Array) -> None:
+    import cupy
+
+    (rows, depth), columns = a.shape, b.shape[1]
+    wide, kernel = _wide(columns), get(FILE, _name(a, columns, back, keep), _text(a, columns))
+    packed = cupy.empty(b.size, b.dtype)
+    sizes = (columns, depth, *(stride // 2 for stride in b.strides))
+    pack = get(FILE, _pack_name(a, columns), _text(a, columns))
+    pack((ceil_div(b.size, 256),), (256,), (b, packed, *map(np.int32, sizes)))
+    stages = 4 if back else 5 if wide > 128 else 6
+    shared = stages * 2 * DEPTH * (128 + wide) + 128 + 32 * wide + 128 * (2 * wide + 64) * back
+    if kernel.max_dynamic_shared_size_bytes < shared:
+        kernel.max_dynamic_shared_size_bytes = shared
+    blocks = min(multiprocessors(a.device.id) // 2 * 2, 2 * (rows // ROWS) * (columns // wide))
+    arguments = (hopper.tensor_map(a, 128, DEPTH), packed, *rest)
+    kernel(
+        (blocks,), (384,), (*arguments, *map(np.int32, (rows, columns, depth))), shared_mem=shared
+    )
+
+
+def _wide(columns: int) -> int:
+    """Columns of a tile: the more, the less is read twice."""
+    return 128 if columns % 192 else 192
+
+
+def _text(a: Array, columns: int) -> str:
+    return hopper.text(a.dtype.name, _wide(columns), from_shared=True)
+
+
+def _name(a: Array, columns: int, back: bool, keep: bool) -> str:
+    return f"mix_channels<{type_of(a)},{_wide(columns)},{as_bool(back)},{as_bool(keep)}>"
+
+
+def _pack_name(a: Array, columns: int) -> str:
+    return f"pack_weights<{type_of(a)},{_wide(columns)}>"
