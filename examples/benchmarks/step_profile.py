@@ -1,8 +1,10 @@
 """Where benchmark.py's time goes: a step's products timed alone, and a profile by operation."""
 
+import importlib
 import sys
 import time
 from collections import Counter
+from pkgutil import iter_modules
 
 import numpy as np
 
@@ -221,25 +223,15 @@ def flops_of(kind, arrays) -> int:
 def profile_gpu(step) -> dict:
     import cupy
 
-    from minimixer.kernels.gpu import (
-        cublas,
-        plans,
-        spare_row,
-        sums,
-    )
-    from minimixer.kernels.gpu import (
-        layer_norm as gpu_layer_norm,
-    )
-    from minimixer.kernels.gpu import (
-        layers as gpu,
-    )
-    from minimixer.kernels.gpu import (
-        training as gpu_training,
-    )
+    from minimixer.kernels import gpu
+    from minimixer.kernels.gpu import cublas, cuda, plans
 
     notes = []
-    modules = gpu, gpu_layer_norm, gpu_training, spare_row, sums
-    get, product = gpu.get, cublas._product
+    found = [
+        importlib.import_module(f"{gpu.__name__}.{m.name}") for m in iter_modules(gpu.__path__)
+    ]
+    modules = [module for module in found if "get" in vars(module) and module is not cuda]
+    get, product = cuda.get, cublas._product
 
     def measured(label, size, flops, function, *arguments, **options):
         start_event, end_event = cupy.cuda.Event(), cupy.cuda.Event()
@@ -249,22 +241,34 @@ def profile_gpu(step) -> dict:
         notes.append((label, start_event, end_event, size, flops))
         return result
 
-    def noted_get(file, expression):
-        kernel = get(file, expression)
+    class Noted:
+        """A kernel whose launches are measured."""
 
-        def launch(grid, block, arguments, **options):
+        def __init__(self, kernel, expression):
+            vars(self).update(kernel=kernel, expression=expression)
+
+        def __getattr__(self, name):
+            return getattr(self.kernel, name)
+
+        def __setattr__(self, name, value):
+            setattr(self.kernel, name, value)
+
+        def __call__(self, grid, block, arguments, **options):
+            expression = self.expression
             arrays = [x for x in arguments if isinstance(x, cupy.ndarray)]
             # What is written over was read before: dg, u where g is made again, w, m and v.
             again = []
             if "gelu" in expression and "backward" in expression:
                 again = [arguments[2]] + [arguments[0]] * expression.endswith(",true>")
+            elif expression.startswith("mix_channels") and expression.endswith(",true,true>"):
+                again = [arguments[3]]
             elif expression.startswith("adamw"):
                 again = [arguments[0], arguments[2], arguments[3]]
             size = sum(x.nbytes for x in [*arrays, *again])
-            return measured(expression, size, 0, kernel, grid, block, arguments, **options)
+            return measured(expression, size, 0, self.kernel, grid, block, arguments, **options)
 
-        launch.num_regs = kernel.num_regs
-        return launch
+    def noted_get(file, expression, more=""):
+        return Noted(get(file, expression, more), expression)
 
     def noted_product(a, b, out, *rest):
         (m, k), n = a.shape, b.shape[1]

@@ -5,8 +5,8 @@ training/summary.py asks, to say what a model costs; so it must be known where t
 >>> from minimixer.kernels.kept import by_mlp, by_norm
 >>> by_norm("cpu", channels=64, rows=4096, stored=4, wide=4, copied=0)   # x, mean, 1 / sigma
 1081344
->>> by_mlp("cpu", size=10, hidden=40, columns=100, itemsize=4, is_first=True) is None
-True
+>>> by_mlp("gpu", 10, hidden=40, columns=100, itemsize=4, is_first=True, approximate="tanh")
+36000
 """
 
 from .cpu.blocks import SMALL
@@ -25,14 +25,15 @@ def by_norm(
 
 
 def by_mlp(
-    kernels: str, size: int, hidden: int, columns: int, itemsize: int, is_first: bool
-) -> int | None:
+    kernels: str, size: int, hidden: int, columns: int, itemsize: int, is_first: bool,
+    approximate: str,
+) -> int | None:  # fmt: skip
     """An MLP over so many columns, along the first axis or the last: on a GPU x and what goes into
     GELU; what comes out too where the tensor cores of Hopper don't make it again, along the first
     axis or if it is small."""
     if kernels == "cpu":
         return None
-    again = itemsize == 2 and (
+    again = (itemsize, approximate) == (2, "tanh") and (
         token_mixing.fits(size, hidden, columns)
         if is_first
         else channel_mixing.fits(columns, size, hidden)

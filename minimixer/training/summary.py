@@ -112,7 +112,8 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
         weights = 2 * size * hidden
         kept = (elements + 2 * hidden * columns) * stored + weights * copied  # x, g, GELU's slope
         if fast:
-            kept = fast.by_mlp(kernels, size, hidden, columns, itemsize, is_first) or kept
+            form = config["approximate"]
+            kept = fast.by_mlp(kernels, size, hidden, columns, itemsize, is_first, form) or kept
         return Row(name, grid, weights + hidden + size, weights * columns, kept)
 
     rows = [linear("stem", grid, pixels, channels, tokens * batch, stored)]

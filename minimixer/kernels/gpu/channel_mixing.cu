@@ -63,7 +63,8 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
     constexpr int PITCH = 2 * N + 64;  // bytes from a row of u to the next: no two in the same banks
     extern __shared__ __align__(1024) unsigned char shared[];
     Word stages = address(shared), barriers = stages + STAGES * STAGE;
-    Word full = barriers, empty = full + 8 * STAGES, here = empty + 8 * STAGES, gone = here + 8;
+    Word full = barriers, empty = full + 8 * STAGES;
+    Word here = empty + 8 * STAGES, gone = here + 16;  // u: for each group, as it may come late
     float* parts = reinterpret_cast<float*>(shared + STAGES * STAGE + 128);  // of sums, 8 warps' (N,)
     const unsigned char* before = shared + STAGES * STAGE + 128 + 8 * N * 4;  // u of a tile
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
@@ -77,6 +78,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             start_barrier(empty + 8 * i, 8);  // four warps of two blocks
         }
         start_barrier(here, 1);
+        start_barrier(here + 8, 1);
         start_barrier(gone, 4);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -106,11 +108,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             for (int t = 0; t < count; t++) {
                 int tile = first + t * clusters, row = (tile / wide * 2 + rank) * ROWS;
                 wait(gone, t & 1 ^ 1);
-                if (lane == 0) expect_bytes(here, ROWS * 2 * N);
+                Word came = here + 8 * (t & 1);  // for each group one
+                if (lane == 0) expect_bytes(came, ROWS * 2 * N);
                 __syncwarp();
                 for (int i = lane; i < ROWS; i += 32)
                     copy(address(before) + i * PITCH, u + Index(row + i) * columns + tile % wide * N,
-                         2 * N, here);
+                         2 * N, came);
             }
         }
         __syncwarp();
@@ -151,7 +154,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             int row = (tile / wide * 2 + rank) * ROWS + 16 * warp + lane / 4, left = tile % wide * N;
             Index place = Index(row) * columns + left + lane % 4 * 8;
             const unsigned char* own = before + (16 * warp + lane / 4) * PITCH + lane % 4 * 16;
-            if (BACK) wait(here, t & 1);
+            if (BACK) wait(here + 8 * group, t >> 1 & 1);
             #pragma unroll
             for (int j = 0; j < N; j += 32) {
                 float added[8] = {};  // forward: bias; backward: sums

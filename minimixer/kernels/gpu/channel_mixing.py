@@ -25,7 +25,7 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
 
 def fits(rows: int, depth: int, units: int) -> bool:
     """Are these sizes that it can take?"""
-    return not rows % ROWS and not depth % DEPTH and not units % 128
+    return not (rows % ROWS or depth % DEPTH or (units % 128 and units % 192))
 
 
 def forward(x: Array, w1: Array, b1: Array, keep_u: bool) -> tuple[Array, Array | None]:

@@ -21,7 +21,6 @@ from .cuda import c_name, ceil_div, get, type_of, usable
 from .side import aside
 from .sums import column_sums, mean_rows, mean_rows_name
 
-
 # ---- linear -------------------------------------------------------------------------------------
 
 

@@ -125,7 +125,7 @@ class FastMLP(Fast, MLP):
     def channel_gradients(self, dy: Array) -> Gradients:
         g = self.u
         if g is None:  # a second backward (retain_graph): the first wrote over it
-            g = channel_mixing.forward(self.x, self.w1, self.b1, keep_u=True)[1]
+            g = channel_mixing.forward(self.x, self.w1, self.b1, True)[1]
         du, parts = channel_mixing.backward(dy, g, self.w2)  # u has become g
         self.u = None
         with aside(self, (1, 2, 3), self.x, du, dy, g, parts):
