@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from help import by_kernels_and_plainly, each_dtype, functions
+from help import by_kernels_and_plainly, each_dtype, functions, redraw
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding import UNIT
@@ -21,7 +21,7 @@ from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
 from baselines import gpu as gpu_baselines
-from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, kernels, no_grad
+from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, kernels, no_grad, record
 from minimixer import functional as F
 from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
@@ -330,6 +330,35 @@ def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, 
     check_mlp(gpu, dtype, -1, shape, hidden, "tanh")
     assert calls == ["forward", "backward", "forward", "backward"] * 2
     same_without_gradients(gpu, dtype, -1, shape, hidden)
+
+
+def test_a_recorded_step_of_both(gpu, monkeypatch):
+    """It gives the bits of the same step that was not recorded."""
+    if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
+        pytest.skip("of compute capability 9.0 alone")
+    calls, rng, found = [], np.random.default_rng(2), []
+    for module in (token_mixing, channel_mixing):
+        watch(monkeypatch, module, "backward", lambda *_, module=module: calls.append(module))
+    batches = [(rng.integers(256, size=(4, 32, 32, 3)).astype("uint8"), np.arange(4))] * 5
+    for graph in ("off", "on"):
+        sizes = {"num_blocks": 2, "hidden_dim": 64, "tokens_mlp_dim": 128, "channels_mlp_dim": 192}
+        model = redraw(Mixer(32, patch_size=4, in_channels=3, num_classes=4, **sizes,
+                             precision="bfloat16")).to(gpu)  # fmt: skip
+        optimizer = AdamW(model.parameters(), lr=1e-3)
+
+        def step(x, y, model=model, optimizer=optimizer):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        run = record(step, model, optimizer, graph=graph)
+        for images, labels in batches:
+            run(images, labels)
+        assert run.recordings == (graph == "on") and {*calls} == {token_mixing, channel_mixing}
+        found.append(to_numpy(model.buffer.values).copy())
+    assert (found[0] == found[1]).all()
 
 
 @each_half
