@@ -29,11 +29,9 @@
 // For Mixer-B/16 at 256 images (50,176 rows, 768 to 3,072) that is 237 GFLOP, 0.29 ms at the rate of one
 // large product; forward 77 MB are read and 617 written, backward 385 and 617.
 
-constexpr int ROWS = 128, DEPTH = 64;
+constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of u at a time
 
-constexpr __host__ __device__ int stages(int n, bool back) { return back ? 4 : n > 128 ? 5 : 6; }
-
-struct alignas(64) TensorMap { char data[128]; };
+constexpr __device__ int stages(int n, bool back) { return (n > 128 ? 5 : 6) - back; }
 
 // b, whose rows and columns are so far apart, as the tensor cores want it: for each N columns and each
 // 64 of the depth a grid of 8 x 8 cores, 8 columns of 8 k. Cores lie along n first.
@@ -56,17 +54,17 @@ __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 // 256 rows of a tile's columns; clusters walk on by as many as there are, columns first.
 template <typename T, int N, bool BACK, bool KEEP>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels(
-    const __grid_constant__ TensorMap a, const T* b, const T* bias, T* u, T* g, T* du, float* sums,
-    int rows, int columns, int depth
+    const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap old_u, const T* b,
+    const T* bias, T* u, T* g, T* du, float* sums, int rows, int columns, int depth
 ) {
     constexpr int A = ROWS * DEPTH * 2, B = DEPTH * N * 2, STAGE = A + B, STAGES = stages(N, BACK);
-    constexpr int PITCH = 2 * N + 64;  // bytes from a row of u to the next: no two in the same banks
+    constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of u of a tile
+    constexpr int AFTER = STAGES * STAGE + PIECES * PIECE;
     extern __shared__ __align__(1024) unsigned char shared[];
-    Word stages = address(shared), barriers = stages + STAGES * STAGE;
-    Word full = barriers, empty = full + 8 * STAGES;
-    Word here = empty + 8 * STAGES, gone = here + 16;  // u: for each group, as it may come late
-    float* parts = reinterpret_cast<float*>(shared + STAGES * STAGE + 128);  // of sums, 8 warps' (N,)
-    const unsigned char* before = shared + STAGES * STAGE + 128 + 8 * N * 4;  // u of a tile
+    Word stages = address(shared), before = stages + STAGES * STAGE;  // u
+    Word full = stages + AFTER, empty = full + 8 * STAGES;
+    Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u: for each group, as it may come late
+    float* parts = reinterpret_cast<float*>(shared + AFTER + 256);  // of sums, 8 warps' (N,)
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
     int wide = columns / N, blocks = depth / DEPTH;
     int tiles = rows / (2 * ROWS) * wide, clusters = gridDim.x / 2, first = blockIdx.x / 2;
@@ -77,9 +75,11 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             start_barrier(full + 8 * i, 1);
             start_barrier(empty + 8 * i, 8);  // four warps of two blocks
         }
-        start_barrier(here, 1);
-        start_barrier(here + 8, 1);
-        start_barrier(gone, 4);
+        for (int i = 0; i < PIECES; i++) {
+            start_barrier(gone + 8 * i, 4);
+            start_barrier(here + 8 * i, 1);
+            start_barrier(here + 8 * (PIECES + i), 1);
+        }
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
@@ -103,17 +103,15 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     if (++stage == STAGES) stage = 0, round ^= 1;
                 }
             }
-        } else if (BACK && threadIdx.x / 32 == 1) {  // u
-            int lane = threadIdx.x % 32;
+        } else if (BACK && threadIdx.x == 32) {  // u
             for (int t = 0; t < count; t++) {
                 int tile = first + t * clusters, row = (tile / wide * 2 + rank) * ROWS;
-                wait(gone, t & 1 ^ 1);
-                Word came = here + 8 * (t & 1);  // for each group one
-                if (lane == 0) expect_bytes(came, ROWS * 2 * N);
-                __syncwarp();
-                for (int i = lane; i < ROWS; i += 32)
-                    copy(address(before) + i * PITCH, u + Index(row + i) * columns + tile % wide * N,
-                         2 * N, came);
+                for (int i = 0; i < PIECES; i++) {
+                    Word came = here + 8 * (t % 2 * PIECES + i);
+                    wait(gone + 8 * i, t & 1 ^ 1);
+                    expect_bytes(came, PIECE);
+                    copy_tile(before + i * PIECE, &old_u, tile % wide * N + i * 64, row, came);
+                }
             }
         }
         __syncwarp();
@@ -153,11 +151,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
 
             int row = (tile / wide * 2 + rank) * ROWS + 16 * warp + lane / 4, left = tile % wide * N;
             Index place = Index(row) * columns + left + lane % 4 * 8;
-            const unsigned char* own = before + (16 * warp + lane / 4) * PITCH + lane % 4 * 16;
-            if (BACK) wait(here + 8 * group, t >> 1 & 1);
+            Word own = before + (16 * warp + lane / 4) * 128;
             #pragma unroll
             for (int j = 0; j < N; j += 32) {
                 float added[8] = {};  // forward: bias; backward: sums
+                Word piece = own + j / 64 * PIECE + 16 * ((j / 8 % 8 + lane % 4) ^ lane / 4);
+                if (BACK && j % 64 == 0) wait(here + 8 * (group * PIECES + j / 64), t >> 1 & 1);
                 if (!BACK) {
                     uint4 biases = *reinterpret_cast<const uint4*>(bias + left + lane % 4 * 8 + j);
                     #pragma unroll
@@ -169,7 +168,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                 #pragma unroll
                 for (int r = 0; r < 4; r++) {
                     uint4 one, other, kept;
-                    if (BACK) kept = *reinterpret_cast<const uint4*>(own + row_of(r) * PITCH + 2 * j);
+                    if (BACK) kept = load_four(piece + row_of(r) * 128);
                     #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         float low = sum[r / 2][j / 2 + 4 * i + r % 2 * 2];
@@ -192,6 +191,10 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     if (BACK || KEEP) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
                     *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;
                 }
+                if (BACK && j % 64) {
+                    __syncwarp();
+                    if (lane == 0) arrive(gone + 8 * (j / 64));
+                }
                 if (BACK) {  // over the rows of a warp, 8 lanes that have the same columns
                     #pragma unroll
                     for (int i = 0; i < 8; i++) {
@@ -203,7 +206,6 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                 }
             }
             if (BACK) {
-                if (lane == 0) arrive(gone);  // u was read for sure: du of it was computed
                 sync_warpgroup(group);
                 for (int i = thread; i < N; i += 128) {
                     const float* own_parts = parts + group * 4 * N + i;

@@ -49,7 +49,7 @@ def backward(dy: Array, u: Array, w2: Array) -> tuple[Array, Array]:
     return du, sums
 
 
-def _run(back: bool, keep: bool, a: Array, b: Array, *rest: Array) -> None:
+def _run(back: bool, keep: bool, a: Array, b: Array, bias: Array, u: Array, *rest: Array) -> None:
     import cupy
 
     (rows, depth), columns = a.shape, b.shape[1]
@@ -58,12 +58,13 @@ def _run(back: bool, keep: bool, a: Array, b: Array, *rest: Array) -> None:
     sizes = (columns, depth, *(stride // 2 for stride in b.strides))
     pack = get(FILE, _pack_name(a, columns), _text(a, columns))
     pack((ceil_div(b.size, 256),), (256,), (b, packed, *map(np.int32, sizes)))
-    stages = 4 if back else 5 if wide > 128 else 6
-    shared = stages * 2 * DEPTH * (128 + wide) + 128 + 32 * wide + 128 * (2 * wide + 64) * back
+    stages = (5 if wide > 128 else 6) - back
+    shared = stages * 2 * DEPTH * (128 + wide) + 256 * wide * back + 256 + 32 * wide
     if kernel.max_dynamic_shared_size_bytes < shared:
         kernel.max_dynamic_shared_size_bytes = shared
     blocks = min(multiprocessors(a.device.id) // 2 * 2, 2 * (rows // ROWS) * (columns // wide))
-    arguments = (hopper.tensor_map(a, 128, DEPTH), packed, *rest)
+    maps = [hopper.tensor_map(x, 128, DEPTH) for x in (a, u if back else a)]
+    arguments = (*maps, packed, bias, u, *rest)
     kernel(
         (blocks,), (384,), (*arguments, *map(np.int32, (rows, columns, depth))), shared_mem=shared
     )

@@ -9,6 +9,8 @@
 typedef unsigned Word;  // two numbers of two bytes, or an address in shared memory
 typedef unsigned long long Long;
 
+struct alignas(64) TensorMap { char data[128]; };  // of a matrix whose tiles are copied: hopper.py
+
 // ---- barriers and copies ----------------------------------------------------------------------
 
 __device__ inline Word address(const void* shared) {
@@ -37,11 +39,6 @@ __device__ inline void wait(Word barrier, int phase) {
                  "@!done bra again; }"
                  :: "r"(barrier), "r"(phase) : "memory");
 }
-__device__ inline void copy(Word to, const void* from, int bytes, Word barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1], %2, [%3];"
-                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
 __device__ inline void copy_to_both(Word to, const void* from, int bytes, Word barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
                  "[%0], [%1], %2, [%3], %4;"
@@ -51,6 +48,21 @@ __device__ inline void copy_tile(Word to, const void* map, int column, int row, 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];"
                  :: "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+__device__ inline void show_copies() {  // what this thread wrote to shared memory
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Back, and it may be written over when this returns.
+__device__ inline void store_tile(const void* map, int column, int row, Word from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
+                 "cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;"
+                 :: "l"(map), "r"(column), "r"(row), "r"(from) : "memory");
+}
+__device__ inline uint4 load_four(Word from) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
+    return x;
 }
 __device__ inline void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");

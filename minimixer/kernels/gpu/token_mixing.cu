@@ -11,15 +11,9 @@
 //
 // A warpgroup (128 threads) has 64 columns of x as rows of its products, as that is how many rows a
 // tensor core instruction, wgmma, has: x^T in registers, S / 4 of them a thread; y^T too, S / 2. The
-// weights come through shared memory, where three chunks of 64 units have a place; two blocks of a
-// cluster load a half of each and both get the whole. A third warpgroup asks for all that is to come.
+// weights come through shared memory, two chunks of 64 units at a time, where two blocks of a
+// cluster load a half each and both get the whole. A third warpgroup asks for all that is to come.
 // b1 is one more row of w1, for which x has ones.
-//
-// Two warpgroups take turns with the tensor cores: while one multiplies, the other computes GELU of
-// what it has multiplied. In a turn is the second product of one chunk and the first of the next:
-//
-//     group 0   | w2 of c-1, w1 of c |     gelu of c      | w2 of c, w1 of c+1 |   gelu of c+1
-//     group 1   |    gelu of c-1     | w2 of c-1, w1 of c |     gelu of c      | w2 of c, ...
 //
 // Backward is the same two products with the weights in each other's place:
 //
@@ -35,9 +29,7 @@
 constexpr int COLUMNS = 64;      // of a warpgroup, the rows of its products
 constexpr int TILE = 128;        // of a block, which has two warpgroups that multiply
 constexpr int UNITS = 64;        // hidden units at a time: a chunk
-constexpr int STAGES = 3;        // chunks that are there or on their way
-constexpr int PITCH = 2 * TILE + 16;  // bytes from a row of x to the next: no two in the same banks
-constexpr int ROWS = 48, OUT_PITCH = 48;  // of y's 16 columns that are a warp's: stored at a time
+constexpr int STAGES = 2;        // chunks and tiles that are there or on their way
 
 constexpr __host__ __device__ int padded(int number, int to) { return (number + to - 1) / to * to; }
 
@@ -47,9 +39,8 @@ template <int S> struct Shape {
     static constexpr int N = padded(S, 8);       // columns of the second product
     static constexpr int FIRST = K * UNITS * 2;  // bytes of a chunk for the first product
     static constexpr int CHUNK = FIRST + N * UNITS * 2;
-    static constexpr int INPUT = K * PITCH;      // bytes of a tile of x
-    static constexpr int OUTPUT = 8 * ROWS * OUT_PITCH;  // of y, for each warp
-    static constexpr int BYTES = STAGES * CHUNK + INPUT + OUTPUT + 128;
+    static constexpr int INPUT = K * COLUMNS * 2;  // of a warpgroup's x
+    static constexpr int BYTES = STAGES * (CHUNK + 2 * INPUT) + 128;
 };
 
 // ---- weights, as the tensor cores want them ---------------------------------------------------
@@ -122,168 +113,138 @@ __device__ inline void activate(
 // side, and walk on by as many as there are blocks.
 template <typename T, int S, int D, bool BACK>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
-    const T* x, const T* packed, T* y, T* u, T* g, T* du, Index n
+    const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y, const T* packed,
+    T* u, T* g, T* du, Index n
 ) {
     using Sizes = Shape<S>;
-    constexpr int CHUNKS = D / UNITS, ROUNDS = Sizes::K / 16, SECOND = Sizes::CHUNK - Sizes::FIRST;
-    extern __shared__ __align__(128) unsigned char shared[];
-    Word weights = address(shared), input = weights + STAGES * Sizes::CHUNK;
-    Word outputs = input + Sizes::INPUT, barriers = outputs + Sizes::OUTPUT;
-    // Of the matrices of each stage, w1 and w2, and of x: has it come, is it used up?
-    Word full = barriers, empty = full + 16 * STAGES, here = empty + 16 * STAGES, gone = here + 8;
+    constexpr int CHUNKS = D / UNITS, ROUNDS = Sizes::K / 16;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    Word weights = address(shared), inputs = weights + STAGES * Sizes::CHUNK;
+    Word barriers = inputs + STAGES * 2 * Sizes::INPUT, nowhere = barriers + 64;
+    Word full = barriers, empty = full + 16, here = empty + 16, gone = here + 16;
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
     Index tiles = n / TILE;
 
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < 2 * STAGES; i++) {
+    if (threadIdx.x == 0)
+        for (int i = 0; i < STAGES; i++) {
             start_barrier(full + 8 * i, 1);
             start_barrier(empty + 8 * i, 16);  // four warps of two warpgroups of two blocks
+            start_barrier(here + 8 * i, 1);
+            start_barrier(gone + 8 * i, 2);
         }
-        start_barrier(here, 1);
-        start_barrier(gone, 8);  // each warp that multiplies
-    }
-    for (int i = threadIdx.x; i < (Sizes::K - S) * TILE; i += 384) {  // ones, and zeros
-        int row = i / TILE;
-        unsigned char* at = shared + STAGES * Sizes::CHUNK + (S + row) * PITCH;
-        reinterpret_cast<T*>(at)[i % TILE] = T(row == 0 ? 1.0f : 0.0f);
-    }
+    constexpr int MORE = (Sizes::K - S) * COLUMNS;  // numbers below x: ones, and zeros
+    for (int i = threadIdx.x; i < 2 * STAGES * MORE; i += 384)
+        reinterpret_cast<T*>(shared + STAGES * Sizes::CHUNK + i / MORE * Sizes::INPUT)
+            [S * COLUMNS + i % MORE] = T(i % MORE < COLUMNS ? 1.0f : 0.0f);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
     cluster_sync();
 
     if (group < 0) {  // ask for what is to come
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0) {  // weights, a half of each matrix
-            int place = 0, round = 0;
+        if (threadIdx.x == 0) {  // weights, a half of each chunk
+            int used = 0, half = Sizes::CHUNK / 2;
+            const char* from = reinterpret_cast<const char*>(packed) + rank * half;
             for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x)
                 #pragma unroll 1
-                for (int part = 0; part < 2 * CHUNKS; part++) {
-                    int bytes = part % 2 ? SECOND : Sizes::FIRST;
-                    int at = part % 2 * Sizes::FIRST + rank * bytes / 2;
-                    wait(empty + 8 * place, round ^ 1);
-                    expect_bytes(full + 8 * place, bytes);
-                    copy_to_both(weights + place / 2 * Sizes::CHUNK + at,
-                                 reinterpret_cast<const char*>(packed) + part / 2 * Sizes::CHUNK + at,
-                                 bytes / 2, full + 8 * place);
-                    if (++place == 2 * STAGES) place = 0, round ^= 1;
+                for (int chunk = 0; chunk < CHUNKS; chunk++, used++) {
+                    int stage = used % 2;
+                    wait(empty + 8 * stage, used / 2 % 2 ^ 1);
+                    expect_bytes(full + 8 * stage, Sizes::CHUNK);
+                    copy_to_both(weights + stage * Sizes::CHUNK + rank * half,
+                                 from + chunk * Sizes::CHUNK, half, full + 8 * stage);
                 }
-        } else if (threadIdx.x / 32 == 1) {  // x
-            int round = 0, lane = threadIdx.x % 32;
-            for (Index tile = blockIdx.x; tile < tiles; tile += gridDim.x, round ^= 1) {
-                wait(gone, round ^ 1);
-                if (lane == 0) expect_bytes(here, S * 2 * TILE);
-                __syncwarp();
-                for (int row = lane; row < S; row += 32)
-                    copy(input + row * PITCH, x + row * n + tile * TILE, 2 * TILE, here);
+        } else if (threadIdx.x == 32) {  // x
+            int number = 0;
+            for (Index tile = blockIdx.x; tile < tiles; tile += gridDim.x, number++) {
+                int stage = number % 2;
+                wait(gone + 8 * stage, number / 2 % 2 ^ 1);
+                expect_bytes(here + 8 * stage, 2 * S * COLUMNS * 2);
+                for (int i = 0; i < 2; i++)
+                    copy_tile(inputs + (2 * stage + i) * Sizes::INPUT, &x,
+                              tile * TILE + i * COLUMNS, 0, here + 8 * stage);
             }
         }
         __syncwarp();
     } else {  // multiply
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        int lane = thread % 32, warp = thread / 32;
-        // Where lanes 0 to 7 find 8 rows of x, 8 to 15 those of the next 8 columns, 16 to 31 the
-        // same of the next 8 rows.
-        int corner = (lane % 8 + lane / 16 * 8) * PITCH
-                   + (group * COLUMNS + 16 * warp + lane / 8 % 2 * 8) * 2;
-        Index own = group * COLUMNS + 16 * warp + lane / 4;  // column of a tile
-        Word a[ROUNDS][4], next[UNITS / 16][4];
-        float hidden[UNITS / 2], sum[Sizes::N / 2];
-        uint4 kept[2][2];
-        Index first = blockIdx.x - rank, tile = first + rank;
-        Index place = (tile * TILE + own) * D + lane % 4 * 8;  // in u, g and du
-        if (BACK && tile < tiles) load_units<D>(kept, u + place);
-        if (group == 1) end_turn(1);
-
-        // A step more than there are chunks: each has the second product of the step before, and
-        // the first one of its own. What the first and the last of these tell nobody looks at.
-        int chunk = 0, stage = 0, before = STAGES - 1, round = 0, round_before = 0, tile_round = 0;
-        #pragma unroll 1
-        for (bool started = false;; started = true) {
-            bool more = first < tiles, mine = tile < tiles;
-            if (chunk == 0 && mine) {
-                wait(here, tile_round);
-                #pragma unroll
-                for (int k = 0; k < ROUNDS; k++) load_transposed(a[k], input + corner + 16 * k * PITCH);
-                tile_round ^= 1;
-            }
-            Word w1 = weights + stage * Sizes::CHUNK;
-            Word w2 = weights + before * Sizes::CHUNK + Sizes::FIRST;
-            if (started) wait(full + 16 * before + 8, round_before);
-            if (more) wait(full + 16 * stage, round);
-            int add = CHUNKS > 1 && chunk != 1;
-            begin_turn(group);
-            begin_products();
+        int lane = thread % 32, warp = thread / 32, used = 0, number = 0;
+        // Lanes 0 to 7 give the addresses of 8 rows of x, 8 to 15 those of the next 8 columns, 16 to
+        // 31 the same of the next 8 rows. As the tile came, a row's 8 columns lie where its number says.
+        int row = lane % 8 + lane / 16 * 8;
+        int corner = row * COLUMNS * 2 + 16 * ((2 * warp + lane / 8 % 2) ^ row % 8);
+        for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x, number++) {
+            Index tile = first + rank;
+            bool mine = tile < tiles;
+            int buffer = number % 2;
+            Word input = inputs + (2 * buffer + group) * Sizes::INPUT;
+            Word a[ROUNDS][4];
+            if (mine) wait(here + 8 * buffer, number / 2 % 2);
             #pragma unroll
             for (int k = 0; k < ROUNDS; k++)
-                multiply(hidden, a[k], matrix(w1 + k * 2 * UNITS * 16, UNITS * 16), k);
-            #pragma unroll  // the longer ones last: the other group is ready when they end
-            for (int k = 0; k < UNITS / 16; k++)
-                multiply(sum, next[k], matrix(w2 + k * 2 * Sizes::N * 16, Sizes::N * 16), add | k);
-            commit_products();
-            end_turn(group);
-            wait_for_products<0>();
-            settle(sum);
-            settle(hidden);
-            if (lane == 0 && chunk == 0 && mine) arrive(gone);  // now that x was read for sure
-            if (lane == 0)
-                for (int block = 0; block < 2; block++) {
-                    if (started) arrive_at(empty + 16 * before + 8, block);
-                    if (more) arrive_at(empty + 16 * stage, block);
-                }
-            before = stage, round_before = round;
-            if (++stage == STAGES) stage = 0, round ^= 1;
+                load_transposed(a[k], input + corner + 16 * k * COLUMNS * 2);
 
-            if (chunk == 0 && started) {
-                // y^T to shared memory, transposed, and from there to memory, 16 bytes a thread.
-                Index left = (tile - gridDim.x) * TILE + group * COLUMNS + 16 * warp;
-                int output = Sizes::INPUT + (4 * group + warp) * ROWS * OUT_PITCH;
+            float sum[Sizes::N / 2];
+            Index column = tile * TILE + group * COLUMNS + 16 * warp + lane / 4;
+            Index place = column * D + lane % 4 * 8;  // in u, g and du
+            uint4 kept[2][2];
+            if (BACK && mine) load_units<D>(kept, u + place);
+            #pragma unroll 1
+            for (int chunk = 0; chunk < CHUNKS; chunk++, used++, place += UNITS) {
+                int stage = used % 2;
+                Word w1 = weights + stage * Sizes::CHUNK, w2 = w1 + Sizes::FIRST;
+                float hidden[UNITS / 2];
+                wait(full + 8 * stage, used / 2 % 2);
+                begin_products();
                 #pragma unroll
-                for (int j = 0; j < Sizes::N; j += ROWS) {
-                    __syncwarp();
+                for (int k = 0; k < ROUNDS; k++)
+                    multiply(hidden, a[k], matrix(w1 + k * 2 * UNITS * 16, UNITS * 16), k);
+                commit_products();
+                wait_for_products();
+                settle(hidden);
+                Word next[UNITS / 16][4];  // what the second product multiplies
+                activate<BACK, T>(hidden, kept, next);
+                begin_products();
+                #pragma unroll
+                for (int k = 0; k < UNITS / 16; k++)
+                    multiply(sum, next[k], matrix(w2 + k * 2 * Sizes::N * 16, Sizes::N * 16),
+                             chunk | k);
+                commit_products();
+                T* out = BACK ? g : u;
+                if (mine && out) store_units<D>(out + place, kept);
+                if (BACK && mine && chunk + 1 < CHUNKS) load_units<D>(kept, u + place + UNITS);
+                wait_for_products();
+                settle(sum);
+                if (lane < 2) arrive_at(empty + 8 * stage, lane);
+                if (BACK && mine) {
+                    uint4 units[2][2];
                     #pragma unroll
-                    for (int i = j / 8; 8 * i < j + ROWS && 8 * i < Sizes::N; i += 2) {
-                        int also = i + 1 < Sizes::N / 8 ? i + 1 : i;
-                        store_transposed(
-                            input + output + (8 * i - j + lane % 8 + lane / 16 * 8) * OUT_PITCH
-                                + lane / 8 % 2 * 16,
-                            Two<T>::pack(sum[4 * i], sum[4 * i + 1]),
-                            Two<T>::pack(sum[4 * i + 2], sum[4 * i + 3]),
-                            Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
-                            Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
+                    for (int i = 0; i < 4; i++) {
+                        int half = i / 2, k = i % 2 * 2;
+                        units[half][i % 2] = {next[k][half], next[k][half + 2], next[k + 1][half],
+                                              next[k + 1][half + 2]};
                     }
-                    __syncwarp();
-                    #pragma unroll
-                    for (int row = lane / 2; row < ROWS; row += 16)
-                        if (j + row < S && left < n)
-                            *reinterpret_cast<uint4*>(y + (j + row) * n + left + lane % 2 * 8) =
-                                *reinterpret_cast<const uint4*>(shared + (input - weights) + output
-                                    + row * OUT_PITCH + lane % 2 * 16);
+                    store_units<D>(du + place, units);
                 }
             }
-            if (!more) break;
 
-            activate<BACK, T>(hidden, kept, next);
-            T* out = BACK ? g : u;
-            if (mine && out) store_units<D>(out + place, kept);
-            if (BACK && mine) {
-                uint4 units[2][2];
-                #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int half = i / 2, k = i % 2 * 2;
-                    units[half][i % 2] = {next[k][half], next[k][half + 2], next[k + 1][half],
-                                          next[k + 1][half + 2]};
-                }
-                store_units<D>(du + place, units);
+            // y^T to where x was, transposed, and from there to memory. Below x ones and zeros stay.
+            #pragma unroll
+            for (int j = 0; j < Sizes::N / 8; j += 2) {
+                int also = j + 1 < Sizes::N / 8 ? j + 1 : j;
+                Word to = 8 * j + row < S ? input + corner + 8 * j * COLUMNS * 2 : nowhere;
+                store_transposed(to, Two<T>::pack(sum[4 * j], sum[4 * j + 1]),
+                                 Two<T>::pack(sum[4 * j + 2], sum[4 * j + 3]),
+                                 Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
+                                 Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
             }
-            place += UNITS;
-            if (++chunk == CHUNKS) {  // on to the next tile
-                chunk = 0;
-                first += gridDim.x, tile += gridDim.x;
-                place += (gridDim.x * Index(TILE) - 1) * D;
+            show_copies();
+            sync_warpgroup(group);
+            if (mine && thread == 0) {
+                store_tile(&y, tile * TILE + group * COLUMNS, 0, input);
+                arrive(gone + 8 * buffer);
             }
-            if (BACK && tile < tiles) load_units<D>(kept, u + place);
         }
-        if (group == 0) begin_turn(0);  // whose turn nobody takes
     }
     cluster_sync();  // nobody leaves while the other may still write to it
 }

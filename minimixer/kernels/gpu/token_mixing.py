@@ -11,7 +11,7 @@ from . import hopper
 from .cuda import ceil_div, get, multiprocessors, pointer, type_of, usable
 
 FILE = "token_mixing.cu"
-TILE, UNITS, STAGES = 128, 64, 3  # columns of a block, hidden units at a time, so many times
+TILE, UNITS, STAGES = 128, 64, 2  # columns of a block, hidden units at a time, so many times
 MOST_TOKENS = 200  # what shared memory holds, and a thread's registers
 
 
@@ -57,7 +57,8 @@ def _run(back: bool, x: Array, packed: Array, y: Array, *hidden: Array | None) -
     size = shared_bytes(tokens)[1]
     if kernel.max_dynamic_shared_size_bytes < size:
         kernel.max_dynamic_shared_size_bytes = size
-    arguments = (x, packed, y, *map(pointer, hidden), columns)
+    maps = [hopper.tensor_map(a, tokens, TILE // 2) for a in (x, y)]
+    arguments = (*maps, packed, *map(pointer, hidden), columns)
     kernel((blocks,), (384,), arguments, shared_mem=size)
 
 
@@ -80,7 +81,7 @@ def shared_bytes(tokens: int) -> tuple[int, int]:
     """(a chunk of both weights, all that a block has): Shape in token_mixing.cu."""
     k, n = 16 * ceil_div(tokens + 1, 16), 8 * ceil_div(tokens, 8)
     chunk = 2 * UNITS * (k + n)
-    return chunk, STAGES * chunk + k * (2 * TILE + 16) + 8 * 48 * 48 + 128
+    return chunk, STAGES * (chunk + 2 * TILE * k) + 128
 
 
 def _names(x: Array, tokens: int, units: int) -> tuple[str, str, str]:
