@@ -227,14 +227,15 @@ def profile_gpu(step) -> dict:
     import cupy
 
     from minimixer.kernels import gpu
-    from minimixer.kernels.gpu import cublas, cuda, plans
+    from minimixer.kernels.gpu import cublas, cuda, hopper, plans
 
     notes = []
+    mapped: dict = {}  # tensor maps' arrays, by the map's identity
     found = [
         importlib.import_module(f"{gpu.__name__}.{m.name}") for m in iter_modules(gpu.__path__)
     ]
     modules = [module for module in found if "get" in vars(module) and module is not cuda]
-    get, product = cuda.get, cublas._product
+    get, product, tensor_map = cuda.get, cublas._product, hopper.tensor_map
 
     def measured(label, size, flops, function, *arguments, **options):
         start_event, end_event = cupy.cuda.Event(), cupy.cuda.Event()
@@ -258,13 +259,12 @@ def profile_gpu(step) -> dict:
 
         def __call__(self, grid, block, arguments, **options):
             expression = self.expression
-            arrays = [x for x in arguments if isinstance(x, cupy.ndarray)]
+            maps = {id(x): mapped[id(x)][1] for x in arguments if id(x) in mapped}
+            arrays = [*maps.values(), *(x for x in arguments if isinstance(x, cupy.ndarray))]
             # What is written over was read before: dg, u where g is made again, w, m and v.
             again = []
             if "gelu" in expression and "backward" in expression:
                 again = [arguments[2]] + [arguments[0]] * expression.endswith(",true>")
-            elif expression.startswith("mix_channels") and expression.endswith(",true,true>"):
-                again = [arguments[3]]
             elif expression.startswith("adamw"):
                 again = [arguments[0], arguments[2], arguments[3]]
             size = sum(x.nbytes for x in [*arrays, *again])
@@ -272,6 +272,11 @@ def profile_gpu(step) -> dict:
 
     def noted_get(file, expression, more=""):
         return Noted(get(file, expression, more), expression)
+
+    def noted_map(matrix, rows, columns):
+        made = tensor_map(matrix, rows, columns)
+        mapped[id(made)] = made, matrix
+        return made
 
     def noted_product(a, b, out, *rest):
         (m, k), n = a.shape, b.shape[1]
@@ -285,14 +290,14 @@ def profile_gpu(step) -> dict:
     # A tenth of a second of work queued first, so that launches never wait for Python.
     idle = cupy.zeros(1 << 28, dtype="float32")
     try:
-        cublas._product = noted_product
+        cublas._product, hopper.tensor_map = noted_product, noted_map
         for module in modules:
             module.get = noted_get
         for _ in range(200):
             idle += 1
         step()
     finally:
-        cublas._product = product
+        cublas._product, hopper.tensor_map = product, tensor_map
         for module in modules:
             module.get = get
     rows: dict = {}

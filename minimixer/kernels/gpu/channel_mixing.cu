@@ -31,7 +31,7 @@
 
 constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of u at a time
 
-constexpr __device__ int stages(int n, bool back) { return (n > 128 ? 5 : 6) - back; }
+constexpr __device__ int stages(int n, bool back) { return (n > 128 ? 5 : 6) - 2 * back; }
 
 // b, whose rows and columns are so far apart, as the tensor cores want it: for each N columns and each
 // 64 of the depth a grid of 8 x 8 cores, 8 columns of 8 k. Cores lie along n first.
@@ -58,12 +58,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
     const T* bias, T* u, T* g, T* du, float* sums, int rows, int columns, int depth
 ) {
     constexpr int A = ROWS * DEPTH * 2, B = DEPTH * N * 2, STAGE = A + B, STAGES = stages(N, BACK);
-    constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of u of a tile
-    constexpr int AFTER = STAGES * STAGE + PIECES * PIECE;
+    constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of u, for each group
+    constexpr int AFTER = STAGES * STAGE + 2 * PIECES * PIECE;
     extern __shared__ __align__(1024) unsigned char shared[];
     Word stages = address(shared), before = stages + STAGES * STAGE;  // u
     Word full = stages + AFTER, empty = full + 8 * STAGES;
-    Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u: for each group, as it may come late
+    Word here = empty + 8 * STAGES, gone = here + 16;  // u, of each group
     float* parts = reinterpret_cast<float*>(shared + AFTER + 256);  // of sums, 8 warps' (N,)
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
     int wide = columns / N, blocks = depth / DEPTH;
@@ -75,10 +75,9 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             start_barrier(full + 8 * i, 1);
             start_barrier(empty + 8 * i, 8);  // four warps of two blocks
         }
-        for (int i = 0; i < PIECES; i++) {
-            start_barrier(gone + 8 * i, 4);
+        for (int i = 0; i < 2; i++) {
             start_barrier(here + 8 * i, 1);
-            start_barrier(here + 8 * (PIECES + i), 1);
+            start_barrier(gone + 8 * i, 4);
         }
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -106,12 +105,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
         } else if (BACK && threadIdx.x == 32) {  // u
             for (int t = 0; t < count; t++) {
                 int tile = first + t * clusters, row = (tile / wide * 2 + rank) * ROWS;
-                for (int i = 0; i < PIECES; i++) {
-                    Word came = here + 8 * (t % 2 * PIECES + i);
-                    wait(gone + 8 * i, t & 1 ^ 1);
-                    expect_bytes(came, PIECE);
-                    copy_tile(before + i * PIECE, &old_u, tile % wide * N + i * 64, row, came);
-                }
+                int whose = t % 2;
+                wait(gone + 8 * whose, t / 2 % 2 ^ 1);
+                expect_bytes(here + 8 * whose, PIECES * PIECE);
+                for (int i = 0; i < PIECES; i++)
+                    copy_tile(before + (whose * PIECES + i) * PIECE, &old_u,
+                              tile % wide * N + i * 64, row, here + 8 * whose);
             }
         }
         __syncwarp();
@@ -151,12 +150,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
 
             int row = (tile / wide * 2 + rank) * ROWS + 16 * warp + lane / 4, left = tile % wide * N;
             Index place = Index(row) * columns + left + lane % 4 * 8;
-            Word own = before + (16 * warp + lane / 4) * 128;
+            Word own = before + group * PIECES * PIECE + (16 * warp + lane / 4) * 128;
+            if (BACK) wait(here + 8 * group, t / 2 % 2);
             #pragma unroll
             for (int j = 0; j < N; j += 32) {
                 float added[8] = {};  // forward: bias; backward: sums
                 Word piece = own + j / 64 * PIECE + 16 * ((j / 8 % 8 + lane % 4) ^ lane / 4);
-                if (BACK && j % 64 == 0) wait(here + 8 * (group * PIECES + j / 64), t >> 1 & 1);
                 if (!BACK) {
                     uint4 biases = *reinterpret_cast<const uint4*>(bias + left + lane % 4 * 8 + j);
                     #pragma unroll
@@ -191,10 +190,6 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     if (BACK || KEEP) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
                     *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;
                 }
-                if (BACK && j % 64) {
-                    __syncwarp();
-                    if (lane == 0) arrive(gone + 8 * (j / 64));
-                }
                 if (BACK) {  // over the rows of a warp, 8 lanes that have the same columns
                     #pragma unroll
                     for (int i = 0; i < 8; i++) {
@@ -206,6 +201,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                 }
             }
             if (BACK) {
+                if (lane == 0) arrive(gone + 8 * group);  // u was read for sure: the sums have it
                 sync_warpgroup(group);
                 for (int i = thread; i < N; i += 128) {
                     const float* own_parts = parts + group * 4 * N + i;

@@ -58,13 +58,14 @@ def _run(back: bool, keep: bool, a: Array, b: Array, bias: Array, u: Array, *res
     sizes = (columns, depth, *(stride // 2 for stride in b.strides))
     pack = get(FILE, _pack_name(a, columns), _text(a, columns))
     pack((ceil_div(b.size, 256),), (256,), (b, packed, *map(np.int32, sizes)))
-    stages = (5 if wide > 128 else 6) - back
-    shared = stages * 2 * DEPTH * (128 + wide) + 256 * wide * back + 256 + 32 * wide
+    stages = (5 if wide > 128 else 6) - 2 * back
+    shared = stages * 2 * DEPTH * (128 + wide) + 512 * wide * back + 256 + 32 * wide
     if kernel.max_dynamic_shared_size_bytes < shared:
         kernel.max_dynamic_shared_size_bytes = shared
     blocks = min(multiprocessors(a.device.id) // 2 * 2, 2 * (rows // ROWS) * (columns // wide))
-    maps = [hopper.tensor_map(x, 128, DEPTH) for x in (a, u if back else a)]
-    arguments = (*maps, packed, bias, u, *rest)
+    tiles = hopper.tensor_map(a, 128, DEPTH)
+    old_u = hopper.tensor_map(u, 128, DEPTH) if back else tiles
+    arguments = (tiles, old_u, packed, bias, u, *rest)
     kernel(
         (blocks,), (384,), (*arguments, *map(np.int32, (rows, columns, depth))), shared_mem=shared
     )
