@@ -3,7 +3,7 @@
 //
 //     u = x w1 + b1,  g = gelu(u)
 //
-// Backward, with g once more, over u, and sums of du over rows:
+// Backward, with sums of du over rows, and g once more, over u, where it was not kept:
 //
 //     dg = dy w2^T,  du = dg gelu'(u)
 //
@@ -15,8 +15,8 @@
 //        +--------------+             |....|....|....|             +----+----+----+
 //                                     +----+----+----+
 //
-// A warpgroup (128 threads) has a tile of 128 rows and N = 192 columns of the result in its registers,
-// where 192 divides the columns, else N = 128. Two take turns with the tensor cores: while one
+// A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers: 192
+// forward and 128 backward, if that divides the columns, else the other. Two take turns with the tensor cores: while one
 // multiplies, the other computes GELU of what it has multiplied, and stores it.
 //
 //     group 0   | tile 0: products |  tile 0: GELU    | tile 2: products |  tile 2: GELU
@@ -27,11 +27,11 @@
 // also u of the tile. The order of all sums is fixed.
 //
 // For Mixer-B/16 at 256 images (50,176 rows, 768 to 3,072) that is 237 GFLOP, 0.29 ms at the rate of one
-// large product; forward 77 MB are read and 617 written, backward 385 and 617.
+// large product; forward 77 MB are read and 617 written, backward 385 and 617 (308 where g was kept).
 
 constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of u at a time
 
-constexpr __device__ int stages(int n, bool back) { return (n > 128 ? 5 : 6) - 2 * back; }
+constexpr __device__ int stages(int n, bool back) { return (n > 128 ? 5 : 6) - back; }
 
 // b, whose rows and columns are so far apart, as the tensor cores want it: for each N columns and each
 // 64 of the depth a grid of 8 x 8 cores, 8 columns of 8 k. Cores lie along n first.
@@ -50,20 +50,20 @@ __global__ void pack_weights(
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
-// Forward: g, and with KEEP u. Backward: du, g over u, and sums (rows / 128, columns). A cluster has
+// Forward: g, and with MORE u. Backward: du, sums (rows / 128, columns), and with MORE g over u. A cluster has
 // 256 rows of a tile's columns; clusters walk on by as many as there are, columns first.
-template <typename T, int N, bool BACK, bool KEEP>
+template <typename T, int N, bool BACK, bool MORE>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap old_u, const T* b,
     const T* bias, T* u, T* g, T* du, float* sums, int rows, int columns, int depth
 ) {
     constexpr int A = ROWS * DEPTH * 2, B = DEPTH * N * 2, STAGE = A + B, STAGES = stages(N, BACK);
-    constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of u, for each group
-    constexpr int AFTER = STAGES * STAGE + 2 * PIECES * PIECE;
+    constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of u of a tile
+    constexpr int AFTER = STAGES * STAGE + PIECES * PIECE;
     extern __shared__ __align__(1024) unsigned char shared[];
     Word stages = address(shared), before = stages + STAGES * STAGE;  // u
     Word full = stages + AFTER, empty = full + 8 * STAGES;
-    Word here = empty + 8 * STAGES, gone = here + 16;  // u, of each group
+    Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u: for each group, as it may come late
     float* parts = reinterpret_cast<float*>(shared + AFTER + 256);  // of sums, 8 warps' (N,)
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
     int wide = columns / N, blocks = depth / DEPTH;
@@ -75,9 +75,10 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             start_barrier(full + 8 * i, 1);
             start_barrier(empty + 8 * i, 8);  // four warps of two blocks
         }
-        for (int i = 0; i < 2; i++) {
-            start_barrier(here + 8 * i, 1);
+        for (int i = 0; i < PIECES; i++) {
             start_barrier(gone + 8 * i, 4);
+            start_barrier(here + 8 * i, 1);
+            start_barrier(here + 8 * (PIECES + i), 1);
         }
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -105,12 +106,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
         } else if (BACK && threadIdx.x == 32) {  // u
             for (int t = 0; t < count; t++) {
                 int tile = first + t * clusters, row = (tile / wide * 2 + rank) * ROWS;
-                int whose = t % 2;
-                wait(gone + 8 * whose, t / 2 % 2 ^ 1);
-                expect_bytes(here + 8 * whose, PIECES * PIECE);
-                for (int i = 0; i < PIECES; i++)
-                    copy_tile(before + (whose * PIECES + i) * PIECE, &old_u,
-                              tile % wide * N + i * 64, row, here + 8 * whose);
+                for (int i = 0; i < PIECES; i++) {
+                    Word came = here + 8 * (t % 2 * PIECES + i);
+                    wait(gone + 8 * i, t & 1 ^ 1);
+                    expect_bytes(came, PIECE);
+                    copy_tile(before + i * PIECE, &old_u, tile % wide * N + i * 64, row, came);
+                }
             }
         }
         __syncwarp();
@@ -150,12 +151,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
 
             int row = (tile / wide * 2 + rank) * ROWS + 16 * warp + lane / 4, left = tile % wide * N;
             Index place = Index(row) * columns + left + lane % 4 * 8;
-            Word own = before + group * PIECES * PIECE + (16 * warp + lane / 4) * 128;
-            if (BACK) wait(here + 8 * group, t / 2 % 2);
+            Word own = before + (16 * warp + lane / 4) * 128;
             #pragma unroll
             for (int j = 0; j < N; j += 32) {
                 float added[8] = {};  // forward: bias; backward: sums
                 Word piece = own + j / 64 * PIECE + 16 * ((j / 8 % 8 + lane % 4) ^ lane / 4);
+                if (BACK && j % 64 == 0) wait(here + 8 * (group * PIECES + j / 64), t >> 1 & 1);
                 if (!BACK) {
                     uint4 biases = *reinterpret_cast<const uint4*>(bias + left + lane % 4 * 8 + j);
                     #pragma unroll
@@ -187,8 +188,12 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                         }
                     }
                     Index at = place + Index(row_of(r)) * columns + j;
-                    if (BACK || KEEP) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
-                    *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;
+                    if (BACK || MORE) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
+                    if (!BACK || MORE) *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;
+                }
+                if (BACK && j % 64) {
+                    __syncwarp();
+                    if (lane == 0) arrive(gone + 8 * (j / 64));
                 }
                 if (BACK) {  // over the rows of a warp, 8 lanes that have the same columns
                     #pragma unroll
@@ -201,7 +206,6 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                 }
             }
             if (BACK) {
-                if (lane == 0) arrive(gone + 8 * group);  // u was read for sure: the sums have it
                 sync_warpgroup(group);
                 for (int i = thread; i < N; i += 128) {
                     const float* own_parts = parts + group * 4 * N + i;

@@ -19,8 +19,12 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
     (rows, depth), units = x.shape, w1.shape[1]
     if not fits(rows, depth, units) or not hopper.suits(x, w1, b1):
         return False
-    names = [_name(x, units, *mode) for mode in ((False, False), (False, True), (True, True))]
-    return usable(FILE, *names, _pack_name(x, units), more=_text(x, units))
+    for back in (False, True):
+        n = wide(units, back)
+        names = [_name(x, n, back, more) for more in (False, True)]
+        if not usable(FILE, *names, _pack_name(x, n), more=_text(x, n)):
+            return False
+    return True
 
 
 def fits(rows: int, depth: int, units: int) -> bool:
@@ -39,50 +43,51 @@ def forward(x: Array, w1: Array, b1: Array, keep_u: bool) -> tuple[Array, Array 
     return g, u
 
 
-def backward(dy: Array, u: Array, w2: Array) -> tuple[Array, Array]:
-    """(du (n, D), its sums in parts (n / 128, D) float32), for dg = dy w2^T; g comes over u."""
+def backward(dy: Array, u: Array, w2: Array, make_g: bool) -> tuple[Array, Array]:
+    """(du (n, D), its sums in parts (n / 128, D) float32), for dg = dy w2^T; `make_g`: over u."""
     import cupy
 
     du = cupy.empty(u.shape, u.dtype)
     sums = cupy.empty((2 * len(u) // ROWS, u.shape[1]), "float32")
-    _run(True, True, dy, w2.T, 0, u, 0, du, sums)
+    _run(True, make_g, dy, w2.T, 0, u, 0, du, sums)
     return du, sums
 
 
-def _run(back: bool, keep: bool, a: Array, b: Array, bias: Array, u: Array, *rest: Array) -> None:
+def _run(back: bool, more: bool, a: Array, b: Array, bias: Array, u: Array, *rest: Array) -> None:
     import cupy
 
     (rows, depth), columns = a.shape, b.shape[1]
-    wide, kernel = _wide(columns), get(FILE, _name(a, columns, back, keep), _text(a, columns))
+    n = wide(columns, back)
+    kernel = get(FILE, _name(a, n, back, more), _text(a, n))
+    pack = get(FILE, _pack_name(a, n), _text(a, n))
     packed = cupy.empty(b.size, b.dtype)
     sizes = (columns, depth, *(stride // 2 for stride in b.strides))
-    pack = get(FILE, _pack_name(a, columns), _text(a, columns))
     pack((ceil_div(b.size, 256),), (256,), (b, packed, *map(np.int32, sizes)))
-    stages = (5 if wide > 128 else 6) - 2 * back
-    shared = stages * 2 * DEPTH * (128 + wide) + 512 * wide * back + 256 + 32 * wide
+    stages = (5 if n > 128 else 6) - back
+    shared = stages * 2 * DEPTH * (128 + n) + 256 * n * back + 256 + 32 * n
     if kernel.max_dynamic_shared_size_bytes < shared:
         kernel.max_dynamic_shared_size_bytes = shared
-    blocks = min(multiprocessors(a.device.id) // 2 * 2, 2 * (rows // ROWS) * (columns // wide))
-    tiles = hopper.tensor_map(a, 128, DEPTH)
-    old_u = hopper.tensor_map(u, 128, DEPTH) if back else tiles
-    arguments = (tiles, old_u, packed, bias, u, *rest)
+    blocks = min(multiprocessors(a.device.id) // 2 * 2, 2 * (rows // ROWS) * (columns // n))
+    maps = [hopper.tensor_map(x, 128, DEPTH) for x in (a, u if back else a)]
+    arguments = (*maps, packed, bias, u, *rest)
     kernel(
         (blocks,), (384,), (*arguments, *map(np.int32, (rows, columns, depth))), shared_mem=shared
     )
 
 
-def _wide(columns: int) -> int:
-    """Columns of a tile: the more, the less is read twice."""
-    return 128 if columns % 192 else 192
+def wide(columns: int, back: bool) -> int:
+    """Columns of a tile: the more, the less is read twice; backward they leave room for u."""
+    first, second = (128, 192) if back else (192, 128)
+    return second if columns % first else first
 
 
-def _text(a: Array, columns: int) -> str:
-    return hopper.text(a.dtype.name, _wide(columns), from_shared=True)
+def _text(a: Array, n: int) -> str:
+    return hopper.text(a.dtype.name, n, from_shared=True)
 
 
-def _name(a: Array, columns: int, back: bool, keep: bool) -> str:
-    return f"mix_channels<{type_of(a)},{_wide(columns)},{as_bool(back)},{as_bool(keep)}>"
+def _name(a: Array, n: int, back: bool, more: bool) -> str:
+    return f"mix_channels<{type_of(a)},{n},{as_bool(back)},{as_bool(more)}>"
 
 
-def _pack_name(a: Array, columns: int) -> str:
-    return f"pack_weights<{type_of(a)},{_wide(columns)}>"
+def _pack_name(a: Array, n: int) -> str:
+    return f"pack_weights<{type_of(a)},{n}>"

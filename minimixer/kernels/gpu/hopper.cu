@@ -49,9 +49,6 @@ __device__ inline void copy_tile(Word to, const void* map, int column, int row, 
                  "[%0], [%1, {%2, %3}], [%4];"
                  :: "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
-__device__ inline void bring_near(const void* from, int bytes) {  // to the level-2 cache
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(from), "r"(bytes) : "memory");
-}
 __device__ inline void show_copies() {  // what this thread wrote to shared memory
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

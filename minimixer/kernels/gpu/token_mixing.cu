@@ -142,7 +142,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
 
     if (group < 0) {  // ask for what is to come
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0) {  // weights, a half of each chunk; u of the next tile comes nearer
+        if (threadIdx.x == 0) {  // weights, a half of each chunk
             int used = 0, half = Sizes::CHUNK / 2;
             const char* from = reinterpret_cast<const char*>(packed) + rank * half;
             for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x)
@@ -153,9 +153,6 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                     expect_bytes(full + 8 * stage, Sizes::CHUNK);
                     copy_to_both(weights + stage * Sizes::CHUNK + rank * half,
                                  from + chunk * Sizes::CHUNK, half, full + 8 * stage);
-                    Index next = first + gridDim.x + rank, part = chunk * TILE * UNITS;
-                    if (BACK && next < tiles)
-                        bring_near(u + next * TILE * D + part, TILE * UNITS * sizeof(T));
                 }
         } else if (threadIdx.x == 32) {  // x
             int number = 0;
