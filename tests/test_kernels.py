@@ -27,12 +27,13 @@ from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
 from minimixer.engine.precision import as_dtype, is_half, wide, widen
 from minimixer.engine.products import matmul
-from minimixer.kernels import fused, kept
+from minimixer.kernels import fused
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.cpu import training as cpu_training
 from minimixer.kernels.gpu import channel_mixing, cublas, hopper, plans, spare_row, token_mixing
 from minimixer.kernels.gpu import cuda as compiling
+from minimixer.kernels.gpu import mlp as gpu_mlp
 from minimixer.kernels.gpu import sums as gpu_sums
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
@@ -320,12 +321,7 @@ CHANNELS = [  # shape, hidden: one tile of a cluster, of 128 and of 192 columns;
 
 @each_half
 @pytest.mark.parametrize("shape, hidden", CHANNELS)
-@pytest.mark.parametrize("forgets", [False, True])
-def test_channel_mixing_with_gelu_where_it_is_stored(
-    gpu, dtype, shape, hidden, forgets, monkeypatch
-):
-    if forgets:
-        forget(monkeypatch)
+def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, monkeypatch):
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
     calls = []
@@ -377,14 +373,8 @@ def test_channel_mixing_of_what_is_no_whole_tile(gpu, dtype):
 @each_half
 @pytest.mark.parametrize("axis, shape, hidden", FUSED_MLPS[4:])
 def test_large_channel_mixing_forgets_g(gpu, dtype, axis, shape, hidden, monkeypatch):
-    forget(monkeypatch)
+    monkeypatch.setattr(gpu_mlp, "LARGEST", 0)
     check_mlp(gpu, dtype, axis, shape, hidden, "tanh", layout="roomy")
-
-
-def forget(monkeypatch) -> None:
-    """Backward makes each g again."""
-    monkeypatch.setattr(kept, "LARGEST", 0)
-    monkeypatch.setattr(kept, "_most", 0)
 
 
 @pytest.mark.parametrize("channels", [8, 40, 1288])
@@ -994,7 +984,7 @@ def test_without_a_kernel_the_plain_code_works_after_one_warning(gpu, file, monk
     expected = results()
     monkeypatch.setattr(compiling, "source", source)
     monkeypatch.setattr(compiling, "_failed", set())
-    compiling._compile.cache_clear()
+    compiling._kernels.clear()
     try:
         with pytest.warns(RuntimeWarning, match=file) as said:
             found = results()
@@ -1003,7 +993,7 @@ def test_without_a_kernel_the_plain_code_works_after_one_warning(gpu, file, monk
         results()  # a second warning would be an error
     finally:
         monkeypatch.undo()
-        compiling._compile.cache_clear()
+        compiling._kernels.clear()
 
 
 def test_products_hold_no_more_memory_than_they_ask_for(gpu):

@@ -19,12 +19,11 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
     (rows, depth), units = x.shape, w1.shape[1]
     if not fits(rows, depth, units) or not hopper.suits(x, w1, b1):
         return False
-    for back in (False, True):
-        n = wide(units, back)
-        names = [_name(x, n, back, more) for more in (False, True)]
-        if not usable(FILE, *names, _pack_name(x, n), more=_text(x, n)):
-            return False
-    return True
+    n, m = wide(units, False), wide(units, True)
+    forward = [_name(x, n, False, keep) for keep in (False, True)]
+    return usable(FILE, *forward, _pack_name(x, n), more=_text(x, n)) and usable(
+        FILE, _name(x, m, True, True), _pack_name(x, m), more=_text(x, m)
+    )
 
 
 def fits(rows: int, depth: int, units: int) -> bool:
@@ -43,22 +42,22 @@ def forward(x: Array, w1: Array, b1: Array, keep_u: bool) -> tuple[Array, Array 
     return g, u
 
 
-def backward(dy: Array, u: Array, w2: Array, make_g: bool) -> tuple[Array, Array]:
-    """(du (n, D), its sums in parts (n / 128, D) float32), for dg = dy w2^T; `make_g`: over u."""
+def backward(dy: Array, u: Array, w2: Array) -> tuple[Array, Array]:
+    """(du (n, D), its sums in parts (n / 128, D) float32), for dg = dy w2^T; g comes over u."""
     import cupy
 
     du = cupy.empty(u.shape, u.dtype)
     sums = cupy.empty((2 * len(u) // ROWS, u.shape[1]), "float32")
-    _run(True, make_g, dy, w2.T, 0, u, 0, du, sums)
+    _run(True, True, dy, w2.T, 0, u, 0, du, sums)
     return du, sums
 
 
-def _run(back: bool, more: bool, a: Array, b: Array, bias: Array, u: Array, *rest: Array) -> None:
+def _run(back: bool, keep: bool, a: Array, b: Array, bias: Array, u: Array, *rest: Array) -> None:
     import cupy
 
     (rows, depth), columns = a.shape, b.shape[1]
     n = wide(columns, back)
-    kernel = get(FILE, _name(a, n, back, more), _text(a, n))
+    kernel = get(FILE, _name(a, n, back, keep), _text(a, n))
     pack = get(FILE, _pack_name(a, n), _text(a, n))
     packed = cupy.empty(b.size, b.dtype)
     sizes = (columns, depth, *(stride // 2 for stride in b.strides))
@@ -85,8 +84,8 @@ def _text(a: Array, n: int) -> str:
     return hopper.text(a.dtype.name, n, from_shared=True)
 
 
-def _name(a: Array, n: int, back: bool, more: bool) -> str:
-    return f"mix_channels<{type_of(a)},{n},{as_bool(back)},{as_bool(more)}>"
+def _name(a: Array, n: int, back: bool, keep: bool) -> str:
+    return f"mix_channels<{type_of(a)},{n},{as_bool(back)},{as_bool(keep)}>"
 
 
 def _pack_name(a: Array, n: int) -> str:

@@ -12,7 +12,9 @@ import functools
 import hashlib
 import os
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ...engine.arrays import Array
 DIRECTORY = Path(__file__).parent
 C_NAMES = {"float64": "double", "float32": "float", "float16": "__half",
            "bfloat16": "__nv_bfloat16", "uint8": "unsigned char"}  # fmt: skip
+_kernels: dict[tuple[str, str, int, str], Any] = {}  # by file, expression, device, and more text
 _failed: set[str] = set()  # files whose kernels can't be compiled here: the plain code is used
 
 
@@ -40,22 +43,25 @@ def source_of(file: str) -> str:
 def get(file: str, expression: str, more: str = "") -> Any:
     """The kernel, for the current GPU. With `more` text it is one that takes instructions of
     compute capability 9.0 alone."""
-    return _compile(file, expression, sys.modules["cupy"].cuda.Device().id, more)
+    key = file, expression, sys.modules["cupy"].cuda.Device().id, more
+    return _kernels[key] if key in _kernels else _compile(*key)
 
 
-@functools.cache
 def _compile(file: str, expression: str, device: int, more: str) -> Any:
     import cupy
 
     text = source(file, more)
     marker = _marker(text + expression, device)
     if not marker.exists():
-        _say_once("minimixer: compiling kernels for this GPU; they are kept for the next time")
+        with _lock:
+            _say_once("minimixer: compiling kernels for this GPU; they are kept for the next time")
     options = ("-std=c++17", *(["-arch=sm_90a"] if more else []))  # beside CuPy's own, and taken
-    module = cupy.RawModule(
-        code=text, options=options, name_expressions=(expression,), backend="nvrtc"
-    )
-    kernel = module.get_function(expression)
+    with cupy.cuda.Device(device):  # which each thread has for itself
+        module = cupy.RawModule(
+            code=text, options=options, name_expressions=(expression,), backend="nvrtc"
+        )
+        kernel = module.get_function(expression)
+    _kernels[file, expression, device, more] = kernel
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
@@ -73,18 +79,27 @@ def _marker(text: str, device: int) -> Path:
     return cache / f"minimixer-{hashlib.sha256(what.encode()).hexdigest()[:20]}"
 
 
+_lock = threading.Lock()
+
+
 @functools.cache
 def _say_once(text: str) -> None:
     print(text, file=sys.stderr)
 
 
 def usable(file: str, *expressions: str, more: str = "") -> bool:
-    """Can these kernels be had? If not, one warning says so: the plain code then does the work."""
+    """Can these kernels be had? If not, one warning says so: the plain code then does the work.
+    Those that are missing are compiled side by side."""
     if file in _failed:
         return False
+    device = sys.modules["cupy"].cuda.Device().id
+    keys = [(file, expression, device, more) for expression in expressions]
+    missing = [key for key in keys if key not in _kernels]
+    if not missing:
+        return True
     try:
-        for expression in expressions:
-            get(file, expression, more)
+        with ThreadPoolExecutor(len(missing)) as pool:
+            list(pool.map(lambda key: _compile(*key), missing))
     except MemoryError:
         raise  # which says nothing about the kernel
     except Exception as error:  # whatever a compiler, a driver or a missing header may lead to

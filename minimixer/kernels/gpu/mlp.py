@@ -5,21 +5,18 @@ There are three ways, the first that can be had is taken:
     two bytes, Hopper   token mixing is one kernel (token_mixing.py); in channel mixing the products
                         apply bias, GELU and its slope, and sum up (channel_mixing.py)
     two bytes           cuBLAS applies bias and GELU as it stores the product, and in backward the
-                        slope, where g was kept (token mixing's bias: spare_row.py)
+                        slope, where g is kept (token mixing's bias: spare_row.py)
     else                a product, then a pass that adds the bias and applies GELU; in backward one
                         that applies the slope and sums up (gelu.py)
 """
 
 import math
-import weakref
-from collections import defaultdict
 from typing import Any
 
 from ...engine.arrays import Array, namespace
 from ...engine.autograd import Gradients
 from ...engine.products import as_rows
 from ..fused import MLP
-from ..kept import Kept
 from ..node import Fast
 from . import channel_mixing, cublas, spare_row, token_mixing
 from .gelu import GeluKernel
@@ -27,13 +24,10 @@ from .layers import sum_of_products, weight_gradient
 from .side import LARGEST, aside
 from .sums import column_sums, sum_rows
 
-_kept: defaultdict[int, Kept] = defaultdict(Kept)  # of each GPU
-
 
 class FastMLP(Fast, MLP):
-    """Keeps x, u (not the slope), and g: in token mixing, if that is not one kernel, and in channel
-    mixing as far as `kernels.keep` says. Else backward makes g again, over u, in the pass or the
-    product that applies the slope.
+    """Keeps x, u (not the slope), and g where there is no better way: in token mixing, and if it is
+    small. Else backward makes g again, over u, in the pass or the product that applies the slope.
     """
 
     any_dtype = True
@@ -80,15 +74,9 @@ class FastMLP(Fast, MLP):
             self.b1: Array = b1
             self.w2: Array = w2
             self.u: Array = u
-            self.g: Array = g if g is not None and (self.first or self.may_keep(g)) else None
+            small = not self.on_hopper and (self.first or g.nbytes <= LARGEST)
+            self.g: Array = g if small else None
         return y.reshape(self.shape)
-
-    def may_keep(self, g: Array) -> bool:
-        kept = _kept[g.device.id]
-        may = kept.take(g.nbytes)
-        if may and g.nbytes > LARGEST:
-            weakref.finalize(self, kept.give_back, g.nbytes).atexit = False
-        return may
 
     def with_gelu(self, x: Array, w1: Array, b1: Array, keep: bool) -> Any:
         """(g, u) from one product by cuBLAS, or None."""
@@ -135,13 +123,11 @@ class FastMLP(Fast, MLP):
         return dx.reshape(self.shape), dw1, db1, dw2
 
     def channel_gradients(self, dy: Array) -> Gradients:
-        u, g = self.u, self.g
-        if u is None:  # a second backward (retain_graph): the first wrote over it
-            u = channel_mixing.forward(self.x, self.w1, self.b1, True)[1]
-        du, parts = channel_mixing.backward(dy, u, self.w2, make_g=g is None)
-        if g is None:
-            g = u
-            self.u = None
+        g = self.u
+        if g is None:  # a second backward (retain_graph): the first wrote over it
+            g = channel_mixing.forward(self.x, self.w1, self.b1, True)[1]
+        du, parts = channel_mixing.backward(dy, g, self.w2)  # u has become g
+        self.u = None
         with aside(self, (1, 2, 3), self.x, du, dy, g, parts):
             db1 = self.destination(2)
             db1 = namespace(dy).empty(du.shape[1], parts.dtype) if db1 is None else db1
