@@ -315,7 +315,7 @@ def test_token_mixing_of_what_no_kernel_takes(gpu, dtype):
 
 CHANNELS = [  # shape, hidden: one tile of a cluster, of 128 and of 192 columns; more than clusters
     ((4, 64, 64), 128), ((8, 32, 64), 192), ((196, 64, 128), 384), ((2, 384, 192), 640),
-    ((100, 256, 64), 576),
+    ((100, 256, 64), 576), ((110, 256, 64), 384),
 ]  # fmt: skip
 
 

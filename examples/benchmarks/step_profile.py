@@ -230,7 +230,7 @@ def profile_gpu(step) -> dict:
     from minimixer.kernels.gpu import cublas, cuda, hopper, plans
 
     notes = []
-    mapped: dict = {}  # tensor maps' arrays, by the map's identity
+    mapped: dict = {}  # tensor maps, and their arrays' bytes, by the map's identity
     found = [
         importlib.import_module(f"{gpu.__name__}.{m.name}") for m in iter_modules(gpu.__path__)
     ]
@@ -260,14 +260,14 @@ def profile_gpu(step) -> dict:
         def __call__(self, grid, block, arguments, **options):
             expression = self.expression
             maps = {id(x): mapped[id(x)][1] for x in arguments if id(x) in mapped}
-            arrays = [*maps.values(), *(x for x in arguments if isinstance(x, cupy.ndarray))]
+            arrays = [x for x in arguments if isinstance(x, cupy.ndarray)]
             # What is written over was read before: dg, u where g is made again, w, m and v.
             again = []
             if "gelu" in expression and "backward" in expression:
                 again = [arguments[2]] + [arguments[0]] * expression.endswith(",true>")
             elif expression.startswith("adamw"):
                 again = [arguments[0], arguments[2], arguments[3]]
-            size = sum(x.nbytes for x in [*arrays, *again])
+            size = sum(x.nbytes for x in [*arrays, *again]) + sum(maps.values())
             return measured(expression, size, 0, self.kernel, grid, block, arguments, **options)
 
     def noted_get(file, expression, more=""):
@@ -275,7 +275,7 @@ def profile_gpu(step) -> dict:
 
     def noted_map(matrix, rows, columns):
         made = tensor_map(matrix, rows, columns)
-        mapped[id(made)] = made, matrix
+        mapped[id(made)] = made, matrix.nbytes
         return made
 
     def noted_product(a, b, out, *rest):

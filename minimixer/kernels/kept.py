@@ -29,8 +29,8 @@ def by_mlp(
     approximate: str,
 ) -> int | None:  # fmt: skip
     """An MLP over so many columns, along the first axis or the last: on a GPU x and what goes into
-    GELU; what comes out too where the tensor cores of Hopper don't make it again, along the first
-    axis or if it is small."""
+    GELU; what comes out too where the tensor cores of Hopper don't make it again (other GPUs keep
+    it, and this is too low), along the first axis or if it is small."""
     if kernels == "cpu":
         return None
     again = (itemsize, approximate) == (2, "tanh") and (

@@ -16,8 +16,8 @@
 //                                     +----+----+----+
 //
 // A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers: 192
-// forward and 128 backward, if that divides the columns, else the other. Two take turns with the tensor cores: while one
-// multiplies, the other computes GELU of what it has multiplied, and stores it.
+// forward and 128 backward, if that divides the columns, else the other. Two take turns with the
+// tensor cores: while one multiplies, the other computes GELU of what it has multiplied, and stores it.
 //
 //     group 0   | tile 0: products |  tile 0: GELU    | tile 2: products |  tile 2: GELU
 //     group 1   |                  | tile 1: products |  tile 1: GELU    | tile 3: products
@@ -47,6 +47,13 @@ __global__ void pack_weights(
                   + Index(block / blocks * N + unit_of(n)) * along_n];
 }
 
+__device__ inline void begin_turn(int group) {  // with the tensor cores, of two warpgroups
+    asm volatile("bar.sync %0, 256;" :: "r"(group + 1) : "memory");
+}
+__device__ inline void end_turn(int group) {  // the other's begins
+    asm volatile("bar.arrive %0, 256;" :: "r"(2 - group) : "memory");
+}
+
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
@@ -61,15 +68,17 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
     constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of u of a tile
     constexpr int AFTER = STAGES * STAGE + PIECES * PIECE;
     extern __shared__ __align__(1024) unsigned char shared[];
-    Word stages = address(shared), before = stages + STAGES * STAGE;  // u
-    Word full = stages + AFTER, empty = full + 8 * STAGES;
-    Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u: for each group, as it may come late
+    Word ring = address(shared), before = ring + STAGES * STAGE;  // of a and b; u
+    Word full = ring + AFTER, empty = full + 8 * STAGES;
+    Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u
     float* parts = reinterpret_cast<float*>(shared + AFTER + 256);  // of sums, 8 warps' (N,)
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
     int wide = columns / N, blocks = depth / DEPTH;
     int tiles = rows / (2 * ROWS) * wide, clusters = gridDim.x / 2, first = blockIdx.x / 2;
     int count = first < tiles ? (tiles - first - 1) / clusters + 1 : 0;
 
+    // `here` is there for each group: with one for both, a group that comes early would take the phase
+    // of two tiles ago for its own.
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             start_barrier(full + 8 * i, 1);
@@ -95,7 +104,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                                  + Index(tile % wide) * blocks * B + rank * (B / 2);
                 #pragma unroll 1
                 for (int k = 0; k < blocks; k++, from += B) {
-                    Word at = stages + stage * STAGE;
+                    Word at = ring + stage * STAGE;
                     wait(empty + 8 * stage, round ^ 1);
                     expect_bytes(full + 8 * stage, STAGE);
                     copy_tile(at, &a, k * DEPTH, row, full + 8 * stage);
@@ -128,7 +137,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             begin_turn(group);
             #pragma unroll 1
             for (int k = 0; k < blocks; k++) {
-                Word at = stages + stage * STAGE;
+                Word at = ring + stage * STAGE;
                 wait(full + 8 * stage, round);
                 begin_products();
                 #pragma unroll

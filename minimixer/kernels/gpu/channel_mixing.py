@@ -11,7 +11,7 @@ from . import hopper
 from .cuda import as_bool, ceil_div, get, multiprocessors, pointer, type_of, usable
 
 FILE = "channel_mixing.cu"
-ROWS, DEPTH = 256, 64  # of a cluster's tile; taken at a time
+ROWS, DEPTH = 128, 64  # of a block's tile; taken at a time
 
 
 def suits(x: Array, w1: Array, b1: Array) -> bool:
@@ -28,7 +28,7 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
 
 def fits(rows: int, depth: int, units: int) -> bool:
     """Are these sizes that it can take?"""
-    return not (rows % ROWS or depth % DEPTH or (units % 128 and units % 192))
+    return not (rows % (2 * ROWS) or depth % DEPTH or (units % 128 and units % 192))
 
 
 def forward(x: Array, w1: Array, b1: Array, keep_u: bool) -> tuple[Array, Array | None]:
@@ -47,7 +47,7 @@ def backward(dy: Array, u: Array, w2: Array) -> tuple[Array, Array]:
     import cupy
 
     du = cupy.empty(u.shape, u.dtype)
-    sums = cupy.empty((2 * len(u) // ROWS, u.shape[1]), "float32")
+    sums = cupy.empty((len(u) // ROWS, u.shape[1]), "float32")
     _run(True, True, dy, w2.T, 0, u, 0, du, sums)
     return du, sums
 
@@ -62,13 +62,14 @@ def _run(back: bool, keep: bool, a: Array, b: Array, bias: Array, u: Array, *res
     packed = cupy.empty(b.size, b.dtype)
     sizes = (columns, depth, *(stride // 2 for stride in b.strides))
     pack((ceil_div(b.size, 256),), (256,), (b, packed, *map(np.int32, sizes)))
-    stages = (5 if n > 128 else 6) - back
-    shared = stages * 2 * DEPTH * (128 + n) + 256 * n * back + 256 + 32 * n
+    stages = (5 if n > 128 else 6) - back  # as stages() there says
+    shared = stages * 2 * DEPTH * (ROWS + n) + 2 * ROWS * n * back + 256 + 32 * n
     if kernel.max_dynamic_shared_size_bytes < shared:
         kernel.max_dynamic_shared_size_bytes = shared
-    blocks = min(multiprocessors(a.device.id) // 2 * 2, 2 * (rows // ROWS) * (columns // n))
-    maps = [hopper.tensor_map(x, 128, DEPTH) for x in (a, u if back else a)]
-    arguments = (*maps, packed, bias, u, *rest)
+    blocks = min(multiprocessors(a.device.id) // 2 * 2, rows // ROWS * (columns // n))
+    tiles = hopper.tensor_map(a, ROWS, DEPTH)
+    old_u = hopper.tensor_map(u, ROWS, DEPTH) if back else tiles
+    arguments = (tiles, old_u, packed, bias, u, *rest)
     kernel(
         (blocks,), (384,), (*arguments, *map(np.int32, (rows, columns, depth))), shared_mem=shared
     )

@@ -56,11 +56,10 @@ def _compile(file: str, expression: str, device: int, more: str) -> Any:
         with _lock:
             _say_once("minimixer: compiling kernels for this GPU; they are kept for the next time")
     options = ("-std=c++17", *(["-arch=sm_90a"] if more else []))  # beside CuPy's own, and taken
-    with cupy.cuda.Device(device):  # which each thread has for itself
-        module = cupy.RawModule(
-            code=text, options=options, name_expressions=(expression,), backend="nvrtc"
-        )
-        kernel = module.get_function(expression)
+    module = cupy.RawModule(
+        code=text, options=options, name_expressions=(expression,), backend="nvrtc"
+    )
+    kernel = module.get_function(expression)
     _kernels[file, expression, device, more] = kernel
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +94,13 @@ def usable(file: str, *expressions: str, more: str = "") -> bool:
     device = sys.modules["cupy"].cuda.Device().id
     keys = [(file, expression, device, more) for expression in expressions]
     missing = [key for key in keys if key not in _kernels]
-    if not missing:
-        return True
     try:
-        with ThreadPoolExecutor(len(missing)) as pool:
-            list(pool.map(lambda key: _compile(*key), missing))
+        if len(missing) == 1:
+            _compile(*missing[0])
+        elif missing:  # in threads, each of which has a current device of its own
+            use = sys.modules["cupy"].cuda.Device(device).use
+            with ThreadPoolExecutor(len(missing), initializer=use) as pool:
+                list(pool.map(lambda key: _compile(*key), missing))
     except MemoryError:
         raise  # which says nothing about the kernel
     except Exception as error:  # whatever a compiler, a driver or a missing header may lead to

@@ -33,6 +33,8 @@ __device__ inline void arrive_at(Word barrier, int block) {  // of the cluster
                  "mbarrier.arrive.shared::cluster.b64 _, [there]; }"
                  :: "r"(barrier), "r"(block) : "memory");
 }
+// Until a phase of this parity is over. A new barrier is in phase 0, and 1 counts as over: so the
+// first wait for an empty place (`^ 1`) passes.
 __device__ inline void wait(Word barrier, int phase) {
     asm volatile("{ .reg .pred done;\n"
                  "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
@@ -74,12 +76,6 @@ __device__ inline int rank_in_cluster() {
 }
 __device__ inline void sync_warpgroup(int group) {
     asm volatile("bar.sync %0, 128;" :: "r"(group + 3) : "memory");
-}
-__device__ inline void begin_turn(int group) {  // with the tensor cores, of two warpgroups
-    asm volatile("bar.sync %0, 256;" :: "r"(group + 1) : "memory");
-}
-__device__ inline void end_turn(int group) {  // the other's begins
-    asm volatile("bar.arrive %0, 256;" :: "r"(2 - group) : "memory");
 }
 
 // ---- products -----------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def tensor_map(matrix: Array, rows: int, columns: int) -> np.ndarray:
     status = _driver().cuTensorMapEncodeTiled(
         ctypes.c_void_p(made.ctypes.data), _TENSOR_KINDS[matrix.dtype.name], 2,
         ctypes.c_void_p(matrix.data.ptr), (u64 * 2)(*matrix.shape[::-1]),
-        (u64 * 1)(matrix.strides[0]), (u32 * 2)(columns, rows), (u32 * 2)(1, 1), 0, _SWIZZLE_128,
+        (u64 * 1)(2 * matrix.shape[1]), (u32 * 2)(columns, rows), (u32 * 2)(1, 1), 0, _SWIZZLE_128,
         _PROMOTE_256, 0,
     )  # fmt: skip
     if status:

@@ -26,8 +26,8 @@ from .sums import column_sums, sum_rows
 
 
 class FastMLP(Fast, MLP):
-    """Keeps x, u (not the slope), and g where there is no better way: in token mixing, and if it is
-    small. Else backward makes g again, over u, in the pass or the product that applies the slope.
+    """Keeps x and u (not the slope); g too, but on Hopper, in token mixing or if it is small. Else
+    backward makes g again where it applies the slope, over u (but for Hopper's token mixing).
     """
 
     any_dtype = True
@@ -123,11 +123,11 @@ class FastMLP(Fast, MLP):
         return dx.reshape(self.shape), dw1, db1, dw2
 
     def channel_gradients(self, dy: Array) -> Gradients:
-        g = self.u
-        if g is None:  # a second backward (retain_graph): the first wrote over it
-            g = channel_mixing.forward(self.x, self.w1, self.b1, True)[1]
-        du, parts = channel_mixing.backward(dy, g, self.w2)  # u has become g
-        self.u = None
+        u, self.u = self.u, None
+        if u is None:  # a second backward (retain_graph): the first wrote over it
+            u = channel_mixing.forward(self.x, self.w1, self.b1, True)[1]
+        du, parts = channel_mixing.backward(dy, u, self.w2)
+        g = u  # is there now
         with aside(self, (1, 2, 3), self.x, du, dy, g, parts):
             db1 = self.destination(2)
             db1 = namespace(dy).empty(du.shape[1], parts.dtype) if db1 is None else db1

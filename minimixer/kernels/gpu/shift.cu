@@ -18,5 +18,6 @@ __global__ void shift(
     Index image = rest / height;
     Index from_row = row - shifts[2 * image], from_column = column - shifts[2 * image + 1];
     bool inside = from_row >= 0 && from_row < height && from_column >= 0 && from_column < width;
-    moved[i] = inside ? images[((image * height + from_row) * width + from_column) * channels + channel] : T(0);
+    Index from = ((image * height + from_row) * width + from_column) * channels + channel;
+    moved[i] = inside ? images[from] : T(0);
 }

@@ -1,8 +1,9 @@
 // The token-mixing MLP of a tile of columns, y = w2 gelu(w1^T x + b1), without its hidden array:
-// 384 hidden units of each column live in registers, 64 at a time, and never see memory.
+// 384 hidden units of each column live in registers, 64 at a time, and never see memory. Why that
+// pays is docs/book/hidden.md; hopper.cu comes before this file. Of one warpgroup:
 //
 //        x (S, n)         w1 (S, D)                     w2 (S, D)              y (S, n)
-//        128 columns      64 units at a time            the same 64            128 columns
+//        its 64 columns   64 units at a time            the same 64            its columns
 //       +--+--+--+       +--+                          +--+                   +--+--+--+
 //       |  |XX|  |  T    |11|     u: 64 x 64    gelu   |22| T                 |  |YY|  |
 //     S |  |XX|  |   x   |11|  ->  +----+  ---->  g x  |22|   added up in     |  |YY|  |
@@ -13,7 +14,8 @@
 // tensor core instruction, wgmma, has: x^T in registers, S / 4 of them a thread; y^T too, S / 2. The
 // weights come through shared memory, two chunks of 64 units at a time, where two blocks of a
 // cluster load a half each and both get the whole. A third warpgroup asks for all that is to come.
-// b1 is one more row of w1, for which x has ones.
+// b1 is one more row of w1, for which x has ones. Nobody arranges turns: while one warpgroup is in
+// `activate`, the other may multiply.
 //
 // Backward is the same two products with the weights in each other's place:
 //
@@ -40,7 +42,6 @@ template <int S> struct Shape {
     static constexpr int FIRST = K * UNITS * 2;  // bytes of a chunk for the first product
     static constexpr int CHUNK = FIRST + N * UNITS * 2;
     static constexpr int INPUT = K * COLUMNS * 2;  // of a warpgroup's x
-    static constexpr int BYTES = STAGES * (CHUNK + 2 * INPUT) + 128;
 };
 
 // ---- weights, as the tensor cores want them ---------------------------------------------------
@@ -80,7 +81,9 @@ template <int D, typename T> __device__ inline void store_units(T* to, const uin
 }
 
 // From the first product to what the second one multiplies. Forward `kept` becomes u; backward it is
-// u, and becomes g.
+// u, and becomes g. Lane l has rows l / 4 and l / 4 + 8 of its warp's 16, and of every 8 columns
+// 2 (l % 4) and the next: sum[4 j + 2 half + i]. A left factor in registers lies the same way, so
+// threads exchange nothing between the products.
 template <bool BACK, typename T>
 __device__ inline void activate(
     const float (&hidden)[UNITS / 2], uint4 (&kept)[2][2], Word (&next)[UNITS / 16][4]
@@ -121,7 +124,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     extern __shared__ __align__(1024) unsigned char shared[];
     Word weights = address(shared), inputs = weights + STAGES * Sizes::CHUNK;
     Word barriers = inputs + STAGES * 2 * Sizes::INPUT, nowhere = barriers + 64;
-    Word full = barriers, empty = full + 16, here = empty + 16, gone = here + 16;
+    Word full = barriers, empty = full + 16, here = empty + 16, gone = here + 16;  // weights; x
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
     Index tiles = n / TILE;
 
@@ -141,6 +144,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     cluster_sync();
 
     if (group < 0) {  // ask for what is to come
+        // Of 168 registers a thread this group gives most to the others.
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 0) {  // weights, a half of each chunk
             int used = 0, half = Sizes::CHUNK / 2;
@@ -148,8 +152,8 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
             for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x)
                 #pragma unroll 1
                 for (int chunk = 0; chunk < CHUNKS; chunk++, used++) {
-                    int stage = used % 2;
-                    wait(empty + 8 * stage, used / 2 % 2 ^ 1);
+                    int stage = used % STAGES;
+                    wait(empty + 8 * stage, used / STAGES % 2 ^ 1);
                     expect_bytes(full + 8 * stage, Sizes::CHUNK);
                     copy_to_both(weights + stage * Sizes::CHUNK + rank * half,
                                  from + chunk * Sizes::CHUNK, half, full + 8 * stage);
@@ -157,8 +161,8 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
         } else if (threadIdx.x == 32) {  // x
             int number = 0;
             for (Index tile = blockIdx.x; tile < tiles; tile += gridDim.x, number++) {
-                int stage = number % 2;
-                wait(gone + 8 * stage, number / 2 % 2 ^ 1);
+                int stage = number % STAGES;
+                wait(gone + 8 * stage, number / STAGES % 2 ^ 1);
                 expect_bytes(here + 8 * stage, 2 * S * COLUMNS * 2);
                 for (int i = 0; i < 2; i++)
                     copy_tile(inputs + (2 * stage + i) * Sizes::INPUT, &x,
@@ -176,10 +180,10 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
         for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x, number++) {
             Index tile = first + rank;
             bool mine = tile < tiles;
-            int buffer = number % 2;
+            int buffer = number % STAGES;
             Word input = inputs + (2 * buffer + group) * Sizes::INPUT;
             Word a[ROUNDS][4];
-            if (mine) wait(here + 8 * buffer, number / 2 % 2);
+            if (mine) wait(here + 8 * buffer, number / STAGES % 2);
             #pragma unroll
             for (int k = 0; k < ROUNDS; k++)
                 load_transposed(a[k], input + corner + 16 * k * COLUMNS * 2);
@@ -191,10 +195,10 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
             if (BACK && mine) load_units<D>(kept, u + place);
             #pragma unroll 1
             for (int chunk = 0; chunk < CHUNKS; chunk++, used++, place += UNITS) {
-                int stage = used % 2;
+                int stage = used % STAGES;
                 Word w1 = weights + stage * Sizes::CHUNK, w2 = w1 + Sizes::FIRST;
                 float hidden[UNITS / 2];
-                wait(full + 8 * stage, used / 2 % 2);
+                wait(full + 8 * stage, used / STAGES % 2);
                 begin_products();
                 #pragma unroll
                 for (int k = 0; k < ROUNDS; k++)
