@@ -81,9 +81,9 @@ template <int D, typename T> __device__ inline void store_units(T* to, const uin
 }
 
 // From the first product to what the second one multiplies. Forward `kept` becomes u; backward it is
-// u, and becomes g. Lane l has rows l / 4 and l / 4 + 8 of its warp's 16, and of every 8 columns
-// 2 (l % 4) and the next: sum[4 j + 2 half + i]. A left factor in registers lies the same way, so
-// threads exchange nothing between the products.
+// u, and becomes g. Four lanes share two rows, 8 apart, of their warp's 16, and each of them has two
+// columns of every 8, side by side. A left factor in registers lies the same way, so threads
+// exchange nothing between the products.
 template <bool BACK, typename T>
 __device__ inline void activate(
     const float (&hidden)[UNITS / 2], uint4 (&kept)[2][2], Word (&next)[UNITS / 16][4]
