@@ -137,6 +137,23 @@ def test_the_page_tells_what_was_computed(tmp_path):
             assert all(float(row[name]) == told[name] for name in told.keys() & row.keys())
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [(b"", "has no rows"), (b"a,b\n", "has no rows"), (b"a,b\n1,2\n3", "line 3: more or fewer"),
+     (b"a,b\n1,2,3\n", "line 2: more or fewer"), (b"a\n\xff\n", "is no CSV file")],
+)  # fmt: skip
+def test_rows_that_are_damaged_are_refused(tmp_path, content, said):
+    """By one line that names the file, before anything is written."""
+    draw = runpy.run_path(str(EXAMPLES.parent / "docs" / "comparison" / "draw.py"))
+    path = tmp_path / "scaling" / "decades.csv"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    (tmp_path / "page.md").write_text("<!-- scaling -->\n<!-- end -->\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=rf"decades\.csv.*{said}"):
+        draw["main"](tmp_path, tmp_path / "page.md")
+    assert [p.name for p in sorted(tmp_path.rglob("*.*"))] == ["page.md", "decades.csv"]
+
+
 def test_going_on_draws_no_letters_for_what_is_there(whole, letters, tmp_path, monkeypatch):
     """For a cell that is missing its own, and no others."""
     shutil.copytree(whole[0], tmp_path / "out")

@@ -49,11 +49,20 @@ def main(folder: Path = HERE, page: Path = PAGE) -> None:
 
 
 def rows_of(path: Path) -> Rows:
-    """The rows of a CSV file, numbers as numbers; none if there is no such file."""
+    """The rows of a CSV file, numbers as numbers; none if there is no such file. Exits if it has no
+    rows, or one of them is cut."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SystemExit(f"draw.py: {path} is no CSV file: {error}") from None
+    for line, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise SystemExit(f"draw.py: {path}, line {line}: more or fewer values than columns")
+    if not rows:
+        raise SystemExit(f"draw.py: {path} has no rows")
+    return [{name: number(text) for name, text in row.items()} for row in rows]
 
 
 def number(text: str) -> int | float | str:
@@ -66,7 +75,7 @@ def number(text: str) -> int | float | str:
 
 def put(page: str, name: str, tables: str) -> str:
     """The page with these tables at their place, if it has one."""
-    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
     return place.sub(lambda met: f"{met[1]}\n{tables}\n{met[2]}", page)
 
 

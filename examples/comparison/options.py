@@ -29,7 +29,12 @@ def listed(kind: Any, least: float = -math.inf) -> Any:
     """A type of option: values separated by commas, none of them twice."""
 
     def read(text: str) -> list[Any]:
-        values = [kind(part) for part in text.split(",")]
+        try:
+            values = [kind(part) for part in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"wants values of type {kind.__name__} separated by commas, got {text}"
+            ) from None
         if len(set(values)) < len(values) or (
             kind is not str and not all(least <= v < math.inf for v in values)
         ):

@@ -30,9 +30,9 @@ def draw() -> dict[str, str]:
     picture.text(374, top + tall + 22, "added up", "small")
     for left, name in ((148, "W1"), (268, "W2")):
         picture.rect(left, top, 24, tall, "box")
-        picture.rect(left + 8, top, 8, tall, "kind3")
+        picture.rect(left + 8, top, 8, tall, "kind5")
         picture.text(left + 12, top - 10, name)
-    picture.rect(204, top + tall / 2 - 16, 32, 32, "kind1")
+    picture.rect(204, top + tall / 2 - 16, 32, 32, "kind5")
     picture.text(220, top + tall / 2 - 26, "hidden", "small")
     picture.text(220, top + tall + 22, f"{CHUNK} units of {TILE} columns", "small")
     for start, end in ((120, 144), (176, 200), (240, 264), (296, 320)):
@@ -44,8 +44,8 @@ def draw() -> dict[str, str]:
     read, write = "kind1", "kind3"
     u, back = (between, write), (between, read)  # what goes into GELU, what comes out
     rows = (
-        ("training, two kernels", [(x, read), u, u, back, (x, write)]),
-        ("training, one", [(x, read), u, (x, write)]),
+        ("forward in training, two kernels", [(x, read), u, u, back, (x, write)]),
+        ("forward in training, one", [(x, read), u, (x, write)]),
         ("inference, two kernels", [(x, read), u, back, (x, write)]),
         ("inference, one", [(x, read), (x, write)]),
     )
