@@ -29,7 +29,7 @@ def correct(logits: Array, labels: Array) -> Array:
     """How many rows of logits (B, K) are largest at their label (B,): a 0-d array, on the device.
     For training steps, which must not wait for it."""
     right = logits.argmax(axis=1) == labels
-    return right.astype(np.int64).sum()  # of bool CuPy's takes four seconds to compile
+    return right.astype(np.int64).sum()  # a sum of bool takes CuPy four seconds to compile
 
 
 def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
