@@ -719,6 +719,16 @@ def test_memory_and_errors_of_scripts(capsys):
     assert capsys.readouterr().err == "name: out of memory; take less: much\n"
 
 
+@pytest.mark.parametrize("free", [1 << 20, 1 << 40])
+def test_a_compiler_gets_room_for_headers_only_where_there_is_some(free, monkeypatch):
+    monkeypatch.setenv("CUPY_NVRTC_USE_PCH", "")
+    monkeypatch.delenv("CUPY_NVRTC_USE_PCH")
+    monkeypatch.setattr(shutil, "disk_usage", lambda directory: argparse.Namespace(free=free))
+    with pytest.raises(SystemExit):
+        command_line.run_script(lambda: 0, "name")
+    assert ("CUPY_NVRTC_USE_PCH" in os.environ) == (free > 1 << 30)
+
+
 # ---- on a GPU -----------------------------------------------------------------------------------
 
 
