@@ -21,7 +21,7 @@ import numpy as np
 
 from minimixer import AdamW, Mixer, data, kernels, parallel, schedule
 from minimixer import functional as F
-from minimixer.training.gpu_batches import on_device
+from minimixer.training.gpu_batches import on_device, placed
 from minimixer.training.metrics import correct, evaluate
 from minimixer.training.names import printable
 from support.options import Parser, parse, run_script
@@ -92,7 +92,7 @@ def train(run: Run) -> int:
     batches = data.Batches(
         train_images, train_labels, options.batch_size, options.seed, options.max_shift
     )
-    batches = on_device(batches, device)  # a GPU makes its own
+    batches, held_out = on_device(batches, device), placed(test_images, device)  # GPUs have theirs
 
     # ---- model
     preparation = None if options.data_dir else "digit"  # what predict.py does to pictures
@@ -146,8 +146,9 @@ def train(run: Run) -> int:
 
     def validate():
         """Every process looks at its part; a GPU wants large pieces, the CPU's cache small ones."""
-        mine, size = world.part(len(test_labels)), 256 if model.device == "cpu" else 2000
-        return evaluate(model, test_images[mine], test_labels[mine], size).over(world.sum)
+        mine = world.part(len(test_labels))
+        size = 256 if model.device == "cpu" else -(-8_000_000 // test_images[0].size)
+        return evaluate(model, held_out[mine], test_labels[mine], size).over(world.sum)
 
     # ---- the loop
     # On the CPU it calls train_step (by way of graph/recorded.py); on a GPU that is recorded once,

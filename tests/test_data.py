@@ -430,7 +430,7 @@ def test_batches_made_on_a_gpu_are_the_same(
 ):
     images = np.random.default_rng(n).integers(1, 100, (n, 5, 4, 3)).astype(dtype)
     batches = Batches(images, np.arange(n), batch_size, seed, max_shift, shuffle)
-    made = GpuBatches(batches, to_device(batches.labels, device))
+    made = GpuBatches(batches, to_device(images, device))
     start = round(start * len(batches))
     with functions(kind), pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_batches, "AT_ONCE", at_once * batch_size * images[0].nbytes)

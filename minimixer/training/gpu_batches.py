@@ -30,34 +30,26 @@ SHARE = 8  # data may take one part in so many of what memory the GPU has left
 def on_device(batches: Batches, device: str) -> Batches:
     """The same batches as arrays of `device`; or as they are, for the CPU, and if the data would
     take much of the GPU's memory."""
+    images = placed(batches.images, device)
+    return batches if images is batches.images else GpuBatches(batches, images)
+
+
+def placed(images: np.ndarray, device: str) -> Array:
+    """The images on the device; or as they are, if they would take much of a GPU's memory."""
     if device == "cpu":
-        return batches
-    labels = to_device(batches.labels, device)
-    free = namespace(labels).cuda.runtime.memGetInfo()[0]
-    return batches if batches.images.nbytes > free // SHARE else GpuBatches(batches, labels)
+        return images
+    near = to_device(images[:1], device)
+    free = namespace(near).cuda.runtime.memGetInfo()[0]
+    return images if images.nbytes > free // SHARE else to_device(images, device)
 
 
 class GpuBatches(Batches):
-    """`batches` on the GPU that holds `labels`, which are theirs."""
+    """`batches`, whose images lie on a GPU."""
 
-    def __init__(self, batches: Batches, labels: Array):
-        vars(self).update(vars(batches), _last_order=(-1, None))
-        self.labels = labels
-        self.images = to_device(batches.images, device_of(labels))
-
-    def order(self, epoch: int) -> Array:
-        """As of Batches."""
-        epoch = check_integer("epoch", epoch, 0, (1 << 64) - 1)
-        last_epoch, order = self._last_order
-        if epoch != last_epoch:
-            xp = namespace(self.labels)
-            order = xp.arange(len(self.labels))
-            if self.shuffle:
-                counters = order.astype(np.uint64)
-                keys = random_bits(self.seed, Purpose.SHUFFLE, epoch, 0, 0, counters)
-                order = xp.argsort(keys, kind="stable")
-            self._last_order = (epoch, order)
-        return order
+    def __init__(self, batches: Batches, images: Array):
+        vars(self).update(vars(batches))
+        self.images = images
+        self.labels = to_device(batches.labels, device_of(images))
 
     def batch(self, epoch: int, index: int) -> tuple[Array, Array]:
         """As of Batches."""
@@ -81,6 +73,7 @@ class GpuBatches(Batches):
         """So many batches in one."""
         start = index * self.batch_size
         examples = self.order(epoch)[start : start + count * self.batch_size]
+        examples = to_device(examples, device_of(self.images))
         images = self.images[examples]
         if self.max_shift:
             xp, counters = namespace(images), examples.astype(np.uint64)[:, None]
