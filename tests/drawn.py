@@ -211,13 +211,16 @@ mlps = st.builds(
 )
 
 
-def norm_case(random, shape, y, bias_axis, outputs=(0, 1)):
-    """x, y, bias (None without a bias_axis), gamma, beta; `outputs`: which of the two are used."""
+def norm_case(random, shape, y, bias_axis, outputs=(0, 1), keep=False):
+    """x, y, bias (None without a bias_axis), gamma, beta; `outputs`: which of the two are used;
+    with `keep` and y some of what is added is dropped."""
     bias = None if bias_axis is None else normal(random, (shape[bias_axis],))
     y = normal(random, shape) if y else None
     gamma, beta = nonzero(random, shape[-1:]), normal(random, shape[-1:])
     options = {"epsilon": 1e-6 if shape[-1] > 2 else 0.1, "outputs": outputs}
     options["bias_axis"] = -1 if bias_axis is None else bias_axis
+    if keep and y is not None and len(shape) > 1:
+        options["keep"] = random.choice([0.0, 1.5], shape[-2])
     return Case((normal(random, shape) + 1, y, bias, gamma, beta), options)
 
 
@@ -229,6 +232,7 @@ norms = st.builds(
     st.booleans(),
     st.sampled_from([None, 0, -1]),
     st.sampled_from([(0, 1), (1, 0), (0,), (1,)]),
+    st.booleans(),
 )
 
 

@@ -279,9 +279,13 @@ def layer_norm_formula(x, gamma, beta, epsilon):
     return norm_formula(x, None, None, gamma, beta, epsilon, -1, (1,))[0]
 
 
-def norm_formula(x, y, bias, gamma, beta, epsilon, bias_axis, outputs):
-    s = x if y is None else x + y
-    s = s if bias is None else s + _along(bias, bias_axis, s.ndim)
+def norm_formula(x, y, bias, gamma, beta, epsilon, bias_axis, outputs, keep=None):
+    bias = None if bias is None else _along(bias, bias_axis, x.ndim)
+    if keep is None:
+        s = x if y is None else x + y
+        s = s if bias is None else s + bias
+    else:
+        s = x + (y if bias is None else y + bias) * keep[:, None]
     centred = s - s.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
     both = s, centred / (variance + epsilon).sqrt() * gamma + beta
@@ -315,8 +319,10 @@ def log_softmax_formula(z, axis):
     return shifted - shifted.exp().sum(axis=axis, keepdims=True).log()
 
 
-def add_layer_norm(*inputs, outputs, **options):
-    results = fused.add_layer_norm(*inputs, **options)
+def add_layer_norm(*inputs, outputs, keep=None, **options):
+    if keep is not None:
+        keep = Tensor(keep, device=inputs[0].device, dtype=inputs[0].dtype)
+    results = fused.add_layer_norm(*inputs, keep=keep, **options)
     return tuple(results[i] for i in outputs)
 
 
@@ -324,9 +330,10 @@ def add_layer_norm(*inputs, outputs, **options):
 
 
 def _norm_parts(inputs, options, dys):
-    x, y, bias, gamma, _ = inputs
-    s = x if y is None else x + y
-    s = s if bias is None else s + _along(bias, options["bias_axis"], x.ndim)
+    x, y, bias, gamma, _, keep = inputs
+    added = np.zeros_like(x) if y is None else y
+    added = added if bias is None else added + _along(bias, options["bias_axis"], x.ndim)
+    s = x + added * (1 if keep is None else keep[:, None])
     sigma = np.sqrt(s.var(axis=-1, keepdims=True) + options["epsilon"])
     x_hat = (s - s.mean(axis=-1, keepdims=True)) / sigma
     return x_hat, sigma, gamma * dys[1]
@@ -334,8 +341,9 @@ def _norm_parts(inputs, options, dys):
 
 def _add_to_input(inputs, options, dxs, term):
     """`term` more in dL/ds: it goes to x and y, and summed to the bias."""
-    y, bias = inputs[1:3]
+    y, bias, keep = *inputs[1:3], inputs[5]
     dxs[0] = dxs[0] + term
+    term = term * (1 if keep is None else keep[:, None])
     dxs[1] = None if y is None else dxs[1] + term
     if bias is not None:
         rows = np.moveaxis(term, options["bias_axis"], -1).reshape(-1, bias.size)
@@ -356,7 +364,7 @@ def norm_without_x_hat(inputs, options, dys, dxs):
 
 
 def norm_gamma_without_x_hat(inputs, options, dys, dxs):
-    return [*dxs[:3], dxs[4], dxs[4]]
+    return [*dxs[:3], dxs[4], dxs[4], None]
 
 
 def alone(wrong):
@@ -364,8 +372,10 @@ def alone(wrong):
 
     def change(inputs, options, dys, dxs):
         x, *norm = inputs
-        options, everything = {**options, "bias_axis": -1}, [dxs[0], None, None, *dxs[1:]]
-        dx, _, _, *others = wrong((x, None, None, *norm), options, [None, *dys], everything)
+        options, everything = {**options, "bias_axis": -1}, [dxs[0], None, None, *dxs[1:], None]
+        dx, _, _, *others, _ = wrong(
+            (x, None, None, *norm, None), options, [None, *dys], everything
+        )
         return [dx, *others]
 
     return change
@@ -461,7 +471,7 @@ def _named(kind, terms):
     return {name.replace("_", " "): kind(wrong) for name, wrong in terms.items()}
 
 
-def _norm_fixed(shape, y, bias_axis):
+def _norm_fixed(shape, y, bias_axis, keep=False):
     terms: dict[str, Any] = {
         "without its mean term": norm_without_mean,
         "without its x_hat term": norm_without_x_hat,
@@ -474,7 +484,14 @@ def _norm_fixed(shape, y, bias_axis):
     }
     # gamma and beta are two arrays of one shape; x and y rightly get equal gradients.
     undo = ("bias_gradient",) * (bias_axis is not None)
-    return Fixed(drawn.norm_case(_random(), shape, y, bias_axis), terms, share=(3, 4), undo=undo)
+    case = drawn.norm_case(_random(), shape, y, bias_axis, keep=keep)
+    if keep:
+        terms["dropped with a gradient"] = lambda inputs, options, dys, dxs: [
+            dxs[0],
+            dxs[0],
+            *dxs[2:],
+        ]
+    return Fixed(case, terms, share=(3, 4), undo=undo)
 
 
 def _mlp_fixed(axis, form):
@@ -737,6 +754,8 @@ _ALL = [
             "residual and bias (C,)": _norm_fixed((4, 2, 6), True, -1),
             "residual and token bias (S,)": _norm_fixed((4, 2, 6), True, 0),
             "token bias alone": _norm_fixed((4, 2, 6), False, 0),
+            "some dropped, bias (C,)": _norm_fixed((4, 3, 6), True, -1, keep=True),
+            "some dropped, token bias (S,)": _norm_fixed((4, 3, 6), True, 0, keep=True),
             "residual alone": _norm_fixed((4, 6), True, None),
             "LayerNorm": _norm_fixed((4, 6), False, None),
         },

@@ -31,7 +31,15 @@ from minimixer.kernels import fused
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.cpu import training as cpu_training
-from minimixer.kernels.gpu import channel_mixing, cublas, hopper, plans, spare_row, token_mixing
+from minimixer.kernels.gpu import (
+    channel_mixing,
+    cublas,
+    hopper,
+    plans,
+    small,
+    spare_row,
+    token_mixing,
+)
 from minimixer.kernels.gpu import cuda as compiling
 from minimixer.kernels.gpu import mlp as gpu_mlp
 from minimixer.kernels.gpu import sums as gpu_sums
@@ -313,15 +321,19 @@ def test_token_mixing_of_what_no_kernel_takes(gpu, dtype):
         check_mlp(gpu, dtype, 0, shape, hidden, "tanh", layout="roomy")
 
 
-CHANNELS = [  # shape, hidden: one tile of a cluster, of 128 and of 192 columns; more than clusters
+CHANNELS = [  # shape, hidden: one tile of a cluster, of 128 and of 192 columns; more than clusters;
     ((4, 64, 64), 128), ((8, 32, 64), 192), ((196, 64, 128), 384), ((2, 384, 192), 640),
     ((100, 256, 64), 576), ((110, 256, 64), 384),
+    # rows and a depth that are no whole tiles: one row, a cluster's second block with none, ...
+    ((1, 1, 64), 128), ((1, 100, 8), 192), ((3, 43, 96), 256), ((49, 128, 96), 256),
+    ((49, 131, 200), 384),
 ]  # fmt: skip
 
 
 @each_half
 @pytest.mark.parametrize("shape, hidden", CHANNELS)
 def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, monkeypatch):
+    monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
     calls = []
@@ -336,6 +348,7 @@ def test_a_recorded_step_of_both(gpu, monkeypatch):
     """It gives the bits of the same step that was not recorded."""
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
+    monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
     calls, rng, found = [], np.random.default_rng(2), []
     for module in (token_mixing, channel_mixing):
         watch(monkeypatch, module, "backward", lambda *_, module=module: calls.append(module))
@@ -362,8 +375,10 @@ def test_a_recorded_step_of_both(gpu, monkeypatch):
 
 
 @each_half
-def test_channel_mixing_of_what_is_no_whole_tile(gpu, dtype):
-    for shape, hidden in (((4, 63, 64), 128), ((4, 64, 72), 128), ((4, 64, 64), 136)):
+def test_channel_mixing_of_what_no_kernel_takes(gpu, dtype, monkeypatch):
+    """A depth whose rows begin anywhere, units that are no whole tiles, a small array."""
+    for shape, hidden in (((4, 64, 68), 128), ((4, 64, 64), 136), ((4, 64, 64), 128)):
+        monkeypatch.setattr(channel_mixing, "SMALLEST", 1 << 17 if hidden == 128 else 0)
         x = in_dtype(np.zeros((shape[0] * shape[1], shape[2])), dtype, gpu)
         w1 = in_dtype(np.zeros((shape[2], hidden)), dtype, gpu)
         assert not channel_mixing.suits(x, w1, w1[0])
@@ -453,7 +468,7 @@ def test_gelu_of_large_numbers(device, dtype, approximate):
 
 
 def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
-    """form: what is added to x: "y", "column", "row" bias in any combination."""
+    """form: what is added to x: "y", "column", "row" bias in any combination; "kept": or not."""
     rng = np.random.default_rng(seed)
     axis = 0 if "row" in form else -1
     channels = shape[-1]
@@ -462,15 +477,18 @@ def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
         arrays["bias"] = numbers(rng, shape[axis], dtype, 0.5)
     arrays |= {name: numbers(rng, channels, dtype) for name in ("gamma", "beta")}
     ds, dh = numbers(rng, shape, dtype), numbers(rng, shape, dtype)
+    kept = rng.choice(in_dtype([0.0, 1.25], dtype, "cpu").astype("float64"), shape[-2])
+    kept = kept if "kept" in form else np.ones(shape[-2])
 
     def function(x, gamma, beta, y=None, bias=None):
-        return fused.add_layer_norm(x, y, bias, gamma, beta, bias_axis=axis)
+        keep = Tensor(in_dtype(kept, x.dtype.name, x.device)) if "kept" in form else None
+        return fused.add_layer_norm(x, y, bias, gamma, beta, bias_axis=axis, keep=keep)
 
     # Where C is small, x_hat hardly depends on s, and the parts of dx cancel, for any input: what
     # is rounded is s, hence x_hat by UNIT |s| / sigma, and the parts of dx, of size `part`.
     bias = arrays.get("bias", np.zeros(channels))
     bias = bias if axis == -1 else bias.reshape(-1, *[1] * (len(shape) - 1))
-    s = arrays["x"] + arrays.get("y", 0) + bias
+    s = arrays["x"] + (arrays.get("y", 0) + bias) * kept[:, None]
     inverse = 1 / np.sqrt(s.var(axis=-1, keepdims=True) + 1e-6)
     shaken = 1 + abs(s).max(axis=-1, keepdims=True) * inverse
     if channels == 1:  # x_hat is 0, exactly: nothing is rounded but parts that cancel
@@ -478,7 +496,7 @@ def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
     part = np.linalg.norm(abs(dh * arrays["gamma"]) * inverse * shaken + abs(ds))
     floor = {
         "1": np.linalg.norm(shaken * arrays["gamma"] * np.ones(shape)),
-        "gamma": np.linalg.norm(shaken * dh), "x": part, "y": part, "bias": part,
+        "gamma": np.linalg.norm(shaken * dh), "x": part, "y": 2 * part, "bias": 2 * part,
     }  # fmt: skip
     # Stored: s and the result. Arithmetic: 7 roundings for x_hat, gamma and beta, as many back.
     roundings = {"stored": 2, "steps": 14, "terms": max(channels, math.prod(shape) // channels)}
@@ -488,14 +506,14 @@ def check_layer_norm(device, dtype, shape, form, layout=None, seed=0):
         assert (found["1"] == arrays["beta"]).all() and (found["gamma"] == 0).all()
 
 
-FORMS = ["y column", "y row", "y", "column", ""]
+FORMS = ["y column", "y row", "y column kept", "y row kept", "y kept", "y", "column", ""]
 NORMS = [(257, 3, 8), (49, 2, 100), (3, 7, 768), (2, 1, 1280), (1, 3, 1536), (196, 2, 1)]
 
 
 @each_float
 @pytest.mark.parametrize("shape", NORMS)
 def test_add_layer_norm(device, dtype, shape):
-    for form in FORMS if shape[-1] in (8, 100) else FORMS[:2]:
+    for form in FORMS if shape[-1] in (8, 100) else FORMS[:4]:
         check_layer_norm(device, dtype, shape, form)
 
 
@@ -861,10 +879,12 @@ def as_kind(values, kind, device, dtype):
     return laid_out(array, None if kind == "plain" else kind)
 
 
+@pytest.mark.parametrize("most", [small.MOST, 0], ids=["small", "cuBLAS"])
 @pytest.mark.parametrize("dtype", [*DTYPES, "tf32"])
-def test_products_of_any_shape_and_layout(device, dtype):
-    if dtype == "tf32" and device == "cpu":
-        pytest.skip("tf32 is a GPU's")
+def test_products_of_any_shape_and_layout(device, dtype, most, monkeypatch):
+    if device == "cpu" and (dtype == "tf32" or most == 0):
+        pytest.skip("a GPU's")
+    monkeypatch.setattr(small, "MOST", most)
     precision = "tf32" if dtype == "tf32" else None
     dtype = "float32" if precision else dtype
     side, kinds = st.integers(0, 40), st.sampled_from(KINDS)
@@ -999,7 +1019,7 @@ def test_without_a_kernel_the_plain_code_works_after_one_warning(gpu, file, monk
 def test_products_hold_no_more_memory_than_they_ask_for(gpu):
     import cupy
 
-    pool, a = cupy.get_default_memory_pool(), to_device(np.ones((64, 64), "float32"), gpu)
+    pool, a = cupy.get_default_memory_pool(), to_device(np.ones((128, 128), "float32"), gpu)
     before = set(plans.context.plans)
     cublas.matmul(a, a)
     asked = [plans.context.plans[place].workspace for place in {*plans.context.plans} - before]
@@ -1007,14 +1027,16 @@ def test_products_hold_no_more_memory_than_they_ask_for(gpu):
     used, streams = pool.used_bytes(), [cupy.cuda.Stream(non_blocking=True) for _ in range(4)]
     for stream in streams:
         with stream:
-            assert (cublas.matmul(a, a) == 64).all()
+            assert (cublas.matmul(a, a) == 128).all()
     assert pool.used_bytes() - used <= 4 * (sum(asked) + 512) < 4 * plans.WORKSPACE
 
 
 # ---- other GPUs, large tensors ------------------------------------------------------------------
 
 
-FLOATS_ALONE = "cross_entropy.cu", "softmax.cu", "attention.cu", "norms.cu", "windows.cu"
+FLOATS_ALONE = (
+    "cross_entropy.cu", "softmax.cu", "attention.cu", "norms.cu", "windows.cu", "small.cu",
+)  # fmt: skip
 
 
 def expressions(file):
@@ -1028,12 +1050,13 @@ def expressions(file):
             names += {
                 "gelu.cu": [f"gelu_{way}{kind}>" for way in ("rows", "columns") for kind in
                             (f"<{t},{w},{tanh}", f"_backward<{t},{w},{tanh},{flag}")],
-                "layer_norm.cu": [f"add_layer_norm<{t},{pack},768>",
+                "layer_norm.cu": [f"add_layer_norm<{t},{pack},768,{flag}>",
                                   f"add_layer_norm_backward<{t},{pack},768,{flag}>"]
                 + [f"add_layer_norm{kind}_any<{t}>" for kind in ("", "_backward", "_sums")],
                 "adamw.cu": [f"adamw<{p},{t},{floats[p]}>" for p in floats] + ["count_step"],
                 "patches.cu": [f"cut_patches<{i},{t},{w}>" for i in ("unsigned char", "float")],
-                "cross_entropy.cu": [f"cross_entropy<{t}>"],
+                "cross_entropy.cu": [f"cross_entropy<{t}>", f"count_right<{t}>"],
+                "keep.cu": [f"keep<{t}>"],
                 "reduce.cu": [f"{kind}<{a}>" for kind in ("sum_rows", "sum_columns")]
                 + [f"sum_squares<{a},{floats[a]}>"]
                 + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"],
@@ -1043,6 +1066,7 @@ def expressions(file):
                 "norms.cu": [f"group_norm<{t},{w},{flag}>", f"standardize<{t}>",
                              f"group_norm_backward<{t},{w},{flag}>", f"standardize_backward<{t}>"],
                 "windows.cu": [f"cut<{t},{w}>", f"uncut<{t},{w}>"],
+                "small.cu": [f"multiply_small<{t}>"],
                 "shift.cu": [f"shift<{word}>" for word in ("unsigned char", "short", "int")],
             }[file.name]  # fmt: skip
     return list(dict.fromkeys(names))

@@ -41,6 +41,17 @@ def test_the_figures_by_sorting(device):
         assert found.per_class[label] == right[labels == label].mean()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_how_many_are_right_is_argmaxs(device, dtype):
+    """Of equal scores the first counts, and of those with NaN the first of these."""
+    rng = np.random.default_rng(3)
+    for rows, classes in ((1, 1), (7, 3), (700, 10), (2, 1000)):
+        logits = rng.choice([-np.inf, -1.0, 0.0, 2.0, np.nan], (rows, classes)).astype(dtype)
+        labels = rng.integers(classes, size=rows).astype(rng.choice(["int64", "int32", "uint8"]))
+        found = correct(to_device(logits, device), to_device(labels, device))
+        assert found.shape == () and int(found) == (logits.argmax(axis=1) == labels).sum()
+
+
 @pytest.mark.parametrize("row, label, rank", [
     ([2.0, 2.0, 1.0], 0, 0), ([2.0, 2.0, 1.0], 1, 1), ([0.0, 0.0, 0.0], 2, 2),
     ([2.0, -INF, 1.0], 2, 1), ([2.0, -INF, 1.0], 0, 0),  # a class that was ruled out

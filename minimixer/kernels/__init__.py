@@ -15,6 +15,7 @@ On a GPU:
     gpu/*.cu           the kernels, each with what it computes and how much memory it moves
     gpu/plans.py       how cuBLAS computes a product
     gpu/cublas.py      matrix products
+    gpu/small.py       products too small for it
     gpu/spare_row.py   a bias as one more row of a product
     gpu/sums.py        sums in a fixed order
     gpu/side.py        work beside the main line of a recorded step
@@ -25,7 +26,7 @@ On a GPU:
     gpu/token_mixing.py    the token-mixing MLP in one kernel,
     gpu/channel_mixing.py  the channel-mixing MLP's products with GELU
     gpu/layer_norm.py  LayerNorm
-    gpu/training.py    the loss, softmax, AdamW, shifts, patches
+    gpu/training.py    the loss, softmax, AdamW, random draws, patches
 
 And for both:
 
@@ -145,11 +146,13 @@ def _find() -> None:
     from ..model.block import MixerMLP
     from ..model.images import to_tokens
     from ..model.mixer import Mixer
+    from ..nn.draws import RandomCounter
     from ..nn.functional import GELU, LayerNorm, Linear
     from ..nn.loss import CrossEntropy
     from ..nn.loss_scale import update_if_finite
     from ..nn.more_loss import Softmax
     from ..training.gpu_batches import shifted
+    from ..training.metrics import correct
     from ..training.norms import gradient_norm
     from ..training.optimizer import Optimizer, count_step
     from . import fused
@@ -183,6 +186,8 @@ def _find() -> None:
         ("matmul", {"numpy": cpu.matmul}, ("engine.products",)),
         ("matmuls", {}, ("engine.products",)),
         (shifted, {}, ("training.gpu_batches",)),
+        (RandomCounter.keep, {}, ("nn.draws", "engine.random")),
+        (correct, {}, ("training.metrics",)),
         (to_tokens, {}, ("model.images", "model.inputs", "engine.tensor", "engine.rearrange")),
         (MLP, {"numpy": cpu.FastMLP}, ()),
         (AddLayerNorm, {"numpy": cpu_layer_norm.FastAddLayerNorm}, ()),
@@ -203,6 +208,7 @@ def _find() -> None:
             Softmax: gpu_training.FastSoftmax, gradient_norm: sums.GradientNorm,
             "matmul": cublas.matmul, "matmuls": cublas.matmuls,
             to_tokens: gpu_training.Tokens, shifted: gpu_training.Shifted,
+            RandomCounter.keep: gpu_training.Keep, correct: gpu_training.Correct,
             MLP: gpu_mlp.FastMLP, AddLayerNorm: gpu_layer_norm.FastAddLayerNorm,
         }  # fmt: skip
         for plain, forms, _ in _table:

@@ -42,11 +42,11 @@ class Trunk:
 
     @staticmethod
     def run(model: Any, images: Any) -> Tensor:
-        x, y, bias = F.linear(model.patches(images), model.stem.weight), None, model.stem.bias
+        x, *added = F.linear(model.patches(images), model.stem.weight), None, model.stem.bias, None
         for block in map(_PutOff, model.blocks):
             run = functools.partial(recompute, block) if model.checkpoint_blocks else block
-            x, y, bias = run(x, y, bias)
-        return _add_norm(x, y, bias, model.norm)[1]
+            x, *added = run(x, *added)
+        return _add_norm(x, added, model.norm)[1]
 
 
 def _replaced(model: Any) -> Any:
@@ -76,30 +76,32 @@ def _mixes(layer: MixerMLP, axis: int) -> bool:
 
 
 class _PutOff(Module):
-    """A block as x, y, bias -> x, y, bias, of which x + y + bias is the block's."""
+    """A block as x, y, bias, keep -> the same, of which x + (y + bias) keep is the block's."""
 
     def __init__(self, block: MixerBlock):
         vars(self)["block"] = block  # setting an attribute would say that the model has changed
 
-    def forward(self, x: Tensor, y: Any, bias: Any) -> Any:
+    def forward(self, x: Tensor, *added: Any) -> Any:
         block = self.block
-        x, h = _add_norm(x, y, bias, block.norm1)
-        y, bias = _mix(block.token_mixing, block.drop1, h)
-        x, h = _add_norm(x, y, bias, block.norm2, axis=0)
-        y, bias = _mix(block.channel_mixing, block.drop2, h)
-        return x, y, bias
+        x, h = _add_norm(x, added, block.norm1)
+        added = _mix(block.token_mixing, block.drop1, h)
+        x, h = _add_norm(x, added, block.norm2, axis=0)
+        return x, *_mix(block.channel_mixing, block.drop2, h)
 
 
-def _add_norm(x: Tensor, y: Any, bias: Any, norm: LayerNorm, axis: int = -1) -> Any:
+def _add_norm(x: Tensor, added: Any, norm: LayerNorm, axis: int = -1) -> Any:
     """`axis` is the one that the bias runs along: 0 for token mixing's, -1 for the others."""
-    return add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, bias_axis=axis)
+    y, bias, keep = added
+    return add_layer_norm(x, y, bias, norm.weight, norm.bias, norm.epsilon, axis, keep)
 
 
-def _mix(layer: MixerMLP, drop: StochasticDepth, x: Tensor) -> tuple[Tensor, Any]:
+def _mix(layer: MixerMLP, drop: StochasticDepth, x: Tensor) -> tuple[Tensor, Any, Any]:
     y = mlp(x, layer.w1, layer.b1, layer.w2, layer.axis, layer.approximate)
     if not drop.active:
-        return y, layer.b2
-    return drop(add_bias(y, layer.b2, layer.axis)), None  # all that is added is dropped
+        return y, layer.b2, None
+    if y.device == "cpu":  # whose fast norm knows nothing of it
+        return drop(add_bias(y, layer.b2, layer.axis)), None, None
+    return y, layer.b2, Tensor(drop.keep(y, y.shape[1], 1)[:, 0])
 
 
 class Alone:
@@ -220,15 +222,15 @@ def mlp(x: Any, w1: Any, b1: Any, w2: Any, axis: int = -1, approximate: str = "t
 
 
 class AddLayerNorm(Function):
-    """s = x + y + bias;  h = LayerNorm(s). Gradients as in layer_norm.py; what arrives at s itself
-    is added to what h gives."""
+    """s = x + (y + bias) keep;  h = LayerNorm(s). Gradients as in layer_norm.py; what arrives at s
+    itself is added to what h gives."""
 
     takes_numbers = False
-    optional: tuple[int, ...] = (1, 2)
+    optional: tuple[int, ...] = (1, 2, 5)
 
     @staticmethod
     def check(
-        x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
+        x: Array, y: Array, bias: Array, gamma: Array, beta: Array, keep: Array, epsilon: float,
         bias_axis: int,
     ) -> None:  # fmt: skip
         channels = x.shape[-1] if x.ndim else 0
@@ -238,17 +240,22 @@ class AddLayerNorm(Function):
             raise ValueError(f"gamma and beta must have the shape of a row, ({channels},)")
         if bias is not None and (bias_axis not in (0, -1) or bias.shape != (x.shape[bias_axis],)):
             raise ValueError("bias must be a vector along the first (0) or last axis (-1)")
+        if keep is not None and (y is None or x.ndim < 2 or keep.shape != x.shape[-2:-1]):
+            raise ValueError("keep must be a factor for each y[..., i, :], of shape (i,)")
 
     def forward(
-        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
-        bias_axis: int,
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, keep: Array,
+        epsilon: float, bias_axis: int,
     ) -> tuple[Array, Array]:  # fmt: skip
-        self.check(x, y, bias, gamma, beta, epsilon, bias_axis)
+        self.check(x, y, bias, gamma, beta, keep, epsilon, bias_axis)
         self.bias_axis = bias_axis
+        self.keep: Array = keep
+        if bias is not None and bias_axis == 0:
+            bias = bias.reshape(-1, *[1] * (x.ndim - 1))
+        if keep is not None:
+            y, bias = (y if bias is None else y + bias) * keep[:, None], None
         s = x if y is None else x + y
         if bias is not None:
-            if bias_axis == 0:
-                bias = bias.reshape(-1, *[1] * (x.ndim - 1))
             s = s + bias if y is None else _add_into(s, bias)
         x_hat, inverse_sigma = normalize(s, epsilon)
         h = x_hat * gamma
@@ -266,9 +273,11 @@ class AddLayerNorm(Function):
             dx, dgamma, dbeta = gradients(dh, self.x_hat, self.inverse_sigma, self.gamma, needs)
         if dx is not None:
             ds = dx if ds is None else _add_into(dx, ds)
+        dy = ds if self.keep is None else ds * self.keep[:, None]
         if self.needs[2]:
-            dbias = bias_gradient(ds, self.bias_axis)
-        return ds if self.needs[0] else None, ds if self.needs[1] else None, dbias, dgamma, dbeta
+            dbias = bias_gradient(dy, self.bias_axis)
+        dx, dy = (d if need else None for d, need in zip((ds, dy), self.needs, strict=False))
+        return dx, dy, dbias, dgamma, dbeta, None
 
 
 def _add_into(own: Array, other: Array) -> Array:
@@ -285,16 +294,19 @@ def bias_gradient(ds: Array, axis: int) -> Array:
 
 
 def add_layer_norm(
-    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = EPSILON, bias_axis: int = -1
-) -> tuple[Tensor, Tensor]:
-    """(s, LayerNorm(s)) for s = x + y + bias: a residual connection and the norm that follows it.
+    x: Any, y: Any, bias: Any, gamma: Any, beta: Any, epsilon: float = EPSILON, bias_axis: int = -1,
+    keep: Any = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(s, LayerNorm(s)) for s = x + (y + bias) keep: a residual connection and the norm after it.
 
     x, y (..., C), y may be None; gamma, beta (C,); bias None or a vector along `bias_axis` of x:
-    (C,) for -1, or one number for each x[i] for 0. ValueError on shapes.
+    (C,) for -1, or one number for each x[i] for 0. keep: None, or what StochasticDepth draws, for x
+    (S, B, C) a factor for each of B examples, which gets no gradient. ValueError on shapes.
     Ba, Kiros, Hinton 2016; epsilon as in the authors' code.
     """
     epsilon = check_epsilon(epsilon)
-    return AddLayerNorm.apply(x, y, bias, gamma, beta, epsilon=epsilon, bias_axis=bias_axis)
+    options = {"epsilon": epsilon, "bias_axis": bias_axis}
+    return AddLayerNorm.apply(x, y, bias, gamma, beta, keep, **options)
 
 
 class LayerNormAlone(Fast, F.LayerNorm):
@@ -304,17 +316,17 @@ class LayerNormAlone(Fast, F.LayerNorm):
 
     def suits(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> bool:
         self.inner: Any = self.form()
-        self.inner.needs = (self.needs[0], False, False, *self.needs[1:])
+        self.inner.needs = (self.needs[0], False, False, *self.needs[1:], False)
         self.inner.precision = self.precision
-        return self.inner.suits(x, None, None, gamma, beta, epsilon, -1)
+        return self.inner.suits(x, None, None, gamma, beta, None, epsilon, -1)
 
     def forward(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
-        return self.inner.forward(x, None, None, gamma, beta, epsilon, -1)[1]
+        return self.inner.forward(x, None, None, gamma, beta, None, epsilon, -1)[1]
 
     def backward(self, dy: Array) -> Gradients:
         inner, (x, *parameters) = self.inner, self.parents or ()
-        inner.parents, inner.input_dtype = [x, None, None, *parameters], self.input_dtype
-        dx, _, _, dgamma, dbeta = inner.backward(None, dy)
+        inner.parents, inner.input_dtype = [x, None, None, *parameters, None], self.input_dtype
+        dx, _, _, dgamma, dbeta, _ = inner.backward(None, dy)
         return dx, dgamma, dbeta
 
 

@@ -36,7 +36,7 @@ def by_mlp(
     again = (itemsize, approximate) == (2, "tanh") and (
         token_mixing.fits(size, hidden, columns)
         if is_first
-        else channel_mixing.fits(columns, size, hidden)
+        else channel_mixing.fits(columns * itemsize, size, hidden)
     )
     twice = not again and (is_first or hidden * columns * itemsize <= LARGEST)
     return (size + hidden * (1 + twice)) * columns * itemsize

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array, namespace, use_device_of
+from ..engine.dispatch import replaceable
 from ..engine.precision import wide
 from ..engine.random import Purpose, random_bits, uniform
 
@@ -52,6 +53,7 @@ class RandomCounter:
         """The numbers of the examples of a batch, uint64 (count,), on the model's device."""
         return namespace(self.counters).arange(count, dtype=np.uint64) + self.counters[1:]
 
+    @replaceable
     def keep(self, x: Any, p: float, purpose: Purpose, layer: int, shape: tuple[int, int]) -> Array:
         """0 with probability p, else 1 / (1 - p), for `shape`, the examples and the elements of
         each: of x's dtype, on its device."""

@@ -55,12 +55,15 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         ds = (gamma dh - mean(gamma dh)) / sigma - d mean(gamma dh d) / sigma^3  +  ds from s itself
     """
 
-    def suits(self, x: Array, *others: Array, **options: Any) -> bool:
-        return x.size >= SMALL and x.shape[-1] > 1
+    def suits(
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, keep: Array,
+        *options: Any, **named: Any,
+    ) -> bool:  # fmt: skip
+        return x.size >= SMALL and x.shape[-1] > 1 and keep is None
 
     def forward(
-        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, epsilon: float,
-        bias_axis: int,
+        self, x: Array, y: Array, bias: Array, gamma: Array, beta: Array, keep: None,
+        epsilon: float, bias_axis: int,
     ) -> tuple[Array, Array]:  # fmt: skip
         bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
         self.bias_axis: int = bias_axis
@@ -121,7 +124,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         if dh is None:
             dbias = bias_gradient(ds, self.bias_axis) if self.needs[2] else None
             dx, dy = (ds if need else None for need in self.needs[:2])
-            return dx, dy, dbias, None, None
+            return dx, dy, dbias, None, None, None
         gamma, inverse_sigma, shape, dtype = self.gamma, self.inverse_sigma, dh.shape, dh.dtype
         rows, channels = len(inverse_sigma), len(gamma)
         s = self.s.reshape(rows, channels)
@@ -170,7 +173,8 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
             for i in (0, 1)
         )
         dx = dx.reshape(shape)
-        return dx if self.needs[0] else None, dx if self.needs[1] else None, dbias, dgamma, dbeta
+        dx, dy = (dx if need else None for need in self.needs[:2])
+        return dx, dy, dbias, dgamma, dbeta, None
 
 
 class FastLayerNorm(LayerNormAlone):

@@ -32,19 +32,26 @@
 constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of u at a time
 
 constexpr __device__ int stages(int n, bool back) { return (n > 128 ? 5 : 6) - back; }
+__device__ inline int blocks_of(int depth) { return (depth + DEPTH - 1) / DEPTH; }
 
-// b, whose rows and columns are so far apart, as the tensor cores want it: for each N columns and each
-// 64 of the depth a grid of 8 x 8 cores, 8 columns of 8 k. Cores lie along n first.
-template <typename T, int N>
+// The right factors as the tensor cores want them: w1 (depth, columns) for forward and w2, whose
+// transpose has that shape, for backward. For each N columns and each 64 of the depth a grid of 8 x 8
+// cores, 8 columns of 8 k, with zeros below the depth. Cores lie along n first.
+template <typename T>
 __global__ void pack_weights(
-    const T* b, T* packed, int columns, int depth, int along_k, int along_n
+    const T* w1, const T* w2, T* forward, T* backward, int columns, int depth, int n_forward,
+    int n_backward
 ) {
+    bool back = blockIdx.y;
+    int width = back ? n_backward : n_forward, blocks = blocks_of(depth), wide = width / 8;
     Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= Index(columns) * depth) return;
-    int within = i % (DEPTH * N), block = i / (DEPTH * N), blocks = depth / DEPTH, wide = N / 8;
-    int core = within / 64, k = core / wide * 8 + within % 8, n = core % wide * 8 + within / 8 % 8;
-    packed[i] = b[Index(block % blocks * DEPTH + k) * along_k
-                  + Index(block / blocks * N + unit_of(n)) * along_n];
+    if (i >= Index(columns) * blocks * DEPTH) return;
+    int within = i % (DEPTH * width), block = i / (DEPTH * width), core = within / 64;
+    int k = block % blocks * DEPTH + core / wide * 8 + within % 8;
+    int n = block / blocks * width + unit_of(core % wide * 8 + within / 8 % 8);
+    T value = T(0.0f);
+    if (k < depth) value = back ? w2[Index(n) * depth + k] : w1[Index(k) * columns + n];
+    (back ? backward : forward)[i] = value;
 }
 
 __device__ inline void begin_turn(int group) {  // with the tensor cores, of two warpgroups
@@ -57,8 +64,9 @@ __device__ inline void end_turn(int group) {  // the other's begins
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
-// Forward: g, and with KEEP u. Backward: du, g over u, and sums (rows / 128, columns). A cluster has
-// 256 rows of a tile's columns; clusters walk on by as many as there are, columns first.
+// Forward: g, and with KEEP u. Backward: du, g over u, and sums of each 128 rows. A cluster has 256 rows
+// of a tile's columns; clusters walk on by as many as there are, columns first. Below the last row, and
+// right of the depth, tiles come as zeros, and nothing is stored.
 template <typename T, int N, bool BACK, bool KEEP>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap old_u, const T* b,
@@ -73,8 +81,8 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
     Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u
     float* parts = reinterpret_cast<float*>(shared + AFTER + 256);  // of sums, 8 warps' (N,)
     int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
-    int wide = columns / N, blocks = depth / DEPTH;
-    int tiles = rows / (2 * ROWS) * wide, clusters = gridDim.x / 2, first = blockIdx.x / 2;
+    int wide = columns / N, blocks = blocks_of(depth);
+    int tiles = (rows + 2 * ROWS - 1) / (2 * ROWS) * wide, clusters = gridDim.x / 2, first = blockIdx.x / 2;
     int count = first < tiles ? (tiles - first - 1) / clusters + 1 : 0;
 
     // `here` is there for each group: with one for both, a group that comes early would take the phase
@@ -196,6 +204,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                             (&other.x)[i] = Two<T>::pack(low, high);
                         }
                     }
+                    if (row + row_of(r) >= rows) continue;
                     Index at = place + Index(row_of(r)) * columns + j;
                     if (BACK || KEEP) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
                     *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;

@@ -1,7 +1,7 @@
 """The channel-mixing MLP's products with GELU where they are stored: channel_mixing.cu.
 
-For numbers of two bytes, on GPUs with `wgmma` (hopper.py), and sizes that are whole tiles; all
-others go as mlp.py says.
+For numbers of two bytes, on GPUs with `wgmma` (hopper.py), hidden units that are whole tiles, and
+arrays that are not small; all others go as mlp.py says.
 """
 
 import numpy as np
@@ -9,85 +9,96 @@ import numpy as np
 from ...engine.arrays import Array
 from . import hopper
 from .cuda import as_bool, ceil_div, get, multiprocessors, pointer, type_of, usable
+from .side import LARGEST
 
 FILE = "channel_mixing.cu"
 ROWS, DEPTH = 128, 64  # of a block's tile; taken at a time
+SMALLEST = LARGEST + 1  # bytes of u: with less cuBLAS is as fast, and packs no weights
 
 
 def suits(x: Array, w1: Array, b1: Array) -> bool:
     """Can it take x (n, C), w1 (C, D) and b1 (D,)?"""
-    (rows, depth), units = x.shape, w1.shape[1]
-    if not fits(rows, depth, units) or not hopper.suits(x, w1, b1):
+    (depth, units), itemsize = w1.shape, x.dtype.itemsize
+    if not fits(len(x) * itemsize, depth, units) or not hopper.suits(x, w1, b1):
         return False
-    n, m = wide(units, False), wide(units, True)
-    forward = [_name(x, n, False, keep) for keep in (False, True)]
-    return usable(FILE, *forward, _pack_name(x, n), more=_text(x, n)) and usable(
-        FILE, _name(x, m, True, True), _pack_name(x, m), more=_text(x, m)
-    )
+    ways = (False, False), (False, True), (True, True)
+    names = [_name(x, units, back, keep) for back, keep in ways]
+    return usable(FILE, *names, _pack_name(x), more=_text(x, units))
 
 
-def fits(rows: int, depth: int, units: int) -> bool:
-    """Are these sizes that it can take?"""
-    return not (rows % (2 * ROWS) or depth % DEPTH or (units % 128 and units % 192))
+def fits(column: int, depth: int, units: int) -> bool:
+    """Are these sizes that it can take, and should? `column`: bytes of a column."""
+    whole = not (depth % 8 or (units % 128 and units % 192))
+    return whole and column * units >= SMALLEST
 
 
-def forward(x: Array, w1: Array, b1: Array, keep_u: bool) -> tuple[Array, Array | None]:
+def pack(w1: Array, w2: Array, back: bool) -> tuple[Array, Array | None]:
+    """w1 (C, D) and w2 (D, C) in the order in which forward, and backward if wanted, read them."""
+    import cupy
+
+    depth, units = w1.shape
+    size = ceil_div(depth, DEPTH) * DEPTH * units
+    packed = [cupy.empty(size, w1.dtype) for _ in range(1 + back)] + [None]
+    w1, w2 = (cupy.ascontiguousarray(w) for w in (w1, w2))
+    sizes = units, depth, tile_columns(units, False), tile_columns(units, True)
+    get(FILE, _pack_name(w1), _text(w1, units))(
+        (ceil_div(size, 256), 1 + back), (256,),
+        (w1, w2, packed[0], pointer(packed[1]), *map(np.int32, sizes)),
+    )  # fmt: skip
+    return packed[0], packed[1]
+
+
+def forward(x: Array, packed: Array, b1: Array, keep_u: bool) -> tuple[Array, Array | None]:
     """(g (n, D), u (n, D) if wanted): u = x w1 + b1, g = gelu(u)."""
     import cupy
 
-    shape = len(x), w1.shape[1]
+    shape = len(x), len(b1)
     g = cupy.empty(shape, x.dtype)
     u = cupy.empty(shape, x.dtype) if keep_u else None
-    _run(False, keep_u, x, w1, b1, pointer(u), g, 0, 0)
+    _run(False, keep_u, x, packed, len(b1), b1, pointer(u), g, 0, 0)
     return g, u
 
 
-def backward(dy: Array, u: Array, w2: Array) -> tuple[Array, Array]:
+def backward(dy: Array, u: Array, packed: Array) -> tuple[Array, Array]:
     """(du (n, D), its sums in parts (n / 128, D) float32), for dg = dy w2^T; g comes over u."""
     import cupy
 
+    rows, units = u.shape
     du = cupy.empty(u.shape, u.dtype)
-    sums = cupy.empty((len(u) // ROWS, u.shape[1]), "float32")
-    _run(True, True, dy, w2.T, 0, u, 0, du, sums)
+    sums = cupy.empty((2 * ceil_div(rows, 2 * ROWS), units), "float32")
+    _run(True, True, dy, packed, units, 0, u, 0, du, sums)
     return du, sums
 
 
-def _run(back: bool, keep: bool, a: Array, b: Array, bias: Array, u: Array, *rest: Array) -> None:
-    import cupy
-
-    (rows, depth), columns = a.shape, b.shape[1]
-    n = wide(columns, back)
-    kernel = get(FILE, _name(a, n, back, keep), _text(a, n))
-    pack = get(FILE, _pack_name(a, n), _text(a, n))
-    packed = cupy.empty(b.size, b.dtype)
-    sizes = (columns, depth, *(stride // 2 for stride in b.strides))
-    pack((ceil_div(b.size, 256),), (256,), (b, packed, *map(np.int32, sizes)))
+def _run(back: bool, keep: bool, a: Array, packed: Array, units: int, *rest: Array) -> None:
+    (rows, depth), n = a.shape, tile_columns(units, back)
+    kernel = get(FILE, _name(a, units, back, keep), _text(a, units))
     stages = (5 if n > 128 else 6) - back  # as stages() there says
     shared = stages * 2 * DEPTH * (ROWS + n) + 2 * ROWS * n * back + 256 + 32 * n
     if kernel.max_dynamic_shared_size_bytes < shared:
         kernel.max_dynamic_shared_size_bytes = shared
-    blocks = min(multiprocessors(a.device.id) // 2 * 2, rows // ROWS * (columns // n))
-    tiles = hopper.tensor_map(a, ROWS, DEPTH)
-    old_u = hopper.tensor_map(u, ROWS, DEPTH) if back else tiles
-    arguments = (tiles, old_u, packed, bias, u, *rest)
-    kernel(
-        (blocks,), (384,), (*arguments, *map(np.int32, (rows, columns, depth))), shared_mem=shared
-    )
+    tiles = ceil_div(rows, 2 * ROWS) * (units // n)
+    blocks = 2 * min(multiprocessors(a.device.id) // 2, tiles)
+    left = hopper.tensor_map(a, ROWS, DEPTH)
+    old_u = hopper.tensor_map(rest[1], ROWS, DEPTH) if back else left
+    arguments = (left, old_u, packed, *rest, *map(np.int32, (rows, units, depth)))
+    kernel((blocks,), (384,), arguments, shared_mem=shared)
 
 
-def wide(columns: int, back: bool) -> int:
+def tile_columns(units: int, back: bool) -> int:
     """Columns of a tile: the more, the less is read twice; backward they leave room for u."""
     first, second = (128, 192) if back else (192, 128)
-    return second if columns % first else first
+    return second if units % first else first
 
 
-def _text(a: Array, n: int) -> str:
-    return hopper.text(a.dtype.name, n, from_shared=True)
+def _text(a: Array, units: int) -> str:
+    columns = (tile_columns(units, back) for back in (False, True))
+    return hopper.text(a.dtype.name, *columns, from_shared=True)
 
 
-def _name(a: Array, n: int, back: bool, keep: bool) -> str:
-    return f"mix_channels<{type_of(a)},{n},{as_bool(back)},{as_bool(keep)}>"
+def _name(a: Array, units: int, back: bool, keep: bool) -> str:
+    return f"mix_channels<{type_of(a)},{tile_columns(units, back)},{as_bool(back)},{as_bool(keep)}>"
 
 
-def _pack_name(a: Array, n: int) -> str:
-    return f"pack_weights<{type_of(a)},{n}>"
+def _pack_name(a: Array) -> str:
+    return f"pack_weights<{type_of(a)}>"

@@ -1,4 +1,4 @@
-// Softmax cross-entropy and its gradient: a block takes a row z of K scores.
+// Softmax cross-entropy and its gradient, and how many rows are right: a block takes a row z of K scores.
 //
 // The target is a class (labels) or, if labels is null, a distribution (targets); see loss.py. A
 // label outside 0..K-1 makes the loss NaN. Bytes moved: z read three times, twice from the cache,
@@ -41,4 +41,23 @@ __global__ void cross_entropy(
         A p = exp(A(z[k]) - highest) / A(sum);
         dz[row * classes + k] = T(outside ? nan : A(scale) * (p - hit * t - even));
     }
+}
+
+// How many rows have their largest score at their label, the first of equal ones, NaN before all: one
+// block, of which each thread takes every (threads)-th row.
+template <typename T>
+__global__ void count_right(const T* z, const Index* labels, Index rows, int classes, Index* right) {
+    typedef typename Arithmetic<T>::type A;
+    int count = 0;
+    for (Index row = threadIdx.x; row < rows; row += blockDim.x) {
+        const T* scores = z + row * classes;
+        int best = 0;
+        for (int k = 1; k < classes; ++k) {
+            A score = A(scores[k]), highest = A(scores[best]);
+            if (highest == highest && !(score <= highest)) best = k;
+        }
+        count += best == labels[row];
+    }
+    count = block_sum(count);
+    if (threadIdx.x == 0) *right = count;
 }

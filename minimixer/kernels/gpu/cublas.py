@@ -17,6 +17,7 @@ import numpy as np
 from ...engine.arrays import Array
 from ...engine.products import as_rows
 from .. import chosen
+from . import small
 from .plans import (
     AUX,
     BIAS,
@@ -45,6 +46,9 @@ def matmul(
         out = _empty((m, n), a.dtype)
     elif out.shape != (m, n):
         raise ValueError(f"matmul: `out` is {out.shape}, the product {(m, n)}")
+    if small.suits(a, b, out, bias):
+        small.matmul(a, b, out, accumulate, bias)
+        return out
     if bias is not None:
         inside = not accumulate and bias.dtype == out.dtype and bias.data.ptr % 16 == 0
         inside = inside and bias.flags.c_contiguous

@@ -125,10 +125,22 @@ def multiprocessors(device: int) -> int:
 
 
 @functools.cache
-def resident_blocks(kernel: Any, threads: int, device: int) -> int:
+def most_shared(device: int) -> int:
+    """How many bytes of shared memory a block may have."""
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+
+
+@functools.cache
+def resident_blocks(kernel: Any, threads: int, device: int, shared: int) -> int:
     """How many blocks of a kernel the GPU holds at once, as far as registers go (65,536 for each
-    multiprocessor, given out by eights)."""
-    return multiprocessors(device) * max(1, 65536 // (8 * ceil_div(kernel.num_regs, 8) * threads))
+    multiprocessor, given out by eights), and bytes of shared memory."""
+    import cupy
+
+    most = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerMultiprocessor"]
+    by_registers = 65536 // (8 * ceil_div(kernel.num_regs, 8) * threads)
+    return multiprocessors(device) * max(1, min(by_registers, most // (shared + 1024)))
 
 
 def pack(length: int, dtype: np.dtype, *arrays: Array | None) -> int:

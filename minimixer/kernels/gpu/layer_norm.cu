@@ -1,22 +1,22 @@
-// s = x + y + bias and h = LayerNorm(s) in one pass, and the backward pass of both in another.
+// s = x + (y + bias) keep and h = LayerNorm(s) in one pass, and the backward pass of both in another.
 //
 // A warp of 32 threads takes a row of C elements and keeps it in registers: K packs of W elements a
 // thread, 32 W K >= C. C is known when this is compiled, so that nothing is asked that need not be
 // (FULL: every thread has K whole packs), and loads follow one another. The bias, which may be
 // absent, has C elements (bias_rows = 0), or one for every bias_rows rows (token mixing's: one for
-// each token, that is for B rows). Behind h there may be room for some rows of ones (spare_row.py).
-// h is computed from s as it is stored, so that backward, which
-// reads s again, sees the same x_hat.
+// each token, that is for B rows). `keep`, which may be absent too, has a factor for each of B examples;
+// backward then has a dy beside dx. Behind h there may be room for some rows of ones (spare_row.py).
+// h is computed from s as it is stored, so that backward, which reads s again, sees the same x_hat.
 //
 // Bytes moved = bytes at the least: forward reads x and y and writes s and h, backward reads dh, ds
 // and s and writes dx: four times the matrix each, and a thousandth of it for sums.
 // Measured on an H100 (B/16, 256 images, bfloat16; a copy moves 2.92 TB/s): forward 0.98 of a
 // copy's rate, backward 0.85 to 0.89.
 
-template <typename T, int W, int C>
+template <typename T, int W, int C, bool KEEP>
 __global__ void __launch_bounds__(128) add_layer_norm(
-    const T* x, const T* y, const T* bias, Index bias_rows, const T* gamma, const T* beta,
-    double epsilon, Index rows, Index ones,
+    const T* x, const T* y, const T* bias, Index bias_rows, const T* keep, Index examples,
+    const T* gamma, const T* beta, double epsilon, Index rows, Index ones,
     T* s, T* h, typename Arithmetic<T>::type* mean, typename Arithmetic<T>::type* inverse_sigma
 ) {
     typedef typename Arithmetic<T>::type A;
@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(128) add_layer_norm(
         }
     }
     A row_bias = bias && bias_rows ? A(bias[row / bias_rows]) : A(0);
+    A factor = KEEP ? A(keep[row % examples]) : A(1);
     A sum = 0;
     #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -48,10 +49,9 @@ __global__ void __launch_bounds__(128) add_layer_norm(
             Pack<T, W> b;
             if (bias && !bias_rows) b = load<W>(bias + c);
             for (int i = 0; i < W; ++i) {
-                A value = A(kept[k].value[i]);
-                if (y) value += A(added[k].value[i]);
-                if (bias) value += bias_rows ? row_bias : A(b.value[i]);
-                kept[k].value[i] = T(value);
+                A own = A(kept[k].value[i]), first = y ? A(added[k].value[i]) : A(0);
+                A second = !bias ? A(0) : bias_rows ? row_bias : A(b.value[i]);
+                kept[k].value[i] = T(KEEP ? own + factor * (first + second) : own + first + second);
             }
             store(s + row * C + c, kept[k]);
         }
@@ -94,47 +94,81 @@ __device__ A x_hat_of(A s, A mean, A inverse) {
     return sizeof(T) == 2 ? s * inverse - mean * inverse : (s - mean) * inverse;
 }
 
+// From global to shared memory, while the thread goes on (from compute capability 8.0 on).
+template <typename T, int W>
+__device__ void copy_ahead(Pack<T, W>& to, const T* from) {
+#if __CUDA_ARCH__ >= 800
+    if constexpr (sizeof(to) >= 4)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+            :: "r"((unsigned) __cvta_generic_to_shared(&to)), "l"(from), "n"(sizeof(to)) : "memory");
+    else
+#endif
+        to = load<W>(from);
+}
+__device__ inline void end_of_copies() {  // that one will wait for together
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_copies_but_the_last() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+#endif
+}
+
 // dx as derived in layer_norm.py. dh may have fewer rows than the rest, dh_rows, which are then
 // repeated: below the mean over the tokens all tokens have the same gradient. Each warp takes every
 // (warps of the grid)-th row and sums what its columns give to dgamma, dbeta and, if COLUMN_BIAS,
 // dbias; then the block's warps add up, one after the other. partial: (gridDim.x, 3 or 2, C).
-// row_sums, if not null: the sum of each row of dx, for a bias along the rows. Shared memory: 3 C
-// or 2 C numbers.
+// row_sums, if not null: the sum of each row of dy, for a bias along the rows.
+//
+// While a warp computes a row, its next one is on its way to shared memory: dh, s and ds, each thread's
+// packs at places of its own. Shared memory: (3 or 2, C) sums, then twice 3 K packs for each thread.
 template <typename T, int W, int C, bool COLUMN_BIAS>
 __global__ void __launch_bounds__(128) add_layer_norm_backward(
     const T* dh, Index dh_rows, const T* ds, const T* s, const typename Arithmetic<T>::type* mean,
-    const typename Arithmetic<T>::type* inverse_sigma, const T* gamma, Index rows,
-    T* dx, typename Arithmetic<T>::type* partial, typename Arithmetic<T>::type* row_sums
+    const typename Arithmetic<T>::type* inverse_sigma, const T* gamma, const T* keep,
+    Index examples, Index rows,
+    T* dx, T* dy, typename Arithmetic<T>::type* partial, typename Arithmetic<T>::type* row_sums
 ) {
     typedef typename Arithmetic<T>::type A;
     const int K = (C + 32 * W - 1) / (32 * W);
     const bool FULL = C == 32 * W * K;
     extern __shared__ double memory[];
     A* total = reinterpret_cast<A*>(memory);
-    const int sums = COLUMN_BIAS ? 3 : 2, warps = blockDim.x / 32;
+    const int sums = COLUMN_BIAS ? 3 : 2, warps = 4;
+    typedef Pack<T, W> Packs[3][K][32 * warps];
+    Packs* packs = reinterpret_cast<Packs*>(total + sums * C);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     A dgamma[K][W] = {}, dbeta[K][W] = {}, dbias[COLUMN_BIAS ? K : 1][W] = {};
-    Pack<T, W> dhs[K], ss[K], dss[K] = {};
-    Index step = Index(gridDim.x) * warps;
-    for (Index row = Index(blockIdx.x) * warps + warp; row < rows; row += step) {
+    Index step = Index(gridDim.x) * warps, row = Index(blockIdx.x) * warps + warp;
+    auto ask = [&](int place, Index row) {
         Index dh_row = dh_rows == rows ? row : row % dh_rows;
         #pragma unroll
         for (int k = 0; k < K; ++k) {
             int c = (k * 32 + lane) * W;
-            if (FULL || c < C) {
-                dhs[k] = load<W>(dh + dh_row * C + c);
-                ss[k] = load<W>(s + row * C + c);
-                if (ds) dss[k] = load<W>(ds + row * C + c);
+            if (row < rows && (FULL || c < C)) {
+                copy_ahead(packs[place][0][k][threadIdx.x], dh + dh_row * C + c);
+                copy_ahead(packs[place][1][k][threadIdx.x], s + row * C + c);
+                if (ds) copy_ahead(packs[place][2][k][threadIdx.x], ds + row * C + c);
             }
         }
+        end_of_copies();
+    };
+    ask(0, row);
+    for (int place = 0; row < rows; row += step, place ^= 1) {
+        ask(place ^ 1, row + step);
+        wait_for_copies_but_the_last();
         A inverse = inverse_sigma[row], m = mean[row], sum = 0, product = 0;
+        A factor = keep ? A(keep[row % examples]) : A(1);
         #pragma unroll
         for (int k = 0; k < K; ++k) {
             int c = (k * 32 + lane) * W;
             if (!FULL && c >= C) continue;
             Pack<T, W> scale = load<W>(gamma + c);
+            Pack<T, W> dhs = packs[place][0][k][threadIdx.x], ss = packs[place][1][k][threadIdx.x];
             for (int i = 0; i < W; ++i) {
-                A d = A(dhs[k].value[i]), x_hat = x_hat_of<T>(A(ss[k].value[i]), m, inverse);
+                A d = A(dhs.value[i]), x_hat = x_hat_of<T>(A(ss.value[i]), m, inverse);
                 dgamma[k][i] += d * x_hat;
                 dbeta[k][i] += d;
                 d *= A(scale.value[i]);
@@ -149,16 +183,22 @@ __global__ void __launch_bounds__(128) add_layer_norm_backward(
         for (int k = 0; k < K; ++k) {
             int c = (k * 32 + lane) * W;
             if (!FULL && c >= C) continue;
-            Pack<T, W> scale = load<W>(gamma + c), out;
+            Pack<T, W> scale = load<W>(gamma + c), out, dss = {};
+            Pack<T, W> dhs = packs[place][0][k][threadIdx.x], ss = packs[place][1][k][threadIdx.x];
+            if (ds) dss = packs[place][2][k][threadIdx.x];
             for (int i = 0; i < W; ++i) {
-                A x_hat = x_hat_of<T>(A(ss[k].value[i]), m, inverse);
-                A d = A(dhs[k].value[i]) * A(scale.value[i]);
-                d = d * inverse + (x_hat * product + (A(dss[k].value[i]) + sum));
+                A x_hat = x_hat_of<T>(A(ss.value[i]), m, inverse);
+                A d = A(dhs.value[i]) * A(scale.value[i]);
+                d = d * inverse + (x_hat * product + (A(dss.value[i]) + sum));
                 out.value[i] = T(d);
+                d *= factor;
                 if (COLUMN_BIAS) dbias[k][i] += d;
                 else row_sum += d;
             }
             store(dx + row * C + c, out);
+            if (!dy) continue;
+            for (int i = 0; i < W; ++i) out.value[i] = T(A(out.value[i]) * factor);
+            store(dy + row * C + c, out);
         }
         if (!COLUMN_BIAS && row_sums) {
             row_sum = warp_sum(row_sum);
@@ -189,8 +229,8 @@ __global__ void __launch_bounds__(128) add_layer_norm_backward(
 
 template <typename T>
 __global__ void add_layer_norm_any(
-    const T* x, const T* y, const T* bias, Index bias_rows, const T* gamma, const T* beta,
-    double epsilon, Index rows, Index ones, int channels,
+    const T* x, const T* y, const T* bias, Index bias_rows, const T* keep, Index examples,
+    const T* gamma, const T* beta, double epsilon, Index rows, Index ones, int channels,
     T* s, T* h, typename Arithmetic<T>::type* mean, typename Arithmetic<T>::type* inverse_sigma
 ) {
     typedef typename Arithmetic<T>::type A;
@@ -202,11 +242,11 @@ __global__ void add_layer_norm_any(
             for (int c = lane; c < channels; c += 32) h[start + c] = T(1);
         return;
     }
-    A sum = 0, rest = 0, squares = 0;
+    A sum = 0, rest = 0, squares = 0, factor = keep ? A(keep[row % examples]) : A(1);
     for (int c = lane; c < channels; c += 32) {
-        A value = A(x[start + c]);
-        if (y) value += A(y[start + c]);
-        if (bias) value += A(bias[bias_rows ? row / bias_rows : Index(c)]);
+        A own = A(x[start + c]), first = y ? A(y[start + c]) : A(0);
+        A second = bias ? A(bias[bias_rows ? row / bias_rows : Index(c)]) : A(0);
+        A value = keep ? own + factor * (first + second) : own + first + second;
         if (y || bias) s[start + c] = T(value);
         sum += A(T(value));
     }
@@ -230,8 +270,9 @@ __global__ void add_layer_norm_any(
 template <typename T>
 __global__ void add_layer_norm_backward_any(
     const T* dh, Index dh_rows, const T* ds, const T* s, const typename Arithmetic<T>::type* mean,
-    const typename Arithmetic<T>::type* inverse_sigma, const T* gamma, Index rows, int channels,
-    T* dx, typename Arithmetic<T>::type* row_sums
+    const typename Arithmetic<T>::type* inverse_sigma, const T* gamma, const T* keep,
+    Index examples, Index rows, int channels,
+    T* dx, T* dy, typename Arithmetic<T>::type* row_sums
 ) {
     typedef typename Arithmetic<T>::type A;
     Index row = Index(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -239,6 +280,7 @@ __global__ void add_layer_norm_backward_any(
     int lane = threadIdx.x % 32;
     Index start = row * channels;
     A m = mean[row], inverse = inverse_sigma[row], sum = 0, product = 0, row_sum = 0;
+    A factor = keep ? A(keep[row % examples]) : A(1);
     dh += (row % dh_rows) * channels;
     for (int c = lane; c < channels; c += 32) {
         A d = rounded_product(A(dh[c]), A(gamma[c]));
@@ -253,7 +295,8 @@ __global__ void add_layer_norm_backward_any(
         d = (d - x_hat * product) * inverse;
         if (ds) d += A(ds[start + c]);
         dx[start + c] = T(d);
-        row_sum += d;
+        row_sum += d * factor;
+        if (dy) dy[start + c] = T(A(T(d)) * factor);
     }
     row_sum = warp_sum(row_sum);
     if (row_sums && lane == 0) row_sums[row] = row_sum;
@@ -262,7 +305,7 @@ __global__ void add_layer_norm_backward_any(
 // A thread for each column, blockIdx.y for each stretch of rows. partial: (gridDim.y, 3, channels)
 template <typename T>
 __global__ void add_layer_norm_sums_any(
-    const T* dh, Index dh_rows, const T* dx, const T* s,
+    const T* dh, Index dh_rows, const T* dy, const T* s,
     const typename Arithmetic<T>::type* mean,
     const typename Arithmetic<T>::type* inverse_sigma, Index rows, int channels,
     int rows_per_block, typename Arithmetic<T>::type* partial
@@ -277,7 +320,7 @@ __global__ void add_layer_norm_sums_any(
         A d = A(dh[(row % dh_rows) * channels + c]);
         dgamma += d * (A(s[row * channels + c]) - mean[row]) * inverse_sigma[row];
         dbeta += d;
-        dbias += A(dx[row * channels + c]);
+        dbias += A(dy[row * channels + c]);
     }
     A* to = partial + Index(blockIdx.y) * 3 * channels + c;
     to[0] = dgamma;

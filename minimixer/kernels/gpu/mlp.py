@@ -2,8 +2,9 @@
 
 There are three ways, the first that can be had is taken:
 
-    two bytes, Hopper   token mixing is one kernel (token_mixing.py); in channel mixing the products
-                        apply bias, GELU and its slope, and sum up (channel_mixing.py)
+    two bytes, Hopper   token mixing is one kernel (token_mixing.py); in channel mixing, unless it
+                        is small, the products apply bias, GELU and its slope, and sum up
+                        (channel_mixing.py)
     two bytes           cuBLAS applies bias and GELU as it stores the product, and in backward the
                         slope, where g is kept (token mixing's bias: spare_row.py)
     else                a product, then a pass that adds the bias and applies GELU; in backward one
@@ -57,9 +58,11 @@ class FastMLP(Fast, MLP):
         self.x1: Array = None
         g: Array = None
         if self.on_hopper and self.first:
-            y, u = token_mixing.forward(x, w1, b1, w2, keep)
+            packed, self.packed = token_mixing.pack(w1, b1, w2, keep)
+            y, u = token_mixing.forward(x, packed, w1.shape[1], keep)
         elif self.on_hopper:
-            g, u = channel_mixing.forward(x, w1, b1, keep)
+            packed, self.packed = channel_mixing.pack(w1, w2, keep)
+            g, u = channel_mixing.forward(x, packed, b1, keep)
             y = self.product(g, w2)
         else:
             both = self.with_gelu(x, w1, b1, keep) if two_bytes else None
@@ -110,7 +113,7 @@ class FastMLP(Fast, MLP):
         return tuple(d if wanted else None for d, wanted in zip(gradients, self.needs, strict=True))
 
     def token_gradients(self, dy: Array) -> Gradients:
-        dx, g, du = token_mixing.backward(dy, self.u, self.w1, self.w2)  # (n, D) of the last two
+        dx, g, du = token_mixing.backward(dy, self.u, self.packed)  # (n, D) of the last two
         x1 = spare_row.with_ones(self.x)
         with aside(self, (1, 2, 3), self.x, dy, g, du):
             if x1 is not None:
@@ -125,8 +128,9 @@ class FastMLP(Fast, MLP):
     def channel_gradients(self, dy: Array) -> Gradients:
         u, self.u = self.u, None
         if u is None:  # a second backward (retain_graph): the first wrote over it
-            u = channel_mixing.forward(self.x, self.w1, self.b1, True)[1]
-        du, parts = channel_mixing.backward(dy, u, self.w2)
+            packed, _ = channel_mixing.pack(self.w1, self.w2, False)
+            u = channel_mixing.forward(self.x, packed, self.b1, True)[1]
+        du, parts = channel_mixing.backward(dy, u, self.packed)
         g = u  # is there now
         with aside(self, (1, 2, 3), self.x, du, dy, g, parts):
             db1 = self.destination(2)

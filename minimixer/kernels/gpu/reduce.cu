@@ -6,10 +6,12 @@
 // (rows, parts, columns) -> up to three arrays (columns,), one for each part: LayerNorm's dgamma,
 // dbeta and dbias in one launch. Blocks of 32 x 32 threads, one for every 32 columns of a part; those
 // whose array is null do nothing.
-template <typename A>
+template <typename T>
 __global__ void sum_rows(
-    const A* matrix, A* sums0, A* sums1, A* sums2, Index rows, Index columns
+    const T* matrix, typename Arithmetic<T>::type* sums0, typename Arithmetic<T>::type* sums1,
+    typename Arithmetic<T>::type* sums2, Index rows, Index columns
 ) {
+    typedef typename Arithmetic<T>::type A;
     A* sums = blockIdx.y == 0 ? sums0 : blockIdx.y == 1 ? sums1 : sums2;
     if (!sums) return;
     matrix += blockIdx.y * columns;
@@ -18,7 +20,7 @@ __global__ void sum_rows(
     Index column = Index(blockIdx.x) * 32 + threadIdx.x;
     A sum = 0;
     if (column < columns)
-        for (Index row = threadIdx.y; row < rows; row += 32) sum += matrix[row * stride + column];
+        for (Index row = threadIdx.y; row < rows; row += 32) sum += A(matrix[row * stride + column]);
     tile[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     sum = warp_sum(tile[threadIdx.x][threadIdx.y]);  // warp threadIdx.y adds up column threadIdx.y

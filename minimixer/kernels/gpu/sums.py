@@ -6,8 +6,10 @@ from ...engine.arrays import Array, namespace
 from ...engine.precision import is_half, wide
 from ...engine.products import sum_rows as plain_sum_rows
 from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of, usable
+from .side import LARGEST
 
 BLOCKS = 512  # of 1024 threads: two at a time on each of an H100's multiprocessors, twice
+LONGEST = 1024  # rows that a block adds up, of two-byte numbers: a product takes more at once
 
 
 def sum_rows(matrix: Array, *outs: Array | None) -> None:
@@ -29,21 +31,24 @@ def sum_columns(matrix: Array, scale: float = 1.0, out: Array | None = None) -> 
 
 def column_sums(matrix: Array, out: Array | None) -> Array:
     """(rows, columns) -> (columns,), in `out` if given; of two-byte numbers in float32."""
-    if is_half(matrix.dtype) or not can_sum(matrix.dtype):
+    # A block adds up 32 columns. Of a long matrix the rows are first taken in groups, side by side:
+    # as many as fill the GPU, and as divide them.
+    (rows, columns), dtype = matrix.shape, wide(matrix.dtype)
+    side = rows & -rows
+    while side > 1 and (side * columns > BLOCKS * 32 or rows < 32 * side):
+        side //= 2
+    by_product = is_half(matrix.dtype) and (matrix.nbytes > LARGEST or rows > LONGEST * side)
+    names = f"sum_rows<{type_of(matrix)}>", f"sum_rows<{c_name(dtype)}>"
+    if by_product or not usable("reduce.cu", *names):
         sums = plain_sum_rows(matrix)
         if out is None:
             return sums
         out[...] = sums
         return out
-    rows, columns = matrix.shape
-    out = namespace(matrix).empty(columns, dtype=matrix.dtype) if out is None else out
-    # A block adds up 32 columns. Of a long matrix the rows are first taken in groups, side by side:
-    # as many as fill the GPU, and as divide them.
-    side = rows & -rows
-    while side > 1 and (side * columns > BLOCKS * 32 or rows < 32 * side):
-        side //= 2
+    xp = namespace(matrix)
+    out = xp.empty(columns, dtype=dtype) if out is None else out
     if side > 1:
-        groups = namespace(matrix).empty(side * columns, dtype=matrix.dtype)
+        groups = xp.empty(side * columns, dtype=dtype)
         sum_rows(matrix.reshape(rows // side, 1, side * columns), groups)
         matrix = groups.reshape(side, columns)
     sum_rows(matrix[:, None], out)

@@ -47,11 +47,12 @@ template <int S> struct Shape {
 // ---- weights, as the tensor cores want them ---------------------------------------------------
 
 // A matrix (k, n) of shared memory is a grid of 8 x 8 cores, each 128 bytes: 8 columns of 8 k. Cores
-// lie along n first. `packed` is for each chunk the matrix of the first product (K, UNITS), from
-// first (S, D) and bias, then that of the second (UNITS, N), from second (S, D).
+// lie along n first. What is packed is for each chunk the matrix of the first product (K, UNITS), then
+// that of the second (UNITS, N): forward w1 with b1, and w2, both (S, D); backward w2, and w1.
 template <typename T, int S, int D>
-__global__ void pack_weights(const T* first, const T* bias, const T* second, T* packed) {
+__global__ void pack_weights(const T* w1, const T* b1, const T* w2, T* forward, T* backward) {
     using Sizes = Shape<S>;
+    bool back = blockIdx.y;
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     int chunk = i / (Sizes::CHUNK / 2), place = i % (Sizes::CHUNK / 2);
     if (chunk >= D / UNITS) return;
@@ -59,13 +60,11 @@ __global__ void pack_weights(const T* first, const T* bias, const T* second, T* 
     int within = in_first ? place : place - Sizes::FIRST / 2;
     int wide = (in_first ? UNITS : Sizes::N) / 8;
     int core = within / 64, k = core / wide * 8 + within % 8, n = core % wide * 8 + within / 8 % 8;
+    int token = in_first ? k : n, unit = chunk * UNITS + unit_of(in_first ? n : k);
     T value = T(0.0f);
-    if (in_first) {
-        int unit = chunk * UNITS + unit_of(n);
-        if (k < S) value = first[k * D + unit];
-        else if (k == S && bias) value = bias[unit];
-    } else if (n < S) value = second[n * D + chunk * UNITS + unit_of(k)];
-    packed[i] = value;
+    if (token < S) value = (in_first != back ? w1 : w2)[token * D + unit];
+    else if (in_first && token == S && !back) value = b1[unit];
+    (back ? backward : forward)[i] = value;
 }
 
 // A thread's units of its two columns, 8 apart, in u, g or du: 8, and 8 more 32 further.

@@ -28,30 +28,41 @@ def fits(tokens: int, units: int, columns: int) -> bool:
     return tokens <= MOST_TOKENS and not units % UNITS and not columns % TILE
 
 
-def forward(
-    x: Array, w1: Array, b1: Array, w2: Array, keep_u: bool
-) -> tuple[Array, Array | None]:  # fmt: skip
+def pack(w1: Array, b1: Array, w2: Array, back: bool) -> tuple[Array, Array | None]:
+    """w1 (S, D), b1 (D,) and w2 (S, D) in the order in which forward, and backward if wanted, read
+    them."""
+    import cupy
+
+    tokens, units = w1.shape
+    size = units // UNITS * shared_bytes(tokens)[0] // 2
+    packed = [cupy.empty(size, w1.dtype) for _ in range(1 + back)] + [None]
+    w1, w2 = (cupy.ascontiguousarray(w) for w in (w1, w2))
+    kernel = get(FILE, _names(w1, tokens, units)[0], more=_text(w1, tokens))
+    kernel((ceil_div(size, 256), 1 + back), (256,), (w1, b1, w2, packed[0], pointer(packed[1])))
+    return packed[0], packed[1]
+
+
+def forward(x: Array, packed: Array, units: int, keep_u: bool) -> tuple[Array, Array | None]:
     """(w2 gelu(u) (S, n), u^T (n, D) if wanted) for u = w1^T x + b1."""
     import cupy
 
     y = cupy.empty(x.shape, x.dtype)
-    u = cupy.empty((x.shape[1], w1.shape[1]), x.dtype) if keep_u else None
-    _run(False, x, _packed(w1, b1, w2), y, u, None, None)
+    u = cupy.empty((x.shape[1], units), x.dtype) if keep_u else None
+    _run(False, x, packed, units, y, u, None, None)
     return y, u
 
 
-def backward(dy: Array, u: Array, w1: Array, w2: Array) -> tuple[Array, Array, Array]:
+def backward(dy: Array, u: Array, packed: Array) -> tuple[Array, Array, Array]:
     """(dx (S, n), g^T (n, D), du^T (n, D)) from forward's u."""
     import cupy
 
     dx, g, du = (cupy.empty(a.shape, a.dtype) for a in (dy, u, u))
-    _run(True, dy, _packed(w2, None, w1), dx, u, g, du)
+    _run(True, dy, packed, u.shape[1], dx, u, g, du)
     return dx, g, du
 
 
-def _run(back: bool, x: Array, packed: Array, y: Array, *hidden: Array | None) -> None:
+def _run(back: bool, x: Array, packed: Array, units: int, y: Array, *hidden: Array | None) -> None:
     tokens, columns = x.shape
-    units = len(packed) // (shared_bytes(tokens)[0] // 2) * UNITS
     kernel = get(FILE, _names(x, tokens, units)[1 + back], more=_text(x, tokens))
     blocks = min(multiprocessors(x.device.id), columns // TILE + 1) // 2 * 2
     size = shared_bytes(tokens)[1]
@@ -60,20 +71,6 @@ def _run(back: bool, x: Array, packed: Array, y: Array, *hidden: Array | None) -
     maps = [hopper.tensor_map(a, tokens, TILE // 2) for a in (x, y)]
     arguments = (*maps, packed, *map(pointer, hidden), columns)
     kernel((blocks,), (384,), arguments, shared_mem=size)
-
-
-def _packed(first: Array, bias: Array | None, second: Array) -> Array:
-    """The weights in the order in which the kernel reads them."""
-    import cupy
-
-    tokens, units = first.shape
-    first, second = (cupy.ascontiguousarray(w) for w in (first, second))
-    packed = cupy.empty(units // UNITS * shared_bytes(tokens)[0] // 2, first.dtype)
-    kernel = get(FILE, _names(first, tokens, units)[0], more=_text(first, tokens))
-    kernel(
-        (ceil_div(packed.size, 256),), (256,), (first, 0 if bias is None else bias, second, packed)
-    )
-    return packed
 
 
 @functools.cache

@@ -1,15 +1,17 @@
-"""The loss, softmax, the optimizer's update, shifted images and patches, on CUDA kernels."""
+"""The loss, softmax, the optimizer's update, random draws and patches, on CUDA kernels."""
 
 import contextlib
 from typing import Any
 
 import numpy as np
 
-from ...engine.arrays import Array, namespace, one, to_device
+from ...engine.arrays import Array, namespace, one, to_device, use_device_of
 from ...engine.precision import is_half, wide
+from ...engine.random import Purpose
 from ...engine.tensor import Tensor
 from ...model.images import Normalization
 from ...model.inputs import check_finite, check_shape
+from ...nn.draws import RandomCounter
 from ...nn.loss import CrossEntropy
 from ...nn.loss_scale import FINITE, adjust_scale
 from ...nn.more_loss import Softmax
@@ -52,6 +54,24 @@ class FastCrossEntropy(Fast, CrossEntropy):
 
     def backward(self, dloss: Array) -> Array:
         return self.dz if dloss is one(dloss) else self.dz * dloss[..., None]
+
+
+class Correct:
+    """In one kernel."""
+
+    @staticmethod
+    def suits(logits: Array, labels: Array) -> bool:
+        on_gpu = namespace(logits) is not np and namespace(labels) is not np and logits.size
+        return bool(on_gpu) and usable("cross_entropy.cu", f"count_right<{type_of(logits)}>")
+
+    @staticmethod
+    def run(logits: Array, labels: Array) -> Array:
+        xp, (rows, classes) = namespace(logits), logits.shape
+        logits, labels = xp.ascontiguousarray(logits), xp.ascontiguousarray(labels, dtype=np.int64)
+        right = xp.empty((), np.int64)
+        kernel = get("cross_entropy.cu", f"count_right<{type_of(logits)}>")
+        kernel((1,), (256,), (logits, labels, rows, np.int32(classes), right))
+        return right
 
 
 class FastSoftmax(Fast, Softmax):
@@ -124,7 +144,7 @@ def _adamw(optimizer: Any, ranges: list[Any]) -> None:
     kernel = get("adamw.cu", _name(optimizer))
     blocks = 16 * multiprocessors(buffer.values.device.id)
     beside = namespace(buffer.values).cuda.get_current_stream().is_capturing()
-    for number, (start, stop, lr, decay) in enumerate(ranges):
+    for number, (start, stop, lr, decay) in reversed([*enumerate(ranges)]):  # the last one waits
         w, g, m, v, low = (
             0 if array is None else array[start:stop]
             for array in (buffer.values, buffer.gradients, *optimizer.state.values(), buffer.low)
@@ -147,6 +167,31 @@ class CountStep:
     @staticmethod
     def run(control: Array, counters: Array) -> None:
         get("adamw.cu", "count_step")((1,), (1,), (control, counters))
+
+
+# ---- random draws -------------------------------------------------------------------------------
+
+
+class Keep:
+    """RandomCounter.keep in one kernel."""
+
+    @staticmethod
+    def suits(random: RandomCounter, x: Any, *options: Any) -> bool:
+        on_gpu = namespace(x.data) is not np and namespace(random.counters) is not np
+        return on_gpu and usable("keep.cu", f"keep<{c_name(x.dtype)}>")
+
+    @staticmethod
+    def run(
+        random: RandomCounter, x: Any, p: float, purpose: Purpose, layer: int,
+        shape: tuple[int, int],
+    ) -> Array:  # fmt: skip
+        use_device_of(random.counters)
+        factors = namespace(random.counters).empty(shape, x.dtype)
+        numbers = map(np.uint64, (random.seed, purpose, layer))
+        get("keep.cu", f"keep<{type_of(factors)}>")((ceil_div(factors.size, 256),), (256,), (
+            random.counters, *numbers, float(p), shape[1], factors.size, factors,
+        ))  # fmt: skip
+        return factors
 
 
 # ---- images -------------------------------------------------------------------------------------
