@@ -92,7 +92,8 @@ def train(run: Run) -> int:
     batches = data.Batches(
         train_images, train_labels, options.batch_size, options.seed, options.max_shift
     )
-    batches, held_out = on_device(batches, device), placed(test_images, device)  # GPUs have theirs
+    batches = on_device(batches, device)  # a GPU makes its own
+    held_out = placed(test_images, device)
 
     # ---- model
     preparation = None if options.data_dir else "digit"  # what predict.py does to pictures
@@ -147,7 +148,7 @@ def train(run: Run) -> int:
     def validate():
         """Every process looks at its part; a GPU wants large pieces, the CPU's cache small ones."""
         mine = world.part(len(test_labels))
-        size = 256 if model.device == "cpu" else -(-8_000_000 // test_images[0].size)
+        size = 256 if model.device == "cpu" else -(-4_000_000 // test_images[0].size)
         return evaluate(model, held_out[mine], test_labels[mine], size).over(world.sum)
 
     # ---- the loop

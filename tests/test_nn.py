@@ -240,6 +240,26 @@ def test_linear():
     same(Linear(3, 2, seed=5).weight.data, lecun_normal((3, 2), 3, 5, 0))
 
 
+def test_what_is_added_and_dropped_may_need_no_gradient(device):
+    """Then only gamma and beta get theirs, though there is something to keep."""
+    x, y, gamma, beta, keep = (
+        Tensor(put(device, draw(s))) for s in ((2, 3, 4), (2, 3, 4), (4,), (4,), (3,))
+    )
+    found = {}
+    for dropped in (keep, None):
+        gamma = Tensor(gamma.data, requires_grad=True)
+        added = y if dropped is not None else Tensor(y.data * keep.data[:, None])
+        fused.add_layer_norm(x, added, None, gamma, beta, keep=dropped)[1].sum().backward()
+        found[dropped is None] = to_numpy(gamma.grad)
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_dropout_of_nothing(device, shape):
+    model = Sequential(Dropout(0.5)).to(device)
+    assert model(Tensor(put(device, np.zeros(shape, "float32")))).shape == shape
+
+
 def test_a_bias_that_needs_no_gradient_gets_none(device):
     """Not even one that is computed and thrown away, by any form of the code."""
     for rows in (3, 30_000):

@@ -5,7 +5,6 @@ compared with, and not under kernels.use("reference"). Other softmaxes and produ
 have fast forms in the package.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from baselines.operations import Conv2d, GroupNorm, WeightStandardize, Windows
 from minimixer import Function, Tensor, kernels
 from minimixer.backend import Array, namespace
 from minimixer.kernels.gpu import cublas
-from minimixer.kernels.gpu.cuda import as_bool, ceil_div, get, pack, type_of, usable
+from minimixer.kernels.gpu.cuda import as_bool, ceil_div, get, most_shared, pack, type_of, usable
 from minimixer.kernels.gpu.sums import can_sum, sum_rows
 from minimixer.kernels.node import Fast
 
@@ -104,13 +103,6 @@ def kernel_for(name: str, qkv: Array, heads: int, matrices: int) -> tuple[Any, i
 def shared_bytes(tokens: int, width: int, matrices: int, itemsize: int) -> int:
     """Two of (tokens, width), and `matrices` of (tokens, tokens)."""
     return tokens * (2 * (width | 1) + matrices * (tokens | 1)) * itemsize
-
-
-@functools.cache
-def most_shared(device: int) -> int:
-    import cupy
-
-    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
 # ---- norms --------------------------------------------------------------------------------------

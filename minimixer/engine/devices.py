@@ -30,6 +30,12 @@ def check_device(device: str) -> str:
 
 
 @functools.cache
+def driver() -> ctypes.CDLL:
+    """CUDA's driver, for what CuPy does not ask of it."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+@functools.cache
 def _count_gpus() -> int:
     """How many GPUs CuPy can use; each reason for none has a sentence of its own."""
     either = "'cupy-cuda12x[ctk]>=14.2' (CUDA 12) or 'cupy-cuda13x[ctk]>=14.2' (CUDA 13)"

@@ -55,7 +55,7 @@ from ..nn.layers import Module, is_evaluating
 from ..nn.parameters import Parameter
 from ..training.optim import Optimizer
 from .fingerprint import Fingerprint, token
-from .recording import Pool, Recording, own_stream
+from .recording import Pool, Recording, own_stream, with_priorities
 from .staging import Inbox
 
 MOST_RECORDINGS = 16
@@ -299,6 +299,7 @@ class Recorded:
         if optimizer is not None:
             recording.clipped, optimizer.clipped = (optimizer, optimizer.clipped), clipped
         if failure is None:
+            recording.graph = with_priorities(graph)
             self._recordings[key] = recording
             return recording
         where, what, short = _where(failure), _first_line(failure), isinstance(failure, MemoryError)

@@ -9,7 +9,6 @@ Next: `fingerprint.py`, whether a recorded step may be repeated.
 
 import contextlib
 import ctypes
-import functools
 import sys
 import threading
 import weakref
@@ -17,9 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..engine import forms
+from ..engine.devices import driver
 from ..training.optim import Optimizer
 
-MAIN_LINE = -1  # its priority; what is put aside (gpu/side.py) has 0, which is lower
+MAIN_LINE = -1  # its priority; what is put aside (kernels/gpu/side.py) has 0, which is lower
 _BY_NODE = 8  # the driver's flag: each node of a graph has the priority that it was recorded with
 
 
@@ -29,7 +29,7 @@ class Recording:
     def __init__(
         self, graph: Any, result: Any, parameters: list[Any], before: list[Any], after: list[Any]
     ):  # fmt: skip
-        self.graph: Any = None if graph is None else _with_priorities(graph)
+        self.graph: Any = graph
         self.result = result
         self.last_call = 0
         self.forms: Any = forms.table  # whose id is part of the key: no other may have it meanwhile
@@ -50,31 +50,26 @@ class Recording:
 
 
 class _Graph:
-    """One that the driver can start by this address."""
+    """One that the driver can start by this address. `called`: what it calls on the CPU."""
 
-    def __init__(self, address: int):
-        self.address = ctypes.c_void_p(address)
-        weakref.finalize(self, _driver().cuGraphExecDestroy, self.address).atexit = False
+    def __init__(self, address: int, called: Any):
+        self.address, self.called = ctypes.c_void_p(address), called
+        weakref.finalize(self, driver().cuGraphExecDestroy, self.address).atexit = False
 
     def launch(self, stream: Any) -> None:
-        status = _driver().cuGraphLaunch(self.address, ctypes.c_void_p(stream.ptr))
+        status = driver().cuGraphLaunch(self.address, ctypes.c_void_p(stream.ptr))
         if status:
             raise RuntimeError(f"cuGraphLaunch: status {status}")
 
 
-def _with_priorities(graph: Any) -> Any:
+def with_priorities(graph: Any) -> Any:
     """CuPy's graph, whose nodes all have the priority of the stream that it is started on, as one
     in which the main line goes first; as it is where the driver is too old for that."""
     made = ctypes.c_void_p()
-    status = _driver().cuGraphInstantiateWithFlags(
+    status = driver().cuGraphInstantiateWithFlags(
         ctypes.byref(made), ctypes.c_void_p(graph.graph), ctypes.c_ulonglong(_BY_NODE)
     )
-    return graph if status or not made.value else _Graph(made.value)
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    return graph if status or not made.value else _Graph(made.value, graph.host_funcargs)
 
 
 class Pool:

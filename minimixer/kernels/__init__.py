@@ -26,7 +26,7 @@ On a GPU:
     gpu/token_mixing.py    the token-mixing MLP in one kernel,
     gpu/channel_mixing.py  the channel-mixing MLP's products with GELU
     gpu/layer_norm.py  LayerNorm
-    gpu/training.py    the loss, softmax, AdamW, random draws, patches
+    gpu/training.py    the loss, softmax, AdamW, random draws, shifts, patches
 
 And for both:
 

@@ -273,7 +273,7 @@ class AddLayerNorm(Function):
             dx, dgamma, dbeta = gradients(dh, self.x_hat, self.inverse_sigma, self.gamma, needs)
         if dx is not None:
             ds = dx if ds is None else _add_into(dx, ds)
-        dy = ds if self.keep is None else ds * self.keep[:, None]
+        dy = ds if ds is None or self.keep is None else ds * self.keep[:, None]
         if self.needs[2]:
             dbias = bias_gradient(dy, self.bias_axis)
         dx, dy = (d if need else None for d, need in zip((ds, dy), self.needs, strict=False))

@@ -29,8 +29,8 @@ def by_mlp(
     approximate: str,
 ) -> int | None:  # fmt: skip
     """An MLP over so many columns, along the first axis or the last: on a GPU x and what goes into
-    GELU; what comes out too where the tensor cores of Hopper don't make it again (other GPUs keep
-    it, and this is too low), along the first axis or if it is small."""
+    GELU; what comes out too where the tensor cores of Hopper don't make it again, along the first
+    axis or if it is small, and where they do, weights (on other GPUs this is too low)."""
     if kernels == "cpu":
         return None
     again = (itemsize, approximate) == (2, "tanh") and (
@@ -39,4 +39,5 @@ def by_mlp(
         else channel_mixing.fits(columns * itemsize, size, hidden)
     )
     twice = not again and (is_first or hidden * columns * itemsize <= LARGEST)
-    return (size + hidden * (1 + twice)) * columns * itemsize
+    weights = again * (1 + is_first) * size * hidden
+    return ((size + hidden * (1 + twice)) * columns + weights) * itemsize

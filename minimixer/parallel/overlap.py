@@ -51,7 +51,8 @@ class Overlap:
         cupy = sys.modules["cupy"]
         self.model = model
         self.all_reduce = all_reduce
-        self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+        # With no lower a priority than what a recorded step computes (graph/recording.py).
+        self.stream: Any = cupy.cuda.Stream(non_blocking=True, priority=-1)
         self.summed: int | None = None  # from here to the last matrix
         blocks = model.blocks
         self.last: int = max(p.stop for p in model.parameters() if p.ndim > 1)

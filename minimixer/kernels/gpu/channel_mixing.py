@@ -1,7 +1,7 @@
 """The channel-mixing MLP's products with GELU where they are stored: channel_mixing.cu.
 
-For numbers of two bytes, on GPUs with `wgmma` (hopper.py), hidden units that are whole tiles, and
-arrays that are not small; all others go as mlp.py says.
+For numbers of two bytes, on GPUs with `wgmma` (hopper.py), channels in eights, hidden units in whole
+tiles, and arrays that are not small; all others go as mlp.py says.
 """
 
 import numpy as np
@@ -60,7 +60,8 @@ def forward(x: Array, packed: Array, b1: Array, keep_u: bool) -> tuple[Array, Ar
 
 
 def backward(dy: Array, u: Array, packed: Array) -> tuple[Array, Array]:
-    """(du (n, D), its sums in parts (n / 128, D) float32), for dg = dy w2^T; g comes over u."""
+    """(du (n, D), its sums over each 128 rows, float32 (..., D)), du of dg = dy w2^T; g comes over
+    u."""
     import cupy
 
     rows, units = u.shape

@@ -43,20 +43,32 @@ __global__ void cross_entropy(
     }
 }
 
-// How many rows have their largest score at their label, the first of equal ones, NaN before all: one
-// block, of which each thread takes every (threads)-th row.
+// Does class k with this score come before another? The larger, of equal ones the first, NaN before all.
+template <typename A>
+__device__ bool before(A score, int k, A other_score, int other) {
+    bool nan = score != score, other_nan = other_score != other_score;
+    if (nan != other_nan) return nan;
+    return nan || score == other_score ? k < other : score > other_score;
+}
+
+// How many rows have their label before all other classes: one block, of which a warp takes a row.
 template <typename T>
 __global__ void count_right(const T* z, const Index* labels, Index rows, int classes, Index* right) {
     typedef typename Arithmetic<T>::type A;
-    int count = 0;
-    for (Index row = threadIdx.x; row < rows; row += blockDim.x) {
-        const T* scores = z + row * classes;
-        int best = 0;
-        for (int k = 1; k < classes; ++k) {
-            A score = A(scores[k]), highest = A(scores[best]);
-            if (highest == highest && !(score <= highest)) best = k;
+    int lane = threadIdx.x % 32, count = 0;
+    for (Index row = threadIdx.x / 32; row < rows; row += blockDim.x / 32) {
+        int best = lane < classes ? lane : 0;
+        A highest = A(z[row * classes + best]);
+        for (int k = lane + 32; k < classes; k += 32) {
+            A score = A(z[row * classes + k]);
+            if (before(score, k, highest, best)) highest = score, best = k;
         }
-        count += best == labels[row];
+        for (int distance = 16; distance > 0; distance /= 2) {
+            A score = __shfl_xor_sync(0xffffffff, highest, distance);
+            int k = __shfl_xor_sync(0xffffffff, best, distance);
+            if (before(score, k, highest, best)) highest = score, best = k;
+        }
+        count += lane == 0 && best == labels[row];
     }
     count = block_sum(count);
     if (threadIdx.x == 0) *right = count;

@@ -134,8 +134,8 @@ def most_shared(device: int) -> int:
 
 @functools.cache
 def resident_blocks(kernel: Any, threads: int, device: int, shared: int) -> int:
-    """How many blocks of a kernel the GPU holds at once, as far as registers go (65,536 for each
-    multiprocessor, given out by eights), and bytes of shared memory."""
+    """How many blocks of a kernel the GPU holds at once: each multiprocessor has 65,536 registers,
+    given out by eights, and so many bytes of shared memory, 1,024 of them the system's."""
     import cupy
 
     most = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerMultiprocessor"]

@@ -6,11 +6,11 @@ text is made here, for each number of columns. Other GPUs go as mlp.py says.
 
 import ctypes
 import functools
-import sys
 
 import numpy as np
 
 from ...engine.arrays import Array
+from ...engine.devices import driver
 from .cuda import source_of
 
 CAPABILITY = "90"  # whose instructions they take
@@ -73,7 +73,7 @@ def tensor_map(matrix: Array, rows: int, columns: int) -> np.ndarray:
     start = -words.ctypes.data % 64 // 8  # it must lie at a multiple of 64
     made = words[start : start + 16]
     u64, u32 = ctypes.c_uint64, ctypes.c_uint32
-    status = _driver().cuTensorMapEncodeTiled(
+    status = driver().cuTensorMapEncodeTiled(
         ctypes.c_void_p(made.ctypes.data), _TENSOR_KINDS[matrix.dtype.name], 2,
         ctypes.c_void_p(matrix.data.ptr), (u64 * 2)(*matrix.shape[::-1]),
         (u64 * 1)(2 * matrix.shape[1]), (u32 * 2)(columns, rows), (u32 * 2)(1, 1), 0, _SWIZZLE_128,
@@ -82,8 +82,3 @@ def tensor_map(matrix: Array, rows: int, columns: int) -> np.ndarray:
     if status:
         raise RuntimeError(f"cuTensorMapEncodeTiled {matrix.shape}: status {status}")
     return made.view("V128")
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -29,8 +29,8 @@ IN_REGISTERS = 40  # numbers of a row that a thread can keep; longer rows are re
 
 
 def _row_template(channels: int, *arrays: Array | None) -> str | None:
-    """`"T,W,C"` for the kernels that keep a row in registers or shared memory, or None if they
-    can't. Arrays that are not contiguous will be copied, to where a pack may start."""
+    """`"T,W,C"` for the kernels that keep a row in registers, or None if they can't. Arrays that
+    are not contiguous will be copied, to where a pack may start."""
     given = [a for a in arrays if a is not None]
     width = pack(channels, given[0].dtype, *[a for a in given if a.flags.c_contiguous])
     dtype = given[0].dtype
@@ -38,9 +38,15 @@ def _row_template(channels: int, *arrays: Array | None) -> str | None:
         return None
     while width > 1 and 16 * width >= channels:
         width //= 2  # a short row keeps all threads of a warp busy with shorter packs
-    template = f"{c_name(dtype)},{width},{channels}"
-    device = given[0].device.id
-    return template if _shared(template, 3, dtype) <= most_shared(device) else None
+    return f"{c_name(dtype)},{width},{channels}"
+
+
+def _back_template(channels: int, *arrays: Array | None) -> str | None:
+    """The same for backward, which needs room in shared memory as well."""
+    template, first = _row_template(channels, *arrays), arrays[0]
+    assert first is not None
+    fits = template and _shared(template, 3, first.dtype) <= most_shared(first.device.id)
+    return template if fits else None
 
 
 def _shared(template: str, sums: int, dtype: np.dtype) -> int:
@@ -64,7 +70,8 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         bias_axis = -1 if x.ndim == 1 else bias_axis  # which has one axis only
         self.bias_axis: int = bias_axis
         columns_bias = bias if bias_axis == -1 else None  # which is read in packs
-        template = _row_template(x.shape[-1], x, y, columns_bias, gamma, beta)
+        given = x, y, columns_bias, gamma, beta
+        template = _row_template(x.shape[-1], *given)
         self.template: str | None = template
         self.name: str = (
             f"add_layer_norm<{template},{as_bool(keep is not None)}>"
@@ -72,7 +79,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
             else f"add_layer_norm_any<{type_of(x)}>"
         )
         names = [self.name]
-        if template and any(self.needs):
+        if any(self.needs) and (template := _back_template(x.shape[-1], *given)):
             column_bias = as_bool(self.needs[2] and bias_axis == -1)
             names.append(f"add_layer_norm_backward<{template},{column_bias}>")
         return usable("layer_norm.cu", *names) and can_sum(x.dtype)
@@ -127,7 +134,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
         column_bias = self.needs[2] and self.bias_axis == -1
         row_bias = self.needs[2] and self.bias_axis == 0
         row_sums: Array = xp.empty(rows, dtype=mean.dtype) if row_bias else None
-        template = _row_template(channels, dh, ds, s, gamma)
+        template = _back_template(channels, dh, ds, s, gamma)
         examples = 0 if keep is None else len(keep)
         common = (
             dh, dh_rows, pointer(ds), s, mean, inverse_sigma, gamma, pointer(keep), examples, rows,

@@ -27,9 +27,9 @@ from .sums import column_sums, sum_rows
 
 
 class FastMLP(Fast, MLP):
-    """Keeps x and u (not the slope); g too, but on Hopper, in token mixing or if it is small. Else
-    backward makes g again where it applies the slope, over u (but for Hopper's token mixing).
-    """
+    """Keeps x and u (not the slope); on Hopper also weights, packed for backward; elsewhere g, in
+    token mixing or if it is small. Where g is not kept, backward makes it again as it applies the
+    slope, over u (but for Hopper's token mixing)."""
 
     any_dtype = True
 

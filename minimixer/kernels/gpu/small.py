@@ -1,12 +1,13 @@
-"""Products of float32 and float64 that are too small for cuBLAS: those of a classifier's head."""
+"""Products of float32 and float64 that are too small for cuBLAS, as of a classifier's head."""
 
 import numpy as np
 
 from ...engine.arrays import Array
 from .cuda import ceil_div, get, pointer, type_of, usable
 
-MOST = 1 << 18  # multiplications of numbers: a kernel takes 2 us, where cuBLAS's take 5 to 15
-EACH = 8  # of a thread, at most, unless more than a warp's 32 would share a sum
+MOST = 1 << 18  # multiplications of numbers: a kernel takes 3 us, where cuBLAS's take 5 to 15
+LONGEST = 2048  # sum
+EACH = 8  # numbers that a thread adds up, at most, unless more than a warp's 32 would share a sum
 
 
 def suits(a: Array, b: Array, out: Array, bias: Array | None) -> bool:
@@ -14,6 +15,7 @@ def suits(a: Array, b: Array, out: Array, bias: Array | None) -> bool:
     given = (a, b) if bias is None else (a, b, bias)
     return (
         0 < out.size * a.shape[1] <= MOST
+        and a.shape[1] <= LONGEST
         and out.dtype in (np.float32, np.float64)
         and out.flags.c_contiguous
         and all(x.dtype == out.dtype for x in given)

@@ -1,4 +1,4 @@
-"""The loss, softmax, the optimizer's update, random draws and patches, on CUDA kernels."""
+"""The loss, softmax, the optimizer's update, random draws, shifts and patches, on CUDA kernels."""
 
 import contextlib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...engine.arrays import Array, namespace, one, to_device, use_device_of
-from ...engine.precision import is_half, wide
+from ...engine.precision import is_floating, is_half, wide
 from ...engine.random import Purpose
 from ...engine.tensor import Tensor
 from ...model.images import Normalization
@@ -57,12 +57,19 @@ class FastCrossEntropy(Fast, CrossEntropy):
 
 
 class Correct:
-    """In one kernel."""
+    """In one kernel, if that pays: one block does all."""
+
+    MOST = 1 << 20  # logits
 
     @staticmethod
     def suits(logits: Array, labels: Array) -> bool:
-        on_gpu = namespace(logits) is not np and namespace(labels) is not np and logits.size
-        return bool(on_gpu) and usable("cross_entropy.cu", f"count_right<{type_of(logits)}>")
+        if namespace(logits) is np or namespace(labels) is np:
+            return False
+        rows = logits.ndim == 2 and labels.shape == logits.shape[:1] and labels.dtype.kind in "iu"
+        if not rows or not is_floating(logits.dtype) or not 0 < logits.size <= Correct.MOST:
+            return False
+        use_device_of(logits)
+        return usable("cross_entropy.cu", f"count_right<{type_of(logits)}>")
 
     @staticmethod
     def run(logits: Array, labels: Array) -> Array:
@@ -70,7 +77,7 @@ class Correct:
         logits, labels = xp.ascontiguousarray(logits), xp.ascontiguousarray(labels, dtype=np.int64)
         right = xp.empty((), np.int64)
         kernel = get("cross_entropy.cu", f"count_right<{type_of(logits)}>")
-        kernel((1,), (256,), (logits, labels, rows, np.int32(classes), right))
+        kernel((1,), (1024,), (logits, labels, rows, np.int32(classes), right))
         return right
 
 
@@ -144,7 +151,7 @@ def _adamw(optimizer: Any, ranges: list[Any]) -> None:
     kernel = get("adamw.cu", _name(optimizer))
     blocks = 16 * multiprocessors(buffer.values.device.id)
     beside = namespace(buffer.values).cuda.get_current_stream().is_capturing()
-    for number, (start, stop, lr, decay) in reversed([*enumerate(ranges)]):  # the last one waits
+    for number, (start, stop, lr, decay) in reversed([*enumerate(ranges)]):  # the main line's last
         w, g, m, v, low = (
             0 if array is None else array[start:stop]
             for array in (buffer.values, buffer.gradients, *optimizer.state.values(), buffer.low)
@@ -176,16 +183,22 @@ class Keep:
     """RandomCounter.keep in one kernel."""
 
     @staticmethod
-    def suits(random: RandomCounter, x: Any, *options: Any) -> bool:
+    def suits(
+        random: RandomCounter, x: Any, p: float, purpose: Purpose, layer: int,
+        shape: tuple[int, int],
+    ) -> bool:  # fmt: skip
+        plain = type(random) is RandomCounter and vars(random).keys() == {"seed", "counters"}
         on_gpu = namespace(x.data) is not np and namespace(random.counters) is not np
-        return on_gpu and usable("keep.cu", f"keep<{c_name(x.dtype)}>")
+        if not (plain and on_gpu and 0 not in shape):
+            return False
+        use_device_of(random.counters)
+        return usable("keep.cu", f"keep<{c_name(x.dtype)}>")
 
     @staticmethod
     def run(
         random: RandomCounter, x: Any, p: float, purpose: Purpose, layer: int,
         shape: tuple[int, int],
     ) -> Array:  # fmt: skip
-        use_device_of(random.counters)
         factors = namespace(random.counters).empty(shape, x.dtype)
         numbers = map(np.uint64, (random.seed, purpose, layer))
         get("keep.cu", f"keep<{type_of(factors)}>")((ceil_div(factors.size, 256),), (256,), (
