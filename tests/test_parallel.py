@@ -312,7 +312,7 @@ def capturing(monkeypatch):
     state = [True]
 
     class Stream(contextlib.nullcontext):
-        def __init__(self, non_blocking=True):
+        def __init__(self, non_blocking=True, priority=0):
             super().__init__()
 
         def is_capturing(self):

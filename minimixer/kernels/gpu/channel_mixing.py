@@ -1,7 +1,7 @@
 """The channel-mixing MLP's products with GELU where they are stored: channel_mixing.cu.
 
-For numbers of two bytes, on GPUs with `wgmma` (hopper.py), channels in eights, hidden units in whole
-tiles, and arrays that are not small; all others go as mlp.py says.
+For numbers of two bytes, on GPUs with `wgmma` (hopper.py), channels in eights, hidden units in
+whole tiles, and arrays that are not small; all others go as mlp.py says.
 """
 
 import numpy as np
