@@ -146,7 +146,8 @@ def train(run: Run) -> int:
         return total, right
 
     def validate():
-        """Every process looks at its part; a GPU wants large pieces, the CPU's cache small ones."""
+        """Every process looks at its part; a GPU wants large pieces (4 million pixels), the CPU's
+        cache small ones."""
         mine = world.part(len(test_labels))
         size = 256 if model.device == "cpu" else -(-4_000_000 // test_images[0].size)
         return evaluate(model, held_out[mine], test_labels[mine], size).over(world.sum)

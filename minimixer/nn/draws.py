@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.arrays import Array, namespace, use_device_of
-from ..engine.dispatch import replaceable
+from ..engine.dispatch import replaceable  # a fast form (kernels/) may do its work
 from ..engine.precision import wide
 from ..engine.random import Purpose, random_bits, uniform
 
