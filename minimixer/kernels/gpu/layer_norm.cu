@@ -1,12 +1,13 @@
 // s = x + (y + bias) keep and h = LayerNorm(s) in one pass, and the backward pass of both in another.
 //
 // A warp of 32 threads takes a row of C elements and keeps it in registers (backward in shared memory):
-// K packs of W elements a thread, 32 W K >= C. C is known when this is compiled, so that nothing is asked that need not be
-// (FULL: every thread has K whole packs), and loads follow one another. The bias, which may be
-// absent, has C elements (bias_rows = 0), or one for every bias_rows rows (token mixing's: one for
-// each token, that is for B rows). `keep`, which may be absent too, has a factor for each of B examples;
-// backward then has a dy beside dx. Behind h there may be room for some rows of ones (spare_row.py).
-// h is computed from s as it is stored, so that backward, which reads s again, sees the same x_hat.
+// K packs of W elements a thread, 32 W K >= C. C is known when this is compiled, so that nothing is
+// asked that need not be (FULL: every thread has K whole packs), and loads follow one another. The bias,
+// which may be absent, has C elements (bias_rows = 0), or one for every bias_rows rows (token mixing's:
+// one for each token, that is for B rows). `keep`, which may be absent too, has a factor for each of B
+// examples; backward then has a dy beside dx. Behind h there may be room for some rows of ones
+// (spare_row.py). h is computed from s as it is stored, so that backward, which reads s again, sees the
+// same x_hat.
 //
 // Bytes moved = bytes at the least: forward reads x and y and writes s and h, backward reads dh, ds
 // and s and writes dx (and dy): four times the matrix each, and a thousandth of it for sums.
