@@ -1069,7 +1069,8 @@ def expressions(file):
                 "keep.cu": [f"keep<{t}>"],
                 "reduce.cu": [f"{kind}<{a}>" for kind in ("sum_rows", "sum_columns")]
                 + [f"sum_squares<{a},{floats[a]}>"]
-                + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"],
+                + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"]
+                + [f"sum_stretches<{t},{a},{w}>"],
                 "spare_row.cu": [f"append_row<{t}>", f"split_row<{t}>"],
                 "softmax.cu": [f"softmax<{t},32>", f"softmax_backward<{t},32>"],
                 "attention.cu": [f"attention<{t},65,64>", f"attention_backward<{t},65,64>"],
