@@ -27,7 +27,7 @@ from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
 from minimixer.engine.precision import as_dtype, is_half, wide, widen
 from minimixer.engine.products import matmul
-from minimixer.kernels import fused
+from minimixer.kernels import fused, kept
 from minimixer.kernels.cpu import layer_norm as cpu_layer_norm
 from minimixer.kernels.cpu import mlp as cpu
 from minimixer.kernels.cpu import training as cpu_training
@@ -41,7 +41,6 @@ from minimixer.kernels.gpu import (
     token_mixing,
 )
 from minimixer.kernels.gpu import cuda as compiling
-from minimixer.kernels.gpu import mlp as gpu_mlp
 from minimixer.kernels.gpu import sums as gpu_sums
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
@@ -332,7 +331,12 @@ CHANNELS = [  # shape, hidden: one tile of a cluster, of 128 and of 192 columns;
 
 @each_half
 @pytest.mark.parametrize("shape, hidden", CHANNELS)
-def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, monkeypatch):
+@pytest.mark.parametrize("forgets", [False, True])
+def test_channel_mixing_with_gelu_where_it_is_stored(
+    gpu, dtype, shape, hidden, forgets, monkeypatch
+):
+    if forgets:
+        forget(monkeypatch)
     monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
@@ -388,8 +392,14 @@ def test_channel_mixing_of_what_no_kernel_takes(gpu, dtype, monkeypatch):
 @each_half
 @pytest.mark.parametrize("axis, shape, hidden", FUSED_MLPS[4:])
 def test_large_channel_mixing_forgets_g(gpu, dtype, axis, shape, hidden, monkeypatch):
-    monkeypatch.setattr(gpu_mlp, "LARGEST", 0)
+    forget(monkeypatch)
     check_mlp(gpu, dtype, axis, shape, hidden, "tanh", layout="roomy")
+
+
+def forget(monkeypatch) -> None:
+    """Backward makes each g again."""
+    monkeypatch.setattr(kept, "LARGEST", 0)
+    monkeypatch.setattr(kept, "_most", 0)
 
 
 @pytest.mark.parametrize("channels", [8, 40, 1288])
@@ -1059,7 +1069,8 @@ def expressions(file):
                 "keep.cu": [f"keep<{t}>"],
                 "reduce.cu": [f"{kind}<{a}>" for kind in ("sum_rows", "sum_columns")]
                 + [f"sum_squares<{a},{floats[a]}>"]
-                + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"],
+                + [f"mean_rows<{t},{a},{min(2, w)}>", f"divide<{t},{a}>"]
+                + [f"sum_stretches<{t},{a},{w}>"],
                 "spare_row.cu": [f"append_row<{t}>", f"split_row<{t}>"],
                 "softmax.cu": [f"softmax<{t},32>", f"softmax_backward<{t},32>"],
                 "attention.cu": [f"attention<{t},65,64>", f"attention_backward<{t},65,64>"],

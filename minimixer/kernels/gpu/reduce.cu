@@ -6,12 +6,10 @@
 // (rows, parts, columns) -> up to three arrays (columns,), one for each part: LayerNorm's dgamma,
 // dbeta and dbias in one launch. Blocks of 32 x 32 threads, one for every 32 columns of a part; those
 // whose array is null do nothing.
-template <typename T>
+template <typename A>
 __global__ void sum_rows(
-    const T* matrix, typename Arithmetic<T>::type* sums0, typename Arithmetic<T>::type* sums1,
-    typename Arithmetic<T>::type* sums2, Index rows, Index columns
+    const A* matrix, A* sums0, A* sums1, A* sums2, Index rows, Index columns
 ) {
-    typedef typename Arithmetic<T>::type A;
     A* sums = blockIdx.y == 0 ? sums0 : blockIdx.y == 1 ? sums1 : sums2;
     if (!sums) return;
     matrix += blockIdx.y * columns;
@@ -20,12 +18,34 @@ __global__ void sum_rows(
     Index column = Index(blockIdx.x) * 32 + threadIdx.x;
     A sum = 0;
     if (column < columns)
-        for (Index row = threadIdx.y; row < rows; row += 32) sum += A(matrix[row * stride + column]);
+        for (Index row = threadIdx.y; row < rows; row += 32) sum += matrix[row * stride + column];
     tile[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     sum = warp_sum(tile[threadIdx.x][threadIdx.y]);  // warp threadIdx.y adds up column threadIdx.y
     column = Index(blockIdx.x) * 32 + threadIdx.y;
     if (threadIdx.x == 0 && column < columns) sums[column] = sum;
+}
+
+// (rows, columns) in T -> (gridDim.y, columns) in A: a block takes eight rows side by side, then the next
+// eight that no other has. Blocks of 32 x 8 threads, each with W columns.
+template <typename T, typename A, int W>
+__global__ void sum_stretches(const T* matrix, A* sums, Index rows, Index columns) {
+    __shared__ A of_row[8][32][W];
+    Index column = (Index(blockIdx.x) * 32 + threadIdx.x) * W;
+    A own[W] = {};
+    if (column < columns)
+        for (Index row = blockIdx.y * 8 + threadIdx.y; row < rows; row += gridDim.y * 8) {
+            Pack<T, W> pack = load<W>(matrix + row * columns + column);
+            for (int i = 0; i < W; ++i) own[i] += A(pack.value[i]);
+        }
+    for (int i = 0; i < W; ++i) of_row[threadIdx.y][threadIdx.x][i] = own[i];
+    __syncthreads();
+    for (int i = threadIdx.y; i < W; i += 8) {
+        if (column >= columns) continue;
+        A sum = 0;
+        for (int row = 0; row < 8; ++row) sum += of_row[row][threadIdx.x][i];
+        sums[blockIdx.y * columns + column + i] = sum;
+    }
 }
 
 // (rows, columns) in T -> (columns,) in A: the mean of each column, a thread for each W of them.

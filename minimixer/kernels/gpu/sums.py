@@ -9,7 +9,6 @@ from .cuda import c_name, ceil_div, get, multiprocessors, pack, pointer, type_of
 from .side import LARGEST
 
 BLOCKS = 512  # of 1024 threads: two at a time on each of an H100's multiprocessors, twice
-LONGEST = 1024  # rows that a block adds up, of two-byte numbers: a product takes more at once
 
 
 def sum_rows(matrix: Array, *outs: Array | None) -> None:
@@ -31,28 +30,48 @@ def sum_columns(matrix: Array, scale: float = 1.0, out: Array | None = None) -> 
 
 def column_sums(matrix: Array, out: Array | None) -> Array:
     """(rows, columns) -> (columns,), in `out` if given; of two-byte numbers in float32."""
-    # A block adds up 32 columns. Of a long matrix the rows are first taken in groups, side by side:
-    # as many as fill the GPU, and as divide them.
-    (rows, columns), dtype = matrix.shape, wide(matrix.dtype)
-    side = rows & -rows
-    while side > 1 and (side * columns > BLOCKS * 32 or rows < 32 * side):
-        side //= 2
-    by_product = is_half(matrix.dtype) and (matrix.nbytes > LARGEST or rows > LONGEST * side)
-    names = f"sum_rows<{type_of(matrix)}>", f"sum_rows<{c_name(dtype)}>"
-    if by_product or not usable("reduce.cu", *names):
+    rows, columns = matrix.shape
+    xp, dtype, half = namespace(matrix), wide(matrix.dtype), is_half(matrix.dtype)
+    large = half and matrix.nbytes > LARGEST  # a product reads two bytes faster
+    if large or not can_sum(dtype) or (half and not usable("reduce.cu", _stretches_name(matrix))):
         sums = plain_sum_rows(matrix)
         if out is None:
             return sums
         out[...] = sums
         return out
-    xp = namespace(matrix)
     out = xp.empty(columns, dtype=dtype) if out is None else out
+    if half:
+        matrix = _sum_stretches(matrix)
+        sum_rows(matrix[:, None], out)
+        return out
+    # A block adds up 32 columns. Of a long matrix the rows are first taken in groups, side by side:
+    # as many as fill the GPU, and as divide them.
+    side = rows & -rows
+    while side > 1 and (side * columns > BLOCKS * 32 or rows < 32 * side):
+        side //= 2
     if side > 1:
         groups = xp.empty(side * columns, dtype=dtype)
         sum_rows(matrix.reshape(rows // side, 1, side * columns), groups)
         matrix = groups.reshape(side, columns)
     sum_rows(matrix[:, None], out)
     return out
+
+
+def _sum_stretches(matrix: Array) -> Array:
+    """(rows, columns) -> (stretches, columns), as many as fill the GPU, in float32."""
+    rows, columns = matrix.shape
+    wide_blocks = ceil_div(columns, 32 * pack(columns, matrix.dtype, matrix))
+    most = ceil_div(multiprocessors(matrix.device.id), wide_blocks)
+    stretches = max(1, min(most, rows // 64))
+    sums = namespace(matrix).empty((stretches, columns), dtype=wide(matrix.dtype))
+    kernel = get("reduce.cu", _stretches_name(matrix))
+    kernel((wide_blocks, stretches), (32, 8), (matrix, sums, rows, columns))
+    return sums
+
+
+def _stretches_name(matrix: Array) -> str:
+    width = pack(matrix.shape[1], matrix.dtype, matrix)
+    return f"sum_stretches<{type_of(matrix)},{c_name(wide(matrix.dtype))},{width}>"
 
 
 def mean_rows(matrix: Array) -> Array:
