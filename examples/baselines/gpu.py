@@ -15,7 +15,16 @@ from baselines.operations import Conv2d, GroupNorm, WeightStandardize, Windows
 from minimixer import Function, Tensor, kernels
 from minimixer.backend import Array, namespace
 from minimixer.kernels.gpu import cublas
-from minimixer.kernels.gpu.cuda import as_bool, ceil_div, get, most_shared, pack, type_of, usable
+from minimixer.kernels.gpu.cuda import (
+    allow_shared,
+    as_bool,
+    ceil_div,
+    get,
+    most_shared,
+    pack,
+    type_of,
+    usable,
+)
 from minimixer.kernels.gpu.sums import can_sum, sum_rows
 from minimixer.kernels.node import Fast
 
@@ -95,8 +104,7 @@ def kernel_for(name: str, qkv: Array, heads: int, matrices: int) -> tuple[Any, i
     kernel = get(ATTENTION, kernel_name(name, qkv, heads))
     width = qkv.shape[2] // (3 * heads)
     room = shared_bytes(len(qkv), width, matrices, qkv.itemsize)
-    if kernel.max_dynamic_shared_size_bytes < room:
-        kernel.max_dynamic_shared_size_bytes = room
+    allow_shared(kernel, room)
     return kernel, room
 
 

@@ -36,22 +36,25 @@ __device__ inline int blocks_of(int depth) { return (depth + DEPTH - 1) / DEPTH;
 
 // The right factors as the tensor cores want them: w1 (depth, columns) for forward and w2, whose
 // transpose has that shape, for backward. For each N columns and each 64 of the depth a grid of 8 x 8
-// cores, 8 columns of 8 k, with zeros below the depth. Cores lie along n first.
+// cores, 8 columns of 8 k, with zeros below the depth. Cores lie along n first. A thread packs 8 k of a
+// column (the depth is a multiple of that).
 template <typename T>
 __global__ void pack_weights(
     const T* w1, const T* w2, T* forward, T* backward, int columns, int depth, int n_forward,
     int n_backward
 ) {
     bool back = blockIdx.y;
-    int width = back ? n_backward : n_forward, blocks = blocks_of(depth), wide = width / 8;
-    Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= Index(columns) * blocks * DEPTH) return;
-    int within = i % (DEPTH * width), block = i / (DEPTH * width), core = within / 64;
-    int k = block % blocks * DEPTH + core / wide * 8 + within % 8;
-    int n = block / blocks * width + unit_of(core % wide * 8 + within / 8 % 8);
-    T value = T(0.0f);
-    if (k < depth) value = back ? w2[Index(n) * depth + k] : w1[Index(k) * columns + n];
-    (back ? backward : forward)[i] = value;
+    int width = back ? n_backward : n_forward, blocks = blocks_of(depth);
+    int i = blockIdx.x * blockDim.x + threadIdx.x, block = i / (DEPTH / 8 * width);
+    if (block >= columns / width * blocks) return;
+    int within = i % (DEPTH / 8 * width), k = block % blocks * DEPTH + within / width * 8;
+    int n = block / blocks * width + unit_of(within % width);
+    Pack<T, 8> packed = {};
+    if (k < depth)
+        #pragma unroll
+        for (int j = 0; j < 8; j++)
+            packed.value[j] = back ? w2[Index(n) * depth + k + j] : w1[Index(k + j) * columns + n];
+    store((back ? backward : forward) + Index(i) * 8, packed);
 }
 
 __device__ inline void begin_turn(int group) {  // with the tensor cores, of two warpgroups
@@ -64,9 +67,9 @@ __device__ inline void end_turn(int group) {  // the other's begins
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
-// Forward: g, and with MORE u. Backward: du, sums of each 128 rows, and with MORE g over u. A cluster has 256 rows
-// of a tile's columns; clusters walk on by as many as there are, columns first. Below the last row, and
-// right of the depth, tiles come as zeros, and nothing is stored.
+// Forward: g, and with MORE u. Backward: du, sums of each 128 rows, and with MORE g over u. A cluster
+// has 256 rows of a tile's columns; clusters walk on by as many as there are, columns first. Below the
+// last row, and right of the depth, tiles come as zeros, and nothing is stored.
 template <typename T, int N, bool BACK, bool MORE>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap old_u, const T* b,

@@ -10,7 +10,16 @@ import numpy as np
 
 from ...engine.arrays import Array
 from . import hopper
-from .cuda import as_bool, ceil_div, get, multiprocessors, pointer, type_of, usable
+from .cuda import (
+    allow_shared,
+    as_bool,
+    ceil_div,
+    get,
+    multiprocessors,
+    pointer,
+    type_of,
+    usable,
+)
 from .side import LARGEST
 
 FILE = "channel_mixing.cu"
@@ -43,7 +52,7 @@ def pack(w1: Array, w2: Array, back: bool) -> tuple[Array, Array | None]:
     w1, w2 = (cupy.ascontiguousarray(w) for w in (w1, w2))
     sizes = units, depth, tile_columns(units, False), tile_columns(units, True)
     get(FILE, _pack_name(w1), _text(w1, units))(
-        (ceil_div(size, 256), 1 + back), (256,),
+        (ceil_div(size, 8 * 256), 1 + back), (256,),
         (w1, w2, packed[0], pointer(packed[1]), *map(np.int32, sizes)),
     )  # fmt: skip
     return packed[0], packed[1]
@@ -77,8 +86,7 @@ def _run(back: bool, more: bool, a: Array, packed: Array, units: int, *rest: Arr
     kernel = get(FILE, _name(a, units, back, more), _text(a, units))
     stages = (5 if n > 128 else 6) - back  # as stages() there says
     shared = stages * 2 * DEPTH * (ROWS + n) + 2 * ROWS * n * back + 256 + 32 * n
-    if kernel.max_dynamic_shared_size_bytes < shared:
-        kernel.max_dynamic_shared_size_bytes = shared
+    allow_shared(kernel, shared)
     tiles = ceil_div(rows, 2 * ROWS) * (units // n)
     blocks = 2 * min(multiprocessors(a.device.id) // 2, tiles)
     left = hopper.tensor_map(a, ROWS, DEPTH)

@@ -143,6 +143,13 @@ def resident_blocks(kernel: Any, threads: int, device: int, shared: int) -> int:
     return multiprocessors(device) * max(1, min(by_registers, most // (shared + 1024)))
 
 
+def allow_shared(kernel: Any, size: int) -> None:
+    """Let the kernel have `size` bytes of shared memory when started: more than 48 KiB it must be
+    allowed."""
+    if kernel.max_dynamic_shared_size_bytes < size:
+        kernel.max_dynamic_shared_size_bytes = size
+
+
 def pack(length: int, dtype: np.dtype, *arrays: Array | None) -> int:
     """W, how many numbers a thread may load at once: 16 bytes, if rows of `length` elements and all
     these arrays' addresses are multiples of that, else 1."""

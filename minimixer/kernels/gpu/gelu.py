@@ -45,11 +45,9 @@ class GeluKernel:
 
     def _name(self, backward: bool = False, make_g: bool = False) -> str:
         name = "gelu_rows" if self.axis == 0 else "gelu_columns"
-        return (
-            f"{name}_backward<{self.options},{as_bool(make_g)}>"
-            if backward
-            else (f"{name}<{self.options}>")
-        )
+        if backward:
+            return f"{name}_backward<{self.options},{as_bool(make_g)}>"
+        return f"{name}<{self.options}>"
 
     def usable(self, backward: bool) -> bool:
         names = [self._name()]

@@ -9,6 +9,7 @@ from ..fused import AddLayerNorm, LayerNormAlone, bias_gradient
 from ..node import Fast
 from . import cublas, spare_row
 from .cuda import (
+    allow_shared,
     as_bool,
     c_name,
     ceil_div,
@@ -145,8 +146,7 @@ class FastAddLayerNorm(Fast, AddLayerNorm):
             kernel = get("layer_norm.cu", name)
             warps = ceil_div(rows, ROWS_A_WARP)
             shared = _shared(template, sums, s.dtype)
-            if kernel.max_dynamic_shared_size_bytes < shared:
-                kernel.max_dynamic_shared_size_bytes = shared
+            allow_shared(kernel, shared)
             blocks = min(ceil_div(warps, 4), resident_blocks(kernel, THREADS, s.device.id, shared))
             partial = xp.empty((blocks, sums, channels), dtype=mean.dtype)
             kernel(

@@ -142,7 +142,7 @@ class FastMLP(Fast, MLP):
         if u is None:  # a second backward (retain_graph): the first wrote over it
             packed, _ = channel_mixing.pack(self.w1, self.w2, False)
             u = channel_mixing.forward(self.x, packed, self.b1, True)[1]
-        du, parts = channel_mixing.backward(dy, u, self.packed, make_g=g is None)
+        du, parts = channel_mixing.backward(dy, u, self.packed, g is None)
         if g is None:
             g, self.u = u, None
         del u

@@ -54,7 +54,7 @@ __global__ void mean_rows(const T* matrix, A* means, Index rows, Index columns) 
     Index column = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * W;
     if (column >= columns) return;
     A sums[W] = {};
-    #pragma unroll 8
+    #pragma unroll 16
     for (Index row = 0; row < rows; ++row) {
         Pack<T, W> pack = load<W>(matrix + row * columns + column);
         for (int i = 0; i < W; ++i) sums[i] += A(pack.value[i]);

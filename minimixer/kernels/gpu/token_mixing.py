@@ -8,7 +8,7 @@ import functools
 
 from ...engine.arrays import Array
 from . import hopper
-from .cuda import ceil_div, get, multiprocessors, pointer, type_of, usable
+from .cuda import allow_shared, ceil_div, get, multiprocessors, pointer, type_of, usable
 
 FILE = "token_mixing.cu"
 TILE, UNITS, STAGES = 128, 64, 2  # columns of a block, hidden units at a time, so many times
@@ -66,8 +66,7 @@ def _run(back: bool, x: Array, packed: Array, units: int, y: Array, *hidden: Arr
     kernel = get(FILE, _names(x, tokens, units)[1 + back], more=_text(x, tokens))
     blocks = min(multiprocessors(x.device.id), columns // TILE + 1) // 2 * 2
     size = shared_bytes(tokens)[1]
-    if kernel.max_dynamic_shared_size_bytes < size:
-        kernel.max_dynamic_shared_size_bytes = size
+    allow_shared(kernel, size)
     maps = [hopper.tensor_map(a, tokens, TILE // 2) for a in (x, y)]
     arguments = (*maps, packed, *map(pointer, hidden), columns)
     kernel((blocks,), (384,), arguments, shared_mem=size)
