@@ -344,7 +344,9 @@ def test_channel_mixing_with_gelu_where_it_is_stored(
     for name in ("forward", "backward"):
         watch(monkeypatch, channel_mixing, name, lambda *_, name=name: calls.append(name))
     check_mlp(gpu, dtype, -1, shape, hidden, "tanh")
-    assert calls == ["forward", "backward", "forward", "backward"] * 2
+    small = math.prod(shape[:-1]) * hidden * 2 <= kept.LARGEST
+    again = [] if small else ["forward"]  # as the first backward wrote g over u
+    assert calls == ["forward", "backward", *again, "backward"] * 2
     same_without_gradients(gpu, dtype, -1, shape, hidden)
 
 
