@@ -350,6 +350,19 @@ def test_channel_mixing_with_gelu_where_it_is_stored(
     same_without_gradients(gpu, dtype, -1, shape, hidden)
 
 
+@each_half
+def test_channel_mixing_packs_weights_that_lie_anywhere(gpu, dtype):
+    rng = np.random.default_rng(0)
+    w1, w2 = (in_dtype(rng.standard_normal(shape), dtype, gpu) for shape in ((72, 192), (192, 72)))
+    if w1.device.compute_capability != hopper.CAPABILITY:
+        pytest.skip("of compute capability 9.0 alone")
+    shifted = laid_out(w2, "shifted")
+    assert shifted.data.ptr % 16
+    both = [[p.view("uint16") for p in channel_mixing.pack(w1, w, True)] for w in (w2, shifted)]
+    for packed, again in zip(*both, strict=True):
+        assert packed.any() and (packed == again).all()
+
+
 def test_a_recorded_step_of_both(gpu, monkeypatch):
     """It gives the bits of the same step that was not recorded."""
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:

@@ -50,10 +50,10 @@ __global__ void pack_weights(
     int within = i % (DEPTH / 8 * width), k = block % blocks * DEPTH + within / width * 8;
     int n = block / blocks * width + unit_of(within % width);
     Pack<T, 8> packed = {};
-    if (k < depth)
+    if (k < depth && back) packed = load<8>(w2 + Index(n) * depth + k);
+    else if (k < depth)
         #pragma unroll
-        for (int j = 0; j < 8; j++)
-            packed.value[j] = back ? w2[Index(n) * depth + k + j] : w1[Index(k + j) * columns + n];
+        for (int j = 0; j < 8; j++) packed.value[j] = w1[Index(k + j) * columns + n];
     store((back ? backward : forward) + Index(i) * 8, packed);
 }
 

@@ -50,6 +50,7 @@ def pack(w1: Array, w2: Array, back: bool) -> tuple[Array, Array | None]:
     size = ceil_div(depth, DEPTH) * DEPTH * units
     packed = [cupy.empty(size, w1.dtype) for _ in range(1 + back)] + [None]
     w1, w2 = (cupy.ascontiguousarray(w) for w in (w1, w2))
+    w2 = w2.copy() if w2.data.ptr % 16 else w2
     sizes = units, depth, tile_columns(units, False), tile_columns(units, True)
     get(FILE, _pack_name(w1), _text(w1, units))(
         (ceil_div(size, 8 * 256), 1 + back), (256,),

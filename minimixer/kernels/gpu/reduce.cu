@@ -18,6 +18,7 @@ __global__ void sum_rows(
     Index column = Index(blockIdx.x) * 32 + threadIdx.x;
     A sum = 0;
     if (column < columns)
+        #pragma unroll 8
         for (Index row = threadIdx.y; row < rows; row += 32) sum += matrix[row * stride + column];
     tile[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
