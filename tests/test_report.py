@@ -279,7 +279,7 @@ def test_how_much_is_kept_is_a_number(monkeypatch):
         totals.append(Summary(config, **b16).activation_bytes)
     g = 256 * 196 * 3072 * 2
     assert [total - totals[0] for total in totals] == [0, 3 * g, 12 * g]
-    for wrong in (-1, float("nan")):
+    for wrong in (-1, float("nan"), "much", None):
         with pytest.raises(ValueError, match="GiB, 0 or more; got"):
             kernels.keep(wrong)
 

@@ -9,23 +9,32 @@ training/summary.py asks, to say what a model costs; so it must be known where t
 36000
 """
 
+import math
 import os
 
 from .cpu.blocks import SMALL
 from .gpu import channel_mixing, token_mixing
 from .gpu.side import LARGEST
 
-_most = float(os.environ.get("MINIMIXER_KEEP") or 0) * 2**30
+_most = 0.0  # bytes
 
 
-def keep(gib: float) -> None:
+def keep(gib: float | str) -> None:
     """On a GPU g, what comes out of channel mixing's GELU, is kept for backward in as many blocks,
-    from the first on, as take so many GiB together (0 unless told, here or by MINIMIXER_KEEP); in
-    others backward makes it again, which takes longer. ValueError for less than 0."""
+    from the first on, as take so many GiB together (0 unless told, here or by MINIMIXER_KEEP). In
+    others backward makes it again, from rounded numbers, which takes longer. A recorded step stays
+    as it is. ValueError for what is no number of at least 0."""
     global _most
-    if not gib >= 0:
-        raise ValueError(f"kernels.keep: GiB, 0 or more; got {gib!r}")
-    _most = gib * 2**30
+    try:
+        most = float(gib) * 2**30
+    except (TypeError, ValueError):
+        most = math.nan
+    if not most >= 0:
+        raise ValueError(f"kernels.keep, MINIMIXER_KEEP: GiB, 0 or more; got {gib!r}")
+    _most = most
+
+
+keep(os.environ.get("MINIMIXER_KEEP") or 0)
 
 
 def by_norm(
