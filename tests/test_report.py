@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from strategies import dtypes, each_half
 from test_oracles import SMALL, Case, cases, examples
 
-from minimixer import Function, Mixer, Tensor, backend, kernels, no_grad
+from minimixer import Function, Mixer, Tensor, backend, no_grad
 from minimixer import functional as F
 from minimixer.backend import Array, is_array, namespace
-from minimixer.kernels import fused, kept
-from minimixer.kernels.gpu import mlp
+from minimixer.kernels import fused
 from minimixer.model.variants import VARIANTS
 from minimixer.training.summary import Summary
 
@@ -242,46 +241,6 @@ def test_activation_bytes_of_two_byte_models(device, dtype, reference):
     expected = by_layer(model.summary(batch_size=3), "activation_bytes")
     others = {name: size for name, size in kept.items() if name not in expected}
     assert {name: kept[name] for name in expected} == expected and sum(others.values()) < 100
-
-
-@each_half
-def test_hidden_units_are_kept_as_far_as_asked(gpu, dtype, monkeypatch):
-    """From the first block on, and counted no longer than they are kept."""
-    sizes = SMALL | {"image_size": 16, "patch_size": 4, "num_blocks": 4, "hidden_dim": 128,
-                     "tokens_mlp_dim": 64, "channels_mlp_dim": 72, "in_channels": 1}  # fmt: skip
-    model, images = Mixer(**sizes, precision=dtype).to(gpu), np.zeros((8, 16, 16, 1), "uint8")
-    model(images)
-    for module in (kept, mlp):
-        monkeypatch.setattr(module, "LARGEST", 0)
-    one = 16 * 8 * 72 * 2  # bytes of a block's
-    for gib in (0, 1.5 * one / 2**30, 2 * one / 2**30, 1):
-        monkeypatch.setattr(kept, "_most", 0)  # and back at the end
-        kernels.keep(gib)
-        logits = model(images)
-        found, table = kept_by_the_graph(logits, model), model.summary(batch_size=8)
-        said = by_layer(table, "activation_bytes")
-        blocks = [f"blocks.{i}.channel_mixing" for i in range(4)]
-        assert [found[name] for name in blocks] == [said[name] for name in blocks]
-        without = 16 * 8 * (128 + 72) * 2
-        assert sum(said[n] == without + one for n in blocks) == min(4, gib * 2**30 // one)
-        logits.backward(namespace(logits.data).ones_like(logits.data))
-        del logits
-        assert mlp._kept[model.stem.weight.data.device.id].total == 0
-
-
-def test_how_much_is_kept_is_a_number(monkeypatch):
-    monkeypatch.setattr(kept, "_most", 0)
-    b16 = {"batch_size": 256, "itemsize": 2, "kernels": "gpu"}
-    totals = []
-    for gib in (0, 1, 4):
-        kernels.keep(gib)
-        config = Mixer.from_name("mixer_b16").config
-        totals.append(Summary(config, **b16).activation_bytes)
-    g = 256 * 196 * 3072 * 2
-    assert [total - totals[0] for total in totals] == [0, 3 * g, 12 * g]
-    for wrong in (-1, float("nan"), "much", None):
-        with pytest.raises(ValueError, match="GiB, 0 or more; got"):
-            kernels.keep(wrong)
 
 
 def used_memory(device: str) -> int:

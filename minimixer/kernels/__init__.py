@@ -33,7 +33,7 @@ And for both:
     node.py            what a fast form may ask of the engine
     fused.py           the trunk of a Mixer, an MLP, a sum with its LayerNorm as one
     unchanged.py       whether the plain code is what they were compared with
-    kept.py            what they keep for backward, and `keep`: how much of it
+    kept.py            what they keep for backward
 
 Each fast form computes what a plain one in the package computes, and tests compare the two. It
 does the work where it suits, and while the plain code is unchanged: an operation that is edited or
@@ -57,7 +57,6 @@ from typing import Any
 
 from ..engine import forms
 from . import unchanged
-from .kept import keep as keep
 
 _forms: dict[Any, dict[str, Any]] = {}
 _registered: set[Any] = set()  # those of _forms that are not the package's own

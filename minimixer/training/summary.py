@@ -3,8 +3,8 @@
 A product of an m x k with a k x n matrix takes m k n multiply-accumulates (MACs). Training keeps
 for backward what the functions of functional.py save: LayerNorm its x_hat and 1/sigma, a linear
 layer its input, an MLP its input, its hidden activation and the slope of GELU there. The kernels
-save instead: LayerNorm its input, mean and 1/sigma; on a GPU an MLP its input, what goes into GELU
-and what comes out, unless token mixing is one kernel, or as far as `kernels.keep` says.
+save instead: LayerNorm its input, mean and 1/sigma; on a GPU an MLP its input and what goes into
+GELU, token mixing and small models also what comes out.
 
 >>> from minimixer import Mixer
 >>> table = Mixer.summary_of("mixer_b16")
@@ -93,8 +93,6 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
     if kernels != "reference":
         from ..kernels import kept as fast  # what the fast forms keep in place of that
 
-        mlps = fast.Kept(kernels)
-
     def linear(
         name: str, shape: tuple[int, ...], n_in: int, n_out: int, rows: int, width: int
     ) -> Row:
@@ -115,7 +113,7 @@ def _rows(config: dict[str, Any], batch: int, itemsize: int, kernels: str) -> li
         kept = (elements + 2 * hidden * columns) * stored + weights * copied  # x, g, GELU's slope
         if fast:
             form = config["approximate"]
-            kept = mlps.by_mlp(size, hidden, columns, itemsize, is_first, form) or kept
+            kept = fast.by_mlp(kernels, size, hidden, columns, itemsize, is_first, form) or kept
         return Row(name, grid, weights + hidden + size, weights * columns, kept)
 
     rows = [linear("stem", grid, pixels, channels, tokens * batch, stored)]

@@ -3,7 +3,7 @@
 //
 //     u = x w1 + b1,  g = gelu(u)
 //
-// Backward, with sums of du over rows, and g once more, over u, where it was not kept:
+// Backward, with g once more, over u, and sums of du over rows:
 //
 //     dg = dy w2^T,  du = dg gelu'(u)
 //
@@ -27,7 +27,7 @@
 // also u of the tile. The order of all sums is fixed.
 //
 // For Mixer-B/16 at 256 images (50,176 rows, 768 to 3,072) that is 237 GFLOP, 0.29 ms at the rate of one
-// large product; forward 77 MB are read and 617 written, backward 385 and 617 (308 where g was kept).
+// large product; forward 77 MB are read and 617 written, backward 385 and 617.
 
 constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of u at a time
 
@@ -67,10 +67,10 @@ __device__ inline void end_turn(int group) {  // the other's begins
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
-// Forward: g, and with MORE u. Backward: du, sums of each 128 rows, and with MORE g over u. A cluster
-// has 256 rows of a tile's columns; clusters walk on by as many as there are, columns first. Below the
-// last row, and right of the depth, tiles come as zeros, and nothing is stored.
-template <typename T, int N, bool BACK, bool MORE>
+// Forward: g, and with KEEP u. Backward: du, g over u, and sums of each 128 rows. A cluster has 256 rows
+// of a tile's columns; clusters walk on by as many as there are, columns first. Below the last row, and
+// right of the depth, tiles come as zeros, and nothing is stored.
+template <typename T, int N, bool BACK, bool KEEP>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap old_u, const T* b,
     const T* bias, T* u, T* g, T* du, float* sums, int rows, int columns, int depth
@@ -209,8 +209,8 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     }
                     if (row + row_of(r) >= rows) continue;
                     Index at = place + Index(row_of(r)) * columns + j;
-                    if (BACK || MORE) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
-                    if (!BACK || MORE) *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;
+                    if (BACK || KEEP) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
+                    *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;
                 }
                 if (BACK && j % 64) {
                     __syncwarp();

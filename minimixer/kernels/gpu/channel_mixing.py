@@ -4,8 +4,6 @@ For numbers of two bytes, on GPUs with `wgmma` (hopper.py), channels in eights, 
 whole tiles, and arrays that are not small; all others go as mlp.py says.
 """
 
-import itertools
-
 import numpy as np
 
 from ...engine.arrays import Array
@@ -32,7 +30,8 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
     (depth, units), itemsize = w1.shape, x.dtype.itemsize
     if not fits(len(x) * itemsize, depth, units) or not hopper.suits(x, w1, b1):
         return False
-    names = [_name(x, units, *way) for way in itertools.product((False, True), repeat=2)]
+    ways = (False, False), (False, True), (True, True)
+    names = [_name(x, units, back, keep) for back, keep in ways]
     return usable(FILE, *names, _pack_name(x), more=_text(x, units))
 
 
@@ -50,7 +49,7 @@ def pack(w1: Array, w2: Array, back: bool) -> tuple[Array, Array | None]:
     size = ceil_div(depth, DEPTH) * DEPTH * units
     packed = [cupy.empty(size, w1.dtype) for _ in range(1 + back)] + [None]
     w1, w2 = (cupy.ascontiguousarray(w) for w in (w1, w2))
-    w2 = w2.copy() if w2.data.ptr % 16 else w2
+    w2 = w2.copy() if w2.data.ptr % 16 else w2  # which is read by 16 bytes
     sizes = units, depth, tile_columns(units, False), tile_columns(units, True)
     get(FILE, _pack_name(w1), _text(w1, units))(
         (ceil_div(size, 8 * 256), 1 + back), (256,),
@@ -70,21 +69,21 @@ def forward(x: Array, packed: Array, b1: Array, keep_u: bool) -> tuple[Array, Ar
     return g, u
 
 
-def backward(dy: Array, u: Array, packed: Array, make_g: bool) -> tuple[Array, Array]:
-    """(du (n, D), its sums over each 128 rows, float32 (..., D)), du of dg = dy w2^T; `make_g`:
-    over u."""
+def backward(dy: Array, u: Array, packed: Array) -> tuple[Array, Array]:
+    """(du (n, D), its sums over each 128 rows, float32 (..., D)), du of dg = dy w2^T; g comes over
+    u."""
     import cupy
 
     rows, units = u.shape
     du = cupy.empty(u.shape, u.dtype)
     sums = cupy.empty((2 * ceil_div(rows, 2 * ROWS), units), "float32")
-    _run(True, make_g, dy, packed, units, 0, u, 0, du, sums)
+    _run(True, True, dy, packed, units, 0, u, 0, du, sums)
     return du, sums
 
 
-def _run(back: bool, more: bool, a: Array, packed: Array, units: int, *rest: Array) -> None:
+def _run(back: bool, keep: bool, a: Array, packed: Array, units: int, *rest: Array) -> None:
     (rows, depth), n = a.shape, tile_columns(units, back)
-    kernel = get(FILE, _name(a, units, back, more), _text(a, units))
+    kernel = get(FILE, _name(a, units, back, keep), _text(a, units))
     stages = (5 if n > 128 else 6) - back  # as stages() there says
     shared = stages * 2 * DEPTH * (ROWS + n) + 2 * ROWS * n * back + 256 + 32 * n
     allow_shared(kernel, shared)
@@ -107,8 +106,8 @@ def _text(a: Array, units: int) -> str:
     return hopper.text(a.dtype.name, *columns, from_shared=True)
 
 
-def _name(a: Array, units: int, back: bool, more: bool) -> str:
-    return f"mix_channels<{type_of(a)},{tile_columns(units, back)},{as_bool(back)},{as_bool(more)}>"
+def _name(a: Array, units: int, back: bool, keep: bool) -> str:
+    return f"mix_channels<{type_of(a)},{tile_columns(units, back)},{as_bool(back)},{as_bool(keep)}>"
 
 
 def _pack_name(a: Array) -> str:

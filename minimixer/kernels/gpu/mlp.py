@@ -12,15 +12,12 @@ There are three ways, the first that can be had is taken:
 """
 
 import math
-import weakref
-from collections import defaultdict
 from typing import Any
 
 from ...engine.arrays import Array, namespace
 from ...engine.autograd import Gradients
 from ...engine.products import as_rows
 from ..fused import MLP
-from ..kept import Kept
 from ..node import Fast
 from . import channel_mixing, cublas, spare_row, token_mixing
 from .gelu import GeluKernel
@@ -28,14 +25,11 @@ from .layers import sum_of_products, weight_gradient
 from .side import LARGEST, aside
 from .sums import column_sums, sum_rows
 
-_kept: defaultdict[int, Kept] = defaultdict(Kept)  # of each GPU
-
 
 class FastMLP(Fast, MLP):
-    """Keeps x and u (not the slope); on Hopper also weights, packed for backward; g elsewhere in
-    token mixing, and in channel mixing if it is small or as far as `kernels.keep` says. Where it is
-    not kept, backward makes it again as it applies the slope, over u (but for Hopper's token
-    mixing)."""
+    """Keeps x and u (not the slope); on Hopper also weights, packed for backward; elsewhere g, in
+    token mixing or if it is small. Where g is not kept, backward makes it again as it applies the
+    slope, over u (but for Hopper's token mixing)."""
 
     any_dtype = True
 
@@ -83,15 +77,9 @@ class FastMLP(Fast, MLP):
             self.b1: Array = b1
             self.w2: Array = w2
             self.u: Array = u
-            self.g: Array = g if g is not None and (self.first or self.may_keep(g)) else None
+            small = not self.on_hopper and (self.first or g.nbytes <= LARGEST)
+            self.g: Array = g if small else None
         return y.reshape(self.shape)
-
-    def may_keep(self, g: Array) -> bool:
-        kept = _kept[g.device.id]
-        may = kept.take(g.nbytes)
-        if may and g.nbytes > LARGEST:
-            weakref.finalize(self, kept.give_back, g.nbytes).atexit = False
-        return may
 
     def with_gelu(self, x: Array, w1: Array, b1: Array, keep: bool) -> Any:
         """(g, u) from one product by cuBLAS, or None."""
@@ -138,14 +126,12 @@ class FastMLP(Fast, MLP):
         return dx.reshape(self.shape), dw1, db1, dw2
 
     def channel_gradients(self, dy: Array) -> Gradients:
-        u, g = self.u, self.g
+        u, self.u = self.u, None
         if u is None:  # a second backward (retain_graph): the first wrote over it
             packed, _ = channel_mixing.pack(self.w1, self.w2, False)
             u = channel_mixing.forward(self.x, packed, self.b1, True)[1]
-        du, parts = channel_mixing.backward(dy, u, self.packed, g is None)
-        if g is None:
-            g, self.u = u, None
-        del u
+        du, parts = channel_mixing.backward(dy, u, self.packed)
+        g = u  # is there now
         with aside(self, (1, 2, 3), self.x, du, dy, g, parts):
             db1 = self.destination(2)
             db1 = namespace(dy).empty(du.shape[1], parts.dtype) if db1 is None else db1

@@ -1,7 +1,7 @@
-// Sums in a fixed order: the second half of what other kernels begin.
+// Sums in a fixed order, most of them the second half of what other kernels begin.
 //
-// Bytes moved = bytes at the least: one read of the matrix. These matrices are small (a part in a
-// hundred of what the first half read), except for sum_squares, which reads the flat gradient.
+// Bytes moved = bytes at the least: one read of the matrix. Most matrices are small, a part in a hundred
+// of what the first half read; but sum_squares reads the flat gradient, sum_stretches a layer's.
 
 // (rows, parts, columns) -> up to three arrays (columns,), one for each part: LayerNorm's dgamma,
 // dbeta and dbias in one launch. Blocks of 32 x 32 threads, one for every 32 columns of a part; those
@@ -27,8 +27,8 @@ __global__ void sum_rows(
     if (threadIdx.x == 0 && column < columns) sums[column] = sum;
 }
 
-// (rows, columns) in T -> (gridDim.y, columns) in A: a block takes eight rows side by side, then the next
-// eight that no other has. Blocks of 32 x 8 threads, each with W columns.
+// (rows, columns) in T -> (gridDim.y, columns) in A: each block takes eight rows one below the other,
+// then the next eight that no other has. Blocks of 32 x 8 threads, each with W columns.
 template <typename T, typename A, int W>
 __global__ void sum_stretches(const T* matrix, A* sums, Index rows, Index columns) {
     __shared__ A of_row[8][32][W];

@@ -17,7 +17,7 @@ from ...engine.arrays import Array
 from ...engine.aside import join_later
 from ..node import Fast
 
-STREAMS = 3  # one H200, small model, bfloat16: 0.395 ms a step with 2, 0.326 with 3, 0.328 with 4
+STREAMS = 3  # small model, bfloat16, H200, step on step: 395 us with 2, 326 with 3, 328 with 4
 LARGEST = 16 << 20  # bytes of an array: a layer above keeps the whole GPU busy
 
 
