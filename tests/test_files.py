@@ -393,7 +393,7 @@ def test_without_locks(tmp_path, monkeypatch, who, refusal):
 # ---- mutants ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", range(3))  # to start a process takes longer than 50 mutants
 def test_mutants_load_or_are_refused(part, count):
     every = list(mutations.KINDS)[part::3]
