@@ -30,8 +30,7 @@ def sum_columns(matrix: Array, scale: float = 1.0, out: Array | None = None) -> 
 
 def column_sums(matrix: Array, out: Array | None) -> Array:
     """(rows, columns) -> (columns,), in `out` if given; of two-byte numbers in float32."""
-    rows, columns = matrix.shape
-    xp, dtype, half = namespace(matrix), wide(matrix.dtype), is_half(matrix.dtype)
+    columns, dtype, half = matrix.shape[1], wide(matrix.dtype), is_half(matrix.dtype)
     large = half and matrix.nbytes > LARGEST  # a product reads two bytes faster
     if large or not can_sum(dtype) or (half and not usable("reduce.cu", _stretches_name(matrix))):
         sums = plain_sum_rows(matrix)
@@ -39,22 +38,24 @@ def column_sums(matrix: Array, out: Array | None) -> Array:
             return sums
         out[...] = sums
         return out
-    out = xp.empty(columns, dtype=dtype) if out is None else out
-    if half:
-        matrix = _sum_stretches(matrix)
-        sum_rows(matrix[:, None], out)
-        return out
-    # A block adds up 32 columns. Of a long matrix the rows are first taken in groups, side by side:
-    # as many as fill the GPU, and as divide them.
+    out = namespace(matrix).empty(columns, dtype=dtype) if out is None else out
+    parts = _sum_stretches(matrix) if half else _sum_groups(matrix)
+    sum_rows(parts[:, None], out)
+    return out
+
+
+def _sum_groups(matrix: Array) -> Array:
+    """(rows, columns) -> (groups, columns): a long matrix's rows are added up in groups, side by
+    side, as many as fill the GPU (a block adds up 32 columns) and divide the rows."""
+    rows, columns = matrix.shape
     side = rows & -rows
     while side > 1 and (side * columns > BLOCKS * 32 or rows < 32 * side):
         side //= 2
-    if side > 1:
-        groups = xp.empty(side * columns, dtype=dtype)
-        sum_rows(matrix.reshape(rows // side, 1, side * columns), groups)
-        matrix = groups.reshape(side, columns)
-    sum_rows(matrix[:, None], out)
-    return out
+    if side == 1:
+        return matrix
+    groups = namespace(matrix).empty((side, columns), dtype=matrix.dtype)
+    sum_rows(matrix.reshape(rows // side, 1, side * columns), groups.reshape(-1))
+    return groups
 
 
 def _sum_stretches(matrix: Array) -> Array:
