@@ -57,13 +57,6 @@ __global__ void pack_weights(
     store((back ? backward : forward) + Index(i) * 8, packed);
 }
 
-__device__ inline void begin_turn(int group) {  // with the tensor cores, of two warpgroups
-    asm volatile("bar.sync %0, 256;" :: "r"(group + 1) : "memory");
-}
-__device__ inline void end_turn(int group) {  // the other's begins
-    asm volatile("bar.arrive %0, 256;" :: "r"(2 - group) : "memory");
-}
-
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
@@ -83,7 +76,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
     Word full = ring + AFTER, empty = full + 8 * STAGES;
     Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u
     float* parts = reinterpret_cast<float*>(shared + AFTER + 256);  // of sums, 8 warps' (N,)
-    int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
+    int thread = threadIdx.x % 128, group = warpgroup(), rank = rank_in_cluster();
     int wide = columns / N, blocks = blocks_of(depth);
     int tiles = (rows + 2 * ROWS - 1) / (2 * ROWS) * wide, clusters = gridDim.x / 2, first = blockIdx.x / 2;
     int count = first < tiles ? (tiles - first - 1) / clusters + 1 : 0;
@@ -149,14 +142,15 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             #pragma unroll 1
             for (int k = 0; k < blocks; k++) {
                 Word at = ring + stage * STAGE;
+                Long left = swizzled(at), right = matrix(at + A, N * 16);
                 wait(full + 8 * stage, round);
                 begin_products();
                 #pragma unroll
                 for (int i = 0; i < DEPTH / 16; i++)
                     #pragma unroll
                     for (int half = 0; half < 2; half++)
-                        multiply(sum[half], swizzled(at + half * 64 * 128 + i * 32),
-                                 matrix(at + A + i * 2 * N * 16, N * 16), k | i);
+                        multiply(sum[half], further(left, half * 64 * 128 + i * 32),
+                                 further(right, i * 2 * N * 16), k | i);
                 commit_products();
                 if (k == blocks - 1) end_turn(group);
                 wait_for_products<1>();  // those before
@@ -216,14 +210,19 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     __syncwarp();
                     if (lane == 0) arrive(gone + 8 * (j / 64));
                 }
-                if (BACK) {  // over the rows of a warp, 8 lanes that have the same columns
+                if (BACK) {  // over a warp's rows: 8 lanes have the same 8 columns, and end with one each
                     #pragma unroll
-                    for (int i = 0; i < 8; i++) {
+                    for (int left = 4; left; left /= 2) {
+                        int apart = 16 / left;
                         #pragma unroll
-                        for (int apart = 4; apart < 32; apart *= 2)
-                            added[i] += __shfl_xor_sync(0xffffffff, added[i], apart);
-                        if (lane < 4) parts[(group * 4 + warp) * N + j + lane * 8 + i] = added[i];
+                        for (int i = 0; i < left; i++) {
+                            float low = added[i], high = added[i + left];
+                            float other = __shfl_xor_sync(0xffffffff, lane & apart ? low : high, apart);
+                            added[i] = (lane & apart ? high : low) + other;
+                        }
                     }
+                    int own = lane % 4 * 8 + lane / 4 % 2 * 4 + lane / 8 % 2 * 2 + lane / 16;
+                    parts[(group * 4 + warp) * N + j + own] = added[0];
                 }
             }
             if (BACK) {

@@ -102,8 +102,8 @@ def tile_columns(units: int, back: bool) -> int:
 
 
 def _text(a: Array, units: int) -> str:
-    columns = (tile_columns(units, back) for back in (False, True))
-    return hopper.text(a.dtype.name, *columns, from_shared=True)
+    ways = ((tile_columns(units, back), "shared") for back in (False, True))
+    return hopper.text(a.dtype.name, *ways)
 
 
 def _name(a: Array, units: int, back: bool, keep: bool) -> str:

@@ -54,11 +54,14 @@ __device__ inline void copy_tile(Word to, const void* map, int column, int row, 
 __device__ inline void show_copies() {  // what this thread wrote to shared memory
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// Back, and it may be written over when this returns.
+// Back. It may be written over when this thread has waited for its stores.
 __device__ inline void store_tile(const void* map, int column, int row, Word from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
-                 "cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;"
+                 "cp.async.bulk.commit_group;"
                  :: "l"(map), "r"(column), "r"(row), "r"(from) : "memory");
+}
+__device__ inline void wait_for_stores() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 __device__ inline uint4 load_four(Word from) {
     uint4 x;
@@ -74,8 +77,21 @@ __device__ inline int rank_in_cluster() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
+// -1 of the first warpgroup, 0 and 1 of those that multiply. Asked of one lane: what the compiler knows
+// to be the same in a warp, such as addresses that follow from it, a warp computes once.
+__device__ inline int warpgroup() {
+    return __shfl_sync(0xffffffff, threadIdx.x / 128, 0) - 1;
+}
 __device__ inline void sync_warpgroup(int group) {
     asm volatile("bar.sync %0, 128;" :: "r"(group + 3) : "memory");
+}
+// Two warpgroups take turns with the tensor cores. Left to themselves they come to wait for the same
+// things at once, and then compute GELU side by side while the tensor cores rest.
+__device__ inline void begin_turn(int group) {
+    asm volatile("bar.sync %0, 256;" :: "r"(group + 1) : "memory");
+}
+__device__ inline void end_turn(int group) {  // the other's begins
+    asm volatile("bar.arrive %0, 256;" :: "r"(2 - group) : "memory");
 }
 
 // ---- products -----------------------------------------------------------------------------------
@@ -98,6 +114,8 @@ __device__ inline Long matrix(Word at, int along_k, int along_n = 128) {
 __device__ inline Long swizzled(Word at) {  // of rows of 128 bytes, as tensor maps bring them
     return Long(at >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
+// The same matrix, so many bytes further on: one addition.
+__device__ inline Long further(Long matrix, int bytes) { return matrix + (bytes >> 4); }
 
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commit_products() {  // until they are waited for, nobody may touch what they use

@@ -41,14 +41,15 @@ def _is_old() -> bool:
 
 
 @functools.cache
-def text(dtype: str, *columns: int, from_shared: bool = False) -> str:
+def text(dtype: str, *ways: tuple[int, str]) -> str:
     """The C++ before a kernel's own: hopper.cu, with `multiply` for so many columns, whose left
-    factor comes from registers or `from_shared` memory."""
-    made = (_multiply(n, KINDS[dtype], from_shared) for n in dict.fromkeys(columns))
+    factor comes from "registers", from "shared" memory or, "transposed", from there."""
+    made = (_multiply(n, KINDS[dtype], place) for n, place in dict.fromkeys(ways))
     return source_of("hopper.cu") + "".join(made)
 
 
-def _multiply(columns: int, kind: str, from_shared: bool) -> str:
+def _multiply(columns: int, kind: str, place: str) -> str:
+    from_shared = place != "registers"
     size = columns // 2  # numbers of the sum that a thread has
     left = 1 if from_shared else 4  # operands
     sums = ", ".join(f"%{i}" for i in range(size))
@@ -56,7 +57,7 @@ def _multiply(columns: int, kind: str, from_shared: bool) -> str:
     a = ", ".join(f"%{size + i}" for i in range(left))
     a_type = "Long a" if from_shared else "const Word (&a)[4]"
     a_given = '"l"(a)' if from_shared else ", ".join(f'"r"(a[{i}])' for i in range(4))
-    a_text, order = (a, "0, 0") if from_shared else (f"{{{a}}}", "0")  # all lie along k
+    a_text, order = (a, f"{int(place == 'transposed')}, 0") if from_shared else (f"{{{a}}}", "0")
     return f"""
 __device__ inline void multiply(float (&sum)[{size}], {a_type}, Long b, int add) {{
     asm volatile("{{ .reg .pred add; setp.ne.b32 add, %{size + left + 1}, 0;\\n"

@@ -14,15 +14,21 @@
 // tensor core instruction, wgmma, has: x^T in registers, S / 4 of them a thread; y^T too, S / 2. The
 // weights come through shared memory, two chunks of 64 units at a time, where two blocks of a
 // cluster load a half each and both get the whole. A third warpgroup asks for all that is to come.
-// b1 is one more row of w1, for which x has ones. Nobody arranges turns: while one warpgroup is in
-// `activate`, the other may multiply.
+// b1 is one more row of w1, for which x has ones.
+//
+// Two warpgroups take turns with the tensor cores. In its turn one gives them the second product of a
+// chunk and, as GELU of the next needs it, the first of the next, be that of the next tile:
+//
+//     group 0   | 22 of c, 11 of c+1 |     GELU of c+1     | 22 of c+1, 11 of c+2 |
+//     group 1   |     GELU of c      | 22 of c, 11 of c+1  |     GELU of c+1      |
 //
 // Backward is the same two products with the weights in each other's place:
 //
 //     dg = w2^T dy,  du = dg gelu'(u),  dx = w1 du
 //
-// and u comes from memory, where forward left it; g and du, which the weights' gradients need, go
-// there. All three are (n, D): a column's units side by side.
+// and u comes from memory, where forward left it, asked for a chunk ahead; g and du, which the
+// weights' gradients need, go there. All three are (n, D): a column's units side by side. The
+// registers for u are those of dy^T, which comes from shared memory each time.
 //
 // For Mixer-B/16 at 256 images, S = 196, D = 384, n = 196,608, forward counts 59.2 GFLOP (62 with
 // what is padded), 77 MB of x and 77 of y, 151 of u if it is kept, and 0.23 GB of weights from the
@@ -40,7 +46,7 @@ template <int S> struct Shape {
     static constexpr int K = padded(S + 1, 16);  // of the first product: the row of ones, and zeros
     static constexpr int N = padded(S, 8);       // columns of the second product
     static constexpr int FIRST = K * UNITS * 2;  // bytes of a chunk for the first product
-    static constexpr int CHUNK = FIRST + N * UNITS * 2;
+    static constexpr int SECOND = N * UNITS * 2, CHUNK = FIRST + SECOND;
     static constexpr int INPUT = K * COLUMNS * 2;  // of a warpgroup's x
 };
 
@@ -78,6 +84,17 @@ template <int D, typename T> __device__ inline void store_units(T* to, const uin
     for (int i = 0; i < 4; i++)
         *reinterpret_cast<uint4*>(to + i / 2 * 8 * D + i % 2 * 32) = from[i / 2][i % 2];
 }
+// The same from what a product multiplies.
+template <int D, typename T>
+__device__ inline void store_units(T* to, const Word (&from)[UNITS / 16][4]) {
+    uint4 units[2][2];
+    #pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int half = i / 2, k = i % 2 * 2;
+        units[half][i % 2] = {from[k][half], from[k][half + 2], from[k + 1][half], from[k + 1][half + 2]};
+    }
+    store_units<D>(to, units);
+}
 
 // From the first product to what the second one multiplies. Forward `kept` becomes u; backward it is
 // u, and becomes g. Four lanes share two rows, 8 apart, of their warp's 16, and each of them has two
@@ -112,7 +129,8 @@ __device__ inline void activate(
 
 // Forward (BACK false): x -> y, and u if there is a place for it. Backward: x is dy, y is dx, u is
 // read, g and du are written. n is a multiple of TILE; a cluster's two blocks have tiles side by
-// side, and walk on by as many as there are blocks.
+// side, and walk on by as many as there are blocks, `rounds` times: in the last the second block may
+// have none, but goes along, as both load weights for both.
 template <typename T, int S, int D, bool BACK>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y, const T* packed,
@@ -122,15 +140,19 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     constexpr int CHUNKS = D / UNITS, ROUNDS = Sizes::K / 16;
     extern __shared__ __align__(1024) unsigned char shared[];
     Word weights = address(shared), inputs = weights + STAGES * Sizes::CHUNK;
-    Word barriers = inputs + STAGES * 2 * Sizes::INPUT, nowhere = barriers + 64;
-    Word full = barriers, empty = full + 16, here = empty + 16, gone = here + 16;  // weights; x
-    int thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1, rank = rank_in_cluster();
+    Word barriers = inputs + STAGES * 2 * Sizes::INPUT, nowhere = barriers + 96;
+    Word full = barriers, empty = full + 32;   // of weights, for each stage one of each matrix
+    Word here = empty + 32, gone = here + 16;  // of x
+    int thread = threadIdx.x % 128, group = warpgroup(), rank = rank_in_cluster();
     Index tiles = n / TILE;
+    int rounds = (tiles - 1 - (blockIdx.x - rank)) / gridDim.x + 1;
 
     if (threadIdx.x == 0)
         for (int i = 0; i < STAGES; i++) {
-            start_barrier(full + 8 * i, 1);
-            start_barrier(empty + 8 * i, 16);  // four warps of two warpgroups of two blocks
+            for (int matrix = 0; matrix < 2; matrix++) {
+                start_barrier(full + 16 * i + 8 * matrix, 1);
+                start_barrier(empty + 16 * i + 8 * matrix, 16);  // 4 warps, 2 groups, 2 blocks
+            }
             start_barrier(here + 8 * i, 1);
             start_barrier(gone + 8 * i, 2);
         }
@@ -138,25 +160,29 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     for (int i = threadIdx.x; i < 2 * STAGES * MORE; i += 384)
         reinterpret_cast<T*>(shared + STAGES * Sizes::CHUNK + i / MORE * Sizes::INPUT)
             [S * COLUMNS + i % MORE] = T(i % MORE < COLUMNS ? 1.0f : 0.0f);
+    show_copies();
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
     cluster_sync();
 
     if (group < 0) {  // ask for what is to come
         // Of 168 registers a thread this group gives most to the others.
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0) {  // weights, a half of each chunk
-            int used = 0, half = Sizes::CHUNK / 2;
-            const char* from = reinterpret_cast<const char*>(packed) + rank * half;
-            for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x)
-                #pragma unroll 1
-                for (int chunk = 0; chunk < CHUNKS; chunk++, used++) {
-                    int stage = used % STAGES;
-                    wait(empty + 8 * stage, used / STAGES % 2 ^ 1);
-                    expect_bytes(full + 8 * stage, Sizes::CHUNK);
-                    copy_to_both(weights + stage * Sizes::CHUNK + rank * half,
-                                 from + chunk * Sizes::CHUNK, half, full + 8 * stage);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (threadIdx.x == 0) {  // weights, a half of each matrix; one w1 more than is used
+            for (int used = 0; used <= rounds * CHUNKS; used++) {
+                int stage = used % STAGES, chunk = used % CHUNKS;
+                #pragma unroll
+                for (int matrix = 0; matrix < 2; matrix++) {
+                    if (matrix && used == rounds * CHUNKS) break;
+                    int half = (matrix ? Sizes::SECOND : Sizes::FIRST) / 2;
+                    int place = matrix * Sizes::FIRST + rank * half, barrier = 16 * stage + 8 * matrix;
+                    wait(empty + barrier, used / STAGES % 2 ^ 1);
+                    expect_bytes(full + barrier, 2 * half);
+                    copy_to_both(weights + stage * Sizes::CHUNK + place,
+                                 reinterpret_cast<const char*>(packed) + chunk * Sizes::CHUNK + place,
+                                 half, full + barrier);
                 }
+            }
         } else if (threadIdx.x == 32) {  // x
             int number = 0;
             for (Index tile = blockIdx.x; tile < tiles; tile += gridDim.x, number++) {
@@ -170,84 +196,109 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
         }
         __syncwarp();
     } else {  // multiply
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        int lane = thread % 32, warp = thread / 32, used = 0, number = 0;
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        int lane = thread % 32, warp = thread / 32, used = 0;
         // Lanes 0 to 7 give the addresses of 8 rows of x, 8 to 15 those of the next 8 columns, 16 to
         // 31 the same of the next 8 rows. As the tile came, a row's 8 columns lie where its number says.
         int row = lane % 8 + lane / 16 * 8;
         int corner = row * COLUMNS * 2 + 16 * ((2 * warp + lane / 8 % 2) ^ row % 8);
-        for (Index first = blockIdx.x - rank; first < tiles; first += gridDim.x, number++) {
-            Index tile = first + rank;
-            bool mine = tile < tiles;
-            int buffer = number % STAGES;
-            Word input = inputs + (2 * buffer + group) * Sizes::INPUT;
-            Word a[ROUNDS][4];
-            if (mine) wait(here + 8 * buffer, number / STAGES % 2);
+        Index column = Index(blockIdx.x) * TILE + group * COLUMNS + 16 * warp + lane / 4;
+        Index place = column * D + lane % 4 * 8;  // in u, g and du
+        uint4 kept[2][2], ahead[2][2];            // of a chunk, of the next
+        float hidden[UNITS / 2], sum[Sizes::N / 2];
+        Word input, a[ROUNDS][4];  // x, and forward x^T
+
+        auto take = [&](int number, Index tile) {
+            int stage = number % STAGES;
+            input = inputs + (2 * stage + group) * Sizes::INPUT;
+            if (tile < tiles) wait(here + 8 * stage, number / STAGES % 2);
             #pragma unroll
             for (int k = 0; k < ROUNDS; k++)
-                load_transposed(a[k], input + corner + 16 * k * COLUMNS * 2);
+                if (!BACK) load_transposed(a[k], input + corner + 16 * k * COLUMNS * 2);
+        };
+        auto begin_first = [&] {
+            Long w1 = matrix(weights + used % STAGES * Sizes::CHUNK, UNITS * 16), x = swizzled(input);
+            begin_products();
+            #pragma unroll
+            for (int k = 0; k < ROUNDS; k++) {
+                Long b = further(w1, k * 2 * UNITS * 16);
+                if (BACK) multiply(hidden, further(x, 16 * k * COLUMNS * 2), b, k);
+                else multiply(hidden, a[k], b, k);
+            }
+            commit_products();
+        };
 
-            float sum[Sizes::N / 2];
-            Index column = tile * TILE + group * COLUMNS + 16 * warp + lane / 4;
-            Index place = column * D + lane % 4 * 8;  // in u, g and du
-            uint4 kept[2][2];
-            if (BACK && mine) load_units<D>(kept, u + place);
+        take(0, blockIdx.x);
+        if (BACK && blockIdx.x < tiles) load_units<D>(ahead, u + place);
+        wait(full, 0);
+        begin_first();
+        wait_for_products();
+        if (group == 1) end_turn(1);
+        for (int number = 0; number < rounds; number++) {
+            Index tile = blockIdx.x + Index(number) * gridDim.x, following = tile + gridDim.x;
+            bool mine = tile < tiles;
+            Word output = input;
             #pragma unroll 1
-            for (int chunk = 0; chunk < CHUNKS; chunk++, used++, place += UNITS) {
-                int stage = used % STAGES;
-                Word w1 = weights + stage * Sizes::CHUNK, w2 = w1 + Sizes::FIRST;
-                float hidden[UNITS / 2];
-                wait(full + 8 * stage, used / STAGES % 2);
-                begin_products();
-                #pragma unroll
-                for (int k = 0; k < ROUNDS; k++)
-                    multiply(hidden, a[k], matrix(w1 + k * 2 * UNITS * 16, UNITS * 16), k);
-                commit_products();
-                wait_for_products();
+            for (int chunk = 0; chunk < CHUNKS; chunk++) {
+                bool last = chunk == CHUNKS - 1;
+                Word stage = used % STAGES, first = 16 * stage, second = first + 8;
+                Index then = place + (last ? Index(gridDim.x) * TILE * D - (D - UNITS) : UNITS);
+                if (BACK) {
+                    #pragma unroll
+                    for (int i = 0; i < 4; i++) kept[i / 2][i % 2] = ahead[i / 2][i % 2];
+                    if ((last ? following : tile) < tiles) load_units<D>(ahead, u + then);
+                }
                 settle(hidden);
+                if (lane < 2) arrive_at(empty + first, lane);
                 Word next[UNITS / 16][4];  // what the second product multiplies
                 activate<BACK, T>(hidden, kept, next);
+                T* out = BACK ? g : u;
+                if (mine && out) store_units<D>(out + place, kept);
+                if (BACK && mine) store_units<D>(du + place, next);
+                place = then;
+
+                if (last) take(number + 1, following);
+                Long w2 = matrix(weights + stage * Sizes::CHUNK + Sizes::FIRST, Sizes::N * 16);
+                wait(full + second, used / STAGES % 2);
+                used++;
+                wait(full + 16 * (used % STAGES), used / STAGES % 2);
+                begin_turn(group);
                 begin_products();
                 #pragma unroll
                 for (int k = 0; k < UNITS / 16; k++)
-                    multiply(sum, next[k], matrix(w2 + k * 2 * Sizes::N * 16, Sizes::N * 16),
-                             chunk | k);
+                    multiply(sum, next[k], further(w2, k * 2 * Sizes::N * 16), chunk | k);
                 commit_products();
-                T* out = BACK ? g : u;
-                if (mine && out) store_units<D>(out + place, kept);
-                if (BACK && mine && chunk + 1 < CHUNKS) load_units<D>(kept, u + place + UNITS);
-                wait_for_products();
-                settle(sum);
-                if (lane < 2) arrive_at(empty + 8 * stage, lane);
-                if (BACK && mine) {
-                    uint4 units[2][2];
-                    #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int half = i / 2, k = i % 2 * 2;
-                        units[half][i % 2] = {next[k][half], next[k][half + 2], next[k + 1][half],
-                                              next[k + 1][half + 2]};
-                    }
-                    store_units<D>(du + place, units);
-                }
-            }
+                begin_first();
+                end_turn(group);
 
-            // y^T to where x was, transposed, and from there to memory. Below x ones and zeros stay.
-            #pragma unroll
-            for (int j = 0; j < Sizes::N / 8; j += 2) {
-                int also = j + 1 < Sizes::N / 8 ? j + 1 : j;
-                Word to = 8 * j + row < S ? input + corner + 8 * j * COLUMNS * 2 : nowhere;
-                store_transposed(to, Two<T>::pack(sum[4 * j], sum[4 * j + 1]),
-                                 Two<T>::pack(sum[4 * j + 2], sum[4 * j + 3]),
-                                 Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
-                                 Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
-            }
-            show_copies();
-            sync_warpgroup(group);
-            if (mine && thread == 0) {
-                store_tile(&y, tile * TILE + group * COLUMNS, 0, input);
-                arrive(gone + 8 * buffer);
+                if (chunk == 0 && number && thread == 0) {  // y of the tile before
+                    wait_for_stores();
+                    arrive(gone + 8 * ((number - 1) % STAGES));
+                }
+                wait_for_products<1>();  // the second
+                settle(sum);
+                if (lane < 2) arrive_at(empty + second, lane);
+                if (last) {  // y^T to where x was, transposed, and on. Below x ones and zeros stay.
+                    #pragma unroll
+                    for (int j = 0; j < Sizes::N / 8; j += 2) {
+                        int also = j + 1 < Sizes::N / 8 ? j + 1 : j;
+                        store_transposed(
+                            8 * j + row < S ? output + corner + 8 * j * COLUMNS * 2 : nowhere,
+                            Two<T>::pack(sum[4 * j], sum[4 * j + 1]),
+                            Two<T>::pack(sum[4 * j + 2], sum[4 * j + 3]),
+                            Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
+                            Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
+                    }
+                    show_copies();
+                    sync_warpgroup(group);
+                    if (mine && thread == 0)
+                        store_tile(&y, tile * TILE + group * COLUMNS, 0, output);
+                }
+                wait_for_products();
             }
         }
+        if (group == 0) begin_turn(0);  // which nobody takes
+        wait_for_stores();
     }
     cluster_sync();  // nobody leaves while the other may still write to it
 }

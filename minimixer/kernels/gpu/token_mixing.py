@@ -86,4 +86,5 @@ def _names(x: Array, tokens: int, units: int) -> tuple[str, str, str]:
 
 
 def _text(x: Array, tokens: int) -> str:
-    return hopper.text(x.dtype.name, UNITS, 8 * ceil_div(tokens, 8))
+    ways = (UNITS, "registers"), (UNITS, "transposed"), (8 * ceil_div(tokens, 8), "registers")
+    return hopper.text(x.dtype.name, *ways)
