@@ -279,9 +279,10 @@ def test_mlp_with_gelu_in_the_product(gpu, dtype, axis, shape, hidden, slope, mo
     assert fused == {"matmul_gelu": 2, "matmul_slope": 4 * slope}
 
 
-MIXED = [  # shape, hidden: a tile and more than all blocks have, few tokens and the most
+MIXED = [  # shape, hidden: few tokens and the most; of tiles one, and three for some blocks
     ((196, 1, 128), 384), ((196, 9, 128), 384), ((1, 2, 64), 64), ((8, 1, 128), 128),
     ((15, 4, 96), 192), ((49, 3, 128), 64), ((200, 1, 256), 128), ((5, 301, 128), 64),
+    ((5, 301, 128), 192),
 ]  # fmt: skip
 
 

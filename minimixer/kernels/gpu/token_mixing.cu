@@ -257,6 +257,10 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 if (BACK && mine) store_units<D>(du + place, next);
                 place = then;
 
+                if (chunk == 0 && number && thread == 0) {  // y of the tile before: x may come there
+                    wait_for_stores();
+                    arrive(gone + 8 * ((number - 1) % STAGES));
+                }
                 if (last) take(number + 1, following);
                 Long w2 = matrix(weights + stage * Sizes::CHUNK + Sizes::FIRST, Sizes::N * 16);
                 wait(full + second, used / STAGES % 2);
@@ -271,10 +275,6 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 begin_first();
                 end_turn(group);
 
-                if (chunk == 0 && number && thread == 0) {  // y of the tile before
-                    wait_for_stores();
-                    arrive(gone + 8 * ((number - 1) % STAGES));
-                }
                 wait_for_products<1>();  // the second
                 settle(sum);
                 if (lane < 2) arrive_at(empty + second, lane);
