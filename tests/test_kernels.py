@@ -388,6 +388,12 @@ def test_a_recorded_step_of_both(gpu, monkeypatch):
     assert (found[0] == found[1]).all()
 
 
+def test_places_that_32_bits_hold():
+    """Tiles are asked for by 32-bit places: what has more columns, or rows, goes another way."""
+    assert token_mixing.fits(4, 64, 2**30) and not token_mixing.fits(4, 64, 2**30 + 128)
+    assert channel_mixing.fits(2 * 2**30, 8, 128) and not channel_mixing.fits(2 * 2**30 + 2, 8, 128)
+
+
 @each_half
 def test_channel_mixing_of_what_no_kernel_takes(gpu, dtype, monkeypatch):
     """A depth whose rows begin anywhere, units that are no whole tiles, a small array."""

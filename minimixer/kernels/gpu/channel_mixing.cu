@@ -142,15 +142,15 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
             #pragma unroll 1
             for (int k = 0; k < blocks; k++) {
                 Word at = ring + stage * STAGE;
-                Long left = swizzled(at), right = matrix(at + A, N * 16);
+                Long a_at = swizzled(at), b_at = matrix(at + A, N * 16);
                 wait(full + 8 * stage, round);
                 begin_products();
                 #pragma unroll
                 for (int i = 0; i < DEPTH / 16; i++)
                     #pragma unroll
                     for (int half = 0; half < 2; half++)
-                        multiply(sum[half], further(left, half * 64 * 128 + i * 32),
-                                 further(right, i * 2 * N * 16), k | i);
+                        multiply(sum[half], further(a_at, half * 64 * 128 + i * 32),
+                                 further(b_at, i * 2 * N * 16), k | i);
                 commit_products();
                 if (k == blocks - 1) end_turn(group);
                 wait_for_products<1>();  // those before
@@ -212,17 +212,17 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                 }
                 if (BACK) {  // over a warp's rows: 8 lanes have the same 8 columns, and end with one each
                     #pragma unroll
-                    for (int left = 4; left; left /= 2) {
-                        int apart = 16 / left;
+                    for (int many = 4; many; many /= 2) {
+                        int apart = 16 / many;
                         #pragma unroll
-                        for (int i = 0; i < left; i++) {
-                            float low = added[i], high = added[i + left];
+                        for (int i = 0; i < many; i++) {
+                            float low = added[i], high = added[i + many];
                             float other = __shfl_xor_sync(0xffffffff, lane & apart ? low : high, apart);
                             added[i] = (lane & apart ? high : low) + other;
                         }
                     }
-                    int own = lane % 4 * 8 + lane / 4 % 2 * 4 + lane / 8 % 2 * 2 + lane / 16;
-                    parts[(group * 4 + warp) * N + j + own] = added[0];
+                    int column = lane % 4 * 8 + lane / 4 % 2 * 4 + lane / 8 % 2 * 2 + lane / 16;
+                    parts[(group * 4 + warp) * N + j + column] = added[0];
                 }
             }
             if (BACK) {

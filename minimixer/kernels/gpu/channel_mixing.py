@@ -38,7 +38,7 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
 def fits(column: int, depth: int, units: int) -> bool:
     """Are these sizes that it can take, and should? `column`: bytes of a column."""
     whole = not (depth % 8 or (units % 128 and units % 192))
-    return whole and column * units >= SMALLEST
+    return whole and column * units >= SMALLEST and column <= 2 * hopper.MOST
 
 
 def pack(w1: Array, w2: Array, back: bool) -> tuple[Array, Array | None]:

@@ -2,9 +2,9 @@
 // for, and GELU on the special function units. hopper.py puts this text before theirs.
 //
 // A tensor core instruction, wgmma, is given by a warpgroup, 128 threads: it multiplies 64 rows by 16
-// columns from registers or shared memory with 16 rows from shared memory, adds that up in registers
-// of all threads, and goes on while they do. Shared memory is filled by copies that say to a barrier
-// how many bytes have come. So one warp asks for what is to come, and warpgroups wait and multiply.
+// columns from registers or shared memory with 16 rows from shared memory, adds that up in all
+// threads' registers, while they do other things. Shared memory is filled by copies that say to a
+// barrier how many bytes have come. So some threads ask for what comes, and warpgroups multiply it.
 
 typedef unsigned Word;  // two numbers of two bytes, or an address in shared memory
 typedef unsigned long long Long;
@@ -51,10 +51,10 @@ __device__ inline void copy_tile(Word to, const void* map, int column, int row, 
                  "[%0], [%1, {%2, %3}], [%4];"
                  :: "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
-__device__ inline void show_copies() {  // what this thread wrote to shared memory
+__device__ inline void show_copies() {  // and products what this thread wrote
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// Back. It may be written over when this thread has waited for its stores.
+// A tile back. Its place is free when this thread has waited for stores.
 __device__ inline void store_tile(const void* map, int column, int row, Word from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
                  "cp.async.bulk.commit_group;"
@@ -77,8 +77,8 @@ __device__ inline int rank_in_cluster() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-// -1 of the first warpgroup, 0 and 1 of those that multiply. Asked of one lane: what the compiler knows
-// to be the same in a warp, such as addresses that follow from it, a warp computes once.
+// -1 of the first warpgroup, 0 and 1 of those that multiply. Lane 0's, so that the compiler knows that
+// a warp has one, and computes what follows from it once.
 __device__ inline int warpgroup() {
     return __shfl_sync(0xffffffff, threadIdx.x / 128, 0) - 1;
 }
@@ -106,7 +106,7 @@ __device__ inline void store_transposed(Word to, Word a, Word b, Word c, Word d)
                  :: "r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Where a matrix of cores lies: its address, bytes between cores along k and along n.
+// Where a matrix of 8 x 8 cores lies: its address, bytes between them along k and along n.
 __device__ inline Long matrix(Word at, int along_k, int along_n = 128) {
     return Long(at >> 4 & 0x3fff) | Long(along_k >> 4) << 16 | Long(along_n >> 4) << 32;
 }
@@ -114,7 +114,7 @@ __device__ inline Long matrix(Word at, int along_k, int along_n = 128) {
 __device__ inline Long swizzled(Word at) {  // of rows of 128 bytes, as tensor maps bring them
     return Long(at >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
-// The same matrix, so many bytes further on: one addition.
+// The matrix so many bytes further on: one addition.
 __device__ inline Long further(Long matrix, int bytes) { return matrix + (bytes >> 4); }
 
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -130,14 +130,14 @@ template <int COUNT> __device__ inline void settle(float (&sum)[COUNT]) {  // us
 }
 
 // Hidden unit of column `n` of a chunk. A thread has columns 8 j + 2 t and 8 j + 2 t + 1 of all j
-// (t: its place among 4); this order makes of 4 j 8 units that lie side by side in u, g and du.
+// (t: its place among 4); in this order those of 4 j are 8 units side by side in u, g and du.
 __host__ __device__ inline int unit_of(int n) {
     int j = n / 8, t = n % 8 / 2;
     return 32 * (j / 4) + 8 * t + 2 * (j % 4) + n % 2;
 }
 
 // multiply(sum, a, b, add): sum (64, N) = [sum +] a (64, 16) b (16, N). hopper.py writes it for each
-// N, with a from registers or from shared memory.
+// N, with a from registers, or from shared memory, there also transposed.
 
 // ---- GELU, in its tanh form -------------------------------------------------------------------
 

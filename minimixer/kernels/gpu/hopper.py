@@ -15,6 +15,7 @@ from .cuda import source_of
 
 CAPABILITY = "90"  # whose instructions they take
 COMPILER = (12, 9)  # NVRTC's version, at least
+MOST = 2**30  # rows or columns of a matrix that comes in tiles, whose places are 32-bit numbers
 KINDS = {"bfloat16": "bf16", "float16": "f16"}
 _TENSOR_KINDS = {"float16": 6, "bfloat16": 9}  # the driver's numbers: of types,
 _SWIZZLE_128, _PROMOTE_256 = 3, 3  # of ways to lie in shared memory, and in the level-2 cache
@@ -43,7 +44,7 @@ def _is_old() -> bool:
 @functools.cache
 def text(dtype: str, *ways: tuple[int, str]) -> str:
     """The C++ before a kernel's own: hopper.cu, with `multiply` for so many columns, whose left
-    factor comes from "registers", from "shared" memory or, "transposed", from there."""
+    factor comes from "registers", from "shared" memory, or from there "transposed"."""
     made = (_multiply(n, KINDS[dtype], place) for n, place in dict.fromkeys(ways))
     return source_of("hopper.cu") + "".join(made)
 

@@ -1,5 +1,5 @@
 // The token-mixing MLP of a tile of columns, y = w2 gelu(w1^T x + b1), without its hidden array:
-// 384 hidden units of each column live in registers, 64 at a time, and never see memory. Why that
+// 384 hidden units of each column live in registers, 64 at a time, and need no memory. Why that
 // pays is docs/book/hidden.md; hopper.cu comes before this file. Of one warpgroup:
 //
 //        x (S, n)         w1 (S, D)                     w2 (S, D)              y (S, n)
@@ -13,11 +13,11 @@
 // A warpgroup (128 threads) has 64 columns of x as rows of its products, as that is how many rows a
 // tensor core instruction, wgmma, has: x^T in registers, S / 4 of them a thread; y^T too, S / 2. The
 // weights come through shared memory, two chunks of 64 units at a time, where two blocks of a
-// cluster load a half each and both get the whole. A third warpgroup asks for all that is to come.
+// cluster load a half each and both get the whole. A third warpgroup asks for x and the weights.
 // b1 is one more row of w1, for which x has ones.
 //
 // Two warpgroups take turns with the tensor cores. In its turn one gives them the second product of a
-// chunk and, as GELU of the next needs it, the first of the next, be that of the next tile:
+// chunk and, as GELU of the next needs it, the first of the next, even of the next tile:
 //
 //     group 0   | 22 of c, 11 of c+1 |     GELU of c+1     | 22 of c+1, 11 of c+2 |
 //     group 1   |     GELU of c      | 22 of c, 11 of c+1  |     GELU of c+1      |
@@ -27,11 +27,11 @@
 //     dg = w2^T dy,  du = dg gelu'(u),  dx = w1 du
 //
 // and u comes from memory, where forward left it, asked for a chunk ahead; g and du, which the
-// weights' gradients need, go there. All three are (n, D): a column's units side by side. The
-// registers for u are those of dy^T, which comes from shared memory each time.
+// weights' gradients need, go there. All three are (n, D): a column's units side by side. u has the
+// registers of x^T, as dy^T is read from shared memory for every chunk.
 //
 // For Mixer-B/16 at 256 images, S = 196, D = 384, n = 196,608, forward counts 59.2 GFLOP (62 with
-// what is padded), 77 MB of x and 77 of y, 151 of u if it is kept, and 0.23 GB of weights from the
+// what is padded), 77 MB of x and 77 of y, 151 of u if it is kept, and 0.24 GB of weights from the
 // level-2 cache. Sums are made in a fixed order: along S and then along D.
 
 constexpr int COLUMNS = 64;      // of a warpgroup, the rows of its products
@@ -107,7 +107,7 @@ __device__ inline void activate(
     #pragma unroll
     for (int j = 0; j < UNITS / 8; j++) {
         #pragma unroll
-        for (int half = 0; half < 2; half++) {  // columns 8 apart
+        for (int half = 0; half < 2; half++) {  // rows 8 apart
             float low = hidden[4 * j + 2 * half], high = hidden[4 * j + 2 * half + 1];
             Word& pair = (&kept[half][j / 4].x)[j % 4];
             Word& out = next[j / 2][half + j % 2 * 2];
@@ -125,6 +125,21 @@ __device__ inline void activate(
     }
 }
 
+// y^T to where x was, transposed: a thread gives the address of a row's 8 columns (`to`, of its first
+// row). Below x ones and zeros stay.
+template <typename T, int S>
+__device__ inline void put_back(Word to, int row, Word nowhere, const float (&sum)[Shape<S>::N / 2]) {
+    #pragma unroll
+    for (int j = 0; j < Shape<S>::N / 8; j += 2) {
+        int also = j + 1 < Shape<S>::N / 8 ? j + 1 : j;
+        store_transposed(8 * j + row < S ? to + 8 * j * COLUMNS * 2 : nowhere,
+                         Two<T>::pack(sum[4 * j], sum[4 * j + 1]),
+                         Two<T>::pack(sum[4 * j + 2], sum[4 * j + 3]),
+                         Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
+                         Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
+    }
+}
+
 // ---- the kernel -------------------------------------------------------------------------------
 
 // Forward (BACK false): x -> y, and u if there is a place for it. Backward: x is dy, y is dx, u is
@@ -137,7 +152,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     T* u, T* g, T* du, Index n
 ) {
     using Sizes = Shape<S>;
-    constexpr int CHUNKS = D / UNITS, ROUNDS = Sizes::K / 16;
+    constexpr int CHUNKS = D / UNITS, STEPS = Sizes::K / 16;
     extern __shared__ __align__(1024) unsigned char shared[];
     Word weights = address(shared), inputs = weights + STAGES * Sizes::CHUNK;
     Word barriers = inputs + STAGES * 2 * Sizes::INPUT, nowhere = barriers + 96;
@@ -168,7 +183,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
     if (group < 0) {  // ask for what is to come
         // Of 168 registers a thread this group gives most to the others.
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x == 0) {  // weights, a half of each matrix; one w1 more than is used
+        if (threadIdx.x == 0) {  // weights, a half of each matrix, and a last first one, for no use
             for (int used = 0; used <= rounds * CHUNKS; used++) {
                 int stage = used % STAGES, chunk = used % CHUNKS;
                 #pragma unroll
@@ -199,28 +214,29 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int lane = thread % 32, warp = thread / 32, used = 0;
         // Lanes 0 to 7 give the addresses of 8 rows of x, 8 to 15 those of the next 8 columns, 16 to
-        // 31 the same of the next 8 rows. As the tile came, a row's 8 columns lie where its number says.
+        // 31 the same of the next 8 rows. The tile came swizzled: a row's 8 pieces of 8 columns lie where
+        // their number says, with those bits flipped that its own number has.
         int row = lane % 8 + lane / 16 * 8;
         int corner = row * COLUMNS * 2 + 16 * ((2 * warp + lane / 8 % 2) ^ row % 8);
         Index column = Index(blockIdx.x) * TILE + group * COLUMNS + 16 * warp + lane / 4;
         Index place = column * D + lane % 4 * 8;  // in u, g and du
         uint4 kept[2][2], ahead[2][2];            // of a chunk, of the next
         float hidden[UNITS / 2], sum[Sizes::N / 2];
-        Word input, a[ROUNDS][4];  // x, and forward x^T
+        Word input, a[STEPS][4];  // x, and forward x^T
 
         auto take = [&](int number, Index tile) {
             int stage = number % STAGES;
             input = inputs + (2 * stage + group) * Sizes::INPUT;
             if (tile < tiles) wait(here + 8 * stage, number / STAGES % 2);
             #pragma unroll
-            for (int k = 0; k < ROUNDS; k++)
+            for (int k = 0; k < STEPS; k++)
                 if (!BACK) load_transposed(a[k], input + corner + 16 * k * COLUMNS * 2);
         };
-        auto begin_first = [&] {
+        auto begin_first = [&] {  // product: by w1, backward w2
             Long w1 = matrix(weights + used % STAGES * Sizes::CHUNK, UNITS * 16), x = swizzled(input);
             begin_products();
             #pragma unroll
-            for (int k = 0; k < ROUNDS; k++) {
+            for (int k = 0; k < STEPS; k++) {
                 Long b = further(w1, k * 2 * UNITS * 16);
                 if (BACK) multiply(hidden, further(x, 16 * k * COLUMNS * 2), b, k);
                 else multiply(hidden, a[k], b, k);
@@ -233,7 +249,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
         wait(full, 0);
         begin_first();
         wait_for_products();
-        if (group == 1) end_turn(1);
+        if (group == 1) end_turn(1);  // group 0 begins
         for (int number = 0; number < rounds; number++) {
             Index tile = blockIdx.x + Index(number) * gridDim.x, following = tile + gridDim.x;
             bool mine = tile < tiles;
@@ -257,7 +273,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 if (BACK && mine) store_units<D>(du + place, next);
                 place = then;
 
-                if (chunk == 0 && number && thread == 0) {  // y of the tile before: x may come there
+                if (chunk == 0 && number && thread == 0) {  // x, for which `take` waits, comes over y
                     wait_for_stores();
                     arrive(gone + 8 * ((number - 1) % STAGES));
                 }
@@ -278,17 +294,8 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 wait_for_products<1>();  // the second
                 settle(sum);
                 if (lane < 2) arrive_at(empty + second, lane);
-                if (last) {  // y^T to where x was, transposed, and on. Below x ones and zeros stay.
-                    #pragma unroll
-                    for (int j = 0; j < Sizes::N / 8; j += 2) {
-                        int also = j + 1 < Sizes::N / 8 ? j + 1 : j;
-                        store_transposed(
-                            8 * j + row < S ? output + corner + 8 * j * COLUMNS * 2 : nowhere,
-                            Two<T>::pack(sum[4 * j], sum[4 * j + 1]),
-                            Two<T>::pack(sum[4 * j + 2], sum[4 * j + 3]),
-                            Two<T>::pack(sum[4 * also], sum[4 * also + 1]),
-                            Two<T>::pack(sum[4 * also + 2], sum[4 * also + 3]));
-                    }
+                if (last) {  // y, over x, and from there to memory
+                    put_back<T, S>(output + corner, row, nowhere, sum);
                     show_copies();
                     sync_warpgroup(group);
                     if (mine && thread == 0)
@@ -297,7 +304,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_tokens(
                 wait_for_products();
             }
         }
-        if (group == 0) begin_turn(0);  // which nobody takes
+        if (group == 0) begin_turn(0);  // after group 1's last
         wait_for_stores();
     }
     cluster_sync();  // nobody leaves while the other may still write to it

@@ -11,8 +11,8 @@ from . import hopper
 from .cuda import allow_shared, ceil_div, get, multiprocessors, pointer, type_of, usable
 
 FILE = "token_mixing.cu"
-TILE, UNITS, STAGES = 128, 64, 2  # columns of a block, hidden units at a time, so many times
-MOST_TOKENS = 200  # what shared memory holds, and a thread's registers
+TILE, UNITS, STAGES = 128, 64, 2  # columns of a block, hidden units at a time, chunks there
+MOST_TOKENS = 200  # what a thread's registers hold
 
 
 def suits(x: Array, w1: Array, b1: Array) -> bool:
@@ -25,7 +25,8 @@ def suits(x: Array, w1: Array, b1: Array) -> bool:
 
 def fits(tokens: int, units: int, columns: int) -> bool:
     """Are these sizes that it can take?"""
-    return tokens <= MOST_TOKENS and not units % UNITS and not columns % TILE
+    whole = not units % UNITS and not columns % TILE
+    return whole and tokens <= MOST_TOKENS and columns <= hopper.MOST
 
 
 def pack(w1: Array, b1: Array, w2: Array, back: bool) -> tuple[Array, Array | None]:
