@@ -144,10 +144,14 @@ def _addresses(array: Any) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def reference_functions() -> Iterator[None]:
-    """The functions of the tutorial where their fast twins would run."""
-    kernels.use("reference")
+def using(which: str) -> Iterator[None]:
+    kernels.use(which)
     try:
         yield
     finally:
         kernels.use("auto")
+
+
+def reference_functions() -> contextlib.AbstractContextManager[None]:
+    """The functions of the tutorial where their fast twins would run."""
+    return using("reference")

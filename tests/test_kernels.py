@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rounding import UNIT
 from scripts import watch
-from strategies import each_half, reference_functions, same_memory, with_layout
+from strategies import each_half, reference_functions, same_memory, using, with_layout
 from test_oracles import SMALL, Case, examples
 
 from baselines import gpu as gpu_baselines
-from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, kernels, no_grad, record
+from minimixer import SGD, AdamW, Mixer, Parameter, Tensor, no_grad, record
 from minimixer import functional as F
 from minimixer.backend import namespace, to_device, to_numpy
 from minimixer.engine import forms
@@ -331,34 +331,51 @@ CHANNELS = [  # shape, hidden: one tile of a cluster, of 128 and of 192 columns;
 ]  # fmt: skip
 
 
+lean_or_not = pytest.mark.parametrize("which", ["auto", "lean"])
+
+
 @each_half
+@lean_or_not
 @pytest.mark.parametrize("shape, hidden", CHANNELS)
-def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, monkeypatch):
+def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, which, monkeypatch):
     monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
     calls = []
     for name in ("forward", "backward"):
         watch(monkeypatch, channel_mixing, name, lambda *_, name=name: calls.append(name))
-    check_mlp(gpu, dtype, -1, shape, hidden, "tanh")
-    assert calls == ["forward", "backward", "forward", "backward"] * 2
-    same_without_gradients(gpu, dtype, -1, shape, hidden)
+    with using(which):
+        check_mlp(gpu, dtype, -1, shape, hidden, "tanh")
+        assert calls == ["forward", "backward", "forward", "backward"] * 2
+        same_without_gradients(gpu, dtype, -1, shape, hidden)
+
+
+def test_what_channel_mixing_keeps():
+    """The slope of what is no larger than Mixer-B/16's with 256 images."""
+    large = 256 * 196 * 3072 * 2
+    assert channel_mixing.what_is_kept(large) == "SLOPE"
+    assert channel_mixing.what_is_kept(2 * large) == "U"
+    with using("lean"):
+        assert channel_mixing.what_is_kept(large) == "U"
+        assert channel_mixing.what_is_kept(large, wanted=False) == "NOTHING"
 
 
 @each_half
-def test_channel_mixing_packs_weights_that_lie_anywhere(gpu, dtype):
+@pytest.mark.parametrize("kept", ["SLOPE", "U"])
+def test_channel_mixing_packs_weights_that_lie_anywhere(gpu, dtype, kept):
     rng = np.random.default_rng(0)
     w1, w2 = (in_dtype(rng.standard_normal(shape), dtype, gpu) for shape in ((72, 192), (192, 72)))
     if w1.device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
     shifted = laid_out(w2, "shifted")
     assert shifted.data.ptr % 16
-    both = [[p.view("uint16") for p in channel_mixing.pack(w1, w, True)] for w in (w2, shifted)]
+    both = [[p.view("uint16") for p in channel_mixing.pack(w1, w, kept)] for w in (w2, shifted)]
     for packed, again in zip(*both, strict=True):
         assert packed.any() and (packed == again).all()
 
 
-def test_a_recorded_step_of_both(gpu, monkeypatch):
+@lean_or_not
+def test_a_recorded_step_of_both(gpu, which, monkeypatch):
     """It gives the bits of the same step that was not recorded."""
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
@@ -381,8 +398,9 @@ def test_a_recorded_step_of_both(gpu, monkeypatch):
             return loss
 
         run = record(step, model, optimizer, graph=graph)
-        for images, labels in batches:
-            run(images, labels)
+        with using(which):
+            for images, labels in batches:
+                run(images, labels)
         assert run.recordings == (graph == "on") and {*calls} == {token_mixing, channel_mixing}
         found.append(to_numpy(model.buffer.values).copy())
     assert (found[0] == found[1]).all()
@@ -977,12 +995,9 @@ def test_untimed_products_are_done_as_cublas_guesses(gpu, monkeypatch):
     monkeypatch.setattr(cublas.context, "plans", {})
     found = type("Found", (dict,), {"get": lambda *_: plans.CANDIDATES})()
     monkeypatch.setattr(cublas, "choices", lambda device: (Path(), found))
-    try:
-        for which in ("auto", "untimed", "auto"):
-            kernels.use(which)
+    for which in ("auto", "untimed", "auto"):
+        with using(which):
             matmul(x, x)
-    finally:
-        kernels.use("auto")
     timed, untimed = cublas.context.plans.values()
     assert timed.chosen == timed.found - 1 > 0 == untimed.chosen
 

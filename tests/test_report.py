@@ -13,13 +13,14 @@ import pytest
 from help import by_kernels_and_plainly, functions
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import dtypes, each_half
+from strategies import dtypes, each_half, using
 from test_oracles import SMALL, Case, cases, examples
 
 from minimixer import Function, Mixer, Tensor, backend, no_grad
 from minimixer import functional as F
 from minimixer.backend import Array, is_array, namespace
 from minimixer.kernels import fused
+from minimixer.kernels.gpu import channel_mixing, hopper
 from minimixer.model.variants import VARIANTS
 from minimixer.training.summary import Summary
 
@@ -241,6 +242,26 @@ def test_activation_bytes_of_two_byte_models(device, dtype, reference):
     expected = by_layer(model.summary(batch_size=3), "activation_bytes")
     others = {name: size for name, size in kept.items() if name not in expected}
     assert {name: kept[name] for name in expected} == expected and sum(others.values()) < 100
+
+
+@pytest.mark.parametrize("which", ["auto", "lean"])
+def test_activation_bytes_where_hopper_s_tensor_cores_do_it(gpu, which, monkeypatch):
+    """Channel mixing keeps GELU's slope beside what came out, or neither."""
+    monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
+    config = SMALL | {"image_size": 16, "patch_size": 4, "in_channels": 1, "hidden_dim": 64,
+                      "tokens_mlp_dim": 64, "channels_mlp_dim": 192}  # fmt: skip
+    model = Mixer(**config, precision="bfloat16").to(gpu)
+    if model.stem.weight.data.device.compute_capability != hopper.CAPABILITY:
+        pytest.skip("of compute capability 9.0 alone")
+    images = np.zeros((8, 16, 16, 1), "uint8")
+    with using(which):
+        model(images)  # makes the copy of the weights
+        kept = kept_by_the_graph(model(images), model)
+        expected = by_layer(model.summary(batch_size=8), "activation_bytes")
+    assert {name: kept[name] for name in expected} == expected
+    hidden = 16 * 8 * 192 * 2  # bytes
+    twice = kept["blocks.0.channel_mixing"] >= 2 * hidden + 16 * 8 * 64 * 2
+    assert twice == (which == "auto")
 
 
 def used_memory(device: str) -> int:

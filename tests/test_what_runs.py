@@ -919,13 +919,14 @@ def test_the_environment_chooses(tmp_path):
     code = "from minimixer import engine as e, kernels as k; print(k.status(), len(e.forms.table))"
     plain = "kernels: the plain code runs (MINIMIXER_KERNELS, or kernels.use) 0\n"
     fast = f"kernels: fast {len(kernels._table)}\n"
-    untimed = fast.replace("fast", "fast, products untimed")
-    said = {"reference": plain, "auto": fast, "": fast, "untimed": untimed}
+    said = {"reference": plain, "auto": fast, "": fast}
+    for choice, adds in (("lean", "in less memory"), ("untimed", "products untimed")):
+        said[choice] = fast.replace("fast", f"fast, {adds}")
     for choice, expected in said.items():
         assert python(tmp_path, "-c", code, MINIMIXER_KERNELS=choice).stdout == expected
     done = python(tmp_path, "-c", code, works=False, MINIMIXER_KERNELS="fast")
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
-        "ValueError: MINIMIXER_KERNELS: 'auto', 'untimed' or 'reference', not 'fast'"
+        "ValueError: MINIMIXER_KERNELS: 'auto', 'lean', 'untimed' or 'reference', not 'fast'"
     )
 
 
@@ -948,7 +949,7 @@ def test_use_and_status():
     with reference_functions():
         assert forms.table == {} and "plain code runs" in kernels.status()
         for wrong in ("fast", None, 1, ["auto"]):
-            with pytest.raises(ValueError, match=r"kernels\.use: 'auto', 'untimed' or .*, got"):
+            with pytest.raises(ValueError, match=r"kernels\.use: 'auto', 'lean', .*, got"):
                 kernels.use(wrong)
         assert forms.table == {}
     assert kernels.status() == "kernels: fast" and len(forms.table) == len(kernels._forms)

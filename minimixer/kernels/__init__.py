@@ -42,7 +42,8 @@ patched, a subclass, a layer of one's own put into a model run themselves.
 >>> from minimixer.kernels import use
 >>> use("reference")        # the plain code everywhere, to read or to compare
 >>> use("auto")             # what is fastest on each device
->>> use("untimed")          # the same, but no product's kernel is chosen by timing (gpu/plans.py)
+>>> use("lean")             # the same in less memory: on Hopper GPUs g is not kept (gpu/mlp.py)
+>>> use("untimed")          # as "auto", but no product's kernel is chosen by timing (gpu/plans.py)
 >>> use("auto")
 
 The environment variable MINIMIXER_KERNELS says which at the start.
@@ -63,19 +64,22 @@ _registered: set[Any] = set()  # those of _forms that are not the package's own
 _table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
 _stands_for: dict[Any, tuple[str, ...]] = {}
 _watched: dict[Any, list[Any] | None] = {}  # what must be unpatched; None where it is edited
-_CHOICES = ("auto", "untimed", "reference")
+_CHOICES = {  # and what `status` adds
+    "auto": "", "lean": ", in less memory", "untimed": ", products untimed", "reference": "",
+}  # fmt: skip
+_NAMES = "'auto', 'lean', 'untimed' or 'reference'"
 _chosen = "auto"
 _lacking = ""  # what the fast forms need of the plain code, and an edit took away
 
 
 def use(which: str) -> None:
-    """Choose between the fast functions ("auto", "untimed") and the plain ones ("reference"),
+    """Choose the fast functions ("auto", "lean", "untimed") or the plain ones ("reference"),
     everywhere in this process and from now on (those that it spawns read MINIMIXER_KERNELS). What a
     function did is undone by the same function's backward, whatever was chosen in between.
     ValueError for another name."""
     global _chosen, _lacking
-    if which not in _CHOICES:
-        raise ValueError(f"kernels.use: 'auto', 'untimed' or 'reference', got {which!r}")
+    if which not in [*_CHOICES]:
+        raise ValueError(f"kernels.use: {_NAMES}, got {which!r}")
     if which != "reference" and not _forms.keys() - _registered:
         try:
             _find()
@@ -133,7 +137,7 @@ def status() -> str:
             found = "patched"
         states.setdefault(found, []).append(module.replace(".", "/") + ".py")
     notes = [f"{', '.join(states[s])} {s}" for s in ("edited", "patched") if s in states]
-    fast = "kernels: fast" + (", products untimed" if _chosen == "untimed" else "")
+    fast = "kernels: fast" + _CHOICES[_chosen]
     if notes:
         return f"{fast}, but not what stands for {' and '.join(notes)}: that runs as it is"
     return fast + (" (unchecked: there is no source)" if "unchecked" in states else "")
@@ -233,5 +237,5 @@ forms.unchanged = _unchanged
 unchanged.remember(unchanged.known())
 _asked = os.environ.get("MINIMIXER_KERNELS") or "auto"
 if _asked not in _CHOICES:
-    raise ValueError(f"MINIMIXER_KERNELS: 'auto', 'untimed' or 'reference', not {_asked!r}")
+    raise ValueError(f"MINIMIXER_KERNELS: {_NAMES}, not {_asked!r}")
 use(_asked)

@@ -29,15 +29,16 @@ def by_mlp(
     approximate: str,
 ) -> int | None:  # fmt: skip
     """An MLP over so many columns, along the first axis or the last: on a GPU x and what goes into
-    GELU; what comes out too where the tensor cores of Hopper don't make it again, along the first
-    axis or if it is small, and where they do, weights (on other GPUs this is too low)."""
+    GELU, or its slope there; what comes out too, along the first axis or if it is small. Where the
+    tensor cores of Hopper do it weights too, and what comes out only along the last axis, if that
+    is not large (on other GPUs this is too low)."""
     if kernels == "cpu":
         return None
-    again = (itemsize, approximate) == (2, "tanh") and (
-        token_mixing.fits(size, hidden, columns)
-        if is_first
-        else channel_mixing.fits(columns * itemsize, size, hidden)
-    )
-    twice = not again and (is_first or hidden * columns * itemsize <= LARGEST)
-    weights = again * (1 + is_first) * size * hidden
-    return ((size + hidden * (1 + twice)) * columns + weights) * itemsize
+    x, g = (n * columns * itemsize for n in (size, hidden))  # bytes; as many of u, or of the slope
+    if (itemsize, approximate) == (2, "tanh"):
+        if is_first and token_mixing.fits(size, hidden, columns):
+            return x + g + token_mixing.packed_bytes(size, hidden)
+        if not is_first and channel_mixing.fits(columns * itemsize, size, hidden):
+            twice = channel_mixing.what_is_kept(g) == "SLOPE"
+            return x + g * (1 + twice) + channel_mixing.packed_bytes(size, hidden)
+    return x + g * (1 + (is_first or g <= LARGEST))

@@ -1,13 +1,14 @@
-// Channel mixing's products with GELU where they are stored. Forward, of which u is stored if backward
-// is to come:
+// Channel mixing's products with GELU where they are stored. Forward:
 //
 //     u = x w1 + b1,  g = gelu(u)
 //
-// Backward, with g once more, over u, and sums of du over rows:
+// Backward, with sums of du over rows:
 //
 //     dg = dy w2^T,  du = dg gelu'(u)
 //
-// So neither GELU, nor its slope, nor the bias needs a pass over an array of 4 C numbers a token.
+// So neither GELU, nor its slope, nor the bias needs a pass over an array of 4 C numbers a token. Forward
+// keeps the SLOPE, gelu'(u), beside g, and backward only multiplies, du over the slope; or U alone, half
+// as much, of which backward makes both again, g over u.
 //
 //          a (rows, depth)            b (depth, columns)            a tile of the result
 //        +--------------+             +----+----+----+             +----+----+----+
@@ -15,21 +16,22 @@
 //        +--------------+             |....|....|....|             +----+----+----+
 //                                     +----+----+----+
 //
-// A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers: 192
-// forward and 128 backward, if that divides the columns, else the other. Two take turns with the
-// tensor cores: while one multiplies, the other computes GELU of what it has multiplied, and stores it.
+// A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers: 192,
+// but backward of u 128, if that divides the columns, else the other. Two take turns with the tensor
+// cores: while one multiplies, the other computes GELU of what it has multiplied, and stores it.
 //
 //     group 0   | tile 0: products |  tile 0: GELU    | tile 2: products |  tile 2: GELU
 //     group 1   |                  | tile 1: products |  tile 1: GELU    | tile 3: products
 //
 // A third asks for what is to come, 64 of the depth at a time: its block's 128 rows of a, and b, of
 // which two blocks of a cluster, one below the other, load a half each and both get the whole; backward
-// also u of the tile. The order of all sums is fixed.
+// also what was kept of the tile. The order of all sums is fixed.
 //
 // For Mixer-B/16 at 256 images (50,176 rows, 768 to 3,072) that is 237 GFLOP, 0.29 ms at the rate of one
-// large product; forward 77 MB are read and 617 written, backward 385 and 617.
+// large product; forward 77 MB are read and 617 written, backward 385 and 308, of u 617.
 
-constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of u at a time
+enum Kept { NOTHING, U, SLOPE };
+constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of what was kept at a time
 
 constexpr __device__ int stages(int n, bool back) { return (n > 128 ? 5 : 6) - back; }
 __device__ inline int blocks_of(int depth) { return (depth + DEPTH - 1) / DEPTH; }
@@ -60,21 +62,22 @@ __global__ void pack_weights(
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
-// Forward: g, and with KEEP u. Backward: du, g over u, and sums of each 128 rows. A cluster has 256 rows
-// of a tile's columns; clusters walk on by as many as there are, columns first. Below the last row, and
-// right of the depth, tiles come as zeros, and nothing is stored.
-template <typename T, int N, bool BACK, bool KEEP>
+// Forward: g and what is kept. Backward: du, and sums of each 128 rows. Slopes are halves, which hold them
+// better than bfloat16. A cluster has 256 rows of a tile's columns; clusters walk on by as many as there
+// are, columns first. Below the last row, and right of the depth, tiles come as zeros, and nothing is
+// stored.
+template <typename T, int N, bool BACK, Kept KEPT>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels(
-    const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap old_u, const T* b,
-    const T* bias, T* u, T* g, T* du, float* sums, int rows, int columns, int depth
+    const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap before, const T* b,
+    const T* bias, T* kept, T* g, T* du, float* sums, int rows, int columns, int depth
 ) {
     constexpr int A = ROWS * DEPTH * 2, B = DEPTH * N * 2, STAGE = A + B, STAGES = stages(N, BACK);
-    constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of u of a tile
+    constexpr int PIECES = BACK ? N / 64 : 0, PIECE = ROWS * 64 * 2;  // of what was kept of a tile
     constexpr int AFTER = STAGES * STAGE + PIECES * PIECE;
     extern __shared__ __align__(1024) unsigned char shared[];
-    Word ring = address(shared), before = ring + STAGES * STAGE;  // of a and b; u
+    Word ring = address(shared), pieces = ring + STAGES * STAGE;  // of a and b; what was kept
     Word full = ring + AFTER, empty = full + 8 * STAGES;
-    Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // u
+    Word gone = empty + 8 * STAGES, here = gone + 8 * PIECES;  // pieces
     float* parts = reinterpret_cast<float*>(shared + AFTER + 256);  // of sums, 8 warps' (N,)
     int thread = threadIdx.x % 128, group = warpgroup(), rank = rank_in_cluster();
     int wide = columns / N, blocks = blocks_of(depth);
@@ -116,14 +119,14 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     if (++stage == STAGES) stage = 0, round ^= 1;
                 }
             }
-        } else if (BACK && threadIdx.x == 32) {  // u
+        } else if (BACK && threadIdx.x == 32) {  // what was kept
             for (int t = 0; t < count; t++) {
                 int tile = first + t * clusters, row = (tile / wide * 2 + rank) * ROWS;
                 for (int i = 0; i < PIECES; i++) {
                     Word came = here + 8 * (t % 2 * PIECES + i);
                     wait(gone + 8 * i, t & 1 ^ 1);
                     expect_bytes(came, PIECE);
-                    copy_tile(before + i * PIECE, &old_u, tile % wide * N + i * 64, row, came);
+                    copy_tile(pieces + i * PIECE, &before, tile % wide * N + i * 64, row, came);
                 }
             }
         }
@@ -165,7 +168,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
 
             int row = (tile / wide * 2 + rank) * ROWS + 16 * warp + lane / 4, left = tile % wide * N;
             Index place = Index(row) * columns + left + lane % 4 * 8;
-            Word own = before + (16 * warp + lane / 4) * 128;
+            Word own = pieces + (16 * warp + lane / 4) * 128;
             #pragma unroll
             for (int j = 0; j < N; j += 32) {
                 float added[8] = {};  // forward: bias; backward: sums
@@ -181,30 +184,35 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                 }
                 #pragma unroll
                 for (int r = 0; r < 4; r++) {
-                    uint4 one, other, kept;
-                    if (BACK) kept = load_four(piece + row_of(r) * 128);
+                    uint4 old, gs, others;
+                    if (BACK) old = load_four(piece + row_of(r) * 128);
                     #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         float low = sum[r / 2][j / 2 + 4 * i + r % 2 * 2];
                         float high = sum[r / 2][j / 2 + 4 * i + r % 2 * 2 + 1];
+                        float2 slope;
                         if (BACK) {
-                            float2 x = Two<T>::unpack((&kept.x)[i]);
-                            float slope_low, slope_high;
-                            float g_low = gelu(x.x, slope_low), g_high = gelu(x.y, slope_high);
-                            low *= slope_low, high *= slope_high;
+                            if (KEPT == U) {
+                                float2 u = Two<T>::unpack((&old.x)[i]);
+                                (&gs.x)[i] = Two<T>::pack(gelu(u.x, slope.x), gelu(u.y, slope.y));
+                            } else {
+                                slope = Two<__half>::unpack((&old.x)[i]);
+                            }
+                            low *= slope.x, high *= slope.y;
                             added[2 * i] += low, added[2 * i + 1] += high;
-                            (&one.x)[i] = Two<T>::pack(g_low, g_high);
-                            (&other.x)[i] = Two<T>::pack(low, high);
                         } else {
                             low += added[2 * i], high += added[2 * i + 1];
-                            (&one.x)[i] = Two<T>::pack(gelu(low), gelu(high));
-                            (&other.x)[i] = Two<T>::pack(low, high);
+                            (&gs.x)[i] = KEPT == SLOPE
+                                ? Two<T>::pack(gelu(low, slope.x), gelu(high, slope.y))
+                                : Two<T>::pack(gelu(low), gelu(high));
                         }
+                        (&others.x)[i] = BACK || KEPT == U ? Two<T>::pack(low, high)
+                                                           : Two<__half>::pack(slope.x, slope.y);
                     }
                     if (row + row_of(r) >= rows) continue;
                     Index at = place + Index(row_of(r)) * columns + j;
-                    if (BACK || KEEP) *reinterpret_cast<uint4*>((BACK ? du : u) + at) = other;
-                    *reinterpret_cast<uint4*>((BACK ? u : g) + at) = one;
+                    if (BACK || KEPT) *reinterpret_cast<uint4*>((BACK ? du : kept) + at) = others;
+                    if (!BACK || KEPT == U) *reinterpret_cast<uint4*>((BACK ? kept : g) + at) = gs;
                 }
                 if (BACK && j % 64) {
                     __syncwarp();

@@ -27,9 +27,10 @@ from .sums import column_sums, sum_rows
 
 
 class FastMLP(Fast, MLP):
-    """Keeps x and u (not the slope); on Hopper also weights, packed for backward; elsewhere g, in
-    token mixing or if it is small. Where g is not kept, backward makes it again as it applies the
-    slope, over u (but for Hopper's token mixing)."""
+    """Keeps x and u; g, in token mixing or if it is small; on Hopper weights, packed for backward,
+    and not g, but channel mixing that is not large keeps g and the slope, not u. Where g is not
+    kept, backward makes it again as it applies the slope, over u (but in Hopper's token mixing).
+    """
 
     any_dtype = True
 
@@ -61,8 +62,10 @@ class FastMLP(Fast, MLP):
             packed, self.packed = token_mixing.pack(w1, b1, w2, keep)
             y, u = token_mixing.forward(x, packed, w1.shape[1], keep)
         elif self.on_hopper:
-            packed, self.packed = channel_mixing.pack(w1, w2, keep)
-            g, u = channel_mixing.forward(x, packed, b1, keep)
+            size = len(x) * len(b1) * x.dtype.itemsize
+            self.kept: channel_mixing.Kept = channel_mixing.what_is_kept(size, keep)
+            packed, self.packed = channel_mixing.pack(w1, w2, self.kept)
+            g, u = channel_mixing.forward(x, packed, b1, self.kept)  # or the slope
             y = self.product(g, w2)
         else:
             both = self.with_gelu(x, w1, b1, keep) if two_bytes else None
@@ -77,8 +80,11 @@ class FastMLP(Fast, MLP):
             self.b1: Array = b1
             self.w2: Array = w2
             self.u: Array = u
-            small = not self.on_hopper and (self.first or g.nbytes <= LARGEST)
-            self.g: Array = g if small else None
+            if self.on_hopper:
+                keep_g = not self.first and self.kept == "SLOPE"
+            else:
+                keep_g = self.first or g.nbytes <= LARGEST
+            self.g: Array = g if keep_g else None
         return y.reshape(self.shape)
 
     def with_gelu(self, x: Array, w1: Array, b1: Array, keep: bool) -> Any:
@@ -126,12 +132,12 @@ class FastMLP(Fast, MLP):
         return dx.reshape(self.shape), dw1, db1, dw2
 
     def channel_gradients(self, dy: Array) -> Gradients:
-        u, self.u = self.u, None
-        if u is None:  # a second backward (retain_graph): the first wrote over it
-            packed, _ = channel_mixing.pack(self.w1, self.w2, False)
-            u = channel_mixing.forward(self.x, packed, self.b1, True)[1]
-        du, parts = channel_mixing.backward(dy, u, self.packed)
-        g = u  # is there now
+        old, self.u = self.u, None
+        if old is None:  # a second backward (retain_graph): the first wrote over it
+            packed, _ = channel_mixing.pack(self.w1, self.w2, "NOTHING")
+            old = channel_mixing.forward(self.x, packed, self.b1, self.kept)[1]
+        du, parts = channel_mixing.backward(dy, old, self.kept, self.packed)
+        g = old if self.g is None else self.g
         with aside(self, (1, 2, 3), self.x, du, dy, g, parts):
             db1 = self.destination(2)
             db1 = namespace(dy).empty(du.shape[1], parts.dtype) if db1 is None else db1

@@ -35,12 +35,17 @@ def pack(w1: Array, b1: Array, w2: Array, back: bool) -> tuple[Array, Array | No
     import cupy
 
     tokens, units = w1.shape
-    size = units // UNITS * shared_bytes(tokens)[0] // 2
+    size = packed_bytes(tokens, units) // 2
     packed = [cupy.empty(size, w1.dtype) for _ in range(1 + back)] + [None]
     w1, w2 = (cupy.ascontiguousarray(w) for w in (w1, w2))
     kernel = get(FILE, _names(w1, tokens, units)[0], more=_text(w1, tokens))
     kernel((ceil_div(size, 256), 1 + back), (256,), (w1, b1, w2, packed[0], pointer(packed[1])))
     return packed[0], packed[1]
+
+
+def packed_bytes(tokens: int, units: int) -> int:
+    """Of weights packed for one direction."""
+    return units // UNITS * shared_bytes(tokens)[0]
 
 
 def forward(x: Array, packed: Array, units: int, keep_u: bool) -> tuple[Array, Array | None]:
