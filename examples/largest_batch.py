@@ -3,7 +3,8 @@
     python examples/largest_batch.py mixer_b16 mixer_l16            bfloat16, images of 224 x 224
 
 For each variant, with blocks kept and with blocks computed again (checkpoint_blocks): the batch, in
-whole multiples of `--step`, at which three recorded training steps still fit.
+whole multiples of `--step`, at which three recorded training steps still fit. The kernels are
+those that keep little, kernels.use("lean").
 """
 
 import argparse
@@ -11,7 +12,7 @@ import gc
 import sys
 import warnings
 
-from minimixer import AdamW, Mixer, backend, record
+from minimixer import AdamW, Mixer, backend, kernels, record
 from minimixer import functional as F
 
 GIB = 2**30
@@ -31,6 +32,7 @@ def main() -> None:
     device = backend.check_device(options.device)
     if device == "cpu":
         raise ValueError("largest_batch measures a GPU's memory; use --device cuda")
+    kernels.use("lean")
     print(f"{'variant':12} {'blocks':14} {'batch':>6} {'predicted':>10} {'in use, GiB':>12}")
     for name in options.variants:
         model = Mixer.from_name(name, seed=None).to(device).set_precision(options.precision)

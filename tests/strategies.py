@@ -145,11 +145,12 @@ def _addresses(array: Any) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def using(which: str) -> Iterator[None]:
+    before = kernels.chosen()
     kernels.use(which)
     try:
         yield
     finally:
-        kernels.use("auto")
+        kernels.use(before)
 
 
 def reference_functions() -> contextlib.AbstractContextManager[None]:

@@ -341,23 +341,61 @@ def test_channel_mixing_with_gelu_where_it_is_stored(gpu, dtype, shape, hidden, 
     monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
     if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
         pytest.skip("of compute capability 9.0 alone")
-    calls = []
-    for name in ("forward", "backward"):
-        watch(monkeypatch, channel_mixing, name, lambda *_, name=name: calls.append(name))
+    calls, kept = [], "SLOPE" if which == "auto" else "U"
+    watch(monkeypatch, channel_mixing, "forward", lambda *given: calls.append(("there", given[3])))
+    watch(monkeypatch, channel_mixing, "backward", lambda *given: calls.append(("back", given[2])))
     with using(which):
         check_mlp(gpu, dtype, -1, shape, hidden, "tanh")
-        assert calls == ["forward", "backward", "forward", "backward"] * 2
+        assert calls == [("there", kept), ("back", kept)] * 4
         same_without_gradients(gpu, dtype, -1, shape, hidden)
 
 
 def test_what_channel_mixing_keeps():
-    """The slope of what is no larger than Mixer-B/16's with 256 images."""
-    large = 256 * 196 * 3072 * 2
-    assert channel_mixing.what_is_kept(large) == "SLOPE"
-    assert channel_mixing.what_is_kept(2 * large) == "U"
+    most = channel_mixing.MOST_KEPT
+    with using("auto"):
+        assert channel_mixing.what_is_kept(most) == "SLOPE"
+        assert channel_mixing.what_is_kept(most + 1) == "U"
+        assert channel_mixing.what_is_kept(most, wanted=False) == "NOTHING"
     with using("lean"):
-        assert channel_mixing.what_is_kept(large) == "U"
-        assert channel_mixing.what_is_kept(large, wanted=False) == "NOTHING"
+        assert channel_mixing.what_is_kept(most) == "U"
+        assert channel_mixing.what_is_kept(most, wanted=False) == "NOTHING"
+
+
+@each_half
+def test_what_was_kept_is_what_backward_takes(gpu, dtype, monkeypatch):
+    """Whatever was chosen in between."""
+    monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
+    rng, found = np.random.default_rng(0), {}
+    shapes = (256, 64), (64, 384), 384, (384, 64)
+    arrays = [in_dtype(numbers(rng, shape, dtype, 0.1), dtype, gpu) for shape in shapes]
+    for there, back in itertools.product(("auto", "lean"), repeat=2):
+        inputs = [Tensor(a, requires_grad=True) for a in arrays]
+        with using(there):
+            y = fused.mlp(*inputs)
+        with using(back):
+            y.sum().backward()
+        found[there, back] = [to_numpy(widen(i.grad)) for i in inputs]
+    for there in ("auto", "lean"):
+        for one, other in zip(found[there, "auto"], found[there, "lean"], strict=True):
+            assert one.any() and (one == other).all()
+
+
+@each_half
+@lean_or_not
+def test_the_slope_of_gelu_far_out(gpu, dtype, which, monkeypatch):
+    """Is 0 or 1, up to the largest numbers; NaN stays NaN."""
+    if to_device(np.zeros(1), gpu).device.compute_capability != hopper.CAPABILITY:
+        pytest.skip("of compute capability 9.0 alone")
+    monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
+    largest = 3e38 if dtype == BFLOAT16 else 6e4
+    u = np.repeat([-largest, -20, 20, largest, np.nan], [24, 24, 24, 24, 32])
+    x, w1, w2 = (in_dtype(a, dtype, gpu) for a in (
+        np.zeros((256, 64)), np.zeros((64, 128)), np.ones((128, 64))))  # fmt: skip
+    b1 = Tensor(in_dtype(u, dtype, gpu), requires_grad=True)
+    with using(which):
+        fused.mlp(x, w1, b1, w2).sum().backward()
+    slope = to_numpy(widen(b1.grad)) / (256 * 64)
+    assert (slope[:48] == 0).all() and (slope[48:96] == 1).all() and np.isnan(slope[96:]).all()
 
 
 @each_half
@@ -381,8 +419,9 @@ def test_a_recorded_step_of_both(gpu, which, monkeypatch):
         pytest.skip("of compute capability 9.0 alone")
     monkeypatch.setattr(channel_mixing, "SMALLEST", 0)
     calls, rng, found = [], np.random.default_rng(2), []
-    for module in (token_mixing, channel_mixing):
-        watch(monkeypatch, module, "backward", lambda *_, module=module: calls.append(module))
+    kept = "SLOPE" if which == "auto" else "U"
+    watch(monkeypatch, token_mixing, "backward", lambda *_: calls.append("tokens"))
+    watch(monkeypatch, channel_mixing, "backward", lambda *given: calls.append(given[2]))
     batches = [(rng.integers(256, size=(4, 32, 32, 3)).astype("uint8"), np.arange(4))] * 5
     for graph in ("off", "on"):
         sizes = {"num_blocks": 2, "hidden_dim": 64, "tokens_mlp_dim": 128, "channels_mlp_dim": 192}
@@ -401,7 +440,8 @@ def test_a_recorded_step_of_both(gpu, which, monkeypatch):
         with using(which):
             for images, labels in batches:
                 run(images, labels)
-        assert run.recordings == (graph == "on") and {*calls} == {token_mixing, channel_mixing}
+        assert run.recordings == (graph == "on") and {*calls} == {"tokens", kept}
+        calls.clear()
         found.append(to_numpy(model.buffer.values).copy())
     assert (found[0] == found[1]).all()
 

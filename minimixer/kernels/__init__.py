@@ -42,7 +42,7 @@ patched, a subclass, a layer of one's own put into a model run themselves.
 >>> from minimixer.kernels import use
 >>> use("reference")        # the plain code everywhere, to read or to compare
 >>> use("auto")             # what is fastest on each device
->>> use("lean")             # the same in less memory: on Hopper GPUs g is not kept (gpu/mlp.py)
+>>> use("lean")             # as "auto", in less memory, where gpu/channel_mixing.py may keep less
 >>> use("untimed")          # as "auto", but no product's kernel is chosen by timing (gpu/plans.py)
 >>> use("auto")
 
@@ -64,7 +64,7 @@ _registered: set[Any] = set()  # those of _forms that are not the package's own
 _table: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = []
 _stands_for: dict[Any, tuple[str, ...]] = {}
 _watched: dict[Any, list[Any] | None] = {}  # what must be unpatched; None where it is edited
-_CHOICES = {  # and what `status` adds
+_CHOICES = {  # each name, and what `status` adds for it
     "auto": "", "lean": ", in less memory", "untimed": ", products untimed", "reference": "",
 }  # fmt: skip
 _NAMES = "'auto', 'lean', 'untimed' or 'reference'"
@@ -78,7 +78,7 @@ def use(which: str) -> None:
     function did is undone by the same function's backward, whatever was chosen in between.
     ValueError for another name."""
     global _chosen, _lacking
-    if which not in [*_CHOICES]:
+    if which not in [*_CHOICES]:  # a list: what can't be hashed is a wrong name too
         raise ValueError(f"kernels.use: {_NAMES}, got {which!r}")
     if which != "reference" and not _forms.keys() - _registered:
         try:

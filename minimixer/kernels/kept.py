@@ -28,10 +28,10 @@ def by_mlp(
     kernels: str, size: int, hidden: int, columns: int, itemsize: int, is_first: bool,
     approximate: str,
 ) -> int | None:  # fmt: skip
-    """An MLP over so many columns, along the first axis or the last: on a GPU x and what goes into
-    GELU, or its slope there; what comes out too, along the first axis or if it is small. Where the
-    tensor cores of Hopper do it weights too, and what comes out only along the last axis, if that
-    is not large (on other GPUs this is too low)."""
+    """An MLP over so many columns, along the first axis or the last. On a GPU x, and u, which goes
+    into GELU; also g, which comes out, along the first axis or if it is small. On Hopper's tensor
+    cores x, u and packed weights; along the last axis, unless they are large, g and the slope of
+    GELU in place of u (this is said of sizes that they take on other GPUs too)."""
     if kernels == "cpu":
         return None
     x, g = (n * columns * itemsize for n in (size, hidden))  # bytes; as many of u, or of the slope

@@ -4,8 +4,8 @@ A product of an m x k with a k x n matrix takes m k n multiply-accumulates (MACs
 for backward what the functions of functional.py save: LayerNorm its x_hat and 1/sigma, a linear
 layer its input, an MLP its input, its hidden activation and the slope of GELU there. The kernels
 save instead: LayerNorm its input, mean and 1/sigma; on a GPU an MLP its input and what goes into
-GELU, token mixing and small models also what comes out (on Hopper GPUs: channel mixing that is not
-large, and then the slope of GELU, not what goes into it).
+GELU, token mixing and small models also what comes out (on Hopper GPUs token mixing doesn't, and
+channel mixing does unless it is large, with GELU's slope in place of what goes in).
 
 >>> from minimixer import Mixer
 >>> table = Mixer.summary_of("mixer_b16")

@@ -7,8 +7,8 @@
 //     dg = dy w2^T,  du = dg gelu'(u)
 //
 // So neither GELU, nor its slope, nor the bias needs a pass over an array of 4 C numbers a token. Forward
-// keeps the SLOPE, gelu'(u), beside g, and backward only multiplies, du over the slope; or U alone, half
-// as much, of which backward makes both again, g over u.
+// keeps g and gelu'(u) (SLOPE): backward only multiplies, and writes du over the slope. Or it keeps u
+// alone (U), half as much: backward makes g and the slope again, and writes g over u.
 //
 //          a (rows, depth)            b (depth, columns)            a tile of the result
 //        +--------------+             +----+----+----+             +----+----+----+
@@ -16,8 +16,8 @@
 //        +--------------+             |....|....|....|             +----+----+----+
 //                                     +----+----+----+
 //
-// A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers: 192,
-// but backward of u 128, if that divides the columns, else the other. Two take turns with the tensor
+// A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers:
+// 192 if that divides them, else 128; backward of U the other way round. Two take turns with the tensor
 // cores: while one multiplies, the other computes GELU of what it has multiplied, and stores it.
 //
 //     group 0   | tile 0: products |  tile 0: GELU    | tile 2: products |  tile 2: GELU
@@ -25,10 +25,10 @@
 //
 // A third asks for what is to come, 64 of the depth at a time: its block's 128 rows of a, and b, of
 // which two blocks of a cluster, one below the other, load a half each and both get the whole; backward
-// also what was kept of the tile. The order of all sums is fixed.
+// also the tile of what was kept. The order of all sums is fixed.
 //
 // For Mixer-B/16 at 256 images (50,176 rows, 768 to 3,072) that is 237 GFLOP, 0.29 ms at the rate of one
-// large product; forward 77 MB are read and 617 written, backward 385 and 308, of u 617.
+// large product; forward 77 MB are read and 617 written, backward 385 and 308, of U 617.
 
 enum Kept { NOTHING, U, SLOPE };
 constexpr int ROWS = 128, DEPTH = 64;  // and 64 columns of what was kept at a time
@@ -62,10 +62,10 @@ __global__ void pack_weights(
 // The numbers of a thread in 32 columns of its tile: 8 side by side in each of 4 rows, 8 and 64 apart.
 __device__ inline int row_of(int r) { return r / 2 * 64 + r % 2 * 8; }
 
-// Forward: g and what is kept. Backward: du, and sums of each 128 rows. Slopes are halves, which hold them
-// better than bfloat16. A cluster has 256 rows of a tile's columns; clusters walk on by as many as there
-// are, columns first. Below the last row, and right of the depth, tiles come as zeros, and nothing is
-// stored.
+// Forward: g and what is kept. Backward: du, and sums of each 128 rows. Slopes, between -0.13 and 1.13, are
+// stored as halves, rounded less than as bfloat16. A cluster has 256 rows of a tile's columns; clusters walk
+// on by as many as there are, columns first. Below the last row, and right of the depth, tiles come as
+// zeros, and nothing is stored.
 template <typename T, int N, bool BACK, Kept KEPT>
 __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels(
     const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap before, const T* b,
@@ -190,7 +190,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     for (int i = 0; i < 4; i++) {
                         float low = sum[r / 2][j / 2 + 4 * i + r % 2 * 2];
                         float high = sum[r / 2][j / 2 + 4 * i + r % 2 * 2 + 1];
-                        float2 slope;
+                        float2 slope = {};
                         if (BACK) {
                             if (KEPT == U) {
                                 float2 u = Two<T>::unpack((&old.x)[i]);
@@ -211,7 +211,7 @@ __global__ __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) void mix_channels
                     }
                     if (row + row_of(r) >= rows) continue;
                     Index at = place + Index(row_of(r)) * columns + j;
-                    if (BACK || KEPT) *reinterpret_cast<uint4*>((BACK ? du : kept) + at) = others;
+                    if (BACK || KEPT != NOTHING) *reinterpret_cast<uint4*>((BACK ? du : kept) + at) = others;
                     if (!BACK || KEPT == U) *reinterpret_cast<uint4*>((BACK ? kept : g) + at) = gs;
                 }
                 if (BACK && j % 64) {

@@ -157,7 +157,7 @@ __device__ inline float gelu(float u) {
 __device__ inline float gelu(float u, float& slope) {
     float squared = fminf(u * u, 100.0f);  // no 0 times infinity
     float t = quick_tanh(u * (SLOPE_AT_0 + SLOPE_AT_0 * CUBIC * squared)), share = 0.5f + 0.5f * t;
-    slope = share + u * (0.5f * SLOPE_AT_0 + 1.5f * SLOPE_AT_0 * CUBIC * squared) * (1.0f - t * t);
+    slope = share + u * (1.0f - t * t) * (0.5f * SLOPE_AT_0 + 1.5f * SLOPE_AT_0 * CUBIC * squared);
     return u * share;
 }
 

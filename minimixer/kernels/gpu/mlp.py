@@ -27,10 +27,10 @@ from .sums import column_sums, sum_rows
 
 
 class FastMLP(Fast, MLP):
-    """Keeps x and u; g, in token mixing or if it is small; on Hopper weights, packed for backward,
-    and not g, but channel mixing that is not large keeps g and the slope, not u. Where g is not
-    kept, backward makes it again as it applies the slope, over u (but in Hopper's token mixing).
-    """
+    """Keeps x and u; g in token mixing, or if it is small. On Hopper x, u and weights, packed for
+    backward; channel mixing that is not large keeps g and the slope in place of u. Where g is not
+    kept, backward makes it again as it applies the slope, over u (Hopper's token mixing: not over
+    it)."""
 
     any_dtype = True
 
@@ -65,7 +65,7 @@ class FastMLP(Fast, MLP):
             size = len(x) * len(b1) * x.dtype.itemsize
             self.kept: channel_mixing.Kept = channel_mixing.what_is_kept(size, keep)
             packed, self.packed = channel_mixing.pack(w1, w2, self.kept)
-            g, u = channel_mixing.forward(x, packed, b1, self.kept)  # or the slope
+            g, u = channel_mixing.forward(x, packed, b1, self.kept)  # u, or the slope
             y = self.product(g, w2)
         else:
             both = self.with_gelu(x, w1, b1, keep) if two_bytes else None
