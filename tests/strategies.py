@@ -6,7 +6,6 @@ domain keep away from where an operation has a kink, a pole or a tie.
 """
 
 import contextlib
-from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,8 +14,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from minimixer import kernels
 from minimixer.backend import Array, namespace
+from support.kernels import using
 
 # ---- shapes, axes, choices ----------------------------------------------------------------------
 
@@ -141,16 +140,6 @@ def _addresses(array: Any) -> tuple[int, int]:
 
 
 # ---- the plain functions ------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def using(which: str) -> Iterator[None]:
-    before = kernels.chosen()
-    kernels.use(which)
-    try:
-        yield
-    finally:
-        kernels.use(before)
 
 
 def reference_functions() -> contextlib.AbstractContextManager[None]:

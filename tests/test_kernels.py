@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rounding import UNIT
 from scripts import watch
-from strategies import each_half, reference_functions, same_memory, using, with_layout
+from strategies import each_half, reference_functions, same_memory, with_layout
 from test_oracles import SMALL, Case, examples
 
 from baselines import gpu as gpu_baselines
@@ -43,6 +43,7 @@ from minimixer.kernels.gpu import (
 from minimixer.kernels.gpu import cuda as compiling
 from minimixer.kernels.gpu import mlp as gpu_mlp
 from minimixer.kernels.gpu import sums as gpu_sums
+from support.kernels import using
 
 DTYPES = ["float64", "float32", *each_half.args[1]]
 BFLOAT16 = DTYPES[-1]

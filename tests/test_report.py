@@ -13,7 +13,7 @@ import pytest
 from help import by_kernels_and_plainly, functions
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import dtypes, each_half, using
+from strategies import dtypes, each_half
 from test_oracles import SMALL, Case, cases, examples
 
 from minimixer import Function, Mixer, Tensor, backend, no_grad
@@ -23,6 +23,7 @@ from minimixer.kernels import fused
 from minimixer.kernels.gpu import channel_mixing, hopper
 from minimixer.model.variants import VARIANTS
 from minimixer.training.summary import Summary
+from support.kernels import using
 
 
 def layer_names(model: Mixer) -> list[str]:

@@ -67,7 +67,7 @@ _watched: dict[Any, list[Any] | None] = {}  # what must be unpatched; None where
 _CHOICES = {  # each name, and what `status` adds for it
     "auto": "", "lean": ", in less memory", "untimed": ", products untimed", "reference": "",
 }  # fmt: skip
-_NAMES = "'auto', 'lean', 'untimed' or 'reference'"
+_NAMES = " or ".join(", ".join(map(repr, _CHOICES)).rsplit(", ", 1))
 _chosen = "auto"
 _lacking = ""  # what the fast forms need of the plain code, and an edit took away
 

@@ -16,8 +16,8 @@
 //        +--------------+             |....|....|....|             +----+----+----+
 //                                     +----+----+----+
 //
-// A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers:
-// 192 if that divides them, else 128; backward of U the other way round. Two take turns with the tensor
+// A warpgroup (128 threads) has a tile of 128 rows and N columns of the result in its registers: 192
+// if that divides all columns, else 128; backward of U the other way round. Two take turns with the tensor
 // cores: while one multiplies, the other computes GELU of what it has multiplied, and stores it.
 //
 //     group 0   | tile 0: products |  tile 0: GELU    | tile 2: products |  tile 2: GELU

@@ -29,8 +29,8 @@ from .sums import column_sums, sum_rows
 class FastMLP(Fast, MLP):
     """Keeps x and u; g in token mixing, or if it is small. On Hopper x, u and weights, packed for
     backward; channel mixing that is not large keeps g and the slope in place of u. Where g is not
-    kept, backward makes it again as it applies the slope, over u (Hopper's token mixing: not over
-    it)."""
+    kept, backward makes it again as it applies the slope: over u, but in Hopper's token mixing.
+    """
 
     any_dtype = True
 
